@@ -1,0 +1,35 @@
+"""Packaging. BasicSR's own setup.py imports torch, so install torch and torchvision first (see README.md)."""
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name='udl_basicsr',
+    version='0.1.0',
+    description='Uncertainty-driven losses for single-image super-resolution, as a BasicSR extension',
+    long_description=(Path(__file__).parent / 'README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    packages=find_packages(include=['udl_basicsr', 'udl_basicsr.*']),
+    package_data={'udl_basicsr.reports': ['*.json']},
+    # BasicSR 1.4.2's setup.py fails on 3.13 (`locals()` in a function no longer sees what exec defined).
+    python_requires='>=3.10,<3.13',
+    install_requires=[
+        'basicsr>=1.4.2',
+        'torch>=2.4',
+        'torchvision>=0.19',
+        'lpips>=0.1.4',
+        'matplotlib>=3.8',
+        'numpy>=1.26',
+        'opencv-python>=4.9',
+        'pillow>=10.0',
+        'pyyaml>=6.0',
+        'setuptools',  # BasicSR imports distutils, which Python 3.12 lacks and setuptools provides
+        'tqdm>=4.66',
+    ],
+    extras_require={
+        'demo': ['scikit-image>=0.22'],
+        'test': ['pytest>=8.0', 'ruff>=0.6', 'scikit-image>=0.22', 'scipy>=1.11'],
+    },
+    entry_points={'console_scripts': ['udl-train=udl_basicsr.train:main', 'udl-test=udl_basicsr.test:main']},
+)

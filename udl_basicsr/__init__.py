@@ -1,0 +1,13 @@
+"""Uncertainty-driven losses for single-image super-resolution, as a BasicSR extension.
+
+``import udl_basicsr`` registers the networks, losses, models and metrics of this package in BasicSR's registries and
+has no other effect on BasicSR.
+"""
+from .engine.compat import install_torchvision_shim
+
+install_torchvision_shim()  # before anything imports basicsr
+
+from . import archs, data, losses, metrics, models  # noqa: E402
+
+__version__ = '0.1.0'
+__all__ = ['archs', 'data', 'losses', 'metrics', 'models']
