@@ -1,0 +1,269 @@
+"""The scores of one test run: checked, printed, written, read back.
+
+A run's scores are one plain dict, so that any tool can make or read one::
+
+    {'name': 'EDSR_UDL_x4', 'scale': 4, 'network': 'EDSR', 'weights': 'experiments/…/net_g_latest.pth',
+     'protocol': 'PSNR/SSIM on Y (ITU-R BT.601), border of 4 px cropped, SR rounded to 8 bits',
+     'datasets': {'Set5': {'images': {'baby': {'psnr': 33.91, 'ssim': 0.8966}, …}, 'mean': {'psnr': …, 'ssim': …}}},
+     'versions': {'udl_basicsr': '0.1.0', 'torch': '2.4.0'}}
+"""
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+FIELDS = {'name': str, 'scale': int, 'network': str, 'weights': str, 'protocol': str, 'datasets': dict,
+          'versions': dict}
+LOWER_IS_BETTER = ('lpips', 'dists', 'niqe', 'brisque', 'mae', 'mse', 'rmse', 'nll', 'ause', 'ence', 'fid')
+
+
+class ScoresError(ValueError):
+    """Scores that do not follow the schema; the message says where and what was expected."""
+
+
+# ---------------------------------------------------------------- metrics
+
+def lower_is_better(metric: str) -> bool:
+    """Whether small values of a metric are good, judged by the first word of its name (`lpips_alex` → `lpips`)."""
+    return metric.lower().split('_')[0] in LOWER_IS_BETTER
+
+
+def metric_title(metric: str) -> str:
+    """The heading of a metric's column."""
+    return metric.upper() + (' ↓' if lower_is_better(metric) else '')
+
+
+def decimals(metric: str) -> int:
+    """Decimals a metric is printed with: two for PSNR, four for the rest, as in the papers."""
+    return 2 if 'psnr' in metric.lower() else 4
+
+
+def format_value(metric: str, value: float | None) -> str:
+    """A metric's value as it is printed; a dash where there is none."""
+    return '–' if value is None else f'{value:.{decimals(metric)}f}'
+
+
+def mean_scores(images: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """The mean of each metric over the images of a data set.
+
+    Example:
+        >>> mean_scores({'a': {'psnr': 30.0}, 'b': {'psnr': 33.0}})
+        {'psnr': 31.5}
+    """
+    if not images:
+        return {}
+    metrics = next(iter(images.values()))
+    return {metric: math.fsum(image[metric] for image in images.values()) / len(images) for metric in metrics}
+
+
+def protocol_sentence(metrics_opt: Mapping[str, Mapping[str, Any]], scale: int) -> str:
+    """One sentence that says how the metrics of a YAML's `val.metrics` are measured.
+
+    Args:
+        metrics_opt: The block `val.metrics`, e.g. `{'psnr': {'type': 'calculate_psnr', 'crop_border': 4}}`.
+        scale: The upscaling factor; a border that differs from it is pointed out, since papers crop the scale.
+
+    Returns:
+        str: The sentence, metrics measured alike named together.
+
+    Example:
+        >>> protocol_sentence({'psnr': {'type': 'calculate_psnr', 'crop_border': 4, 'test_y_channel': True}}, 4)
+        'PSNR on Y (ITU-R BT.601), border of 4 px cropped, SR rounded to 8 bits'
+    """
+    alike: dict[str, list[str]] = {}
+    for name, opt in metrics_opt.items():
+        how = 'on Y (ITU-R BT.601)' if opt.get('test_y_channel') or opt.get('convert_to') == 'y' else 'on RGB'
+        border = opt.get('crop_border', 0)
+        how += f', border of {border} px cropped' if border else ', no border cropped'
+        if border != scale:
+            how += f' (papers crop {scale})'
+        told = {'type', 'better', 'input_order', 'crop_border', 'test_y_channel', 'convert_to'}
+        how += ''.join(f', {key} {value}' for key, value in opt.items() if key not in told)
+        alike.setdefault(how, []).append(name.upper())
+    if not alike:
+        return 'No metrics were asked for'
+    return '; '.join(f'{"/".join(names)} {how}' for how, names in alike.items()) + ', SR rounded to 8 bits'
+
+
+# ---------------------------------------------------------------- schema
+
+def check_scores(scores: Any, source: str = 'scores') -> dict:
+    """Checks scores against the schema.
+
+    Args:
+        scores: What should be the scores of a run.
+        source: Named at the head of the error.
+
+    Returns:
+        dict: The same scores, every value a Python float.
+
+    Raises:
+        ScoresError: Says what is missing or wrong, and where.
+    """
+    def need(condition: bool, what: str) -> None:
+        if not condition:
+            raise ScoresError(f'{source}: {what}. test.py writes such scores; run it again.')
+
+    def floats(values: Any, where: str) -> dict[str, float]:
+        need(isinstance(values, Mapping), f'{where} should map metrics to numbers, got {values!r}')
+        for metric, value in values.items():
+            need(isinstance(value, Real) and not isinstance(value, bool),
+                 f'{where}.{metric} should be a number, got {value!r}')
+        return {metric: float(value) for metric, value in values.items()}
+
+    need(isinstance(scores, Mapping), f'expected an object with {", ".join(FIELDS)}, got {type(scores).__name__}')
+    for field, kind in FIELDS.items():
+        need(field in scores, f'`{field}` is missing')
+        need(isinstance(scores[field], kind) and not isinstance(scores[field], bool),
+             f'`{field}` should be of type {kind.__name__}, got {scores[field]!r}')
+    need(scores['scale'] > 0, f'`scale` should be positive, got {scores["scale"]}')
+
+    datasets = {}
+    for name, dataset in scores['datasets'].items():
+        where = f'datasets.{name}'
+        need(isinstance(dataset, Mapping) and isinstance(dataset.get('images'), Mapping) and 'mean' in dataset,
+             f'{where} should hold `images` and `mean`')
+        mean = floats(dataset['mean'], f'{where}.mean')
+        images = {image: floats(values, f'{where}.images.{image}') for image, values in dataset['images'].items()}
+        for image, values in images.items():
+            need(values.keys() == mean.keys(), f'{where}.images.{image} has the metrics {sorted(values)}, '
+                                               f'but the mean has {sorted(mean)}')
+        datasets[name] = {'images': images, 'mean': mean}
+    return {**scores, 'datasets': datasets}
+
+
+# ---------------------------------------------------------------- tables
+
+def text_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table for the terminal: the first column to the left, the others to the right."""
+    table = [list(header), *map(list, rows)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = ['  '.join(cell.rjust(width) if i else cell.ljust(width)
+                       for i, (cell, width) in enumerate(zip(row, widths, strict=True))) for row in table]
+    return '\n'.join([lines[0], '─' * len(lines[0]), *lines[1:]])
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown: the first column to the left, the others to the right."""
+    table = [[cell.replace('|', '\\|') for cell in row] for row in [header, *rows]]
+    lines = [f'| {" | ".join(row)} |' for row in table]
+    return '\n'.join([lines[0], '|:---|' + '---:|' * (len(header) - 1), *lines[1:]])
+
+
+def _dataset_rows(dataset: Mapping) -> tuple[list[str], list[list[str]]]:
+    metrics = list(dataset['mean'])
+    rows = [[image, *(format_value(m, values[m]) for m in metrics)]
+            for image, values in {**dataset['images'], 'mean': dataset['mean']}.items()]
+    return ['image', *map(metric_title, metrics)], rows
+
+
+def _summary_rows(scores: Mapping) -> tuple[list[str], list[list[str]]]:
+    metrics = _all_metrics(scores)
+    rows = [[name, str(len(dataset['images'])), *(format_value(m, dataset['mean'].get(m)) for m in metrics)]
+            for name, dataset in scores['datasets'].items()]
+    return ['data set', 'images', *map(metric_title, metrics)], rows
+
+
+def _all_metrics(scores: Mapping) -> list[str]:
+    """Every metric of every data set, each once, in order."""
+    return list(dict.fromkeys(metric for dataset in scores['datasets'].values() for metric in dataset['mean']))
+
+
+def format_scores(scores: Mapping) -> str:
+    """What a test prints at its end: a table per data set, how it was measured, and the means together."""
+    parts = [f'{name}\n{text_table(*_dataset_rows(dataset))}' for name, dataset in scores['datasets'].items()]
+    parts.append(f'{scores["name"]}: {scores["network"]} ×{scores["scale"]}, {scores["weights"]}\n'
+                 f'{text_table(*_summary_rows(scores))}\n{scores["protocol"]}.')
+    return '\n\n'.join(parts)
+
+
+def _markdown(scores: Mapping) -> str:
+    parts = [f'# {scores["name"]}', f'{scores["network"]} ×{scores["scale"]}, `{scores["weights"]}`. '
+                                    f'{scores["protocol"]}.', markdown_table(*_summary_rows(scores))]
+    parts += [f'## {name}\n\n{markdown_table(*_dataset_rows(ds))}' for name, ds in scores['datasets'].items()]
+    parts.append(', '.join(f'{package} {version}' for package, version in scores['versions'].items()))
+    return '\n\n'.join(parts).rstrip() + '\n'
+
+
+def _csv(scores: Mapping) -> str:
+    metrics = _all_metrics(scores)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator='\n')
+    writer.writerow(['dataset', 'image', *metrics])
+    for name, dataset in scores['datasets'].items():
+        for image, values in {**dataset['images'], 'mean': dataset['mean']}.items():
+            # repr gives back the very same float: the CSV loses nothing against the JSON file.
+            writer.writerow([name, image, *(repr(values[m]) if m in values else '' for m in metrics)])
+    return text.getvalue()
+
+
+# ---------------------------------------------------------------- files
+
+def write_text(path: str | Path, text: str) -> Path:
+    """Writes a file as a whole or not at all: a reader never sees half of it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
+    try:
+        with open(handle, 'w', encoding='utf-8', newline='') as file:
+            file.write(text)
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(name, 0o666 & ~umask)  # mkstemp keeps the file to its owner
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+    return path
+
+
+def write_scores(scores: Mapping, folder: str | Path) -> list[Path]:
+    """Writes scores.json, scores.csv (a row per image and a row `mean` per data set) and scores.md.
+
+    Args:
+        scores: Scores as described at the head of this module.
+        folder: Made when missing, usually `results/<name>`.
+
+    Returns:
+        list[Path]: The three files.
+
+    Raises:
+        ScoresError: The scores do not follow the schema; nothing is written.
+    """
+    scores, folder = check_scores(scores), Path(folder)
+    return [write_text(folder / 'scores.json', json.dumps(scores, indent=2, ensure_ascii=False) + '\n'),
+            write_text(folder / 'scores.csv', _csv(scores)),
+            write_text(folder / 'scores.md', _markdown(scores))]
+
+
+def read_scores(path: str | Path) -> dict:
+    """Reads the scores of a run.
+
+    Args:
+        path: A scores.json, or the results folder that holds it.
+
+    Returns:
+        dict: Scores as described at the head of this module.
+
+    Raises:
+        FileNotFoundError: There is no such file; the message says how to make it.
+        ScoresError: The file is no JSON or does not follow the schema.
+    """
+    path = Path(path)
+    file = path / 'scores.json' if path.is_dir() else path
+    if not file.is_file():
+        raise FileNotFoundError(f'No scores at {file}. Test the network first: '
+                                f'python udl_basicsr/test.py -opt <test.yml> writes results/<name>/scores.json.')
+    try:
+        scores = json.loads(file.read_text(encoding='utf-8'))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ScoresError(f'{file} is no JSON file ({error}). Run the test again.') from error
+    return check_scores(scores, str(file))
