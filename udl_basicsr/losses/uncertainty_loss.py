@@ -1,0 +1,270 @@
+"""EU, ESU, GRAM, UDL and the weight maps UDL is compared with. The formulas are in ``functional.py``.
+
+Ning et al., Uncertainty-Driven Loss for Single Image Super-Resolution, NeurIPS 2021.
+"""
+import functools
+import logging
+
+import torch
+from basicsr.utils.registry import LOSS_REGISTRY
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from . import functional as F
+
+
+def full_precision(forward):
+    """Runs a loss outside of autocast with its inputs in at least float32: exp(-s) and sums over 10^5 pixels need it."""
+
+    @functools.wraps(forward)
+    def wrapper(self, pred: Tensor, *args, **kwargs):
+        def promote(value):
+            is_short = isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16)
+            return value.float() if is_short else value
+
+        with torch.autocast(device_type=pred.device.type, enabled=False):
+            return forward(self, promote(pred), *map(promote, args), **{k: promote(v) for k, v in kwargs.items()})
+
+    return wrapper
+
+
+class _Loss(nn.Module):
+    """What every loss has: a weight and a reduction."""
+
+    def __init__(self, loss_weight: float = 1.0, reduction: str = 'mean'):
+        super().__init__()
+        if reduction not in ('none', 'mean', 'sum'):
+            raise ValueError(f'reduction: expected none, mean or sum, got {reduction!r}')
+        self.loss_weight = loss_weight
+        self.reduction = reduction
+
+    def _reduce(self, loss: Tensor) -> Tensor:
+        return self.loss_weight * F.reduce(loss, self.reduction)
+
+
+def _check_shapes(**maps: Tensor) -> None:
+    shapes = {name: tuple(value.shape) for name, value in maps.items()}
+    if len(set(shapes.values())) > 1:
+        raise ValueError('expected maps of one shape (N, C, H, W), got ' + ', '.join(f'{k} {v}' for k, v in shapes.items()))
+
+
+class _FloorWatch:
+    """Warns once when most of s lies on the ELU floor.
+
+    Reading the share back costs a synchronisation on a GPU, so it is read at calls 1, 2, 4, 8, ... only.
+    """
+
+    def __init__(self, consequence: str):
+        self.calls = 0
+        self.consequence = consequence
+        self.warned = False
+
+    def __call__(self, log_scale: Tensor, img_range: float | None = None) -> None:
+        self.calls += 1
+        if self.warned or self.calls & (self.calls - 1):
+            return
+        share = F.floor_share(log_scale.detach()).item()
+        if share > 0.5:
+            self.warned = True
+            cause = 's must be learned in 0-255 units'
+            if img_range is not None:
+                cause = (f'residuals are multiplied by img_range={img_range:g}; with pixels in [0, 1] it must be 255, '
+                         'or s wants to be far below the floor')
+            logging.getLogger('basicsr').warning(
+                f'{share:.0%} of log_scale lies on the ELU floor (s = -1): {self.consequence} Likely cause: {cause}.')
+
+
+class _LikelihoodLoss(_Loss):
+    """A negative log-likelihood with two terms, which the training log shows apart."""
+
+    def __init__(self, loss_weight: float = 1.0, img_range: float = 255., reduction: str = 'mean'):
+        super().__init__(loss_weight, reduction)
+        if not img_range > 0:
+            raise ValueError(f'img_range: expected a positive number (255 for pixels in [0, 1]), got {img_range!r}')
+        self.img_range = img_range
+        self._watch_floor = _FloorWatch('the uncertainty says nothing there.')
+
+    def pixel_terms(self, error: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    @full_precision
+    def terms(self, pred: Tensor, target: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor]:
+        """The two weighted and reduced terms, (fidelity, log term); ``forward`` is their sum."""
+        _check_shapes(pred=pred, target=target, log_scale=log_scale)
+        self._watch_floor(log_scale, self.img_range)
+        fidelity, log_term = self.pixel_terms(self.img_range * torch.abs(target - pred), log_scale)
+        return self._reduce(fidelity), self._reduce(log_term)
+
+    def forward(self, pred: Tensor, target: Tensor, log_scale: Tensor, **kwargs) -> Tensor:
+        """
+        Args:
+            pred (Tensor): f(y), (N, C, H, W), in [0, 1].
+            target (Tensor): x, same shape and range.
+            log_scale (Tensor): s, same shape, natural log of the Laplace scale in 0-255 units.
+
+        Returns:
+            Tensor: A scalar, or (N, C, H, W) with ``reduction='none'``. float32 whatever the autocast.
+
+        Raises:
+            ValueError: The shapes differ.
+        """
+        fidelity, log_term = self.terms(pred, target, log_scale)
+        return fidelity + log_term
+
+
+@LOSS_REGISTRY.register()
+class EULoss(_LikelihoodLoss):
+    """Estimating uncertainty: mean(exp(-s)*e + s) (UDL paper, eq. 6). Per-pixel optimum s* = ln e.
+
+    Args:
+        loss_weight (float): Weight of the loss.
+        img_range (float): Residuals are multiplied by this before they meet s; 255 for pixels in [0, 1].
+        reduction (str): ``'none'``, ``'mean'`` or ``'sum'``.
+    """
+
+    def pixel_terms(self, error, log_scale):
+        return F.laplace_nll_terms(error, log_scale)
+
+
+@LOSS_REGISTRY.register()
+class ESULoss(_LikelihoodLoss):
+    """Estimating sparse uncertainty: mean(exp(-s)*e + 2s) (UDL paper, eq. 9). Per-pixel optimum s* = ln(e/2).
+
+    The second s is Jeffreys' prior p(theta) = 1/theta, which pulls the scale of most pixels towards 0.
+
+    Args:
+        loss_weight (float): Weight of the loss.
+        img_range (float): Residuals are multiplied by this before they meet s; 255 for pixels in [0, 1].
+        reduction (str): ``'none'``, ``'mean'`` or ``'sum'``.
+    """
+
+    def pixel_terms(self, error, log_scale):
+        return F.laplace_nll_terms(error, log_scale, prior=1.)
+
+
+@LOSS_REGISTRY.register()
+class GRAMLoss(_LikelihoodLoss):
+    """GRAM, 2019: mean(sg[sigmoid(s)] * (exp(-s)*e + s)), sg = stop-gradient.
+
+    Args:
+        loss_weight (float): Weight of the loss.
+        norm (str): ``'l1'`` uses e, ``'l2'`` uses e^2; s is then the log of a squared scale, s* = ln(e^2).
+        img_range (float): Residuals are multiplied by this before they meet s; 255 for pixels in [0, 1].
+        reduction (str): ``'none'``, ``'mean'`` or ``'sum'``.
+    """
+
+    def __init__(self, loss_weight: float = 1.0, norm: str = 'l1', img_range: float = 255., reduction: str = 'mean'):
+        super().__init__(loss_weight, img_range, reduction)
+        if norm not in ('l1', 'l2'):
+            raise ValueError(f'norm: expected l1 or l2, got {norm!r}')
+        self.norm = norm
+
+    def pixel_terms(self, error, log_scale):
+        return F.gram_terms(error if self.norm == 'l1' else error.square(), log_scale)
+
+
+class _WeightedL1Loss(_Loss):
+    """mean(w * e) with a weight map w that no gradient flows into."""
+
+    def __init__(self, loss_weight: float, scaling: str, offset: float, min_over: str, reduction: str):
+        super().__init__(loss_weight, reduction)
+        F.scale_log_scale(torch.zeros(1, 1, 1, 1), scaling, offset, min_over)  # refuses unknown names right away
+        self.scaling, self.offset, self.min_over = scaling, offset, min_over
+
+    def _weighted(self, pred: Tensor, target: Tensor, weight_map: Tensor) -> Tensor:
+        weight = F.scale_log_scale(weight_map.detach(), self.scaling, self.offset, self.min_over)
+        return self._reduce(weight * torch.abs(target - pred))
+
+
+@LOSS_REGISTRY.register()
+class UDLLoss(_WeightedL1Loss):
+    """Uncertainty-driven loss: mean(w * e), w = s - min(s) of a frozen stage-1 network (UDL paper, eq. 10).
+
+    The released code adds 1 to the weight and takes the minimum per image and channel; the paper has neither.
+    ``offset=1.0, min_over='channel'`` reproduces it.
+
+    Args:
+        loss_weight (float): Weight of the loss.
+        scaling (str): ``'linear'``, ``'exp'``, ``'sqrt_exp'`` or ``'log'`` (table 4); see
+            :func:`~udl_basicsr.losses.functional.scale_log_scale`.
+        offset (float): Added to the weight.
+        min_over (str): ``'image'`` or ``'channel'``.
+        reduction (str): ``'none'``, ``'mean'`` or ``'sum'``.
+    """
+
+    def __init__(self,
+                 loss_weight: float = 1.0,
+                 scaling: str = 'linear',
+                 offset: float = 0.0,
+                 min_over: str = 'image',
+                 reduction: str = 'mean'):
+        super().__init__(loss_weight, scaling, offset, min_over, reduction)
+        self._watch_floor = _FloorWatch('the weights are constant there, and UDL becomes a plain L1 loss or vanishes.')
+
+    @full_precision
+    def forward(self, pred: Tensor, target: Tensor, log_scale: Tensor, **kwargs) -> Tensor:
+        """
+        Args:
+            pred (Tensor): f(y), (N, C, H, W), in [0, 1].
+            target (Tensor): x, same shape and range.
+            log_scale (Tensor): s, same shape, in 0-255 units; taken as a constant.
+
+        Returns:
+            Tensor: A scalar, or (N, C, H, W) with ``reduction='none'``. float32 whatever the autocast.
+
+        Raises:
+            ValueError: The shapes differ.
+        """
+        _check_shapes(pred=pred, target=target, log_scale=log_scale)
+        self._watch_floor(log_scale)
+        return self._weighted(pred, target, log_scale)
+
+
+@LOSS_REGISTRY.register()
+class WeightMapLoss(_WeightedL1Loss):
+    """mean(w * e) with the weight maps that the UDL paper compares its own with (table 3, eq. 11).
+
+    Args:
+        loss_weight (float): Weight of the loss.
+        weight_map (str): ``'error'``, the detached e; ``'hr_gradient'``, the gradient map of the target;
+            ``'lr_gradient'``, that of the low-quality input, nearest-upsampled. In the pixels' own unit, [0, 1].
+        scaling (str): Applied to the map as to s; ``'linear'`` is map - min(map).
+        offset (float): Added to the weight.
+        min_over (str): ``'image'`` or ``'channel'``.
+        reduction (str): ``'none'``, ``'mean'`` or ``'sum'``.
+    """
+    WEIGHT_MAPS = ('error', 'hr_gradient', 'lr_gradient')
+
+    def __init__(self,
+                 loss_weight: float = 1.0,
+                 weight_map: str = 'error',
+                 scaling: str = 'linear',
+                 offset: float = 0.0,
+                 min_over: str = 'image',
+                 reduction: str = 'mean'):
+        super().__init__(loss_weight, scaling, offset, min_over, reduction)
+        if weight_map not in self.WEIGHT_MAPS:
+            raise ValueError(f'weight_map: expected one of {", ".join(self.WEIGHT_MAPS)}, got {weight_map!r}')
+        self.weight_map = weight_map
+
+    @full_precision
+    def forward(self, pred: Tensor, target: Tensor, lq: Tensor | None = None, **kwargs) -> Tensor:
+        """
+        Args:
+            pred (Tensor): f(y), (N, C, H, W), in [0, 1].
+            target (Tensor): x, same shape and range.
+            lq (Tensor): y, (N, C, h, w), in [0, 1]; needed by ``lr_gradient`` alone.
+
+        Raises:
+            ValueError: The shapes differ, or ``lq`` is missing.
+        """
+        _check_shapes(pred=pred, target=target)
+        if self.weight_map == 'error':
+            weight_map = torch.abs(target - pred)
+        elif self.weight_map == 'hr_gradient':
+            weight_map = F.gradient_map(target)
+        else:
+            if lq is None:
+                raise ValueError("weight_map 'lr_gradient' needs the low-quality input: forward(pred, target, lq=...)")
+            weight_map = interpolate(F.gradient_map(lq), size=target.shape[-2:], mode='nearest')
+        return self._weighted(pred, target, weight_map)
