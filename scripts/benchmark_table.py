@@ -1,0 +1,48 @@
+#!/usr/bin/env python
+"""Joins the scores of several runs into one table in the papers' layout.
+
+Example:
+    python scripts/benchmark_table.py results/EDSR_L1_x4 results/EDSR_UDL_x4 --reference EDSR_L1_x4 --paper EDSR
+"""
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import replace
+
+from udl_basicsr.reports.benchmark import FORMATS, join, load_paper, printed_rows, render
+from udl_basicsr.reports.scores import ScoresError, read_scores, write_text
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description='Joins the scores of several runs into one table.')
+    parser.add_argument('results', nargs='+', help='results folders, or their scores.json; scales may differ')
+    parser.add_argument('--reference', nargs='+', default=[], metavar='RUN',
+                        help='names of runs, one per scale, that the others are compared with')
+    parser.add_argument('--paper', metavar='NETWORK', help='add the scores that were printed for this network')
+    parser.add_argument('--paper_file', help='printed scores of your own, in the form of reports/paper_scores.json')
+    parser.add_argument('--degradation', choices=['BI', 'BD'], default='BI', help='which of the printed scores')
+    parser.add_argument('--metrics', nargs='+', default=['psnr', 'ssim'])
+    parser.add_argument('--format', choices=FORMATS, default='text')
+    parser.add_argument('--out', help='write the table to this file instead of the terminal')
+    args = parser.parse_args(argv)
+
+    try:
+        paper = load_paper(args.paper_file)
+        printed = printed_rows(paper, args.paper, args.degradation) if args.paper else []
+        table = join([read_scores(path) for path in args.results], args.reference, printed, args.metrics)
+    except (ScoresError, OSError) as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 1
+    sources = dict.fromkeys(row['source'] for row in printed)
+    notes = [f'† printed in {paper["sources"][name]["title"]}, {paper["sources"][name]["url"]}' for name in sources]
+    text = render(replace(table, notes=(*table.notes, *notes)), args.format)
+    if args.out:
+        print(f'Wrote {write_text(args.out, text)}')
+    else:
+        print(text, end='')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,226 @@
+"""The benchmark table: several runs, and what papers printed, in the layout of super-resolution papers.
+
+Rows are scale × method, columns are data sets with one value per metric in a cell. Under each run stand its differences
+to a reference run and to the printed figures of the same method.
+"""
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from udl_basicsr.reports.scores import (
+    ScoresError,
+    decimals,
+    format_value,
+    lower_is_better,
+    markdown_table,
+    metric_title,
+    text_table,
+)
+
+DATASETS = ('Set5', 'Set14', 'BSD100', 'Urban100', 'Manga109')
+ALIASES = {'b100': 'BSD100', 'bsds100': 'BSD100'}  # BasicSR and the papers do not agree on its name
+FORMATS = ('text', 'md', 'csv', 'latex')
+
+Values = dict[str, dict[str, float | None]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table."""
+    scale: int
+    label: str     # a run's name, a printed network and method, or what a difference is taken to
+    kind: str      # 'run', 'paper' or 'difference'
+    values: Values  # data set → metric → value
+
+
+@dataclass(frozen=True)
+class Table:
+    """The joined table, before it takes a format."""
+    datasets: tuple[str, ...]
+    metrics: tuple[str, ...]
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...]
+
+
+def dataset_name(name: str) -> str:
+    """The one name by which a data set is known here."""
+    return {**ALIASES, **{known.lower(): known for known in DATASETS}}.get(name.lower(), name)
+
+
+def load_paper(file: str | Path | None = None) -> dict:
+    """Reads printed scores; the packaged ones unless a file of the same form is given."""
+    source = Path(file) if file else files('udl_basicsr.reports') / 'paper_scores.json'
+    try:
+        paper = json.loads(source.read_text(encoding='utf-8'))
+        for row in paper['rows']:
+            _ = paper['sources'][row['source']]['title'], row['network'], row['method'], row['degradation'], row['scale']
+            _ = [(psnr, ssim) for psnr, ssim in row['scores'].values()]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:  # ValueError: no JSON, or no pair
+        raise ScoresError(f'{source} does not have the form of udl_basicsr/reports/paper_scores.json: '
+                          f'{type(error).__name__} {error}') from error
+    return paper
+
+
+def printed_rows(paper: Mapping, network: str, degradation: str = 'BI') -> list[dict]:
+    """The printed scores of one network.
+
+    Raises:
+        ScoresError: There are none; the message lists those that exist.
+    """
+    rows = [row for row in paper['rows']
+            if row['network'].lower() == network.lower() and row['degradation'] == degradation]
+    if not rows:
+        known = sorted({f'{row["network"]} ({row["degradation"]})' for row in paper['rows']})
+        raise ScoresError(f'No printed scores of {network} ({degradation}). There are: {", ".join(known) or "none"}. '
+                          f'Others can be given as a file of the same form (--paper_file).')
+    return rows
+
+
+def _means(scores: Mapping) -> Values:
+    return {dataset_name(name): dict(dataset['mean']) for name, dataset in scores['datasets'].items()}
+
+
+def _difference(values: Values, base: Values) -> Values:
+    def minus(a: float | None, b: float | None) -> float | None:
+        return None if a is None or b is None else a - b
+    return {name: {metric: minus(value, base.get(name, {}).get(metric)) for metric, value in metrics.items()}
+            for name, metrics in values.items()}
+
+
+def join(results: Iterable[Mapping], reference: Sequence[str] = (), printed: Sequence[Mapping] = (),
+         metrics: Sequence[str] = ('psnr', 'ssim')) -> Table:
+    """Joins runs and printed scores.
+
+    Args:
+        results: Scores as `read_scores` gives them.
+        reference: Names of runs; each run is compared with the first of them that has its scale.
+        printed: Rows of `printed_rows`; a run is compared with the row of its scale whose method is a word of the run's
+            name (`EDSR_UDL_x4` → `UDL`).
+        metrics: What the cells hold.
+
+    Raises:
+        ScoresError: No results, two of the same name and scale, or a reference that is not among them.
+    """
+    results = sorted(results, key=lambda scores: scores['scale'])
+    if not results:
+        raise ScoresError('There are no results to join.')
+    names = [(scores['name'], scores['scale']) for scores in results]
+    for name, scale in names:
+        if names.count((name, scale)) > 1:
+            raise ScoresError(f'Two results are called {name} ×{scale}. Test one of them under another name.')
+    for name in reference:
+        if name not in {run for run, _ in names}:
+            raise ScoresError(f'The reference {name} is not among the results: {", ".join(run for run, _ in names)}.')
+
+    seen = list(dict.fromkeys(name for scores in results for name in _means(scores)))
+    datasets = [name for name in DATASETS if name in seen] + [name for name in seen if name not in DATASETS]
+    rows: list[Row] = []
+    notes: list[str] = []
+    for scale in dict.fromkeys(scores['scale'] for scores in results):
+        runs = [scores for scores in results if scores['scale'] == scale]
+        papers = {row['method'].lower(): Row(scale, f'{row["network"]} {row["method"]} †', 'paper', {
+            dataset_name(name): {'psnr': psnr, 'ssim': ssim} for name, (psnr, ssim) in row['scores'].items()})
+            for row in printed if row['scale'] == scale}
+        bases = [scores for name in reference for scores in runs if scores['name'] == name]
+        rows += papers.values()
+        for scores in runs:
+            means = _means(scores)
+            rows.append(Row(scale, scores['name'], 'run', means))
+            if bases and bases[0] is not scores:
+                rows.append(Row(scale, f'− {bases[0]["name"]}', 'difference', _difference(means, _means(bases[0]))))
+            words = re.split(r'[^a-z0-9]+', scores['name'].lower())
+            rows += [Row(scale, f'− {row.label}', 'difference', _difference(means, row.values))
+                     for method, row in papers.items() if method in words]
+        protocols = {scores['protocol']: scores['name'] for scores in runs}
+        notes += [f'×{scale}: {protocol}.' if len(protocols) == 1 else f'×{scale}, {name}: {protocol}.'
+                  for protocol, name in protocols.items()]
+        if len(protocols) > 1:
+            notes.append(f'×{scale}: the runs were measured by different protocols and cannot be compared.')
+    return Table(tuple(datasets), tuple(metrics), tuple(rows), tuple(notes))
+
+
+def ranks(table: Table, scale: int, dataset: str, metric: str) -> dict[str, int]:
+    """The best (1) and second-best (2) runs of a column, by the value as it is printed: what looks equal ranks equal.
+
+    Printed scores take no part, and a lone run has nobody to win against.
+    """
+    values = {row.label: row.values[dataset][metric] for row in table.rows
+              if row.kind == 'run' and row.scale == scale and row.values.get(dataset, {}).get(metric) is not None}
+    if len(values) < 2:
+        return {}
+    order = sorted({round(value, decimals(metric)) for value in values.values()}, reverse=not lower_is_better(metric))
+    places = {name: order.index(round(value, decimals(metric))) + 1 for name, value in values.items()}
+    return {name: place for name, place in places.items() if place <= 2}
+
+
+def render(table: Table, fmt: str = 'text') -> str:
+    """Writes the table out.
+
+    Args:
+        table: What `join` gave.
+        fmt: `text` for the terminal, `md`, `latex` (booktabs; best bold, second-best underlined in both), or `csv`
+            (full precision, a column per data set and metric).
+    """
+    if fmt == 'csv':
+        return _csv(table)
+    marks = {'md': ('**{}**', '<u>{}</u>'), 'latex': ('\\textbf{{{}}}', '\\underline{{{}}}')}.get(fmt, ('{}', '{}'))
+
+    def cell(row: Row, dataset: str) -> str:
+        values = row.values.get(dataset, {})
+        if all(values.get(metric) is None for metric in table.metrics):
+            return '–'
+        parts = []
+        for metric in table.metrics:
+            value = values.get(metric)
+            if row.kind == 'difference' and value is not None:
+                parts.append(f'{value:+.{decimals(metric)}f}')
+                continue
+            place = ranks(table, row.scale, dataset, metric).get(row.label) if row.kind == 'run' else None
+            parts.append((marks[place - 1] if place else '{}').format(format_value(metric, value)))
+        return '/'.join(parts)
+
+    def label(row: Row) -> str:
+        return f'  {row.label}' if row.kind == 'difference' and fmt == 'text' else row.label
+
+    header = ['method', 'scale', *(f'{name} {"/".join(map(metric_title, table.metrics))}' for name in table.datasets)]
+    rows = [[label(row), f'×{row.scale}', *(cell(row, name) for name in table.datasets)] for row in table.rows]
+    if fmt == 'latex':
+        return _latex(table, header, rows)
+    body = markdown_table(header, rows) if fmt == 'md' else text_table(header, rows)
+    return '\n\n'.join([body, '\n'.join(table.notes)] if fmt == 'text' else [body, *table.notes]) + '\n'
+
+
+def _csv(table: Table) -> str:
+    columns = [(name, metric) for name in table.datasets for metric in table.metrics]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator='\n')
+    writer.writerow(['scale', 'method', 'kind', *(f'{name}_{metric}' for name, metric in columns)])
+    for row in table.rows:
+        cells = [row.values.get(name, {}).get(metric) for name, metric in columns]
+        writer.writerow([row.scale, row.label, row.kind, *('' if value is None else repr(value) for value in cells)])
+    return text.getvalue()
+
+
+def _latex(table: Table, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    def escape(text: str) -> str:
+        for sign, command in {'_': '\\_', '%': '\\%', '&': '\\&', '#': '\\#', '×': '$\\times$', '−': '$-$', '–': '--',
+                              '†': '$\\dagger$', '↓': '$\\downarrow$', '…': '\\ldots '}.items():
+            text = text.replace(sign, command)
+        return text
+
+    columns = 'l' + 'c' * (len(header) - 1)
+    lines = [f'\\begin{{tabular}}{{{columns}}}', '\\toprule', ' & '.join(map(escape, header)) + ' \\\\']
+    previous = None
+    for row, source in zip(rows, table.rows, strict=True):
+        if source.scale != previous:
+            lines.append('\\midrule')
+        previous = source.scale
+        lines.append(' & '.join(map(escape, row)) + ' \\\\')
+    return '\n'.join([*lines, '\\bottomrule', '\\end{tabular}', *(f'% {note}' for note in table.notes)]) + '\n'
