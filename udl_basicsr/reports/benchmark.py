@@ -60,7 +60,8 @@ def load_paper(file: str | Path | None = None) -> dict:
     try:
         paper = json.loads(source.read_text(encoding='utf-8'))
         for row in paper['rows']:
-            _ = paper['sources'][row['source']]['title'], row['network'], row['method'], row['degradation'], row['scale']
+            _ = paper['sources'][row['source']]['title']
+            _ = row['network'], row['method'], row['degradation'], row['scale']
             _ = [(psnr, ssim) for psnr, ssim in row['scores'].values()]
     except (KeyError, TypeError, ValueError, AttributeError) as error:  # ValueError: no JSON, or no pair
         raise ScoresError(f'{source} does not have the form of udl_basicsr/reports/paper_scores.json: '
