@@ -120,6 +120,8 @@ class UncertaintyNet(nn.Module):
         seen = []
 
         def hook(module, args, kwargs):
+            if module is not tap:  # DataParallel's replicas share their hooks; each sees to its own module
+                return
             seen.append(_first_tensor(args, kwargs))
             if stop_at_tap and len(seen) == self._tap_calls:
                 raise _TapReached
@@ -179,7 +181,7 @@ def _dry_run(network: nn.Module, options: dict) -> tuple[dict, tuple, tuple]:
             with torch.no_grad():
                 mean = network(parameter.new_zeros(1, channels, size, size))
             break
-        except Exception as error:  # noqa: BLE001 - whatever a stranger's network raises on a size it cannot take
+        except Exception as error:
             failure = error
         finally:
             for handle in handles:
@@ -219,7 +221,7 @@ def _choose_tap(name: str, network: nn.Module, tap: str | None, calls: dict, mea
         raise ValueError(f"tap: the module '{tap}' of {name} is never given a tensor. {listing}")
     if tap not in usable:
         raise ValueError(f"tap: the module '{tap}' of {name} reads {calls[tap][0]}, expected a feature map (N, C, h, w) "
-                         f'whose size divides the image\'s {mean[2:]}. {listing}')
+                         f"whose size divides the image's {mean[2:]}. {listing}")
     return tap
 
 

@@ -21,3 +21,55 @@ def install_torchvision_shim() -> None:
     shim = types.ModuleType(name, 'Stand-in made by udl_basicsr for BasicSR.')
     shim.rgb_to_grayscale = rgb_to_grayscale
     sys.modules[name] = shim
+
+
+def init_dist(launcher: str, backend: str | None = None, port: int | None = None, **kwargs) -> None:
+    """Starts torch.distributed under torchrun (``pytorch``) or Slurm, with or without GPUs.
+
+    BasicSR divides by the number of GPUs (dist_util.py:24, :50) and ignores ``dist_params.backend`` for ``pytorch``
+    (options.py:104); without a GPU its default, nccl, cannot work.
+
+    Args:
+        launcher (str): ``'pytorch'`` or ``'slurm'``.
+        backend (str | None): None, or nccl where there is no GPU: nccl on GPUs, gloo elsewhere.
+        port (int | None): Of the master, for Slurm.
+    """
+    import os
+    import subprocess
+
+    import torch
+    import torch.distributed as dist
+    import torch.multiprocessing as mp
+
+    if mp.get_start_method(allow_none=True) is None:
+        mp.set_start_method('spawn')
+    if launcher == 'slurm':
+        nodes = subprocess.run(['scontrol', 'show', 'hostnames', os.environ['SLURM_NODELIST']],
+                               capture_output=True, text=True, check=True)
+        os.environ.update({
+            'MASTER_ADDR': nodes.stdout.split()[0],
+            'MASTER_PORT': str(port or os.environ.get('MASTER_PORT', 29500)),
+            'WORLD_SIZE': os.environ['SLURM_NTASKS'],
+            'RANK': os.environ['SLURM_PROCID'],
+            'LOCAL_RANK': os.environ.get('SLURM_LOCALID', '0'),
+        })
+    elif 'RANK' not in os.environ:
+        raise RuntimeError('--launcher pytorch: not started by torchrun. '
+                           'Use: torchrun --nproc_per_node=N udl_basicsr/train.py -opt FILE --launcher pytorch')
+    gpus = torch.cuda.device_count()
+    if gpus:
+        torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', os.environ['RANK'])) % gpus)
+    elif backend in (None, 'nccl'):
+        backend = 'gloo'
+    dist.init_process_group(backend=backend or 'nccl', **kwargs)
+
+
+def init_wandb_logger(opt: dict) -> None:
+    """BasicSR's, also where ``wandb.util.generate_id`` is gone (logger.py:138; wandb >= 0.31)."""
+    import uuid
+
+    import wandb
+    from basicsr.utils import logger
+    if not hasattr(wandb.util, 'generate_id'):
+        wandb.util.generate_id = lambda: uuid.uuid4().hex[:8]
+    logger.init_wandb_logger(opt)

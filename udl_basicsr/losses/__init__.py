@@ -1,5 +1,5 @@
 """Losses. ``functional`` holds the formulas, ``*_loss.py`` the registered classes around them."""
 from . import functional
-from .uncertainty_loss import EULoss, ESULoss, GRAMLoss, UDLLoss, WeightMapLoss
+from .uncertainty_loss import ESULoss, EULoss, GRAMLoss, UDLLoss, WeightMapLoss
 
 __all__ = ['ESULoss', 'EULoss', 'GRAMLoss', 'UDLLoss', 'WeightMapLoss', 'functional']

@@ -1,0 +1,121 @@
+"""Which sample is trained when, and how it is cropped: functions of (seed, epoch, index) and of nothing else.
+
+BasicSR's order depends on the epoch alone (data_sampler.py:32), and its workers are seeded alike at every epoch
+(data/__init__.py:99), so that each epoch sees the same crops. Here neither the number of workers, nor that of processes,
+nor the iteration a run was resumed at changes what is trained.
+"""
+import hashlib
+import math
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from basicsr.data.prefetch_dataloader import CPUPrefetcher, CUDAPrefetcher, PrefetchDataLoader
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+
+def seed_all(*key: int) -> None:
+    """Seeds Python, NumPy and torch (all devices) from a tuple of integers."""
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    seed = int.from_bytes(digest, 'little')
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed % 2**63)
+
+
+class SeededDataset(Dataset):
+    """A data set whose samples are asked for by (epoch, index) and augmented accordingly.
+
+    Args:
+        dataset (Dataset): Any of BasicSR's, which draw their crops and flips from the global random states.
+        seed (int): ``manual_seed`` of the YAML.
+    """
+
+    def __init__(self, dataset: Dataset, seed: int):
+        self.dataset = dataset
+        self.seed = seed
+        self.opt = dataset.opt
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: tuple[int, int]):
+        epoch, index = key
+        seed_all(self.seed, epoch, index)
+        return self.dataset[index % len(self.dataset)]
+
+
+class TrainBatches(Sampler):
+    """The batches of one process from one iteration to the last, across epochs.
+
+    Each epoch is a permutation of the enlarged data set, drawn from (seed, epoch). Process r of R takes every R-th
+    sample, so that R processes together train the samples that one process with R times the batch would. What is left
+    at the end of an epoch and fills no batch is dropped.
+
+    Args:
+        length (int): Size of the data set.
+        batch_size (int): Of one process.
+        total_iter (int): Iterations of the whole training.
+        start_iter (int): Iterations already done.
+        ratio (float): ``dataset_enlarge_ratio``.
+        seed (int): ``manual_seed`` of the YAML.
+
+    Raises:
+        ValueError: The enlarged data set does not fill one batch.
+    """
+
+    def __init__(self, length: int, batch_size: int, total_iter: int, start_iter: int = 0, *, ratio: float = 1,
+                 seed: int = 0, rank: int = 0, world_size: int = 1):
+        self.size = math.ceil(length * ratio)
+        self.batch_size, self.rank, self.world_size, self.seed = batch_size, rank, world_size, seed
+        self.start_iter, self.total_iter = start_iter, total_iter
+        self.iters_per_epoch = self.size // (batch_size * world_size)
+        if self.iters_per_epoch == 0:
+            raise ValueError(
+                f'{length} training images x dataset_enlarge_ratio {ratio:g} do not fill one batch of {batch_size} x '
+                f'{world_size} process(es): lower batch_size_per_gpu or raise dataset_enlarge_ratio')
+
+    def __len__(self) -> int:
+        return self.total_iter - self.start_iter
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order, epoch = None, None
+        for iteration in range(self.start_iter, self.total_iter):
+            if iteration // self.iters_per_epoch != epoch:
+                epoch = iteration // self.iters_per_epoch
+                seed = int.from_bytes(hashlib.blake2b(repr((self.seed, epoch)).encode(), digest_size=7).digest(), 'big')
+                order = torch.randperm(self.size, generator=torch.Generator().manual_seed(seed)).tolist()
+            first = iteration % self.iters_per_epoch * self.batch_size * self.world_size
+            batch = order[first:first + self.batch_size * self.world_size]
+            yield [(epoch, index) for index in batch[self.rank::self.world_size]]
+
+
+def train_batches(dataset: Dataset, opt: dict, start_iter: int = 0) -> tuple[TrainBatches, Iterator[dict]]:
+    """The training data from ``start_iter`` on, as the YAML's ``datasets.train`` asks for.
+
+    Returns:
+        tuple: The sampler, and an iterator over exactly ``total_iter - start_iter`` batches.
+    """
+    options = opt['datasets']['train']
+    replicas = 1 if opt['dist'] else max(opt['num_gpu'], 1)  # DataParallel shares one batch among the GPUs
+    sampler = TrainBatches(
+        len(dataset), options['batch_size_per_gpu'] * replicas, int(opt['train']['total_iter']), start_iter,
+        ratio=options.get('dataset_enlarge_ratio', 1), seed=opt['manual_seed'], rank=opt['rank'],
+        world_size=opt['world_size'])
+    workers = options.get('num_worker_per_gpu', 0) * replicas
+    loader_args = {
+        'dataset': SeededDataset(dataset, opt['manual_seed']),
+        'batch_sampler': sampler,
+        'num_workers': workers,
+        'pin_memory': bool(options.get('pin_memory', False)) and opt['num_gpu'] != 0,
+    }
+    mode = options.get('prefetch_mode')
+    if mode == 'cuda':
+        prefetcher = CUDAPrefetcher(DataLoader(**loader_args), opt)
+    elif mode == 'cpu' and workers > 0:
+        # Without workers the prefetching thread would draw from the random states that the training step draws from.
+        prefetcher = CPUPrefetcher(PrefetchDataLoader(options.get('num_prefetch_queue', 1), **loader_args))
+    else:
+        prefetcher = CPUPrefetcher(DataLoader(**loader_args))
+    return sampler, iter(prefetcher.next, None)

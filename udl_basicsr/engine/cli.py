@@ -1,0 +1,82 @@
+"""BasicSR's command line: what ``train.py`` and ``test.py`` share."""
+import argparse
+import os
+import random
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch.distributed as dist
+from basicsr.utils.dist_util import get_dist_info
+
+from udl_basicsr.models.checkpoints import CheckpointError
+
+from .compat import init_dist
+from .loop import broadcast
+from .options import OptionError, Parsed, load_yaml, parse_options
+
+
+def run(action: Callable[..., None], is_train: bool, root_path: Path | None = None) -> int:
+    """Parses the command line, starts torch.distributed, checks the options and acts.
+
+    Args:
+        action (Callable): ``action(parsed, command, **parse_args)``.
+        is_train (bool): For training or for testing.
+        root_path (Path | None): Where ``experiments/`` and ``results/`` go; None is the working directory.
+
+    Returns:
+        int: Exit status: 0, 1 when a run failed in a way that is understood, 2 when its options are wrong. Any other
+            failure is raised, and ends the process with a traceback and status 1.
+    """
+    parser = argparse.ArgumentParser(description='Train.' if is_train else 'Test.')
+    parser.add_argument('-opt', required=True, metavar='FILE', help='option file (YAML)')
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none', help='job launcher')
+    parser.add_argument('--auto_resume', action='store_true', help='go on from the last state of the run, if any')
+    parser.add_argument('--debug', action='store_true', help='validate and save every 8 iterations, log each')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument('--force_yml', nargs='+', default=[], metavar='KEY:KEY=VALUE',
+                        help='set options over the file, e.g. train:ema_decay=0.999')
+    args = parser.parse_args()
+    command = ' '.join([Path(sys.executable).name, *sys.argv])
+    try:
+        if args.launcher != 'none':
+            init_dist(args.launcher, **_dist_params(args.opt))
+        rank, world_size = get_dist_info()
+        parse_args = {
+            'root_path': str(root_path or Path.cwd()),
+            'is_train': is_train,
+            'force_yml': tuple(args.force_yml),
+            'auto_resume': args.auto_resume,
+            'debug': args.debug,
+            'rank': rank,
+            'world_size': world_size,
+            'dist': args.launcher != 'none',
+        }
+        parsed = parse_options(args.opt, **parse_args)
+        if parsed.flat.get('manual_seed') is None:
+            # Drawn once for all ranks, and noted in the resolved YAML so that the run can be repeated.
+            seed = broadcast(random.randint(1, 10000))
+            parse_args['force_yml'] += (f'manual_seed={seed}', )
+            parsed = parse_options(args.opt, **parse_args)
+        action(parsed, command, **parse_args)
+    except OptionError as error:
+        _say(f'{error}')
+        return 2
+    except (CheckpointError, FloatingPointError) as error:
+        _say(f'{type(error).__name__}: {error}')
+        return 1
+    finally:
+        if dist.is_available() and dist.is_initialized() and sys.exc_info()[0] is None:
+            dist.destroy_process_group()
+    return 0
+
+
+def _dist_params(file: str) -> dict:
+    """``dist_params`` is needed before the options can be checked, since those depend on the number of processes."""
+    params = load_yaml(file).get('dist_params')
+    return {k: v for k, v in params.items() if k in ('backend', 'port')} if isinstance(params, dict) else {}
+
+
+def _say(message: str) -> None:
+    if int(os.environ.get('RANK', 0)) == 0:
+        print(message, file=sys.stderr, flush=True)

@@ -1,0 +1,45 @@
+"""The log of one run. It starts before the run's folder exists, and ends with the run.
+
+BasicSR's ``get_root_logger`` makes a log file only if its very first call names one (logger.py:166), and never another
+in the same process. Here what is said while options, data and networks are checked is kept and written once the folder
+is there, and a second run in the process has a file of its own.
+"""
+import logging
+from contextlib import contextmanager
+from logging.handlers import MemoryHandler
+
+from basicsr.utils import get_root_logger
+
+
+class RunLog:
+    """The log of the run in progress."""
+
+    def __init__(self, logger: logging.Logger):
+        self.logger = logger
+        self._handler = MemoryHandler(capacity=100_000, flushLevel=logging.CRITICAL + 1)
+        logger.addHandler(self._handler)
+
+    def to_file(self, path) -> None:
+        """Writes what was said so far, and all that follows, to ``path``."""
+        file = logging.FileHandler(path, 'w', encoding='utf-8')
+        file.setFormatter(logging.Formatter('%(asctime)s %(levelname)s: %(message)s'))
+        self._handler.setTarget(file)
+        self.close()
+        self._handler = file
+        self.logger.addHandler(file)
+
+    def close(self) -> None:
+        self.logger.removeHandler(self._handler)
+        self._handler.close()
+
+
+@contextmanager
+def run_log(rank: int):
+    """The log of one run, closed at its end; ranks other than 0 say errors only."""
+    logger = get_root_logger()
+    logger.setLevel(logging.INFO if rank == 0 else logging.ERROR)
+    log = RunLog(logger)
+    try:
+        yield log
+    finally:
+        log.close()

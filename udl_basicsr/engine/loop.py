@@ -1,0 +1,235 @@
+"""One training run and one test run, from checked options to saved results."""
+import datetime
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from basicsr.data import build_dataset
+from basicsr.models import build_model
+from basicsr.utils import AvgTimer, MessageLogger, get_env_info, get_time_str, mkdir_and_rename
+from basicsr.utils.logger import init_tb_logger
+from basicsr.utils.options import dict2str
+from torch.utils.data import DataLoader
+
+from udl_basicsr.data.loader import seed_all, train_batches
+from udl_basicsr.models.checkpoints import CheckpointError, read_checkpoint
+from udl_basicsr.reports.scores import format_scores, protocol_sentence, write_scores
+
+from .compat import init_wandb_logger
+from .log import run_log
+from .options import Parsed, dump_flat
+
+
+def train(parsed: Parsed, command: str = '') -> None:
+    """Trains what the options say. Nothing is created before data, networks and checkpoints have been found right.
+
+    Args:
+        parsed (Parsed): Checked options.
+        command (str): The command line, noted in the run's copy of the YAML.
+
+    Raises:
+        CheckpointError: A checkpoint that does not fit, or that cannot be read or saved.
+    """
+    opt = parsed.opt
+    with run_log(opt['rank']) as log:
+        logger = log.logger
+        logger.info(get_env_info())
+        logger.info(dict2str(opt))
+        _set_determinism(opt)
+        state = _resume_state(opt)
+        start_iter = state['iter'] if state else 0
+        total_iter = int(opt['train']['total_iter'])
+        val_loaders = _loaders(opt, 'val')
+        train_set = build_dataset(opt['datasets']['train'])
+        sampler, batches = train_batches(train_set, opt, start_iter)
+        seed_all(opt['manual_seed'])  # the same initial weights in every process, whatever was drawn before
+        model = build_model(opt)
+        if state:
+            model.resume_training(state)
+            logger.info(f"Resuming training from epoch: {state['epoch']}, iter: {start_iter}.")
+
+        _make_folders(parsed, command, keep=state is not None)
+        if opt['rank'] == 0:
+            log.to_file(Path(opt['path']['log']) / f"train_{opt['name']}_{get_time_str()}.log")
+        tb_logger = _tb_logger(opt)
+        logger.info(f'{len(train_set)} training images, batch {sampler.batch_size} x {opt["world_size"]} process(es), '
+                    f'{sampler.iters_per_epoch} iterations an epoch, iterations {start_iter + 1} to {total_iter}.')
+        _iterate(model, batches, sampler, val_loaders, opt, tb_logger, start_iter, total_iter)
+        model.save(epoch=-1, current_iter=-1)  # BasicSR's way to say 'latest'
+        if opt.get('val') and (total_iter % opt['val']['val_freq'] or start_iter >= total_iter):
+            _validate(model, val_loaders, total_iter, tb_logger, opt)
+        if tb_logger:
+            tb_logger.close()
+
+
+def _iterate(model, batches, sampler, val_loaders, opt, tb_logger, start_iter, total_iter) -> None:
+    logger_opt, val_opt, seed = opt['logger'], opt.get('val'), opt['manual_seed']
+    message_logger = MessageLogger(opt, start_iter, tb_logger)
+    data_timer, iter_timer, started = AvgTimer(), AvgTimer(), time.time()
+    logger = message_logger.logger
+    for iteration, batch in enumerate(batches, start_iter + 1):
+        data_timer.record()
+        epoch = (iteration - 1) // sampler.iters_per_epoch
+        # What a step draws (dropout, sampling losses) depends on its number, not on what came before: a resumed run
+        # draws the same, and no random state needs to be saved.
+        seed_all(seed, iteration, opt['rank'])
+        model.update_learning_rate(iteration, warmup_iter=opt['train'].get('warmup_iter', -1))
+        model.feed_data(batch)
+        model.optimize_parameters(iteration)
+        iter_timer.record()
+        if iteration % logger_opt['print_freq'] == 0 or iteration == total_iter:
+            message_logger({
+                'epoch': epoch,
+                'iter': iteration,
+                'lrs': model.get_current_learning_rate(),
+                'time': iter_timer.get_avg_time(),
+                'data_time': data_timer.get_avg_time(),
+                **model.get_current_log(),
+            })
+        if val_opt and iteration % val_opt['val_freq'] == 0:
+            _validate(model, val_loaders, iteration, tb_logger, opt)
+        # After validation, so that the state knows of the best metric that was just reached.
+        if iteration % logger_opt['save_checkpoint_freq'] == 0:
+            logger.info('Saving models and training states.')
+            model.save(epoch, iteration)
+        data_timer.start()
+        iter_timer.start()
+    logger.info(f'End of training. Time consumed: {datetime.timedelta(seconds=int(time.time() - started))}')
+
+
+def _validate(model, val_loaders, iteration, tb_logger, opt) -> None:
+    for loader in val_loaders:
+        model.validation(loader, iteration, tb_logger, opt['val'].get('save_img', False))
+
+
+def test(parsed: Parsed) -> dict:
+    """Tests on every data set of the options; writes and prints the table of scores.
+
+    Returns:
+        dict: The scores, as in ``results/<name>/scores.json``.
+    """
+    opt = parsed.opt
+    with run_log(opt['rank']) as log:
+        logger = log.logger
+        logger.info(get_env_info())
+        logger.info(dict2str(opt))
+        _set_determinism(opt)
+        loaders = _loaders(opt, 'test')
+        model = build_model(opt)
+        _make_folders(parsed, '', keep=False)
+        if opt['rank'] == 0:
+            log.to_file(Path(opt['path']['log']) / f"test_{opt['name']}_{get_time_str()}.log")
+        for loader in loaders:
+            logger.info(f"Testing {loader.dataset.opt['name']}: {len(loader.dataset)} images.")
+            model.validation(loader, opt['name'], None, opt['val'].get('save_img', False))
+        scores = _scores(model, opt)
+        if opt['rank'] == 0 and scores['datasets']:
+            for path in write_scores(scores, opt['path']['results_root']):
+                logger.info(f'Scores written to {path}')
+            logger.info('\n' + format_scores(scores))
+    return scores
+
+
+def _scores(model, opt: dict) -> dict:
+    def mean(images: dict) -> dict:
+        return {m: sum(v[m] for v in images.values()) / len(images) for m in next(iter(images.values()))}
+
+    metrics = opt['val'].get('metrics') or {}
+    return {
+        'name': opt['name'],
+        'scale': opt['scale'],
+        'network': opt['network_g']['type'],
+        'weights': str(opt['path'].get('pretrain_network_g')),
+        'protocol': protocol_sentence(metrics, opt['scale']),
+        'datasets': {name: {'images': images, 'mean': mean(images)} for name, images in model.scores.items()
+                     if images and metrics},
+        'versions': _versions(),
+    }
+
+
+def _versions() -> dict:
+    import basicsr
+    import numpy
+
+    import udl_basicsr
+    return {m.__name__: m.__version__ for m in (udl_basicsr, basicsr, torch, numpy)}
+
+
+def _loaders(opt: dict, phase: str) -> list[DataLoader]:
+    """One loader for each ``val``, ``val_1``, ... (or ``test``, ...) block, by name, as BasicSR orders them."""
+    return [DataLoader(build_dataset(block), batch_size=1)
+            for key, block in sorted(opt['datasets'].items()) if key.split('_')[0] == phase]
+
+
+def _set_determinism(opt: dict) -> None:
+    torch.backends.cudnn.benchmark = not opt.get('deterministic')
+    torch.use_deterministic_algorithms(bool(opt.get('deterministic')))
+
+
+def _resume_state(opt: dict) -> dict | None:
+    """The training state to go on from, if any; points the networks at the checkpoints saved with it.
+
+    BasicSR looks for ``--auto_resume`` in the working directory (train.py:71) and needs a GPU to read (train.py:85).
+    """
+    path = opt['path'].get('resume_state')
+    if opt['auto_resume']:
+        states = [p for p in Path(opt['path']['training_states']).glob('*.state') if p.stem.isdigit()]
+        path = max(states, key=lambda p: int(p.stem), default=None)
+    path = broadcast(path)
+    if path is None:
+        return None
+    state = read_checkpoint(path)
+    absent = [key for key in ('iter', 'epoch', 'optimizers', 'schedulers') if key not in state]
+    if absent:
+        raise CheckpointError(f'{path}: is no training state, it lacks {", ".join(absent)}. '
+                              'Expected training_states/<iteration>.state of a run')
+    models = Path(path).parent.parent / 'models'
+    for label in ('g', 'u'):
+        saved = models / f"net_{label}_{state['iter']}.pth"
+        if saved.exists():
+            opt['path'][f'pretrain_network_{label}'] = str(saved)
+            opt['path'][f'param_key_{label}'] = 'params'
+        elif label == 'g':
+            raise CheckpointError(f'{saved}: missing, though {path} was saved with it')
+    return state
+
+
+def _make_folders(parsed: Parsed, command: str, keep: bool) -> None:
+    """Makes the run's folder with its resolved YAML. One that is there is kept as ``_archived_<time>``."""
+    opt = parsed.opt
+    if opt['rank'] == 0:
+        path = opt['path']
+        root = Path(path['experiments_root'] if opt['is_train'] else path['results_root'])
+        if not keep:
+            mkdir_and_rename(str(root))
+            tb_folder = Path(opt['root_path']) / 'tb_logger' / opt['name']
+            if opt['is_train'] and tb_folder.exists():
+                mkdir_and_rename(str(tb_folder))
+        folders = [path['visualization']]
+        if opt['is_train']:
+            folders += [path['models'], path['training_states']]
+        for folder in folders:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+        # Written, not copied: on resume the options may be this very file (BasicSR: SameFileError).
+        head = f'# {time.asctime()}\n' + (f'# {command}\n' if command else '')
+        (root / Path(parsed.file).name).write_text(head + dump_flat(parsed.flat), encoding='utf-8')
+    if opt['dist']:
+        dist.barrier()
+
+
+def _tb_logger(opt: dict):
+    if 'debug' in opt['name'] or not opt['logger'].get('use_tb_logger'):
+        return None
+    if (opt['logger'].get('wandb') or {}).get('project') and opt['rank'] == 0:
+        init_wandb_logger(opt)
+    return init_tb_logger(log_dir=str(Path(opt['root_path']) / 'tb_logger' / opt['name']))
+
+
+def broadcast(value):
+    """Rank 0's value in every process: what depends on the disk or on chance is decided once."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]

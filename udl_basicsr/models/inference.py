@@ -1,0 +1,69 @@
+"""Ways to run a network on a whole image: padded to its window, in tiles, or averaged over the eight symmetries.
+
+Each takes and returns a function ``image (N, C, h, w) -> image (N, C, H, W)``, so they nest.
+"""
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+Restore = Callable[[Tensor], Tensor]
+
+
+def padded(restore: Restore, multiple: int, scale: int) -> Restore:
+    """Pads by reflection to a multiple (of a transformer's window), restores, crops."""
+
+    def run(lq: Tensor) -> Tensor:
+        height, width = lq.shape[-2:]
+        bottom, right = -height % multiple, -width % multiple
+        # Reflection needs an image larger than the padding; a tiny one is repeated instead.
+        mode = 'reflect' if bottom < height and right < width else 'replicate'
+        return restore(pad(lq, (0, right, 0, bottom), mode=mode))[..., :height * scale, :width * scale]
+
+    return run
+
+
+def tiled(restore: Restore, tile: int, overlap: int, scale: int) -> Restore:
+    """Restores tile by tile, each with ``overlap`` pixels around it, and puts the tiles' cores together.
+
+    Nothing is blended: wherever the overlap covers the network's receptive field, the result is the untiled one. The
+    image's own border is the border of the tiles there, so padding acts as it does on the whole image.
+
+    Args:
+        restore (Callable): (N, C, h, w) to (N, C, scale*h, scale*w).
+        tile (int): Size of a tile's core, in low-quality pixels.
+        overlap (int): Context on each side, in low-quality pixels.
+        scale (int): Of the network.
+    """
+
+    def run(lq: Tensor) -> Tensor:
+        height, width = lq.shape[-2:]
+        out = None
+        for top in range(0, height, tile):
+            for left in range(0, width, tile):
+                bottom, right = min(top + tile, height), min(left + tile, width)
+                y0, x0 = max(top - overlap, 0), max(left - overlap, 0)
+                part = restore(lq[..., y0:min(bottom + overlap, height), x0:min(right + overlap, width)])
+                if out is None:
+                    out = part.new_empty(*part.shape[:2], height * scale, width * scale)
+                out[..., top * scale:bottom * scale, left * scale:right * scale] = part[
+                    ..., (top - y0) * scale:(bottom - y0) * scale, (left - x0) * scale:(right - x0) * scale]
+        return out
+
+    return run
+
+
+def self_ensembled(restore: Restore) -> Restore:
+    """The mean over the eight flips and rotations of the input, each turned back (x8 self-ensemble of EDSR)."""
+
+    def run(lq: Tensor) -> Tensor:
+        total = 0
+        for flip in (False, True):
+            for turns in range(4):
+                turned = torch.rot90(lq.flip(-1) if flip else lq, turns, (-2, -1))
+                back = torch.rot90(restore(turned), -turns, (-2, -1))
+                total = total + (back.flip(-1) if flip else back)
+        return total / 8
+
+    return run

@@ -1,0 +1,385 @@
+"""What every model shares: one optimisation step, validation, checkpoints. Models say only which losses they compute.
+
+Built on BasicSR's SRModel, whose faults are mended where they are (file:line of BasicSR 1.4.2), so that BasicSR's own
+``train_pipeline`` can drive these models as well as ours.
+"""
+import contextlib
+import inspect
+from collections import OrderedDict
+from copy import deepcopy
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from basicsr.archs import build_network
+from basicsr.losses import build_loss
+from basicsr.metrics import calculate_metric
+from basicsr.models.base_model import BaseModel
+from basicsr.models.sr_model import SRModel
+from basicsr.utils import get_root_logger, imwrite, tensor2img
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.utils.data import default_collate
+from tqdm import tqdm
+
+from . import inference
+from .checkpoints import load_network, save_atomic
+from .visuals import encode_log_scale
+
+_AMP_DTYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16}
+_SHOWN_IN_TENSORBOARD = 4
+
+
+class StepModel(SRModel):
+    """Trains one network with the losses that the YAML lists (``train.<x>_opt``).
+
+    YAML keys beyond BasicSR's, all off unless given: ``train.accumulate`` (the batch is computed in that many parts: the
+    same gradient, less memory), ``train.grad_clip`` (largest norm of the gradient), ``train.amp`` (``bf16`` or ``fp16``,
+    losses stay in float32), ``train.channels_last``, ``train.compile``, ``val.tile: {size, overlap}``,
+    ``val.self_ensemble``, ``val.save_best: {metric, dataset}``, ``logger.keep_last``.
+
+    Attributes:
+        net_g (nn.Module): The bare mean network, which is validated and saved.
+        trained (nn.Module): What the step runs and the optimiser owns, wrapped for several devices.
+        scores (dict): ``{data set: {image: {metric: value}}}`` of the last validation.
+    """
+
+    def __init__(self, opt):
+        # A copy: BasicSR pops keys out of the options (sr_model.py:113, base_model.py:114), which are not ours to change.
+        BaseModel.__init__(self, deepcopy(opt))
+        train_opt = self.opt.get('train') or {}
+        self.amp_dtype = _AMP_DTYPES.get(train_opt.get('amp'))
+        self.memory_format = torch.channels_last if train_opt.get('channels_last') else torch.contiguous_format
+        self.scores = {}
+        self.build_networks()
+        self.load_networks()
+        if self.is_train:
+            self.init_training_settings()
+
+    # ------------------------------------------------------------------ for subclasses
+
+    def build_networks(self) -> None:
+        """Sets ``net_g`` and ``trained``."""
+        self.net_g = build_network(self.opt['network_g'])
+        self.trained = self.model_to_device(self.net_g)
+        self.print_network(self.net_g)
+
+    def load_networks(self) -> None:
+        """Loads what ``path.pretrain_network_*`` names."""
+        self.load_pretrained(self.net_g, 'g')
+
+    def compute_losses(self, lq: Tensor, gt: Tensor) -> tuple[dict, dict]:
+        """One forward of ``trained``.
+
+        Returns:
+            tuple: The losses, ``{name: scalar with gradient}``, of which the sum is minimised; and figures for the log.
+        """
+        with self.autocast():
+            self.output = self.trained(lq)
+        return self.listed_losses(self.output, gt, lq), {}
+
+    def networks_to_save(self) -> dict:
+        """``{label: {param_key: network}}`` for ``<label>_<iter>.pth``."""
+        net_g = {'params': self.net_g}
+        if self.ema_decay > 0:
+            net_g['params_ema'] = self.net_g_ema
+        return {'net_g': net_g}
+
+    def log_scale(self, lq: Tensor) -> Tensor | None:
+        """s of one image for the pictures, or None where the model has no uncertainty."""
+        return None
+
+    # ------------------------------------------------------------------ set-up
+
+    def load_pretrained(self, network: nn.Module, label: str, param_key: str | None = None) -> None:
+        """Loads ``path.pretrain_network_<label>`` if it is given, strictly unless ``path.strict_load_<label>`` is false."""
+        path_opt = self.opt['path']
+        path = path_opt.get(f'pretrain_network_{label}')
+        if path is None:
+            return
+        param_key = param_key or path_opt.get(f'param_key_{label}', 'params')
+        get_root_logger().info(f'Loading {type(network).__name__} from {path} [{param_key}].')
+        load_network(network, path, param_key, path_opt.get(f'strict_load_{label}', True))
+
+    def model_to_device(self, net: nn.Module) -> nn.Module:
+        """To the device, compiled and wrapped as asked for. BasicSR's (base_model.py:98) needs a GPU for DDP."""
+        net = net.to(self.device, memory_format=self.memory_format)
+        if not self.is_train:
+            return net
+        if self.opt['train'].get('compile'):
+            net = torch.compile(net)
+        if self.opt['dist']:
+            device_ids = [torch.cuda.current_device()] if self.device.type == 'cuda' else None
+            return DistributedDataParallel(
+                net, device_ids=device_ids, find_unused_parameters=self.opt.get('find_unused_parameters', False))
+        return DataParallel(net) if self.opt['num_gpu'] > 1 else net
+
+    def init_training_settings(self) -> None:
+        train_opt = self.opt['train']
+        self.trained.train()
+        self.accumulate = train_opt.get('accumulate') or 1
+        self.grad_clip = train_opt.get('grad_clip')
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=train_opt.get('amp') == 'fp16')
+        self.ema_decay = train_opt.get('ema_decay') or 0
+        if self.ema_decay > 0:
+            self.net_g_ema = deepcopy(self.net_g).eval().requires_grad_(False)
+            self.load_pretrained(self.net_g_ema, 'g', 'params_ema')
+        self.criteria = {
+            key: build_loss(block).to(self.device)
+            for key, block in train_opt.items() if key.endswith('_opt') and block
+        }
+        for key, criterion in self.criteria.items():
+            reduction = getattr(criterion, 'reduction', 'mean')
+            if reduction == 'none' or (reduction == 'sum' and self.accumulate > 1):
+                raise ValueError(f"train.{key}.reduction: expected 'mean', got {reduction!r}: training needs a number, "
+                                 'and with train.accumulate one that does not depend on the number of parts')
+        self.setup_optimizers()
+        self.setup_schedulers()
+
+    def get_optimizer(self, optim_type: str, params, lr: float, **kwargs) -> torch.optim.Optimizer:
+        """Any optimiser of torch.optim by its name."""
+        optimizer = getattr(torch.optim, optim_type, None)
+        if not (inspect.isclass(optimizer) and issubclass(optimizer, torch.optim.Optimizer)):
+            raise ValueError(f'train.optim_g.type: torch.optim has no optimiser {optim_type!r}')
+        return optimizer(params, lr, **kwargs)
+
+    def setup_optimizers(self) -> None:
+        options = dict(self.opt['train']['optim_g'])
+        params = [p for p in self.trained.parameters() if p.requires_grad]
+        self.optimizer_g = self.get_optimizer(options.pop('type'), params, **options)
+        self.optimizers.append(self.optimizer_g)
+
+    def setup_schedulers(self) -> None:
+        scheduler_opt = deepcopy(self.opt['train']['scheduler'])
+        super().setup_schedulers()  # pops 'type'
+        self.opt['train']['scheduler'] = scheduler_opt
+
+    # ------------------------------------------------------------------ the step
+
+    def autocast(self):
+        return torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None)
+
+    def feed_data(self, data: dict) -> None:
+        self.lq = data['lq'].to(self.device, memory_format=self.memory_format, non_blocking=True)
+        self.gt = data['gt'].to(self.device, non_blocking=True) if 'gt' in data else None
+
+    def listed_losses(self, pred: Tensor, gt: Tensor, lq: Tensor, skip: tuple = ()) -> dict:
+        """The ``train.<x>_opt`` losses by their log names, in float32 outside of autocast."""
+        losses = {}
+        with torch.autocast(self.device.type, enabled=False):
+            pred = pred.float()
+            for key, criterion in self.criteria.items():
+                if key not in skip:
+                    losses.update(_call_loss(key, criterion, pred, gt, lq))
+        return losses
+
+    def optimize_parameters(self, current_iter: int) -> None:
+        """One step: forward and backward in ``accumulate`` parts, clip, optimiser, EMA."""
+        self.optimizer_g.zero_grad(set_to_none=True)
+        self._log = {}
+        batch = len(self.lq)
+        parts = list(zip(self.lq.chunk(self.accumulate), self.gt.chunk(self.accumulate), strict=True))
+        for number, (lq, gt) in enumerate(parts, 1):
+            wait = isinstance(self.trained, DistributedDataParallel) and number < len(parts)
+            with self.trained.no_sync() if wait else contextlib.nullcontext():
+                losses, figures = self.compute_losses(lq, gt)
+                share = len(lq) / batch
+                self.scaler.scale(sum(losses.values()) * share).backward()
+            for name, value in {**losses, **figures}.items():
+                self._log[name] = self._log.get(name, 0) + value.detach() * share
+        if self.grad_clip:
+            self.scaler.unscale_(self.optimizer_g)
+            self._log['grad_norm'] = nn.utils.clip_grad_norm_(self.trained.parameters(), self.grad_clip)
+        self.scaler.step(self.optimizer_g)
+        self.scaler.update()
+        if self.ema_decay > 0:
+            self.model_ema(self.ema_decay)
+
+    @torch.no_grad()
+    def model_ema(self, decay: float = 0.999) -> None:
+        """BasicSR's EMA (base_model.py:75) with the buffers, which it leaves out."""
+        for ema, own in zip(self.net_g_ema.parameters(), self.net_g.parameters(), strict=True):
+            ema.mul_(decay).add_(own, alpha=1 - decay)
+        for ema, own in zip(self.net_g_ema.buffers(), self.net_g.buffers(), strict=True):
+            ema.copy_(own)
+
+    def update_learning_rate(self, current_iter: int, warmup_iter: int = -1) -> None:
+        """BasicSR's, with a warm-up that returns to the full rate.
+
+        MultiStepRestartLR goes on from the rate it finds (lr_scheduler.py:31), and so would stay at the last warm-up
+        rate. Schedulers therefore always see their own last rate; the warm-up is put on top afterwards.
+        """
+        if current_iter > 1:
+            self._set_lr([scheduler.get_last_lr() for scheduler in self.schedulers])
+            for scheduler in self.schedulers:
+                scheduler.step()
+        if current_iter < warmup_iter:
+            self._set_lr([[lr * current_iter / warmup_iter for lr in scheduler.get_last_lr()]
+                          for scheduler in self.schedulers])
+
+    def get_current_log(self) -> dict:
+        """The figures of the last step, averaged over the ranks. Read back here only: it costs a synchronisation."""
+        values = torch.stack([torch.as_tensor(v, dtype=torch.float32, device=self.device) for v in self._log.values()])
+        if self.opt['dist']:
+            dist.all_reduce(values)
+            values /= self.opt['world_size']
+        log = OrderedDict(zip(self._log, values.tolist(), strict=True))
+        broken = [name for name, value in log.items() if name.startswith('l_') and not np.isfinite(value)]
+        if broken:
+            raise FloatingPointError(f'{", ".join(broken)} is no longer finite: lower train.optim_g.lr, set '
+                                     'train.grad_clip, or use amp: bf16 in place of fp16. Checkpoints are kept')
+        return log
+
+    # ------------------------------------------------------------------ validation
+
+    def restoring(self, network, pad_to: int | None = None) -> inference.Restore:
+        """``network`` as it runs on a whole image: padded to the window, tiled and self-ensembled as the YAML says."""
+        val_opt, scale = self.opt.get('val') or {}, self.opt.get('scale', 1)
+        run = network
+        window = pad_to or self.opt['network_g'].get('window_size')
+        if window:
+            run = inference.padded(run, window, scale)
+        if val_opt.get('tile'):
+            run = inference.tiled(run, val_opt['tile']['size'], val_opt['tile']['overlap'], scale)
+        return inference.self_ensembled(run) if val_opt.get('self_ensemble') else run
+
+    @torch.no_grad()
+    def test(self) -> None:
+        """Restores ``self.lq`` with the bare network (the EMA's if there is one) in float32."""
+        network = getattr(self, 'net_g_ema', self.net_g)
+        was_training = network.training
+        network.eval()
+        self.output = self.restoring(network)(self.lq)
+        network.train(was_training)
+
+    def validation(self, dataloader, current_iter, tb_logger, save_img=False) -> dict:
+        """Validates on one data set, its images shared among the ranks.
+
+        BasicSR lets rank 0 validate alone through the DDP wrapper (sr_model.py:134); the ranks fall out of step.
+
+        Returns:
+            dict: ``{metric: mean over the images}``; the values per image are in ``self.scores``.
+        """
+        dataset, rank, world_size = dataloader.dataset, self.opt['rank'], self.opt['world_size']
+        name = dataset.opt['name']
+        metrics = self.opt['val'].get('metrics') or {}
+        mine = range(rank, len(dataset), world_size)
+        results = {}
+        for index in tqdm(mine, unit='image', desc=name, disable=rank != 0 or not self.opt['val'].get('pbar', False)):
+            data = default_collate([dataset[index]])
+            image = Path(data['lq_path'][0]).stem
+            self.feed_data(data)
+            self.test()
+            sr = tensor2img([self.output.detach().cpu()])
+            if save_img:
+                imwrite(sr, str(self._image_path(name, image, current_iter)))
+            self._show_log_scale(name, image, current_iter, tb_logger, index, save_img)
+            if self.gt is not None:
+                pair = {'img': sr, 'img2': tensor2img([self.gt.cpu()])}
+                results[index] = (image, {m: float(calculate_metric(pair, o)) for m, o in metrics.items()})
+            del self.lq, self.gt, self.output
+        if self.opt['dist']:
+            gathered = [None] * world_size
+            dist.all_gather_object(gathered, results)
+            results = {index: result for part in gathered for index, result in part.items()}
+        self.scores[name] = {image: values for _, (image, values) in sorted(results.items())}
+        if not metrics or not results:
+            return {}
+        self.metric_results = {m: float(np.mean([v[m] for v in self.scores[name].values()])) for m in metrics}
+        self._initialize_best_metric_results(name)
+        for metric, value in self.metric_results.items():
+            self._update_best_metric_result(name, metric, value, current_iter)
+        self._log_validation_metric_values(current_iter, name, tb_logger)
+        self._save_best(name, current_iter)
+        return dict(self.metric_results)
+
+    def _image_path(self, dataset: str, image: str, current_iter, label: str | None = None) -> Path:
+        folder = Path(self.opt['path']['visualization'])
+        if self.opt['is_train']:
+            name, folder = f'{image}_{current_iter}', folder / image
+            return folder / f'{name}_{label}.png' if label else folder / f'{name}.png'
+        suffix = label or self.opt['val'].get('suffix') or self.opt['name']
+        return folder / dataset / f'{image}_{suffix}.png'
+
+    @torch.no_grad()
+    def _show_log_scale(self, dataset, image, current_iter, tb_logger, index, save_img) -> None:
+        """The map of s beside the SR image, and those of the first few images to TensorBoard."""
+        show = tb_logger is not None and index < _SHOWN_IN_TENSORBOARD
+        if not (show or save_img):
+            return
+        log_scale = self.log_scale(self.lq)
+        if log_scale is None:
+            return
+        encoded = encode_log_scale(log_scale[0].mean(0).cpu().numpy())
+        if save_img:
+            imwrite(encoded, str(self._image_path(dataset, image, current_iter, 'log_scale')))
+        if show:
+            tb_logger.add_image(f'log_scale/{dataset}/{image}', (encoded >> 8).astype(np.uint8), current_iter,
+                                dataformats='HW')
+
+    def _save_best(self, dataset: str, current_iter) -> None:
+        rule = self.opt['val'].get('save_best')
+        if self.is_train and rule and rule['dataset'] == dataset:
+            best = self.best_metric_results[dataset][rule['metric']]
+            if best['iter'] == current_iter:
+                get_root_logger().info(f'Best {rule["metric"]} on {dataset} so far: {best["val"]:.4f}. Saved as best.')
+                self.save_networks('best')
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def save_networks(self, iteration: int | str) -> None:
+        """``<label>_<iteration>.pth`` of each network, by rank 0."""
+        if self.opt['rank'] != 0:
+            return
+        for label, networks in self.networks_to_save().items():
+            content = {key: {k: v.cpu() for k, v in net.state_dict().items()} for key, net in networks.items()}
+            save_atomic(content, Path(self.opt['path']['models']) / f'{label}_{iteration}.pth')
+
+    def save(self, epoch: int, current_iter: int) -> None:
+        """Networks first, the training state last: a state that exists has its networks."""
+        self.save_networks('latest' if current_iter == -1 else current_iter)
+        self.save_training_state(epoch, current_iter)
+        self._drop_old(self.opt.get('logger', {}).get('keep_last'))
+
+    def save_training_state(self, epoch: int, current_iter: int) -> None:
+        if current_iter == -1 or self.opt['rank'] != 0:
+            return
+        state = {
+            'epoch': epoch,
+            'iter': current_iter,
+            'optimizers': [o.state_dict() for o in self.optimizers],
+            'schedulers': [s.state_dict() for s in self.schedulers],
+            'scaler': self.scaler.state_dict(),
+            'best_metric_results': getattr(self, 'best_metric_results', {}),
+        }
+        save_atomic(state, Path(self.opt['path']['training_states']) / f'{current_iter}.state')
+
+    def _drop_old(self, keep: int | None) -> None:
+        if not keep or self.opt['rank'] != 0:
+            return
+        states = Path(self.opt['path']['training_states'])
+        old = sorted(int(p.stem) for p in states.glob('*.state') if p.stem.isdigit())[:-keep]
+        for iteration in old:
+            (states / f'{iteration}.state').unlink(missing_ok=True)  # first, so that no state is without networks
+            for label in self.networks_to_save():
+                (Path(self.opt['path']['models']) / f'{label}_{iteration}.pth').unlink(missing_ok=True)
+
+    def resume_training(self, resume_state: dict) -> None:
+        super().resume_training(resume_state)
+        self.scaler.load_state_dict(resume_state.get('scaler', {}) or self.scaler.state_dict())
+        self.best_metric_results = resume_state.get('best_metric_results', {})
+
+
+# BasicSR's names in the log, where they are not those of the option blocks.
+_LOG_NAMES = {'pixel_opt': 'l_pix'}
+
+
+def _call_loss(key: str, criterion: nn.Module, pred: Tensor, gt: Tensor, lq: Tensor) -> dict:
+    """Calls a loss of the form (pred, target), (pred, target, lq=...) or, as BasicSR's TV loss, (pred)."""
+    names = list(inspect.signature(criterion.forward).parameters)
+    args = (pred, ) if len(names) < 2 or names[1] == 'weight' else (pred, gt)
+    value = criterion(*args, **({'lq': lq} if 'lq' in names else {}))
+    if key == 'perceptual_opt':
+        return {name: v for name, v in zip(('l_percep', 'l_style'), value, strict=True) if v is not None}
+    return {_LOG_NAMES.get(key, f'l_{key[:-4]}'): value}

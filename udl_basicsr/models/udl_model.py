@@ -1,0 +1,88 @@
+"""The two stages of uncertainty-driven training (Ning et al., NeurIPS 2021, section 3.3)."""
+import torch
+from basicsr.archs import build_network
+from basicsr.utils.registry import MODEL_REGISTRY
+from torch import Tensor
+
+from udl_basicsr.losses.functional import floor_share
+
+from .checkpoints import CheckpointError
+from .step import StepModel
+
+
+@MODEL_REGISTRY.register()
+class UDLModel(StepModel):
+    """Which stage is trained is the top-level key ``stage``:
+
+    - ``esu``: the mean network and its uncertainty head together, as one UncertaintyNet, with a likelihood loss
+      ``train.likelihood_opt`` (EULoss, ESULoss, GRAMLoss).
+    - ``udl``: the bare mean network, with ``train.udl_opt`` (UDLLoss); the uncertainty comes from the frozen
+      UncertaintyNet of ``path.pretrain_network_u``.
+    - ``plain``: the bare mean network with ordinary losses; the baseline in the same frame.
+
+    Other losses (``train.pixel_opt``, ...) stand beside these in every stage. Checkpoints: ``net_g_*`` is the mean
+    network alone; ``net_u_*`` of stage ``esu`` is the whole UncertaintyNet.
+
+    Attributes:
+        net_u (UncertaintyNet | None): Bare; frozen unless the stage is ``esu``.
+    """
+
+    def build_networks(self) -> None:
+        self.stage = self.opt.get('stage', 'plain')
+        self.net_u = None
+        if self.opt.get('network_u') and (self.stage != 'plain' or not self.is_train):
+            self.net_u = build_network({'backbone': self.opt['network_g'], **self.opt['network_u']})
+        if self.stage == 'esu' and self.is_train:
+            self.net_g = self.net_u.mean_network
+            self.trained = self.model_to_device(self.net_u)
+            self.print_network(self.net_u)
+            return
+        super().build_networks()
+        if self.net_u is not None:
+            # Never in DDP, never in an optimiser, always in eval mode: it is a constant of the loss.
+            self.net_u.to(self.device, memory_format=self.memory_format).eval().requires_grad_(False)
+
+    def load_networks(self) -> None:
+        path = self.opt['path'].get('pretrain_network_u')
+        if self.net_u is not None and path is not None:
+            self.load_pretrained(self.net_u, 'u')
+        elif self.stage == 'udl' and self.is_train:
+            raise CheckpointError("path.pretrain_network_u: stage 'udl' needs the net_u_*.pth of a stage-1 run; "
+                                  "give it, or name that run's YAML as stage1")
+        elif not self.is_train:
+            self.net_u = None  # an untrained head has nothing to show
+        # After net_u: in stage esu the mean network is a part of it, and the one that is named wins.
+        super().load_networks()
+
+    def compute_losses(self, lq: Tensor, gt: Tensor) -> tuple[dict, dict]:
+        if self.stage == 'plain':
+            return super().compute_losses(lq, gt)
+        if self.stage == 'esu':
+            with self.autocast():
+                self.output, log_scale = self.trained(lq)
+            fidelity, log_term = self.criteria['likelihood_opt'].terms(self.output, gt, log_scale)
+            losses = {'l_fidelity': fidelity, 'l_log_scale': log_term}
+        else:
+            with self.autocast():
+                self.output = self.trained(lq)
+                with torch.no_grad():
+                    log_scale = self.net_u.log_scale(lq)
+            losses = {'l_udl': self.criteria['udl_opt'](self.output, gt, log_scale)}
+        losses.update(self.listed_losses(self.output, gt, lq, skip=('likelihood_opt', 'udl_opt')))
+        log_scale = log_scale.detach().float()
+        return losses, {'s_mean': log_scale.mean(), 's_floor': floor_share(log_scale)}
+
+    def log_scale(self, lq: Tensor) -> Tensor | None:
+        if self.net_u is None:
+            return None
+        was_training = self.net_u.training
+        self.net_u.eval()
+        log_scale = self.restoring(self.net_u.log_scale)(lq)
+        self.net_u.train(was_training)
+        return log_scale
+
+    def networks_to_save(self) -> dict:
+        networks = super().networks_to_save()
+        if self.stage == 'esu':
+            networks['net_u'] = {'params': self.net_u}
+        return networks
