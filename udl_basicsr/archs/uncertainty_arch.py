@@ -64,8 +64,8 @@ class UncertaintyNet(nn.Module):
     a small image when the network is built, not from names.
 
     Args:
-        backbone (dict): ``{type: EDSR, ...}``, any network of ARCH_REGISTRY that turns (N, C, h, w) into (N, C, H, W).
-        head (dict | None): ``{type: UDLHead, num_feat: 64}``; ``num_in_ch``, ``num_out_ch`` and ``scale`` are filled in.
+        backbone (dict): ``{type: EDSR, ...}``, any network of ARCH_REGISTRY from (N, C, h, w) to (N, C, H, W).
+        head (dict | None): ``{type: UDLHead, num_feat: 64}``; ``num_in_ch``, ``num_out_ch`` and ``scale`` are found.
         tap (str | None): Name of a module of the backbone, as in ``named_modules()``. None takes the known tap of EDSR,
             RCAN, MSRResNet, SwinIR and RRDBNet.
 
@@ -187,12 +187,13 @@ def _dry_run(network: nn.Module, options: dict) -> tuple[dict, tuple, tuple]:
             for handle in handles:
                 handle.remove()
     else:
-        raise ValueError(f'{type(network).__name__} cannot be run on a {channels}-channel image of 16, 48 or 64 pixels: '
-                         f'{failure}') from failure
+        raise ValueError(f'{type(network).__name__} cannot be run on a {channels}-channel image of 16, 48 or 64 '
+                         f'pixels: {failure}') from failure
     network.train(training)
     if not isinstance(mean, Tensor) or mean.ndim != 4:
         got = tuple(mean.shape) if isinstance(mean, Tensor) else type(mean).__name__
-        raise ValueError(f'{type(network).__name__} cannot be the mean network: expected an image (N, C, H, W), got {got}')
+        raise ValueError(f'{type(network).__name__} cannot be the mean network: expected an image (N, C, H, W), '
+                         f'got {got}')
     return dict(calls), (size, size), tuple(mean.shape)
 
 
@@ -220,8 +221,8 @@ def _choose_tap(name: str, network: nn.Module, tap: str | None, calls: dict, mea
     if tap not in calls:
         raise ValueError(f"tap: the module '{tap}' of {name} is never given a tensor. {listing}")
     if tap not in usable:
-        raise ValueError(f"tap: the module '{tap}' of {name} reads {calls[tap][0]}, expected a feature map (N, C, h, w) "
-                         f"whose size divides the image's {mean[2:]}. {listing}")
+        raise ValueError(f"tap: the module '{tap}' of {name} reads {calls[tap][0]}, expected a feature map "
+                         f"(N, C, h, w) whose size divides the image's {mean[2:]}. {listing}")
     return tap
 
 

@@ -1,8 +1,8 @@
 """Which sample is trained when, and how it is cropped: functions of (seed, epoch, index) and of nothing else.
 
 BasicSR's order depends on the epoch alone (data_sampler.py:32), and its workers are seeded alike at every epoch
-(data/__init__.py:99), so that each epoch sees the same crops. Here neither the number of workers, nor that of processes,
-nor the iteration a run was resumed at changes what is trained.
+(data/__init__.py:99), so that each epoch sees the same crops. Here neither the number of workers, nor that of
+processes, nor the iteration a run was resumed at changes what is trained.
 """
 import hashlib
 import math

@@ -13,7 +13,7 @@ from udl_basicsr.models.checkpoints import CheckpointError
 
 from .compat import init_dist
 from .loop import broadcast
-from .options import OptionError, Parsed, load_yaml, parse_options
+from .options import OptionError, load_yaml, parse_options
 
 
 def run(action: Callable[..., None], is_train: bool, root_path: Path | None = None) -> int:

@@ -14,7 +14,7 @@ from . import functional as F
 
 
 def full_precision(forward):
-    """Runs a loss outside of autocast with its inputs in at least float32: exp(-s) and sums over 10^5 pixels need it."""
+    """Runs a loss outside of autocast, its inputs in at least float32: exp(-s) and sums over 10^5 pixels need it."""
 
     @functools.wraps(forward)
     def wrapper(self, pred: Tensor, *args, **kwargs):
@@ -45,7 +45,8 @@ class _Loss(nn.Module):
 def _check_shapes(**maps: Tensor) -> None:
     shapes = {name: tuple(value.shape) for name, value in maps.items()}
     if len(set(shapes.values())) > 1:
-        raise ValueError('expected maps of one shape (N, C, H, W), got ' + ', '.join(f'{k} {v}' for k, v in shapes.items()))
+        got = ', '.join(f'{name} {shape}' for name, shape in shapes.items())
+        raise ValueError(f'expected maps of one shape (N, C, H, W), got {got}')
 
 
 class _FloorWatch:

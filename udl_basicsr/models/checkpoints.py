@@ -108,7 +108,7 @@ def _explain(own: set, given: set, missing: list, unexpected: list, reshaped: li
         return any(key.startswith('mean_network.') for key in keys)
 
     if has_head(own) and not has_head(given):
-        return 'It has no uncertainty head: it is a plain network (net_g_*). Give net_u_* of a stage-1 run (stage: esu).'
+        return 'It has no uncertainty head: it is a plain network. Give net_u_* of a stage-1 run (stage: esu).'
     if has_head(given) and not has_head(own):
         return 'It is an UncertaintyNet (net_u_*). Give net_g_*, the mean network of the same run.'
     if has_head(own) and all(key.startswith('head.') for key in (*missing, *unexpected, *reshaped)):

@@ -34,9 +34,9 @@ _SHOWN_IN_TENSORBOARD = 4
 class StepModel(SRModel):
     """Trains one network with the losses that the YAML lists (``train.<x>_opt``).
 
-    YAML keys beyond BasicSR's, all off unless given: ``train.accumulate`` (the batch is computed in that many parts: the
-    same gradient, less memory), ``train.grad_clip`` (largest norm of the gradient), ``train.amp`` (``bf16`` or ``fp16``,
-    losses stay in float32), ``train.channels_last``, ``train.compile``, ``val.tile: {size, overlap}``,
+    YAML keys beyond BasicSR's, all off unless given: ``train.accumulate`` (the batch is computed in that many parts:
+    the same gradient, less memory), ``train.grad_clip`` (largest norm of the gradient), ``train.amp`` (``bf16`` or
+    ``fp16``; losses stay in float32), ``train.channels_last``, ``train.compile``, ``val.tile: {size, overlap}``,
     ``val.self_ensemble``, ``val.save_best: {metric, dataset}``, ``logger.keep_last``.
 
     Attributes:
@@ -46,7 +46,7 @@ class StepModel(SRModel):
     """
 
     def __init__(self, opt):
-        # A copy: BasicSR pops keys out of the options (sr_model.py:113, base_model.py:114), which are not ours to change.
+        # A copy: BasicSR pops keys out of the options (sr_model.py:113, base_model.py:114), which are not ours.
         BaseModel.__init__(self, deepcopy(opt))
         train_opt = self.opt.get('train') or {}
         self.amp_dtype = _AMP_DTYPES.get(train_opt.get('amp'))
@@ -93,7 +93,7 @@ class StepModel(SRModel):
     # ------------------------------------------------------------------ set-up
 
     def load_pretrained(self, network: nn.Module, label: str, param_key: str | None = None) -> None:
-        """Loads ``path.pretrain_network_<label>`` if it is given, strictly unless ``path.strict_load_<label>`` is false."""
+        """Loads ``path.pretrain_network_<label>`` if given, strictly unless ``path.strict_load_<label>`` is false."""
         path_opt = self.opt['path']
         path = path_opt.get(f'pretrain_network_{label}')
         if path is None:
