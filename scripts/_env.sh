@@ -1,0 +1,91 @@
+# Sourced by demo.sh and test.sh: goes to the repository's root and finds or makes the Python environment.
+# shellcheck shell=bash
+set -euo pipefail
+
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+cd "$ROOT"
+PYTHON=
+
+fail() {
+    printf 'error: %s\n' "$*" >&2
+    exit 1
+}
+
+# step "what it does" command...: runs the command and says how long it took.
+step() {
+    local what=$1 begin=$SECONDS
+    shift
+    printf '\n==> %s\n' "$what"
+    "$@"
+    printf '    %s: %d s (%d s since the start)\n' "$what" "$((SECONDS - begin))" "$SECONDS"
+}
+
+# Imports run in /, for Python would also find a package that merely lies in the current folder.
+can_import() {
+    local python=$1 module
+    shift
+    for module in "$@"; do
+        (cd / && "$python" -c "import $module") > /dev/null 2>&1 || return 1
+    done
+}
+
+find_python() {
+    local candidate
+    for candidate in python3.12 python3.11 python3.10 python3 python; do
+        # A name on the path need not run (pyenv's shims), and Debian splits venv off.
+        if "$candidate" -c 'import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' \
+            > /dev/null 2>&1; then
+            echo "$candidate"
+            return
+        fi
+    done
+    fail 'Python 3.10, 3.11 or 3.12 with its venv module is needed (BasicSR cannot be installed on 3.13).' \
+        'On Debian and Ubuntu: apt install python3 python3-venv'
+}
+
+# environment EXTRA MODULE...: sets PYTHON. EXTRA is one of setup.py's extras, the modules are those that it is for.
+environment() {
+    local extra=$1
+    shift
+    local active own="$ROOT/.venv/bin/python" stamp="$ROOT/.venv/.installed-$extra" content
+    active="$(command -v python || true)"
+    if [ -n "$active" ] && [ "$(dirname "$active")" -ef "$ROOT/.venv/bin" ]; then
+        active=
+    fi
+    if [ -n "$active" ] && can_import "$active" udl_basicsr; then
+        PYTHON=$active
+        echo "Using the active environment: $PYTHON"
+        can_import "$PYTHON" "$@" || fail "$PYTHON has udl_basicsr, but not all of: $*." \
+            "Add them: python -m pip install --no-build-isolation -e '.[$extra]'"
+        return
+    fi
+
+    PYTHON=$own
+    # An environment does not survive being moved, and what is to be installed may change.
+    content="$ROOT $(cksum < setup.py)"
+    if [ "$(cat "$stamp" 2> /dev/null)" = "$content" ] && [ -x "$PYTHON" ]; then
+        echo 'Using the environment .venv'
+        return
+    fi
+    if can_import "$PYTHON" udl_basicsr "$@"; then
+        echo 'Using the environment .venv, which has everything'
+        echo "$content" > "$stamp"
+        return
+    fi
+    if ! "$PYTHON" -m pip --version > /dev/null 2>&1; then
+        local base
+        base="$(find_python)"
+        step "Making the environment .venv with $("$base" --version)" "$base" -m venv --clear .venv
+    fi
+    local pip=("$PYTHON" -m pip --disable-pip-version-check install --quiet)
+    # torch first and together with torchvision: BasicSR's setup.py imports torch, and the two must be a matching pair.
+    can_import "$PYTHON" torch torchvision.ops ||
+        step 'Installing torch and torchvision (about 2 minutes, 5.4 GB)' "${pip[@]}" torch torchvision
+    step 'Installing build tools' "${pip[@]}" setuptools wheel cython numpy
+    can_import "$PYTHON" lpips && "$PYTHON" -m pip show --quiet basicsr > /dev/null 2>&1 ||
+        step 'Installing BasicSR and LPIPS' "${pip[@]}" --no-build-isolation basicsr lpips
+    step 'Installing udl_basicsr' "${pip[@]}" --no-build-isolation -e ".[$extra]"
+    can_import "$PYTHON" udl_basicsr "$@" ||
+        fail "the installation is incomplete; see: $PYTHON -c 'import udl_basicsr'. To begin again: rm -r .venv"
+    echo "$content" > "$stamp"
+}

@@ -1,0 +1,84 @@
+#!/usr/bin/env python
+"""The Python parts of demo.sh: `photos` collects the photographs, `bicubic` scores plain upsampling, `figure` draws."""
+from __future__ import annotations
+
+import sys
+from importlib.resources import as_file, files
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+DATA, RESULTS = Path('datasets/demo'), Path('results')
+# Photographs in scikit-image's wheel. The two motorcycles are one scene and so stay in one split.
+PHOTOS = {
+    'train': ['brick.png', 'camera.png', 'coins.png', 'grass.png', 'gravel.png', 'hubble_deep_field.jpg', 'ihc.png',
+              'moon.png', 'motorcycle_left.png', 'motorcycle_right.png', 'page.png', 'retina.jpg', 'text.png'],
+    'val': ['rocket.jpg'],
+    'test': ['astronaut.png', 'chelsea.png', 'coffee.png'],
+}
+RUNS = {'demo_bicubic': 'bicubic', 'demo_L1': 'L1', 'demo_UDL': 'UDL'}
+
+
+def photos() -> None:
+    """Copies the photographs to datasets/demo/photos/<split>."""
+    for split, names in PHOTOS.items():
+        folder = DATA / 'photos' / split
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            with as_file(files('skimage') / 'data' / name) as source:
+                if not source.is_file():
+                    sys.exit(f'error: this scikit-image does not ship {name}; install scikit-image 0.26')
+                (folder / name).write_bytes(source.read_bytes())
+        print(f'{split}: {", ".join(Path(name).stem for name in names)}')
+
+
+def bicubic() -> None:
+    """Scores bicubic upsampling under the metrics of the demo's test."""
+    from udl_basicsr.engine.yaml_files import load_yaml
+    from udl_basicsr.reports.bicubic import write_bicubic
+    from udl_basicsr.reports.scores import format_scores
+
+    opt = load_yaml('options/demo/test.yml')
+    test = opt['datasets']['test']
+    print(format_scores(write_bicubic('demo_bicubic', test['name'], test['dataroot_gt'], test['dataroot_lq'],
+                                      opt['scale'], opt['val']['metrics'], RESULTS)))
+
+
+def _read(path: Path, flags: int = cv2.IMREAD_COLOR) -> np.ndarray:
+    image = cv2.imread(str(path), flags)
+    if image is None:
+        sys.exit(f'error: cannot read {path}. Run the whole demo: bash scripts/demo.sh')
+    return image[..., ::-1] if image.ndim == 3 else image
+
+
+def figure() -> None:
+    """Draws results/demo/<image>.png for each test photograph."""
+    from udl_basicsr.models.visuals import decode_log_scale
+    from udl_basicsr.reports.figures import Panel, busiest_box, comparison_figure, error_map, nearest, scale_map
+    from udl_basicsr.reports.scores import read_scores
+
+    scores = {run: read_scores(RESULTS / run)['datasets']['demo']['images'] for run in RUNS}
+    for name in map(Path, PHOTOS['test']):
+        image = name.stem
+        gt = _read(DATA / 'test' / 'GTmod2' / f'{image}.png')
+        lq = _read(DATA / 'test' / 'LRbicx2' / f'{image}.png')
+        sr = {run: _read(RESULTS / run / 'visualization' / 'demo' / f'{image}_{run}.png') for run in RUNS}
+        theta = scale_map(decode_log_scale(_read(RESULTS / 'demo_UDL' / 'visualization' / 'demo' /
+                                                 f'{image}_log_scale.png', cv2.IMREAD_UNCHANGED)))
+        restored = [Panel(f'{label}\n{scores[run][image]["psnr"]:.2f} dB / {scores[run][image]["ssim"]:.4f}', sr[run])
+                    for run, label in RUNS.items()]
+        panels = [Panel('low resolution\n×2 smaller', nearest(lq, 2)), *restored, Panel('ground truth\n', gt),
+                  *(Panel(f'|{label} − truth|', error_map(sr[run], gt), 'error') for run, label in RUNS.items()
+                    if run != 'demo_bicubic'),
+                  Panel('uncertainty', theta, 'scale')]
+        out = comparison_figure(panels, busiest_box(gt, 96), RESULTS / 'demo' / f'{image}.png',
+                                whole=[Panel(image, gt), Panel('uncertainty θ', theta, 'scale')])
+        print(f'Wrote {out}')
+
+
+if __name__ == '__main__':
+    parts = {'photos': photos, 'bicubic': bicubic, 'figure': figure}
+    if len(sys.argv) != 2 or sys.argv[1] not in parts:
+        sys.exit(f'usage: demo.py {{{",".join(parts)}}} (bash scripts/demo.sh calls it)')
+    parts[sys.argv[1]]()

@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Lints the code and runs the tests. Arguments go to pytest: bash scripts/test.sh -k losses
+source "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
+
+cat << 'END'
+Checks udl_basicsr: makes or reuses the environment .venv, runs ruff, then pytest.
+The first call installs (about 3 minutes, 6 GB); the tests take a few minutes on 2 cores.
+END
+environment test ruff pytest skimage scipy
+step 'ruff' "$PYTHON" -m ruff check .
+step 'pytest' "$PYTHON" -m pytest "$@"
+printf '\nAll checks passed in %d s.\n' "$SECONDS"
