@@ -1,0 +1,130 @@
+"""UncertaintyNet around BasicSR's networks, and the ways to name a wrong tap."""
+import copy
+
+import pytest
+import torch
+from basicsr.archs import build_network
+from torch import nn
+from torch.nn import functional as F
+
+from udl_basicsr.archs import UDLHead, UncertaintyNet
+from udl_basicsr.losses import ESULoss
+
+EDSR = {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 2}
+SWINIR = {'type': 'SwinIR', 'in_chans': 3, 'img_size': 16, 'window_size': 8, 'depths': [2, 2], 'embed_dim': 12,
+          'num_heads': [2, 2], 'mlp_ratio': 2}
+BACKBONES = {
+    **{f'EDSR-x{s}': {**EDSR, 'upscale': s} for s in (2, 3, 4)},
+    'MSRResNet-gray': {'type': 'MSRResNet', 'num_in_ch': 1, 'num_out_ch': 1, 'num_feat': 8, 'num_block': 2, 'upscale': 2},
+    **{f'RCAN-x{s}': {'type': 'RCAN', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 16, 'num_group': 2, 'num_block': 1,
+                      'squeeze_factor': 4, 'upscale': s} for s in (2, 4)},
+    **{f'MSRResNet-x{s}': {'type': 'MSRResNet', 'num_feat': 8, 'num_block': 2, 'upscale': s} for s in (2, 3, 4)},
+    'SwinIR-x2': {**SWINIR, 'upscale': 2, 'upsampler': 'pixelshuffle'},
+    'SwinIR-light-x4': {**SWINIR, 'upscale': 4, 'upsampler': 'pixelshuffledirect'},
+    **{f'RRDBNet-x{s}': {'type': 'RRDBNet', 'num_in_ch': 3, 'num_out_ch': 3, 'scale': s, 'num_feat': 8, 'num_block': 1,
+                         'num_grow_ch': 4} for s in (2, 4)},
+}
+pytestmark = pytest.mark.filterwarnings('ignore:torch.meshgrid')
+
+
+def image(options, size=(16, 24)):
+    return torch.rand(2, options.get('num_in_ch', 3), *size)
+
+
+@pytest.mark.parametrize('name', BACKBONES)
+def test_any_backbone(name):
+    options = BACKBONES[name]
+    net = UncertaintyNet(copy.deepcopy(options))
+    scale = options.get('upscale', options.get('scale'))
+    lq = image(options)
+    mean, log_scale = net(lq)
+    assert mean.shape == log_scale.shape == (2, lq.shape[1], 16 * scale, 24 * scale)
+    assert net.scale == scale
+
+    # the mean is the bare network's, bit for bit, and the bare network is BasicSR's own
+    net.eval()
+    stock = build_network(copy.deepcopy(options)).eval()
+    stock.load_state_dict(net.mean_network.state_dict(), strict=True)
+    with torch.no_grad():
+        assert torch.equal(net(lq)[0], stock(lq))
+        assert torch.equal(net.log_scale(lq), net(lq)[1])
+    # a gradient reaches every parameter: nothing for DDP to miss
+    net.train()
+    mean, log_scale = net(lq)
+    ESULoss()(mean, torch.rand_like(mean), log_scale).backward()
+    assert [n for n, p in net.named_parameters() if p.grad is None] == []
+
+
+def test_s_is_the_head_of_the_features_written_out():
+    net = UncertaintyNet({**EDSR, 'upscale': 3}).double().eval()
+    body = net.mean_network
+    lq = torch.rand(1, 3, 7, 9, dtype=torch.float64)
+    with torch.no_grad():
+        first = body.conv_first((lq - body.mean) * body.img_range)
+        features = body.conv_after_body(body.body(first.clone())) + first  # BasicSR: res += x
+        up = features.repeat_interleave(3, -1).repeat_interleave(3, -2)
+        for conv in (net.head.conv1, net.head.conv2, net.head.conv3):
+            out = F.conv2d(up, conv.weight, conv.bias, padding=1)
+            up = torch.where(out > 0, out, out.exp() - 1)
+        torch.testing.assert_close(net.log_scale(lq), up, rtol=1e-12, atol=1e-12)
+
+
+def test_log_scale_never_computes_the_tail():
+    net = UncertaintyNet({**EDSR, 'upscale': 2})
+    ran = []
+    for name in ('upsample', 'conv_last'):
+        net.mean_network.get_submodule(name).register_forward_hook(lambda *_, name=name: ran.append(name))
+    net.log_scale(torch.rand(1, 3, 8, 8))
+    assert ran == []
+    net(torch.rand(1, 3, 8, 8))
+    assert ran == ['upsample', 'conv_last']
+
+
+def test_nothing_stays_on_the_backbone():
+    net = UncertaintyNet({**EDSR, 'upscale': 2})
+    net(torch.rand(1, 3, 8, 8))
+    net.log_scale(torch.rand(1, 3, 8, 8))
+    assert all(not m._forward_pre_hooks for m in net.mean_network.modules())
+
+
+def test_an_error_in_the_backbone_is_not_swallowed():
+    net = UncertaintyNet({**EDSR, 'upscale': 2})
+    with pytest.raises(RuntimeError, match='must match the size'):
+        net.log_scale(torch.rand(1, 5, 8, 8))
+    assert all(not m._forward_pre_hooks for m in net.mean_network.modules())
+
+
+@pytest.mark.parametrize(('tap', 'expected'), [
+    ('upsampel', r"no module 'upsampel'. Did you mean 'upsample'\?.*conv_first.*body.*upsample.*conv_last"),
+    ('body.0.relu.x', "no module 'body.0.relu.x'"),
+])
+def test_wrong_tap_lists_those_that_exist(tap, expected):
+    with pytest.raises(ValueError, match=expected):
+        UncertaintyNet({**EDSR, 'upscale': 2}, tap=tap)
+
+
+def test_tap_that_is_no_feature_map():
+    with pytest.raises(ValueError, match=r"'layers.0' of SwinIR reads .*conv_after_body"):
+        UncertaintyNet(BACKBONES['SwinIR-x2'], tap='layers.0')
+
+
+def test_unknown_network_without_a_tap_is_told_what_there_is():
+    ridnet = {'type': 'RIDNet', 'in_channels': 3, 'mid_channels': 16, 'out_channels': 3, 'num_block': 1}
+    with pytest.raises(ValueError, match=r'RIDNet has no default.*tapped: .*tail'):
+        UncertaintyNet(ridnet)
+    net = UncertaintyNet(ridnet, tap='tail')
+    assert net.scale == net.head.scale == 1
+
+
+def test_a_network_that_makes_no_image():
+    with pytest.raises(ValueError, match='VGGStyleDiscriminator cannot be'):
+        UncertaintyNet({'type': 'VGGStyleDiscriminator', 'num_in_ch': 3, 'num_feat': 4}, tap='conv0_0')
+
+
+@pytest.mark.parametrize('scale', [1, 2, 3, 4])
+def test_head(scale):
+    head = UDLHead(8, 3, scale, num_feat=6)
+    s = head(torch.randn(2, 8, 5, 4) * 100)
+    assert s.shape == (2, 3, 5 * scale, 4 * scale)
+    assert s.min() >= -1
+    assert [m.weight.shape[:2] for m in head.modules() if isinstance(m, nn.Conv2d)] == [(6, 8), (6, 6), (3, 6)]
