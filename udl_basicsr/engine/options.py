@@ -1,0 +1,222 @@
+"""Options of a run: read, completed as BasicSR completes them, and checked before anything is created.
+
+    parsed = parse_options('options/train_EDSR_UDL_x4.yml', root_path='.', is_train=True)
+    parsed.opt    what BasicSR's models and loaders want
+    parsed.flat   what the user asked for, in one piece; stock BasicSR trains it as well
+"""
+import random
+from collections.abc import Iterable
+from copy import deepcopy
+from dataclasses import dataclass, field
+from os import path as osp
+from typing import Any
+
+import torch
+
+from .checks import Checker, Report
+from .data_check import check_data, where
+from .schema import OPTIONS
+from .yaml_files import OptionError, apply_force_yml, dump_flat, interpolate, load_yaml
+
+__all__ = ['OptionError', 'Parsed', 'apply_force_yml', 'dump_flat', 'load_yaml', 'parse_options']
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """Options of one run."""
+
+    file: str
+    """The option file, absolute."""
+    flat: dict
+    """Resolved options as the user may write them; ``dump_flat(flat)`` is the file for the run's folder."""
+    opt: dict
+    """Runtime options, as basicsr.utils.options.parse_options builds them."""
+    stage1: 'Parsed | None' = None
+    """The options of stage 1, where ``stage1`` names its file."""
+    warnings: tuple[str, ...] = field(default=())
+    """What is legal but probably not meant."""
+
+
+def parse_options(file: str, *, root_path: str, is_train: bool, force_yml: Iterable[str] = (), auto_resume: bool = False,
+                  debug: bool = False, rank: int = 0, world_size: int = 1, dist: bool = False,
+                  num_gpu_available: int | None = None, check_files: bool = True) -> Parsed:
+    """Reads an option file, applies ``--force_yml``, and checks everything.
+
+    Args:
+        file: option file.
+        root_path: the folder of ``experiments/`` and ``results/``.
+        is_train: training, or test.
+        force_yml: entries such as ``train:optim_g:lr=1e-4``. They do not reach the file that ``stage1`` names.
+        auto_resume: put into the options as it is.
+        debug: BasicSR's debug mode: the name gets ``debug_`` before it, everything happens every few iterations.
+        rank: this process.
+        world_size: number of processes.
+        dist: whether there are several.
+        num_gpu_available: number of GPUs; None asks torch.
+        check_files: False leaves out every check that looks at the disk.
+
+    Returns:
+        The options. Nothing on disk has been touched.
+
+    Raises:
+        OptionError: with every problem found.
+    """
+    return _parse(file, (), root_path=root_path, is_train=is_train, force_yml=tuple(force_yml or ()),
+                  auto_resume=auto_resume, debug=debug, rank=rank, world_size=world_size, dist=dist,
+                  num_gpu_available=torch.cuda.device_count() if num_gpu_available is None else num_gpu_available,
+                  check_files=check_files)
+
+
+def _parse(file: str, parents: tuple[str, ...], *, root_path: str, is_train: bool, force_yml: tuple[str, ...],
+           auto_resume: bool, debug: bool, rank: int, world_size: int, dist: bool, num_gpu_available: int,
+           check_files: bool) -> Parsed:
+    file = osp.abspath(osp.expanduser(file))
+    root_path = osp.abspath(root_path)
+    flat = interpolate(apply_force_yml(load_yaml(file, references=False), force_yml), file)
+    if isinstance(flat.get('stage1'), str):
+        flat['stage1'] = osp.abspath(flat['stage1'])  # only --force_yml can have left it relative, to where we are
+    _complete(flat, debug)
+
+    report, stage1, promised = Report(), None, {}
+    if isinstance(flat.get('stage1'), str) and is_train:
+        stage1 = _parse_stage1(flat, report, (*parents, osp.realpath(file)), root_path=root_path, is_train=True,
+                               force_yml=(), auto_resume=auto_resume, debug=debug, rank=rank, world_size=world_size,
+                               dist=dist, num_gpu_available=num_gpu_available, check_files=check_files)
+        promised = _fill_stage1_weights(flat, stage1, root_path)
+    elif flat.get('stage1') is not None and not is_train:
+        report.add('stage1', 'belongs in a training file; remove it')
+    Checker(flat, is_train, report).run()
+    if not _can_build(flat):
+        raise _error(file, report)
+
+    if is_train and flat.get('manual_seed') is None:
+        flat['manual_seed'] = random.SystemRandom().randint(1, 10000)  # leaves the global random state alone
+    opt = _runtime(flat, root_path, is_train, num_gpu_available)
+    opt.update(dist=dist, rank=rank, world_size=world_size, auto_resume=auto_resume)
+    _check_machine(opt, flat, num_gpu_available, report)
+    if check_files:
+        _check_weights(flat, promised, root_path, is_train, report)
+        check_data(opt, root_path, report)
+    if report.problems or report.elsewhere:
+        raise _error(file, report)
+    return Parsed(file, flat, opt, stage1, tuple(f'{file}: {w}' for w in report.warnings))
+
+
+def _error(file: str, report: Report) -> OptionError:
+    return OptionError([*(f'{file}: {p}' for p in report.problems), *report.elsewhere])
+
+
+def _complete(flat: dict, debug: bool) -> None:
+    """Sorts the keys as BasicSR does, and adds those that stock BasicSR takes for granted."""
+    order = {key: i for i, key in enumerate(OPTIONS)}
+    for key in sorted(flat, key=lambda k: order.get(k, len(order))):
+        flat[key] = flat.pop(key)
+    name = flat.get('name')
+    if debug and isinstance(name, str) and not name.startswith('debug'):
+        flat['name'] = f'debug_{name}'
+    flat.setdefault('num_gpu', 'auto')
+    if flat.get('path') is None:
+        flat['path'] = {}
+    for block, defaults in (('val', {'save_img': False, 'suffix': None}), ('logger', {'use_tb_logger': False})):
+        if isinstance(flat.get(block), dict):
+            flat[block] |= {k: v for k, v in defaults.items() if k not in flat[block]}
+
+
+def _parse_stage1(flat: dict, report: Report, parents: tuple[str, ...], **arguments: Any) -> Parsed | None:
+    """Checks the option file of stage 1, and that stage 2 can start from what it trains."""
+    first = flat['stage1']
+    if osp.realpath(first) in parents:
+        report.add('stage1', f'goes round in a circle: {" -> ".join((*parents, osp.realpath(first)))}')
+        return None
+    try:
+        stage1 = _parse(first, parents, **arguments)
+    except OptionError as error:
+        report.elsewhere += error.problems
+        return None
+    for key in ('scale', 'network_g'):
+        if flat.get(key) != stage1.flat.get(key):
+            report.add(key, f'{flat.get(key)} is not what stage 1 trains, {stage1.flat.get(key)} ({first})')
+    ours, theirs = ({'backbone': f.get('network_g'), **f['network_u']} if isinstance(f.get('network_u'), dict) else None
+                    for f in (flat, stage1.flat))
+    if ours and theirs and ours != theirs:
+        report.add('network_u', f'{flat["network_u"]} is not what stage 1 trains, {stage1.flat["network_u"]} ({first})')
+    if ours and not theirs and not flat['path'].get('pretrain_network_u'):
+        report.add('stage1', f'trains no network_u ({first}); expected the option file of stage esu')
+    return stage1
+
+
+def _fill_stage1_weights(flat: dict, stage1: Parsed | None, root_path: str) -> dict[str, str]:
+    """Names the weights that stage 1 will leave, where the file names none; returns what was filled in."""
+    if stage1 is None or not isinstance(flat['path'], dict):
+        return {}
+    models = osp.join(root_path, 'experiments', stage1.flat['name'], 'models')
+    filled = {}
+    for label in ('g', 'u'):
+        key = f'pretrain_network_{label}'
+        if flat['path'].get(key) is None and f'network_{label}' in flat and f'network_{label}' in stage1.flat:
+            filled[key] = flat['path'][key] = osp.join(models, f'net_{label}_latest.pth')
+    return filled
+
+
+def _can_build(flat: dict) -> bool:
+    """Whether the skeleton is sound enough to look at the rest too."""
+    datasets = flat.get('datasets')
+    return isinstance(flat.get('name'), str) and isinstance(flat['path'], dict) and isinstance(datasets, dict) \
+        and all(isinstance(d, dict) for d in datasets.values()) \
+        and all(isinstance(flat.get(k, {}), dict) for k in ('val', 'logger'))
+
+
+def _runtime(flat: dict, root_path: str, is_train: bool, num_gpu_available: int) -> dict:
+    """Adds what basicsr.utils.options.parse_options and train_pipeline add."""
+    opt = deepcopy(flat)
+    opt.update(is_train=is_train, root_path=root_path)
+    if opt['num_gpu'] == 'auto':
+        opt['num_gpu'] = num_gpu_available
+    for key, dataset in opt['datasets'].items():
+        dataset['phase'] = key.split('_')[0]
+        if 'scale' in opt:
+            dataset['scale'] = opt['scale']
+        for root in ('dataroot_gt', 'dataroot_lq'):
+            if isinstance(dataset.get(root), str):
+                dataset[root] = osp.expanduser(dataset[root])
+    path = opt['path']
+    for key, value in path.items():
+        if isinstance(value, str) and ('resume_state' in key or 'pretrain_network' in key):
+            path[key] = osp.expanduser(value)
+    if is_train:
+        root = path['experiments_root'] = osp.join(root_path, 'experiments', opt['name'])
+        path['models'] = osp.join(root, 'models')
+        path['training_states'] = osp.join(root, 'training_states')
+        if 'debug' in opt['name']:
+            if isinstance(opt.get('val'), dict):
+                opt['val']['val_freq'] = 8
+            if isinstance(opt.get('logger'), dict):
+                opt['logger'].update(print_freq=1, save_checkpoint_freq=8)
+    else:
+        root = path['results_root'] = osp.join(root_path, 'results', opt['name'])
+    path['log'] = root
+    path['visualization'] = osp.join(root, 'visualization')
+    return opt
+
+
+def _check_machine(opt: dict, flat: dict, num_gpu_available: int, report: Report) -> None:
+    wanted = flat['num_gpu']
+    if isinstance(wanted, int) and wanted > num_gpu_available:
+        report.add('num_gpu', f'{wanted}, but {num_gpu_available or "no"} GPU{"s are" if num_gpu_available > 1 else " is"} '
+                   'visible here; use auto')
+    train = opt['datasets'].get('train', {})
+    if train.get('prefetch_mode') == 'cuda':
+        if opt['num_gpu'] == 0 or not num_gpu_available:
+            report.add('datasets.train.prefetch_mode', 'cuda needs a GPU, and none is used here; use cpu or ~')
+        if train.get('pin_memory') is not True:
+            report.add('datasets.train.pin_memory', 'must be true with prefetch_mode: cuda')
+
+
+def _check_weights(flat: dict, promised: dict, root_path: str, is_train: bool, report: Report) -> None:
+    """Weights and states that are named must be there, but for those that stage 1 will leave."""
+    for key, value in flat['path'].items():
+        if not isinstance(value, str) or key in promised or not ('pretrain_network' in key or key == 'resume_state'):
+            continue
+        if not osp.isfile(osp.expanduser(value)):
+            remedy = 'correct the path' if is_train else f'train first, or set path.{key}'
+            report.add(f'path.{key}', f'no such file: {where(value, root_path)}; {remedy}')

@@ -1,0 +1,227 @@
+"""The keys of an option file: one table, from which files are checked and docs/OPTIONS.md is written.
+
+``python -m udl_basicsr.engine.schema`` prints the table as Markdown.
+"""
+import fnmatch
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a value may be."""
+
+    label: str
+    accepts: Callable[[Any], bool]
+    convert: Callable[[Any], Any] | None = None
+    """Applied to accepted values: BasicSR's own files write ``!!float 5e3`` where a count is meant."""
+
+
+@dataclass(frozen=True)
+class Built:
+    """A block ``{type: name, argument: value, ...}`` that a class is built from; checked against its signature."""
+
+    what: str
+    partial: bool = False
+    """The program fills in what the block leaves out."""
+
+    @property
+    def label(self) -> str:
+        return f'block: `type` and arguments of a {self.what}'
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key of the table."""
+
+    kind: Any
+    """Kind, Built, or a dict: the table of a block."""
+    doc: str
+    need: str = ''
+    """'' optional, or 'train', 'test', 'both': where it must be given."""
+    ours: bool = False
+    """Read by the models of this package; BasicSR's would silently ignore it."""
+    null: bool = False
+    """Null may be written, and means: not given."""
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_count(value: Any) -> bool:
+    return _is_number(value) and value == int(value)
+
+
+def integer(low: int, label: str = '') -> Kind:
+    return Kind(label or f'integer ≥ {low}', lambda v: _is_count(v) and v >= low, int)
+
+
+def one_of(*choices: Any) -> Kind:
+    return Kind(' \\| '.join(map(str, choices)), lambda v: any(v is c or (isinstance(v, str) and v == c) for c in choices))
+
+
+def _is_folder_name(value: Any) -> bool:
+    return isinstance(value, str) and value.strip() == value != '' and value not in ('.', '..') \
+        and not any(c in value for c in '/\\\0:*?"<>|\n')
+
+
+BOOL = Kind('true \\| false', lambda v: isinstance(v, bool))
+TEXT = Kind('text', lambda v: isinstance(v, str) and v != '')
+FOLDER_NAME = Kind('name of a folder: text without / \\ : * ? " < > | and not . or ..', _is_folder_name)
+POSITIVE = Kind('number > 0', lambda v: _is_number(v) and v > 0)
+DECAY = Kind('number, 0 ≤ x < 1', lambda v: _is_number(v) and 0 <= v < 1)
+NAMES = Kind('list of text', lambda v: isinstance(v, list) and all(isinstance(i, str) for i in v))
+ANY = Kind('anything', lambda v: True)
+COUNT = integer(1)
+FREQUENCY = integer(1, 'iterations, integer ≥ 1')
+GPUS = Kind('auto \\| integer ≥ 0', lambda v: v == 'auto' or (_is_int(v) and v >= 0))
+CHANNELS = Kind('list of numbers, one per channel', lambda v: isinstance(v, list) and all(map(_is_number, v)))
+
+DATASET = {
+    'name': Key(FOLDER_NAME, 'name in logs and tables, and of the folder of its results', need='both'),
+    'type': Key(TEXT, 'a class of DATASET_REGISTRY', need='both'),
+    'dataroot_gt': Key(TEXT, 'folder (or .lmdb) of the HR images', null=True),
+    'dataroot_lq': Key(TEXT, 'folder (or .lmdb) of the LR images', null=True),
+    'meta_info_file': Key(TEXT, 'text file that lists the GT images to use, one a line', null=True),
+    'filename_tmpl': Key(Kind('text with {}', lambda v: isinstance(v, str) and _formats(v)),
+                         "name of the LR file made from the GT's, such as '{}x4'; default '{}'"),
+    'io_backend': Key({'type': Key(one_of('disk', 'lmdb', 'memcached'), 'where the images lie', need='both'),
+                       '*': Key(ANY, 'further arguments of the backend')}, 'how images are read'),
+    'gt_size': Key(COUNT, 'side of the HR training patch; a multiple of scale'),
+    'use_hflip': Key(BOOL, 'random horizontal flips'),
+    'use_rot': Key(BOOL, 'random vertical flips and transposition'),
+    'mean': Key(CHANNELS, 'subtracted from the images', null=True),
+    'std': Key(CHANNELS, 'the images are divided by it', null=True),
+}
+LOADER = {
+    'batch_size_per_gpu': Key(COUNT, 'images a step, on each GPU or process'),
+    'num_worker_per_gpu': Key(integer(0), 'loader processes, for each GPU or process'),
+    'dataset_enlarge_ratio': Key(COUNT, 'lengthens an epoch, for small data sets; default 1'),
+    'use_shuffle': Key(BOOL, 'accepted as in the files of BasicSR, where training data are always shuffled'),
+    'prefetch_mode': Key(one_of('cpu', 'cuda'), 'cuda needs a GPU and pin_memory: true', null=True),
+    'num_prefetch_queue': Key(COUNT, 'batches held ready by prefetch_mode cpu; default 1'),
+    'pin_memory': Key(BOOL, 'default false'),
+    'persistent_workers': Key(BOOL, 'keep loader processes between epochs; default false'),
+}
+VAL = {
+    'val_freq': Key(FREQUENCY, 'validate every so many iterations', need='train'),
+    'save_img': Key(BOOL, 'write the SR images; default false'),
+    'pbar': Key(BOOL, 'progress bar; default false'),
+    'suffix': Key(FOLDER_NAME, 'appended to the names of the SR images', null=True),
+    'metrics': Key({'*': Key(Built('metric'), 'any name; `better: higher \\| lower` says which way is up')},
+                   'figures to compute, by a name of your choice', null=True),
+    'save_best': Key({'metric': Key(TEXT, 'a name in val.metrics', need='both'),
+                      'dataset': Key(TEXT, 'the `name` of a validation set', need='both')},
+                     'keep the checkpoint that is best by this metric on this set', ours=True, null=True),
+    'tile': Key({'size': Key(COUNT, 'side of a tile in LR pixels', need='both'),
+                 'overlap': Key(integer(0), 'LR pixels by which neighbours overlap, less than size', need='both')},
+                'super-resolve in tiles, where whole images are too large', ours=True, null=True),
+    'self_ensemble': Key(BOOL, 'average over the 8 flips and rotations; default false', ours=True),
+}
+TRAIN = {
+    'ema_decay': Key(DECAY, 'exponential moving average of the weights, used for validation; default 0, off'),
+    'optim_g': Key(Built('optimizer'), 'any class of torch.optim', need='train'),
+    'scheduler': Key(Built('scheduler'), 'learning rate schedule: MultiStepLR, CosineAnnealingRestartLR', need='train'),
+    'total_iter': Key(FREQUENCY, 'length of the training', need='train'),
+    'warmup_iter': Key(integer(-1), 'linear warm-up, in iterations; -1: none'),
+    'likelihood_opt': Key(Built('loss'), 'stage esu: EULoss, ESULoss, GRAMLoss', ours=True),
+    'udl_opt': Key(Built('loss'), 'stage udl: UDLLoss', ours=True),
+    '*_opt': Key(Built('loss'), 'further losses: pixel_opt, perceptual_opt, ...'),
+    'accumulate': Key(COUNT, 'compute the batch in so many parts; default 1', ours=True),
+    'grad_clip': Key(POSITIVE, 'largest norm of the gradient', ours=True, null=True),
+    'amp': Key(one_of('bf16', 'fp16'), 'mixed precision', ours=True, null=True),
+    'channels_last': Key(BOOL, 'memory format; default false', ours=True),
+    'compile': Key(BOOL, 'torch.compile; default false', ours=True),
+}
+PATH = {
+    'pretrain_network_*': Key(TEXT, 'weights to start from (`_g`, `_u`: one per network)', null=True),
+    'param_key_*': Key(TEXT, 'params \\| params_ema; null: the file is the weights themselves', null=True),
+    'strict_load_*': Key(BOOL, 'every weight must be found; default true'),
+    'resume_state': Key(TEXT, 'a .state file to go on from', null=True),
+    'ignore_resume_networks': Key(NAMES, 'networks that do not go on from it', null=True),
+}
+LOGGER = {
+    'print_freq': Key(FREQUENCY, 'log every so many iterations', need='train'),
+    'save_checkpoint_freq': Key(FREQUENCY, 'save every so many iterations', need='train'),
+    'use_tb_logger': Key(BOOL, 'TensorBoard; default false'),
+    'keep_last': Key(COUNT, 'keep only so many checkpoints; default all', ours=True, null=True),
+    'wandb': Key({'project': Key(TEXT, 'project on wandb', null=True), 'resume_id': Key(TEXT, 'run to go on', null=True)},
+                 'Weights & Biases', null=True),
+}
+NETWORK_U = {
+    'type': Key(TEXT, 'UncertaintyNet', need='both'),
+    'backbone': Key(Built('network'), 'default: network_g'),
+    'head': Key(Built('network', partial=True), 'default: UDLHead'),
+    'tap': Key(TEXT, 'the module of the backbone whose input the head reads; known for EDSR, RCAN, MSRResNet, SwinIR, '
+               'RRDBNet', null=True),
+}
+OPTIONS = {
+    'name': Key(FOLDER_NAME, 'name of the experiment, and of its folder', need='both'),
+    'model_type': Key(TEXT, "a class of MODEL_REGISTRY: UDLModel, or BasicSR's SRModel, ...", need='both'),
+    'stage': Key(one_of('plain', 'esu', 'udl'), 'UDLModel: plain trains with ordinary losses, esu learns the uncertainty, '
+                 'udl weights with it', ours=True),
+    'stage1': Key(TEXT, 'the option file of stage 1, relative to this file: trained first when its weights are missing',
+                  ours=True, null=True),
+    'scale': Key(COUNT, 'upscaling factor'),
+    'num_gpu': Key(GPUS, 'default auto: all that are visible'),
+    'manual_seed': Key(Kind('integer, 0 ≤ x < 2³²', lambda v: _is_int(v) and 0 <= v < 2**32), 'default: drawn', null=True),
+    'deterministic': Key(BOOL, 'deterministic kernels, slower; default false'),
+    'find_unused_parameters': Key(BOOL, 'for DistributedDataParallel; default false'),
+    'datasets': Key({'train': Key({**DATASET, **LOADER}, 'training set'),
+                     'val': Key({**DATASET, **LOADER}, 'validation sets: val, val_1, ...'),
+                     'val_*': Key({**DATASET, **LOADER}, ''),
+                     'test': Key({**DATASET, **LOADER}, 'test sets, for test.py: test, test_1, ...'),
+                     'test_*': Key({**DATASET, **LOADER}, '')}, 'data', need='both'),
+    'network_g': Key(Built('network'), 'the network that super-resolves', need='both'),
+    'network_u': Key(NETWORK_U, 'network_g with an uncertainty head (stages esu and udl)', ours=True),
+    'path': Key(PATH, 'weights and states to start from'),
+    'train': Key(TRAIN, 'training', need='train'),
+    'val': Key(VAL, 'validation and test', need='test'),
+    'logger': Key(LOGGER, 'logging and checkpoints', need='train'),
+    'dist_params': Key({'backend': Key(one_of('nccl', 'gloo'), 'default: nccl, gloo without GPUs'),
+                        'port': Key(integer(1), 'port of the first process (slurm)')}, 'several processes'),
+}
+
+
+def _formats(template: str) -> bool:
+    try:
+        return template.format('a') != template.format('b')
+    except (IndexError, KeyError, ValueError):
+        return False
+
+
+def find(table: dict[str, Key], name: str) -> Key | None:
+    """The entry for a key: its own, else the first pattern that fits."""
+    return table.get(name) or next((entry for pattern, entry in table.items()
+                                    if '*' in pattern and fnmatch.fnmatchcase(name, pattern)), None)
+
+
+def _rows(table: dict[str, Key], at: str = '') -> Iterator[str]:
+    for name, entry in table.items():
+        if not entry.doc:
+            continue
+        block = isinstance(entry.kind, dict)
+        shown = {'val': 'val, val_*', 'test': 'test, test_*'}.get(name, name) if at == 'datasets:' else name
+        need = {'': '', 'train': 'training', 'test': 'test', 'both': 'yes'}[entry.need]
+        label = 'block' if block else entry.kind.label
+        yield f'| `{at}{shown}` | {label}{" or null" if entry.null else ""} | {need} | ' \
+              f'{entry.doc}{" †" if entry.ours else ""} |'
+        if block and not (at == 'datasets:' and name != 'train'):  # the sets all have the keys of `train`
+            yield from _rows(entry.kind, f'{at}{name}:')
+
+
+def markdown() -> str:
+    """The table as Markdown."""
+    head = ['| key | value | needed | what it does |', '|---|---|---|---|']
+    return '\n'.join([*head, *_rows(OPTIONS)]) + '\n'
+
+
+if __name__ == '__main__':
+    print(markdown(), end='')

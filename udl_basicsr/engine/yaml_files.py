@@ -1,0 +1,250 @@
+"""Option files as plain dictionaries: safe YAML, ``_base_`` inheritance, ``${key}`` and ``--force_yml``.
+
+Nothing here knows what the keys mean; ``schema.py`` does.
+"""
+import difflib
+import re
+from collections.abc import Iterable, Iterator
+from copy import deepcopy
+from os import path as osp
+from typing import Any
+
+import yaml
+
+_FLOAT = re.compile(r'^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)$')  # YAML 1.1 wants a dot and a sign, people don't
+_REFERENCE = re.compile(r'\$\{(\w+)\}')
+_MAX_NODES = 100_000  # aliases of aliases grow exponentially; no honest option file comes near
+
+
+class OptionError(ValueError):
+    """What is wrong with an option file, one line for each problem.
+
+    Attributes:
+        problems: the lines, each ``<file>: <key path>: <what was expected, and what to do>``.
+    """
+
+    def __init__(self, problems: str | Iterable[str]) -> None:
+        self.problems = (problems,) if isinstance(problems, str) else tuple(problems)
+        super().__init__('\n'.join(self.problems))
+
+
+def did_you_mean(name: Any, known: Iterable[str], listing: int = 12) -> str:
+    """A hint after an unknown name: the nearest known one, or else all of them when they are few."""
+    known = sorted({str(k) for k in known})
+    lower = {k.lower(): k for k in known}
+    near = difflib.get_close_matches(str(name).lower(), lower, n=1, cutoff=0.6)
+    if near:
+        return f"; did you mean '{lower[near[0]]}'?"
+    if not known:
+        return ''
+    return f'; known: {", ".join(known[:listing])}{", ..." if len(known) > listing else ""}'
+
+
+# ---------------------------------------------------------------------------------------------------- reading YAML
+class _Loader(yaml.SafeLoader):
+    """SafeLoader with ``1e-4`` as a float, dates as text, and no other tag than those of plain data."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in pairs if not tag.endswith(':timestamp')]
+        for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            if key_node.tag == 'tag:yaml.org,2002:merge':
+                continue
+            if key_node.tag != 'tag:yaml.org,2002:str':
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"a key must be text, got '{getattr(key_node, 'value', '?')}': put it in quotes",
+                    key_node.start_mark)
+            if key_node.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key '{key_node.value}' stands here twice",
+                                                        key_node.start_mark)
+            seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
+
+
+def _refuse_tag(loader: _Loader, node: yaml.Node) -> None:
+    raise yaml.constructor.ConstructorError(
+        None, None, f"tag '{node.tag}' is not allowed: option files hold numbers, text, lists and mappings only",
+        node.start_mark)
+
+
+_PLAIN_TAGS = [f'tag:yaml.org,2002:{t}' for t in ('null', 'bool', 'int', 'float', 'str', 'seq', 'map')]
+_Loader.yaml_constructors = {tag: yaml.SafeLoader.yaml_constructors[tag] for tag in _PLAIN_TAGS}
+_Loader.add_constructor(None, _refuse_tag)
+_Loader.add_implicit_resolver('tag:yaml.org,2002:float', _FLOAT, list('-+.0123456789'))
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes what both BasicSR's loader and ours read back as the same values."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+# so that the *text* '1e-4' is written in quotes
+_Dumper.add_implicit_resolver('tag:yaml.org,2002:float', _FLOAT, list('-+.0123456789'))
+
+
+def _unshare(value: Any, nodes: Iterator[int], parents: tuple[int, ...] = ()) -> Any:
+    """Copies ``value`` so that two aliases of one anchor are two objects."""
+    if next(nodes) > _MAX_NODES:
+        raise ValueError(f'more than {_MAX_NODES} values once its aliases are expanded')
+    if not isinstance(value, (dict, list)):
+        return value
+    if id(value) in parents:
+        raise ValueError('an anchor contains itself')
+    parents = (*parents, id(value))
+    if isinstance(value, dict):
+        return {k: _unshare(v, nodes, parents) for k, v in value.items()}
+    return [_unshare(v, nodes, parents) for v in value]
+
+
+def _read(text: str, source: str) -> Any:
+    """Parses YAML text; every failure is an OptionError with ``source`` and the line."""
+    try:
+        return _unshare(yaml.load(text, Loader=_Loader), iter(range(_MAX_NODES + 2)))
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f'{source}:{mark.line + 1}' if mark else source
+        raise OptionError(f'{where}: {error.problem or error.context}') from None
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
+        raise OptionError(f'{source}: not valid YAML: {str(error).splitlines()[0]}') from None
+
+
+# ------------------------------------------------------------------------------------------ inheritance, references
+def merge(base: dict, over: dict) -> dict:
+    """Deep merge, ``over`` wins.
+
+    A null over an inherited block removes the block. A block whose ``type`` changes replaces the inherited block, since
+    the arguments of one class mean nothing to another.
+    """
+    merged = dict(base)
+    for key, value in over.items():
+        inherited = merged.get(key)
+        if value is None and isinstance(inherited, dict):
+            del merged[key]
+        elif isinstance(value, dict) and isinstance(inherited, dict):
+            new_type = 'type' in value and 'type' in inherited and value['type'] != inherited['type']
+            merged[key] = value if new_type else merge(inherited, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _load(path: str, parents: tuple[str, ...]) -> dict:
+    path = osp.abspath(osp.expanduser(path))
+    real = osp.realpath(path)
+    if real in parents:
+        raise OptionError(f'{path}: _base_ goes round in a circle: {" -> ".join((*parents, real))}')
+    try:
+        with open(path, encoding='utf-8-sig') as file:
+            text = file.read()
+    except OSError as error:
+        by = f' (named by {parents[-1]})' if parents else ''
+        raise OptionError(f'{path}: cannot read this option file{by}: {error.strerror}') from None
+    except UnicodeDecodeError:
+        raise OptionError(f'{path}: not a text file in UTF-8') from None
+
+    opt = _read(text, path)
+    if not isinstance(opt, dict):
+        raise OptionError(f'{path}: expected `key: value` lines, got {"nothing" if opt is None else type(opt).__name__}')
+    folder = osp.dirname(path)
+    # a path is relative to the file that holds it, so it is made absolute before files are merged
+    if isinstance(opt.get('stage1'), str):
+        opt['stage1'] = osp.normpath(osp.join(folder, osp.expanduser(opt['stage1'])))
+    bases = opt.pop('_base_', None) or []
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(b, str) for b in bases):
+        raise OptionError(f'{path}: _base_: expected a file name or a list of file names, got {bases!r}')
+    merged: dict = {}
+    for base in bases:
+        merged = merge(merged, _load(osp.join(folder, osp.expanduser(base)), (*parents, real)))
+    return merge(merged, opt)
+
+
+def interpolate(opt: dict, source: str = 'options') -> dict:
+    """Replaces ``${key}`` in text by the top-level value of ``key``; text that is only ``${key}`` takes its type."""
+
+    def value_of(key: str, parents: tuple[str, ...]) -> Any:
+        if key not in opt:
+            raise OptionError(f"{source}: ${{{key}}}: there is no top-level key '{key}'{did_you_mean(key, opt)}")
+        if key in parents or isinstance(opt[key], (dict, list)):
+            why = 'refers to itself' if key in parents else 'is no single value'
+            raise OptionError(f'{source}: ${{{key}}}: {key} {why}')
+        return resolve(opt[key], (*parents, key))
+
+    def resolve(value: Any, parents: tuple[str, ...] = ()) -> Any:
+        if isinstance(value, dict):
+            return {k: resolve(v, parents) for k, v in value.items()}
+        if isinstance(value, list):
+            return [resolve(v, parents) for v in value]
+        if not isinstance(value, str):
+            return value
+        whole = _REFERENCE.fullmatch(value)
+        if whole:
+            return value_of(whole[1], parents)
+        return _REFERENCE.sub(lambda match: str(value_of(match[1], parents)), value)
+
+    return {key: resolve(value, (key,) if not isinstance(value, (dict, list)) else ()) for key, value in opt.items()}
+
+
+def load_yaml(path: str, references: bool = True) -> dict:
+    """Reads an option file with everything it inherits.
+
+    Args:
+        path: the file. ``_base_: file`` or ``_base_: [files]`` inside it names files to start from, relative to it.
+        references: replace ``${key}``; False leaves it in place, for whoever changes values first.
+
+    Returns:
+        A dictionary of plain data that shares nothing with any other.
+
+    Raises:
+        OptionError: unreadable, not YAML, a tag that is not plain data, a key twice, a circle of bases.
+    """
+    opt = _load(path, ())
+    return interpolate(opt, str(path)) if references else opt
+
+
+def apply_force_yml(opt: dict, entries: Iterable[str] | None) -> dict:
+    """Applies ``--force_yml`` entries such as ``train:optim_g:lr=1e-4`` and returns the new options.
+
+    Values follow the rules of the option files (``-1``, ``1e-4``, ``[1, 2]``, ``true``, ``~``), and ``None`` is null as in
+    BasicSR. Keys may be created; whether they are valid is judged with the rest of the options. Null removes a block.
+    """
+    opt = deepcopy(opt)
+    problems = []
+    for entry in entries or ():
+        keys, equals, text = str(entry).partition('=')
+        keys, source = [k.strip() for k in keys.split(':')], f'--force_yml {entry}'
+        if not equals or not all(keys):
+            problems.append(f'{source}: expected key:key=value, such as train:optim_g:lr=1e-4')
+            continue
+        try:
+            value = None if text.strip().lower() == 'none' else _read(text, source)
+        except OptionError as error:
+            problems += error.problems
+            continue
+        block = opt
+        for depth, key in enumerate(keys[:-1]):
+            if block.get(key) is None:
+                block[key] = {}
+            block = block[key]
+            if not isinstance(block, dict):
+                problems.append(f'{source}: {":".join(keys[:depth + 1])} is a value, not a block of keys')
+                break
+        else:
+            if value is None and isinstance(block.get(keys[-1]), dict):
+                del block[keys[-1]]
+            else:
+                block[keys[-1]] = value
+    if problems:
+        raise OptionError(problems)
+    return opt
+
+
+def dump_flat(flat: dict) -> str:
+    """Resolved options as YAML that BasicSR's own loader reads back unchanged."""
+    return yaml.dump(flat, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=None, width=110)
