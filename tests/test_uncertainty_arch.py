@@ -15,7 +15,8 @@ SWINIR = {'type': 'SwinIR', 'in_chans': 3, 'img_size': 16, 'window_size': 8, 'de
           'num_heads': [2, 2], 'mlp_ratio': 2}
 BACKBONES = {
     **{f'EDSR-x{s}': {**EDSR, 'upscale': s} for s in (2, 3, 4)},
-    'MSRResNet-gray': {'type': 'MSRResNet', 'num_in_ch': 1, 'num_out_ch': 1, 'num_feat': 8, 'num_block': 2, 'upscale': 2},
+    'MSRResNet-gray': {'type': 'MSRResNet', 'num_in_ch': 1, 'num_out_ch': 1, 'num_feat': 8, 'num_block': 2,
+                       'upscale': 2},
     **{f'RCAN-x{s}': {'type': 'RCAN', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 16, 'num_group': 2, 'num_block': 1,
                       'squeeze_factor': 4, 'upscale': s} for s in (2, 4)},
     **{f'MSRResNet-x{s}': {'type': 'MSRResNet', 'num_feat': 8, 'num_block': 2, 'upscale': s} for s in (2, 3, 4)},

@@ -7,7 +7,7 @@ from udl_basicsr.engine import cli, loop
 
 
 def main(root_path: Path | None = None) -> int:
-    return cli.run(lambda parsed, command, **_: loop.test(parsed), is_train=False, root_path=root_path)
+    return cli.run(lambda parsed, command: loop.test(parsed), is_train=False, root_path=root_path)
 
 
 if __name__ == '__main__':

@@ -1,7 +1,6 @@
 """BasicSR's command line: what ``train.py`` and ``test.py`` share."""
 import argparse
 import os
-import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,6 @@ from basicsr.utils.dist_util import get_dist_info
 from udl_basicsr.models.checkpoints import CheckpointError
 
 from .compat import init_dist
-from .loop import broadcast
 from .options import OptionError, load_yaml, parse_options
 
 
@@ -20,7 +18,7 @@ def run(action: Callable[..., None], is_train: bool, root_path: Path | None = No
     """Parses the command line, starts torch.distributed, checks the options and acts.
 
     Args:
-        action (Callable): ``action(parsed, command, **parse_args)``.
+        action (Callable): ``action(parsed, command)``.
         is_train (bool): For training or for testing.
         root_path (Path | None): Where ``experiments/`` and ``results/`` go; None is the working directory.
 
@@ -42,23 +40,11 @@ def run(action: Callable[..., None], is_train: bool, root_path: Path | None = No
         if args.launcher != 'none':
             init_dist(args.launcher, **_dist_params(args.opt))
         rank, world_size = get_dist_info()
-        parse_args = {
-            'root_path': str(root_path or Path.cwd()),
-            'is_train': is_train,
-            'force_yml': tuple(args.force_yml),
-            'auto_resume': args.auto_resume,
-            'debug': args.debug,
-            'rank': rank,
-            'world_size': world_size,
-            'dist': args.launcher != 'none',
-        }
-        parsed = parse_options(args.opt, **parse_args)
-        if parsed.flat.get('manual_seed') is None:
-            # Drawn once for all ranks, and noted in the resolved YAML so that the run can be repeated.
-            seed = broadcast(random.randint(1, 10000))
-            parse_args['force_yml'] += (f'manual_seed={seed}', )
-            parsed = parse_options(args.opt, **parse_args)
-        action(parsed, command, **parse_args)
+        parsed = parse_options(
+            args.opt, root_path=str(root_path or Path.cwd()), is_train=is_train, force_yml=args.force_yml,
+            auto_resume=args.auto_resume, debug=args.debug, rank=rank, world_size=world_size,
+            dist=args.launcher != 'none')
+        action(parsed, command)
     except OptionError as error:
         _say(f'{error}')
         return 2

@@ -34,9 +34,7 @@ def train(parsed: Parsed, command: str = '') -> None:
     opt = parsed.opt
     with run_log(opt['rank']) as log:
         logger = log.logger
-        logger.info(get_env_info())
-        logger.info(dict2str(opt))
-        _set_determinism(opt)
+        _begin(parsed, logger)
         state = _resume_state(opt)
         start_iter = state['iter'] if state else 0
         total_iter = int(opt['train']['total_iter'])
@@ -112,9 +110,7 @@ def test(parsed: Parsed) -> dict:
     opt = parsed.opt
     with run_log(opt['rank']) as log:
         logger = log.logger
-        logger.info(get_env_info())
-        logger.info(dict2str(opt))
-        _set_determinism(opt)
+        _begin(parsed, logger)
         loaders = _loaders(opt, 'test')
         model = build_model(opt)
         _make_folders(parsed, '', keep=False)
@@ -162,7 +158,14 @@ def _loaders(opt: dict, phase: str) -> list[DataLoader]:
             for key, block in sorted(opt['datasets'].items()) if key.split('_')[0] == phase]
 
 
-def _set_determinism(opt: dict) -> None:
+def _begin(parsed: Parsed, logger) -> None:
+    """What comes first in every run: one seed for all ranks, what runs here, and the options."""
+    opt = parsed.opt
+    opt['manual_seed'] = parsed.flat['manual_seed'] = broadcast(opt.get('manual_seed'))
+    logger.info(get_env_info())
+    logger.info(dict2str(opt))
+    for warning in parsed.warnings:
+        logger.warning(warning)
     torch.backends.cudnn.benchmark = not opt.get('deterministic')
     torch.use_deterministic_algorithms(bool(opt.get('deterministic')))
 
