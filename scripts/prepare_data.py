@@ -95,7 +95,7 @@ def main(argv: list[str] | None = None) -> int:
             if args.report_bicubic:
                 report(job, records, workers)
     except PreparationError as error:
-        print(f'Nothing was written, {len(error.problems)} thing(s) to put right first:', file=sys.stderr)
+        print(f'Cannot prepare {job.source}, {len(error.problems)} problem(s) to put right:', file=sys.stderr)
         print('\n'.join(f'  {problem}' for problem in error.problems), file=sys.stderr)
         return 1
     except BrokenProcessPool:

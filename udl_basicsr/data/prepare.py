@@ -98,26 +98,27 @@ def _missing(job: Job, name: str, record: dict, kind: str, scale: int) -> list[T
     return [target for target in _targets(job, name, record, kind, scale) if not exists(target.path)]
 
 
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
 # --- what runs in the worker processes ---------------------------------------------------------------------------
 
-def _inspect(path: Path, known: dict | None) -> dict | str:
-    """What has to be known of a source image, or why it is refused; ``known`` spares decoding an unchanged file."""
+def _inspect(path: Path) -> dict | str:
+    """What has to be known of a source image, or why it is refused."""
     try:
         data = path.read_bytes()
-        digest = hashlib.sha256(data).hexdigest()
-        if known and known['sha256'] == digest:
-            return known
         img, notes = decode_rgb(data)
     except ImageError as error:
         return f'{path.name}: {error}'
     except OSError as error:
         return f'{path.name}: cannot be opened ({error.strerror})'
-    return {'sha256': digest, 'height': img.shape[0], 'width': img.shape[1], 'notes': notes}
+    return {'sha256': _digest(data), 'height': img.shape[0], 'width': img.shape[1], 'notes': notes}
 
 
 def _prepare_image(job: Job, name: str, record: dict) -> None:
     data = (job.source / name).read_bytes()
-    if hashlib.sha256(data).hexdigest() != record['sha256']:
+    if _digest(data) != record['sha256']:
         raise PreparationError([f'{name}: changed while it was being prepared; run again with a new --out'])
     whole, _ = decode_rgb(data)
     for kind, scale in job.kinds():
@@ -232,9 +233,12 @@ def prepare(job: Job, workers: Workers) -> dict[str, dict]:
     names, problems = _list_source(job)
     manifest = _read_manifest(job)
     known = manifest['images'] if manifest else {}
-    found = workers.map(_inspect, [(job.source / name, known.get(name)) for name in names], 'checking')
-    records = {name: record for name, record in zip(names, found, strict=True) if isinstance(record, dict)}
-    problems += [problem for problem in found if isinstance(problem, str)]
+    # Images that were checked before and have not changed need not be decoded again, only read.
+    fresh = [name for name in names
+             if name not in known or _digest((job.source / name).read_bytes()) != known[name]['sha256']]
+    found = dict(zip(fresh, workers.map(_inspect, [(job.source / name,) for name in fresh], 'checking'), strict=True))
+    problems += [problem for problem in found.values() if isinstance(problem, str)]
+    records = {name: found.get(name, known.get(name)) for name in names if not isinstance(found.get(name), str)}
     problems += [problem for name, record in records.items() for problem in _size_problems(job, name, record)]
     # Images that are refused are reported as such, not as gone.
     refused = {name: known[name] for name in names if name in known and name not in records}

@@ -1,0 +1,395 @@
+"""Data preparation against independent references: float64 bicubic, SciPy's blur, BasicSR's own data set."""
+import importlib.util
+import io
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from basicsr.data.paired_image_dataset import PairedImageDataset
+from PIL import Image
+from scipy import ndimage
+
+from udl_basicsr.data import prepare as prepare_module
+from udl_basicsr.data.degradations import DEGRADATIONS, degrade_bd, degrade_bic, sub_image_corners, to_uint8
+from udl_basicsr.data.images import ImageError, decode_rgb
+from udl_basicsr.data.prepare import PreparationError, Workers
+
+SCRIPT = Path(__file__).parents[1] / 'scripts' / 'prepare_data.py'
+spec = importlib.util.spec_from_file_location('prepare_data', SCRIPT)
+script = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(script)
+
+
+def picture(height=101, width=122, seed=0):
+    """A colour image with edges and texture, (H, W, 3) RGB uint8."""
+    rng = np.random.default_rng(seed)
+    smooth = ndimage.gaussian_filter(rng.uniform(-1500, 1700, (height, width, 3)), (3, 3, 0))
+    return np.clip(smooth + 128 + rng.normal(0, 6, smooth.shape), 0, 255).astype(np.uint8)
+
+
+def encode(img, format='PNG', mode=None, **options):
+    buffer = io.BytesIO()
+    img = img if isinstance(img, Image.Image) else Image.fromarray(img)
+    (img.convert(mode) if mode else img).save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def png16(img):
+    return cv2.imencode('.png', img)[1].tobytes()
+
+
+def run(source, out, *options):
+    return script.main([str(source), '--out', str(out), '--workers', '1', *options])
+
+
+def read(path):
+    return cv2.imread(str(path), cv2.IMREAD_UNCHANGED)[..., ::-1]
+
+
+def tree(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob('*')) if path.is_file()}
+
+
+@pytest.fixture
+def source(tmp_path):
+    folder = tmp_path / 'HR'
+    folder.mkdir()
+    for index, (height, width) in enumerate(((101, 122), (96, 97), (75, 80))):
+        (folder / f'{index}.png').write_bytes(encode(picture(height, width, index)))
+    return folder
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / 'out'
+
+
+# --- formulas ----------------------------------------------------------------------------------------------------
+
+def bicubic_matrix(length, new_length):
+    """MATLAB's imresize along one axis as a float64 matrix: Keys' kernel (a = -1/2), widened when shrinking."""
+    factor = new_length / length
+    stretch = min(factor, 1)
+    matrix = np.zeros((new_length, length))
+    for row in range(new_length):
+        centre = (row + 0.5) / factor - 0.5
+        taps = np.arange(math.floor(centre - 2 / stretch), math.ceil(centre + 2 / stretch) + 1)
+        x = np.abs((centre - taps) * stretch)
+        weight = np.where(x <= 1, 1.5 * x**3 - 2.5 * x**2 + 1,
+                          np.where(x <= 2, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2, 0))
+        mirrored = taps % (2 * length)
+        np.add.at(matrix[row], np.where(mirrored < length, mirrored, 2 * length - 1 - mirrored), weight / weight.sum())
+    return matrix
+
+
+@pytest.mark.parametrize('scale', [2, 3, 4, 8])
+def test_bicubic_is_matlabs(scale):
+    img = np.random.default_rng(scale).integers(0, 256, (9 * scale, 22 * scale, 3), dtype=np.uint8)
+    rows, columns = bicubic_matrix(len(img), 9), bicubic_matrix(img.shape[1], 22)
+    expected = np.clip(np.einsum('hi,ijc,wj->hwc', rows, img.astype(float), columns), 0, 255)
+    result = degrade_bic(img, scale)
+    assert result.dtype == np.uint8
+    assert np.abs(result - expected).max() <= 0.5 + 1e-3  # the nearest grey level everywhere, borders too
+
+
+@pytest.mark.parametrize('scale', [2, 3, 4])
+def test_bd_is_blur_then_nearest(scale):
+    img = picture(12 * scale, 9 * scale)
+    grid = np.arange(-5, 6)
+    kernel = np.exp(-(grid[:, None]**2 + grid**2) / (2 * 1.6**2))
+    blurred = ndimage.correlate(img.astype(float), (kernel / kernel.sum())[..., None], mode='nearest')
+    start = {2: 1, 3: 1, 4: 2}[scale]
+    assert np.abs(degrade_bd(img, scale) - blurred[start::scale, start::scale]).max() <= 0.5 + 1e-9
+
+
+def test_rounding_is_half_away_from_zero():
+    assert to_uint8(np.array([-3, 0.49, 0.5, 1.5, 2.5, 254.5, 300])).tolist() == [0, 0, 1, 2, 3, 255, 255]
+
+
+def test_sub_image_corners():
+    assert sub_image_corners(8, 8, 8, 4) == [(0, 0)]
+    assert sub_image_corners(8, 14, 8, 4) == [(0, 0), (0, 4), (0, 6)]
+    assert sub_image_corners(12, 8, 8, 4) == [(0, 0), (4, 0)]
+
+
+# --- files -------------------------------------------------------------------------------------------------------
+
+def test_folders_pairs_and_sub_images(source, out):
+    options = ['--degradation', 'bic', 'bd', '--sub-images', '48', '--step', '24']
+    assert run(source, out, '--scale', '2', '3', *options) == 0
+    folders = {f'{kind}{scale}' for kind in ('GTmod', 'LRbicx', 'LRbdx') for scale in (2, 3)}
+    assert {path.name for path in out.iterdir()} == folders | {f'{name}_sub' for name in folders} | {'prepare.json'}
+    for scale in (2, 3):
+        for path in source.iterdir():
+            whole = read(path)
+            cropped = whole[:whole.shape[0] // scale * scale, :whole.shape[1] // scale * scale]
+            assert np.array_equal(read(out / f'GTmod{scale}' / path.name), cropped)
+            corners = sub_image_corners(*cropped.shape[:2], 48, 24)
+            for kind, degrade in DEGRADATIONS.items():
+                lq = read(out / f'LR{kind}x{scale}' / path.name)
+                assert np.array_equal(lq, degrade(cropped, scale))
+                for index, (top, left) in enumerate(corners, 1):
+                    name = f'{path.stem}_s{index:03d}.png'
+                    y, x, side = top // scale, left // scale, 48 // scale
+                    assert np.array_equal(read(out / f'GTmod{scale}_sub' / name),
+                                          cropped[top:top + 48, left:left + 48])
+                    assert np.array_equal(read(out / f'LR{kind}x{scale}_sub' / name), lq[y:y + side, x:x + side])
+                assert not (out / f'LR{kind}x{scale}_sub' / f'{path.stem}_s{len(corners) + 1:03d}.png').exists()
+
+
+@pytest.mark.parametrize('ending', ['', '_sub', '.lmdb', '_sub.lmdb'])
+def test_basicsr_reads_the_pairs(source, out, ending):
+    options = (['--sub-images', '48'] if 'sub' in ending else []) + (['--lmdb'] if 'lmdb' in ending else [])
+    assert run(source, out, '--scale', '2', *options) == 0
+    data = PairedImageDataset({
+        'dataroot_gt': str(out / f'GTmod2{ending}'), 'dataroot_lq': str(out / f'LRbicx2{ending}'), 'phase': 'val',
+        'io_backend': {'type': 'lmdb' if 'lmdb' in ending else 'disk'}, 'filename_tmpl': '{}', 'scale': 2})
+    folder = ending.removesuffix('.lmdb')
+    assert len(data) == len(list((out / f'GTmod2{folder}').iterdir()))
+    for sample in data:
+        name = f'{Path(sample["gt_path"]).stem}.png'
+        for key, kind in (('gt', 'GTmod2'), ('lq', 'LRbicx2')):
+            pixels = (sample[key].permute(1, 2, 0).numpy() * 255).round()
+            assert np.array_equal(pixels, read(out / f'{kind}{folder}' / name))
+    if 'lmdb' in ending:
+        for line in (out / f'LRbicx2{ending}' / 'meta_info.txt').read_text().splitlines():
+            name, shape, level = line.split(' ')
+            assert shape == str(read(out / f'LRbicx2{folder}' / name).shape).replace(' ', '')
+            assert level == '3'
+
+
+def test_report(source, out, capsys):
+    assert run(source, out, '--scale', '3', '--report-bicubic') == 0
+    scores = []
+    for path in sorted(source.iterdir()):
+        gt, lq = read(out / 'GTmod3' / path.name), read(out / 'LRbicx3' / path.name)
+        rows, columns = (bicubic_matrix(n, 3 * n) for n in lq.shape[:2])
+        sr = np.floor(np.clip(np.einsum('hi,ijc,wj->hwc', rows, lq.astype(float), columns), 0, 255) + 0.5)
+        difference = ((sr - gt) @ [65.481, 128.553, 24.966] / 255)[3:-3, 3:-3]
+        scores.append(20 * math.log10(255) - 10 * math.log10((difference**2).mean()))
+    printed = capsys.readouterr().out
+    assert float(printed.partition('PSNR ')[2].split()[0]) == pytest.approx(np.mean(scores), abs=0.006)
+
+
+COLOUR, DEEP = picture(40, 48), np.random.default_rng(0).integers(0, 65536, (40, 48, 4), dtype=np.uint16)
+DEEP[..., 3] = 65535
+OPAQUE = np.dstack([COLOUR, np.full((40, 48), 255, np.uint8)])
+GLASS = np.dstack([COLOUR, np.full((40, 48), 254, np.uint8)])
+GRAY = COLOUR[..., 0]
+PALETTE = Image.fromarray(COLOUR).quantize(64)
+TURNED = Image.Exif()
+TURNED[0x0112] = 6
+
+
+def deep_rgb(img):
+    return np.round(img[..., 2::-1] / 257).astype(np.uint8)
+
+
+@pytest.mark.parametrize(('data', 'expected', 'notes'), [
+    (encode(COLOUR), COLOUR, []),
+    (encode(COLOUR, 'BMP'), COLOUR, []),
+    (encode(GRAY), np.dstack([GRAY] * 3), ['gray stored as RGB']),
+    (encode(OPAQUE), COLOUR, ['opaque alpha channel dropped']),
+    (encode(PALETTE), np.asarray(PALETTE.convert('RGB')), ['palette stored as RGB']),
+    (png16(DEEP[..., :3]), deep_rgb(DEEP), ['16 bits rounded to 8']),
+    (png16(DEEP), deep_rgb(DEEP), ['16 bits rounded to 8', 'opaque alpha channel dropped']),
+    (png16(DEEP[..., 0]), deep_rgb(DEEP[..., [0, 0, 0]]), ['16 bits rounded to 8', 'gray stored as RGB']),
+], ids=['rgb', 'bmp', 'gray', 'alpha', 'palette', 'rgb16', 'rgba16', 'gray16'])
+def test_what_is_converted(data, expected, notes):
+    img, said = decode_rgb(data)
+    assert np.array_equal(img, expected)
+    assert said == notes
+
+
+def test_jpeg_orientation_is_applied():
+    upright, _ = decode_rgb(encode(COLOUR, 'JPEG'))
+    turned, notes = decode_rgb(encode(COLOUR, 'JPEG', exif=TURNED))
+    assert np.array_equal(turned, np.rot90(upright, -1))
+    assert notes == ['EXIF orientation applied']
+
+
+BAD_FILES = {
+    'empty': (b'', r'is empty \(0 bytes\)'),
+    'text': (b'no image', 'damaged, truncated or something else'),
+    'half a PNG': (encode(COLOUR)[:2000], 'truncated'),
+    'half a JPEG': (encode(COLOUR, 'JPEG')[:800], 'truncated'),
+    'GIF': (encode(COLOUR, 'GIF'), 'cannot be read as PNG, JPEG or BMP'),
+    'CMYK': (encode(COLOUR, 'JPEG', 'CMYK'), 'colour mode CMYK'),
+    'animation': (encode(COLOUR, save_all=True, append_images=[Image.fromarray(COLOUR[::-1])]), 'holds 2 pictures'),
+    'transparency': (encode(GLASS), 'transparent pixels'),
+    'transparent 16-bit': (png16(np.minimum(DEEP, 65534)), 'transparent pixels'),
+    'transparent colour': (encode(COLOUR, transparency=tuple(COLOUR[0, 0].tolist())), 'transparent pixels'),
+}
+
+
+@pytest.mark.parametrize(('data', 'message'), BAD_FILES.values(), ids=BAD_FILES)
+def test_what_is_refused(data, message):
+    with pytest.raises(ImageError, match=message):
+        decode_rgb(data)
+
+
+def test_too_many_pixels(monkeypatch):
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 900)
+    with pytest.raises(ImageError, match='larger than the 1800 pixels that Pillow reads'):
+        decode_rgb(encode(COLOUR))
+
+
+# --- refusals ----------------------------------------------------------------------------------------------------
+
+def test_all_bad_files_are_named_at_once_and_nothing_is_written(source, out, capsys):
+    for index, (data, _) in enumerate(BAD_FILES.values()):
+        (source / f'bad{index}.png').write_bytes(data)
+    (source / 'small.png').write_bytes(encode(COLOUR[:31]))
+    (source / 'scan.tif').write_bytes(b'')
+    (source / '0.JPG').write_bytes(encode(COLOUR, 'JPEG'))
+    (source / 'gone.png').symlink_to('nowhere.png')
+    (source / 'notes.txt').write_text('no image, no matter')
+    assert run(source, out, '--scale', '2', '4') == 1
+    said = capsys.readouterr().err
+    for index in range(len(BAD_FILES)):
+        assert f'bad{index}.png: ' in said
+    assert 'small.png: is 48x31, x4 needs at least 32x32' in said
+    assert 'scan.tif: .tif files are not read' in said
+    assert '0.JPG, 0.png: would all be written as one PNG' in said
+    assert 'gone.png: cannot be opened (No such file' in said
+    assert 'notes.txt' not in said
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(('where', 'options', 'message'), [
+    ('nowhere', [], 'no such folder'),
+    ('HR/0.png', [], 'no such folder'),
+    ('empty', [], 'holds no images'),
+    ('HR', ['--out', 'HR/out'], 'lies inside the folder of HR images'),
+    ('HR', ['--out', 'HR'], 'lies inside the folder of HR images'),
+    ('HR', ['--out', 'HR/0.png'], 'is a file where a folder is to be made'),
+    ('HR', ['--out', 'taken'], 'GTmod2: exists and was not made by this script'),
+    ('HR', ['--out', 'foreign'], 'is not a record that this version of the script wrote'),
+    ('taken/GTmod2', ['--out', 'taken'], 'is a folder that this script writes'),
+    ('HR', ['--sub-images', '96'], '2.png: is 80x75 and gives no sub-image of 96'),
+    ('dotted', ['--lmdb'], "a.b.png: BasicSR's LMDB needs ASCII names without a further dot"),
+])
+def test_bad_folders(source, tmp_path, monkeypatch, capsys, where, options, message):
+    monkeypatch.chdir(tmp_path)
+    for folder in ('empty', 'taken/GTmod2', 'foreign', 'dotted'):
+        Path(folder).mkdir(parents=True)
+    Path('taken/GTmod2/0.png').write_bytes(encode(COLOUR))
+    Path('dotted/a.b.png').write_bytes(encode(COLOUR))
+    Path('foreign/prepare.json').write_text('[]')
+    before = tree(tmp_path)
+    assert run(where, 'out', '--scale', '2', *options) == 1
+    assert message in capsys.readouterr().err
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize(('options', 'message'), [
+    (['--scale', '1'], 'expected whole numbers from 2 to 8'),
+    (['--scale', '2.5'], 'expected whole numbers from 2 to 8'),
+    (['--degradation', 'bicubic'], 'invalid choice'),
+    (['--step', '24'], 'give --sub-images too'),
+    (['--sub-images', '50', '--scale', '2', '3'], '--sub-images 50 is no multiple of scale 3'),
+    (['--sub-images', '48', '--step', '10', '--scale', '4'], '--step 10 is no multiple of scale 4'),
+    (['--workers', '0'], 'expected a whole number above 0'),
+])
+def test_bad_arguments(source, out, capsys, options, message):
+    with pytest.raises(SystemExit, match='2'):
+        run(source, out, *options)
+    assert message in capsys.readouterr().err
+
+
+# --- running again -----------------------------------------------------------------------------------------------
+
+def test_second_run_adds_and_rewrites_nothing(source, out):
+    assert run(source, out, '--scale', '2') == 0
+    before = {path: path.stat().st_mtime_ns for path in out.rglob('*.png')}
+    assert run(source, out, '--scale', '2', '3', '--degradation', 'bd', '--sub-images', '48', '--lmdb') == 0
+    assert run(source, out, '--scale', '2', '--lmdb') == 0
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert {'GTmod3', 'LRbdx3_sub', 'LRbdx2_sub.lmdb', 'GTmod2.lmdb'} <= {path.name for path in out.iterdir()}
+
+
+def test_other_images_are_never_mixed_in(source, out, capsys):
+    assert run(source, out, '--scale', '2', '--sub-images', '48') == 0
+    before = tree(out)
+    (source / '0.png').write_bytes(encode(picture(seed=9)))
+    (source / '1.png').rename(source / 'new.png')
+    assert run(source, out, '--scale', '2', '--sub-images', '40') == 1
+    said = capsys.readouterr().err
+    assert 'was prepared from other images (changed 0.png; new new.png; gone 1.png)' in said
+    assert 'holds sub-images of 48 with step 24, asked for are 40 and 20' in said
+    assert tree(out) == before
+
+
+def test_changed_while_running(source, out, monkeypatch, capsys):
+    inspect = prepare_module._inspect
+    monkeypatch.setattr(prepare_module, '_inspect', lambda path: {**inspect(path), 'sha256': 'of another file'})
+    assert run(source, out) == 1
+    assert '0.png: changed while it was being prepared' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(('error', 'status', 'message'), [
+    (KeyboardInterrupt(), 130, 'Interrupted. Run the same command again'),
+    (OSError(28, 'No space left on device'), 1, '1.png: No space left on device'),
+])
+def test_interrupted_in_the_middle(source, out, monkeypatch, capsys, error, status, message):
+    replace, calls = os.replace, []
+
+    def fail_at_the_fifth(*paths):
+        calls.append(paths)
+        if len(calls) == 5:
+            raise error
+        replace(*paths)
+    monkeypatch.setattr(os, 'replace', fail_at_the_fifth)
+    assert run(source, out, '--scale', '2') == status
+    assert message in capsys.readouterr().err
+    assert not list(out.rglob('*.part'))
+    monkeypatch.undo()
+    assert run(source, out, '--scale', '2') == 0
+    assert run(source, out.with_name('straight'), '--scale', '2') == 0
+    assert tree(out) == tree(out.with_name('straight'))
+
+
+def test_killed_with_its_workers_and_started_again(source, out):
+    for index in range(3, 30):
+        (source / f'{index}.png').write_bytes(encode(picture(200, 240, index)))
+    options = ['--scale', '2', '4', '--sub-images', '64', '--step', '32']
+    process = subprocess.Popen([sys.executable, SCRIPT, source, '--out', out, '--workers', '2', *options],
+                               stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while len(list(out.glob('GTmod2/*.png'))) < 4:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    time.sleep(1)  # the workers notice and end
+    count = len(tree(out))
+    time.sleep(0.3)
+    assert count == len(tree(out))
+    (out / 'GTmod2' / '.123.part').write_bytes(b'what a killed run leaves')
+    assert 0 < len(list((out / 'GTmod2').glob('*.png'))) < 30
+    assert run(source, out, *options) == 0
+    assert run(source, out.with_name('straight'), *options) == 0
+    assert tree(out) == tree(out.with_name('straight'))
+
+
+def test_manifest_names_no_place(source, out):
+    assert run(source, out, '--scale', '2') == 0
+    assert str(source.parent) not in (out / 'prepare.json').read_text()
+    assert json.loads((out / 'prepare.json').read_text())['images']['0.png']['height'] == 101
+
+
+def test_workers_keep_the_order_and_pass_errors_on():
+    with Workers(1) as workers:
+        assert workers.map(divmod, [(7, 2), (9, 4)], 'test') == [(3, 1), (2, 1)]
+        with pytest.raises(ZeroDivisionError):
+            workers.map(divmod, [(1, 0)], 'test')
+    assert PreparationError(['x']).problems == ['x']
