@@ -115,8 +115,8 @@ def _file_pairs(dataset: dict, gt_root: str, lq_root: str, at: str, report: Repo
         partner[name] = f'{template.format(stem)}{extension}'
     alone = [f'{partner[n]} for {n}' for n in names if partner[n] not in lq_there]
     if alone:
-        report.add(f'{at}.dataroot_lq', f'no partner in {osp.abspath(lq_root)}: {_some(alone)}; names must be equal, or '
-                   'follow filename_tmpl')
+        report.add(f'{at}.dataroot_lq', f'no partner in {osp.abspath(lq_root)}: {_some(alone)}; names must be equal, '
+                   'or follow filename_tmpl')
     elif meta is None and (extra := sorted(lq_there - set(partner.values()))):
         report.add(f'{at}.dataroot_lq', f'images without a partner in {osp.abspath(gt_root)}: {_some(extra)}')
     return [(osp.join(gt_root, n), osp.join(lq_root, partner[n])) for n in names]
@@ -128,7 +128,7 @@ def _lmdb_pairs(gt_root: str, lq_root: str, at: str, report: Report) -> tuple[li
     keys = []
     for key, root in (('dataroot_gt', gt_root), ('dataroot_lq', lq_root)):
         if not root.endswith('.lmdb'):
-            report.add(f'{at}.{key}', f'expected a folder whose name ends in .lmdb, since io_backend is lmdb, got {root}')
+            report.add(f'{at}.{key}', f'io_backend lmdb expects a folder whose name ends in .lmdb, got {root}')
             continue
         try:
             with open(osp.join(root, 'meta_info.txt'), encoding='utf-8') as file:
@@ -158,9 +158,9 @@ def _check_batch(images: int, dataset: dict, at: str, opt: dict, report: Report)
         shared = f' shared by {world} processes' if world > 1 else ''
         gpus = f' ({factor} GPUs)' if factor > 1 else ''
         report.add(f'{at}.batch_size_per_gpu',
-                   f'{images} images x dataset_enlarge_ratio {ratio}{shared} are {samples} samples an epoch, fewer than one '
-                   f'batch of {batch}{gpus}; set dataset_enlarge_ratio to {math.ceil(batch * world / images)} or more, or '
-                   f'lower batch_size_per_gpu')
+                   f'{images} images x dataset_enlarge_ratio {ratio}{shared} are {samples} samples an epoch, fewer than '
+                   f'one batch of {batch}{gpus}; set dataset_enlarge_ratio to {math.ceil(batch * world / images)} or '
+                   'more, or lower batch_size_per_gpu')
 
 
 def _size(path: str, sizes: dict[str, Size]) -> Size:
@@ -191,12 +191,12 @@ def _check_sizes(pairs: list[Pair], sizes: dict[str, Size], scale: int, dataset:
     if unreadable:
         report.add(at, f'{len(unreadable)} of {of} cannot be read as images: {_some(unreadable)}')
     if wrong:
-        report.add(at, f'in {len(wrong)} of {of}, GT is not {scale} times LQ, as scale: {scale} says: {_some(wrong)}; is it the '
-                   'right folder?')
+        report.add(at, f'in {len(wrong)} of {of}, GT is not {scale} times LQ, as scale: {scale} says: {_some(wrong)}; '
+                   'is it the right folder?')
     if not train or not isinstance(patch, int):
         return
     if patch % scale:
         report.add(f'{at}.gt_size', f'{patch} is no multiple of scale: {scale}; use {max(patch // scale, 1) * scale}')
     elif smallest and patch // scale > smallest[0]:
-        report.add(f'{at}.gt_size', f'{patch} makes LQ patches of {patch // scale}, larger than {smallest[1]}, whose short side '
-                   f'is {smallest[0]}; use {smallest[0] * scale} or less, or remove the image')
+        report.add(f'{at}.gt_size', f'{patch} makes LQ patches of {patch // scale}, larger than {smallest[1]}, whose '
+                   f'short side is {smallest[0]}; use {smallest[0] * scale} or less, or remove the image')

@@ -85,7 +85,8 @@ class _KeyReader(ast.NodeVisitor):
 
     def visit_Call(self, node: ast.Call) -> None:
         to_base = isinstance(node.func, ast.Attribute) and node.func.attr == '__init__'  # the bases are read as well
-        harmless = getattr(node.func, 'id', getattr(node.func, 'attr', '')) in ('deepcopy', 'dict', 'len', 'print', 'str')
+        name = getattr(node.func, 'id', getattr(node.func, 'attr', ''))
+        harmless = name in ('deepcopy', 'dict', 'len', 'print', 'str')
         arguments = [*node.args, *(k.value for k in node.keywords)]
         if not to_base and not harmless and any(self.path_of(a) == () for a in arguments):
             self.open = True

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from .checks import Checker, Report
+from .checks import Report
+from .consistency import Checker
 from .data_check import check_data, where
 from .schema import OPTIONS
 from .yaml_files import OptionError, apply_force_yml, dump_flat, interpolate, load_yaml
@@ -37,8 +38,8 @@ class Parsed:
     """What is legal but probably not meant."""
 
 
-def parse_options(file: str, *, root_path: str, is_train: bool, force_yml: Iterable[str] = (), auto_resume: bool = False,
-                  debug: bool = False, rank: int = 0, world_size: int = 1, dist: bool = False,
+def parse_options(file: str, *, root_path: str, is_train: bool, force_yml: Iterable[str] = (),
+                  auto_resume: bool = False, debug: bool = False, rank: int = 0, world_size: int = 1, dist: bool = False,
                   num_gpu_available: int | None = None, check_files: bool = True) -> Parsed:
     """Reads an option file, applies ``--force_yml``, and checks everything.
 
@@ -103,14 +104,13 @@ def _parse(file: str, parents: tuple[str, ...], *, root_path: str, is_train: boo
 
 
 def _error(file: str, report: Report) -> OptionError:
-    return OptionError([*(f'{file}: {p}' for p in report.problems), *report.elsewhere])
+    # both stages usually train on the same data: what is missing for both is said once
+    elsewhere = [line for line in report.elsewhere if not line.endswith(tuple(f': {p}' for p in report.problems))]
+    return OptionError([*(f'{file}: {p}' for p in report.problems), *elsewhere])
 
 
 def _complete(flat: dict, debug: bool) -> None:
     """Sorts the keys as BasicSR does, and adds those that stock BasicSR takes for granted."""
-    order = {key: i for i, key in enumerate(OPTIONS)}
-    for key in sorted(flat, key=lambda k: order.get(k, len(order))):
-        flat[key] = flat.pop(key)
     name = flat.get('name')
     if debug and isinstance(name, str) and not name.startswith('debug'):
         flat['name'] = f'debug_{name}'
@@ -120,6 +120,9 @@ def _complete(flat: dict, debug: bool) -> None:
     for block, defaults in (('val', {'save_img': False, 'suffix': None}), ('logger', {'use_tb_logger': False})):
         if isinstance(flat.get(block), dict):
             flat[block] |= {k: v for k, v in defaults.items() if k not in flat[block]}
+    order = {key: i for i, key in enumerate(OPTIONS)}
+    for key in sorted(flat, key=lambda k: order.get(k, len(order))):
+        flat[key] = flat.pop(key)
 
 
 def _parse_stage1(flat: dict, report: Report, parents: tuple[str, ...], **arguments: Any) -> Parsed | None:
@@ -202,8 +205,7 @@ def _runtime(flat: dict, root_path: str, is_train: bool, num_gpu_available: int)
 def _check_machine(opt: dict, flat: dict, num_gpu_available: int, report: Report) -> None:
     wanted = flat['num_gpu']
     if isinstance(wanted, int) and wanted > num_gpu_available:
-        report.add('num_gpu', f'{wanted}, but {num_gpu_available or "no"} GPU{"s are" if num_gpu_available > 1 else " is"} '
-                   'visible here; use auto')
+        report.add('num_gpu', f'{wanted} is more than the {num_gpu_available} that this machine shows; use auto')
     train = opt['datasets'].get('train', {})
     if train.get('prefetch_mode') == 'cuda':
         if opt['num_gpu'] == 0 or not num_gpu_available:

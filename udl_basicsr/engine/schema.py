@@ -63,8 +63,8 @@ def integer(low: int, label: str = '') -> Kind:
     return Kind(label or f'integer ≥ {low}', lambda v: _is_count(v) and v >= low, int)
 
 
-def one_of(*choices: Any) -> Kind:
-    return Kind(' \\| '.join(map(str, choices)), lambda v: any(v is c or (isinstance(v, str) and v == c) for c in choices))
+def one_of(*choices: str) -> Kind:
+    return Kind(' \\| '.join(choices), lambda v: isinstance(v, str) and v in choices)
 
 
 def _is_folder_name(value: Any) -> bool:
@@ -82,6 +82,7 @@ ANY = Kind('anything', lambda v: True)
 COUNT = integer(1)
 FREQUENCY = integer(1, 'iterations, integer ≥ 1')
 GPUS = Kind('auto \\| integer ≥ 0', lambda v: v == 'auto' or (_is_int(v) and v >= 0))
+SEED = Kind('integer, 0 ≤ x < 2³²', lambda v: _is_int(v) and 0 <= v < 2**32)
 CHANNELS = Kind('list of numbers, one per channel', lambda v: isinstance(v, list) and all(map(_is_number, v)))
 
 DATASET = {
@@ -152,8 +153,8 @@ LOGGER = {
     'save_checkpoint_freq': Key(FREQUENCY, 'save every so many iterations', need='train'),
     'use_tb_logger': Key(BOOL, 'TensorBoard; default false'),
     'keep_last': Key(COUNT, 'keep only so many checkpoints; default all', ours=True, null=True),
-    'wandb': Key({'project': Key(TEXT, 'project on wandb', null=True), 'resume_id': Key(TEXT, 'run to go on', null=True)},
-                 'Weights & Biases', null=True),
+    'wandb': Key({'project': Key(TEXT, 'project on wandb', null=True),
+                  'resume_id': Key(TEXT, 'run to go on with', null=True)}, 'Weights & Biases', null=True),
 }
 NETWORK_U = {
     'type': Key(TEXT, 'UncertaintyNet', need='both'),
@@ -165,13 +166,13 @@ NETWORK_U = {
 OPTIONS = {
     'name': Key(FOLDER_NAME, 'name of the experiment, and of its folder', need='both'),
     'model_type': Key(TEXT, "a class of MODEL_REGISTRY: UDLModel, or BasicSR's SRModel, ...", need='both'),
-    'stage': Key(one_of('plain', 'esu', 'udl'), 'UDLModel: plain trains with ordinary losses, esu learns the uncertainty, '
-                 'udl weights with it', ours=True),
+    'stage': Key(one_of('plain', 'esu', 'udl'), 'UDLModel: plain trains with ordinary losses, esu learns the '
+                 'uncertainty, udl weights with it', ours=True),
     'stage1': Key(TEXT, 'the option file of stage 1, relative to this file: trained first when its weights are missing',
                   ours=True, null=True),
     'scale': Key(COUNT, 'upscaling factor'),
     'num_gpu': Key(GPUS, 'default auto: all that are visible'),
-    'manual_seed': Key(Kind('integer, 0 ≤ x < 2³²', lambda v: _is_int(v) and 0 <= v < 2**32), 'default: drawn', null=True),
+    'manual_seed': Key(SEED, 'default: drawn', null=True),
     'deterministic': Key(BOOL, 'deterministic kernels, slower; default false'),
     'find_unused_parameters': Key(BOOL, 'for DistributedDataParallel; default false'),
     'datasets': Key({'train': Key({**DATASET, **LOADER}, 'training set'),

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-_FLOAT = re.compile(r'^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)$')  # YAML 1.1 wants a dot and a sign, people don't
+_FLOAT = re.compile(r'^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)$')  # YAML 1.1 wants a dot and a sign
 _REFERENCE = re.compile(r'\$\{(\w+)\}')
 _MAX_NODES = 100_000  # aliases of aliases grow exponentially; no honest option file comes near
 
@@ -84,6 +84,12 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
+def _represent_list(dumper: _Dumper, data: list) -> yaml.Node:
+    plain = not any(isinstance(v, (dict, list)) for v in data)
+    return dumper.represent_sequence('tag:yaml.org,2002:seq', data, flow_style=plain)
+
+
+_Dumper.add_representer(list, _represent_list)
 # so that the *text* '1e-4' is written in quotes
 _Dumper.add_implicit_resolver('tag:yaml.org,2002:float', _FLOAT, list('-+.0123456789'))
 
@@ -150,7 +156,8 @@ def _load(path: str, parents: tuple[str, ...]) -> dict:
 
     opt = _read(text, path)
     if not isinstance(opt, dict):
-        raise OptionError(f'{path}: expected `key: value` lines, got {"nothing" if opt is None else type(opt).__name__}')
+        got = 'nothing' if opt is None else type(opt).__name__
+        raise OptionError(f'{path}: expected `key: value` lines, got {got}')
     folder = osp.dirname(path)
     # a path is relative to the file that holds it, so it is made absolute before files are merged
     if isinstance(opt.get('stage1'), str):
@@ -211,8 +218,8 @@ def load_yaml(path: str, references: bool = True) -> dict:
 def apply_force_yml(opt: dict, entries: Iterable[str] | None) -> dict:
     """Applies ``--force_yml`` entries such as ``train:optim_g:lr=1e-4`` and returns the new options.
 
-    Values follow the rules of the option files (``-1``, ``1e-4``, ``[1, 2]``, ``true``, ``~``), and ``None`` is null as in
-    BasicSR. Keys may be created; whether they are valid is judged with the rest of the options. Null removes a block.
+    Values follow the rules of the option files (``-1``, ``1e-4``, ``[1, 2]``, ``true``, ``~``), and ``None`` is null as
+    in BasicSR. Keys may be created; whether they are valid is judged with the rest of the options. Null removes a block.
     """
     opt = deepcopy(opt)
     problems = []
@@ -247,4 +254,4 @@ def apply_force_yml(opt: dict, entries: Iterable[str] | None) -> dict:
 
 def dump_flat(flat: dict) -> str:
     """Resolved options as YAML that BasicSR's own loader reads back unchanged."""
-    return yaml.dump(flat, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=None, width=110)
+    return yaml.dump(flat, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=False, width=110)
