@@ -9,10 +9,11 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.patheffects import Normal, Stroke
 
 # kind of map → colour map and what its colour bar says
 MAPS = {'error': ('inferno', '|error|, grey levels'), 'scale': ('viridis', 'uncertainty θ, grey levels')}
-MARK = '#ff3b30'
+MARK = '#00d9ff'  # found in few photographs
 
 
 @dataclass(frozen=True)
@@ -123,8 +124,8 @@ def comparison_figure(panels: Sequence[Panel], box: tuple[int, int, int, int], o
         y = figure_height - top_margin - row * (tall + head) - head - h
         return figure.add_axes((x / figure_width, y / figure_height, w / figure_width, h / figure_height))
 
-    # A few pixels far off must not darken all others, so the colours end at a high percentile.
-    limits = {kind: max(float(np.percentile(np.stack([p.image for p in [*panels, *whole] if p.kind == kind]), 99.5)),
+    # A few pixels far off must not darken all others.
+    limits = {kind: max(float(np.percentile(np.stack([p.image for p in [*panels, *whole] if p.kind == kind]), 99.9)),
                         1e-6) for kind in kinds}
     drawn = {}
 
@@ -142,15 +143,17 @@ def comparison_figure(panels: Sequence[Panel], box: tuple[int, int, int, int], o
     for row, panel in enumerate(whole):
         ax = axes(gap, row, wide, tall)
         draw(ax, panel, panel.image)
-        ax.add_patch(Rectangle((left - 0.5, top - 0.5), box_width, box_height, fill=False, edgecolor=MARK, lw=1.4))
+        mark = Rectangle((left - 0.5, top - 0.5), box_width, box_height, fill=False, edgecolor=MARK, linewidth=1.4)
+        mark.set_path_effects([Stroke(linewidth=2.6, foreground='black'), Normal()])
+        ax.add_patch(mark)
     for index, panel in enumerate(panels):
         row, column = divmod(index, columns)
         ax = axes(2 * gap + wide + column * (cell + gap), row, cell, tall)
         draw(ax, panel, panel.image[top:top + box_height, left:left + box_width])
-        ax.spines[:].set(linewidth=1.0, color=MARK)
+        ax.spines[:].set(linewidth=1.4, color=MARK)
     for number, kind in enumerate(kinds):
         x = 2 * gap + wide + columns * (cell + gap) + number * (bar + 0.25)
-        ax = axes(x, rows - 1, 0.11, tall + (rows - 1) * (tall + head))
+        ax = axes(x, 0, 0.11, tall + (rows - 1) * (tall + head))
         colour_bar = figure.colorbar(drawn[kind], cax=ax, extend='max')
         colour_bar.set_label(MAPS[kind][1], fontsize=8)
         colour_bar.ax.tick_params(labelsize=7, length=2)
