@@ -158,9 +158,9 @@ def _check_batch(images: int, dataset: dict, at: str, opt: dict, report: Report)
         shared = f' shared by {world} processes' if world > 1 else ''
         gpus = f' ({factor} GPUs)' if factor > 1 else ''
         report.add(f'{at}.batch_size_per_gpu',
-                   f'{images} images x dataset_enlarge_ratio {ratio}{shared} are {samples} samples an epoch, fewer than '
-                   f'one batch of {batch}{gpus}; set dataset_enlarge_ratio to {math.ceil(batch * world / images)} or '
-                   'more, or lower batch_size_per_gpu')
+                   f'{images} images x dataset_enlarge_ratio {ratio}{shared} are {samples} samples an epoch, fewer '
+                   f'than one batch of {batch}{gpus}; set dataset_enlarge_ratio to {math.ceil(batch * world / images)} '
+                   'or more, or lower batch_size_per_gpu')
 
 
 def _size(path: str, sizes: dict[str, Size]) -> Size:

@@ -39,8 +39,8 @@ class Parsed:
 
 
 def parse_options(file: str, *, root_path: str, is_train: bool, force_yml: Iterable[str] = (),
-                  auto_resume: bool = False, debug: bool = False, rank: int = 0, world_size: int = 1, dist: bool = False,
-                  num_gpu_available: int | None = None, check_files: bool = True) -> Parsed:
+                  auto_resume: bool = False, debug: bool = False, rank: int = 0, world_size: int = 1,
+                  dist: bool = False, num_gpu_available: int | None = None, check_files: bool = True) -> Parsed:
     """Reads an option file, applies ``--force_yml``, and checks everything.
 
     Args:

@@ -219,7 +219,7 @@ def apply_force_yml(opt: dict, entries: Iterable[str] | None) -> dict:
     """Applies ``--force_yml`` entries such as ``train:optim_g:lr=1e-4`` and returns the new options.
 
     Values follow the rules of the option files (``-1``, ``1e-4``, ``[1, 2]``, ``true``, ``~``), and ``None`` is null as
-    in BasicSR. Keys may be created; whether they are valid is judged with the rest of the options. Null removes a block.
+    in BasicSR. Null removes a block. Keys may be created; whether they are valid is judged with the rest.
     """
     opt = deepcopy(opt)
     problems = []
