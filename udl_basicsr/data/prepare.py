@@ -259,10 +259,13 @@ def prepare(job: Job, workers: Workers) -> dict[str, dict]:
     _remove_leftovers(job)
     tasks = [(job, name, record) for name, record in records.items()
              if any(_missing(job, name, record, kind, scale) for kind, scale in job.kinds())]
-    workers.map(_prepare_image, tasks, 'preparing')
-    for database in job.databases():
-        if not database.exists():
-            _make_database(job, database, records)
+    try:
+        workers.map(_prepare_image, tasks, 'preparing')
+        for database in job.databases():
+            if not database.exists():
+                _make_database(job, database, records)
+    finally:
+        _remove_leftovers(job)
     return records
 
 

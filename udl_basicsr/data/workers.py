@@ -68,16 +68,31 @@ class Workers:
                     results.append(function(*task))
                     bar.update()
                 return results
-            if not self.pool:
-                spawn = multiprocessing.get_context('spawn')
-                self.pool = ProcessPoolExecutor(self.count, mp_context=spawn, initializer=_start_worker)
-            # The workers start while tasks are submitted, and inherit that Ctrl-C is ignored.
-            handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
             try:
-                futures = [self.pool.submit(function, *task) for task in tasks]
-            finally:
-                signal.signal(signal.SIGINT, handler)
-            for future in as_completed(futures):
-                future.result()
-                bar.update()
+                futures = self._submit(function, tasks)
+                for future in as_completed(futures):
+                    future.result()
+                    bar.update()
+            except BaseException:
+                self._stop()
+                raise
             return [future.result() for future in futures]
+
+    def _submit(self, function: Callable, tasks: list[tuple]) -> list:
+        if not self.pool:
+            self.others = multiprocessing.active_children()
+            spawn = multiprocessing.get_context('spawn')
+            self.pool = ProcessPoolExecutor(self.count, mp_context=spawn, initializer=_start_worker)
+        # The workers start while tasks are submitted, and inherit that Ctrl-C is ignored.
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            return [self.pool.submit(function, *task) for task in tasks]
+        finally:
+            signal.signal(signal.SIGINT, handler)
+
+    def _stop(self) -> None:
+        """Ends the workers at once: one that is still importing would take seconds to see that it is not needed."""
+        for child in multiprocessing.active_children():
+            if child not in self.others:
+                child.terminate()
+        self.pool.shutdown(wait=True, cancel_futures=True)
