@@ -1,10 +1,18 @@
-"""Shared by all tests: fixed seeds, few threads, and a project folder with tiny images."""
+"""Shared by all tests: fixed seeds, and a project folder with tiny images and runs."""
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
 import torch
+import yaml
 
-import udl_basicsr  # noqa: F401 - before any test imports basicsr, which needs its torchvision shim
+import udl_basicsr  # noqa: F401 - before anything imports basicsr, which needs its torchvision shim
+
+# isort: split
+from basicsr.models import build_model
+
+from udl_basicsr.engine.options import parse_options
 
 
 @pytest.fixture(autouse=True)
@@ -35,3 +43,90 @@ def pairs(tmp_path_factory):
             cv2.imwrite(str(root / split / 'gt' / f'{number}.png'), gt)
             cv2.imwrite(str(root / split / 'lq' / f'{number}.png'), lq)
     return root
+
+
+_BASE = """
+model_type: UDLModel
+scale: 2
+num_gpu: auto
+manual_seed: 3
+datasets:
+  train:
+    name: train
+    type: PairedImageDataset
+    dataroot_gt: {root}/train/gt
+    dataroot_lq: {root}/train/lq
+    io_backend: {{type: disk}}
+    gt_size: 32
+    use_hflip: true
+    use_rot: true
+    num_worker_per_gpu: 0
+    batch_size_per_gpu: 4
+    dataset_enlarge_ratio: 2
+  val:
+    name: val
+    type: PairedImageDataset
+    dataroot_gt: {root}/val/gt
+    dataroot_lq: {root}/val/lq
+    io_backend: {{type: disk}}
+network_g: {{type: EDSR, num_in_ch: 3, num_out_ch: 3, num_feat: 8, num_block: 1, upscale: 2}}
+network_u: {{type: UncertaintyNet, head: {{type: UDLHead}}}}
+train:
+  optim_g: {{type: Adam, lr: 1e-3}}
+  scheduler: {{type: MultiStepLR, milestones: [6], gamma: 0.5}}
+  total_iter: 8
+val:
+  val_freq: 4
+  metrics: {{psnr: {{type: calculate_psnr, crop_border: 2, test_y_channel: true}}}}
+logger: {{print_freq: 2, save_checkpoint_freq: 4}}
+"""
+_STAGES = {
+    'plain': {'network_u': None, 'train': {'pixel_opt': {'type': 'L1Loss'}}},
+    'esu': {'train': {'likelihood_opt': {'type': 'ESULoss'}}},
+    'udl': {'stage1': 'esu.yml', 'train': {'udl_opt': {'type': 'UDLLoss'}}},
+}
+
+
+class Project:
+    """A folder with the option files ``plain.yml``, ``esu.yml`` and ``udl.yml`` of tiny runs on the CPU."""
+
+    def __init__(self, root: Path, pairs: Path):
+        self.root = root
+        (root / '_base_.yml').write_text(_BASE.format(root=pairs))
+        for stage, options in _STAGES.items():
+            (root / f'{stage}.yml').write_text(yaml.safe_dump(
+                {'_base_': '_base_.yml', 'name': stage, 'stage': stage, **options}))
+
+    def parse(self, stage: str, *force: str, is_train: bool = True, **kwargs):
+        return parse_options(str(self.root / f'{stage}.yml'), root_path=str(self.root), is_train=is_train,
+                             force_yml=force, num_gpu_available=0, **kwargs)
+
+    def model(self, stage: str, *force: str, **kwargs):
+        """A model ready to train, without data and folders."""
+        return build_model(self.parse(stage, *force, **kwargs).opt)
+
+    def weights(self, run: str, iteration='latest', label: str = 'g', key: str = 'params') -> dict:
+        path = self.root / 'experiments' / run / 'models' / f'net_{label}_{iteration}.pth'
+        return torch.load(path, weights_only=True)[key]
+
+    def log(self, run: str) -> str:
+        return ''.join(p.read_text() for p in sorted((self.root / 'experiments' / run).glob('train_*.log')))
+
+
+@pytest.fixture
+def project(tmp_path, pairs):
+    return Project(tmp_path, pairs)
+
+
+def batch(seed: int = 0, size: int = 4, lq: int = 16, scale: int = 2) -> dict:
+    generator = torch.Generator().manual_seed(seed)
+    return {'lq': torch.rand(size, 3, lq, lq, generator=generator),
+            'gt': torch.rand(size, 3, lq * scale, lq * scale, generator=generator)}
+
+
+def assert_same_weights(a: dict, b: dict, **tolerance) -> None:
+    """Bit for bit, unless a tolerance is given."""
+    assert a.keys() == b.keys()
+    for key in a:
+        torch.testing.assert_close(a[key], b[key], **(tolerance or {'rtol': 0, 'atol': 0}),
+                                   msg=lambda m, k=key: f'{k}: {m}')

@@ -1,0 +1,213 @@
+"""One optimisation step: against BasicSR's own, against arithmetic written out, and with each option on."""
+import copy
+
+import numpy as np
+import pytest
+import torch
+from basicsr.models.sr_model import SRModel
+from conftest import assert_same_weights, batch
+
+from udl_basicsr.models import inference
+from udl_basicsr.models.visuals import decode_log_scale, encode_log_scale
+
+
+def run_steps(model, steps=3, **batch_args):
+    for i in range(1, steps + 1):
+        model.update_learning_rate(i, warmup_iter=model.opt['train'].get('warmup_iter', -1))
+        model.feed_data(batch(i, **batch_args))
+        model.optimize_parameters(i)
+    return model
+
+
+def test_plain_stage_is_stock_basicsr(project):
+    opt = project.parse('plain', 'train:ema_decay=0.9').opt
+    torch.manual_seed(1)
+    stock = SRModel(copy.deepcopy(opt))
+    torch.manual_seed(1)
+    ours = project.model('plain', 'train:ema_decay=0.9')
+    ours.net_g.load_state_dict(stock.net_g.state_dict())
+    ours.net_g_ema.load_state_dict(stock.net_g_ema.state_dict())
+    run_steps(stock)
+    run_steps(ours)
+    assert_same_weights(stock.net_g.state_dict(), ours.net_g.state_dict())
+    assert_same_weights(stock.net_g_ema.state_dict(), ours.net_g_ema.state_dict())
+    assert stock.get_current_log()['l_pix'] == pytest.approx(ours.get_current_log()['l_pix'], rel=1e-6)
+
+
+@pytest.mark.parametrize('stage', ['plain', 'esu'])
+@pytest.mark.parametrize('parts', [2, 4])
+def test_accumulation_changes_nothing_but_rounding(project, stage, parts):
+    whole, split = project.model(stage), project.model(stage, f'train:accumulate={parts}')
+    split.trained.load_state_dict(whole.trained.state_dict())
+    for model in (whole, split):
+        model.feed_data(batch())
+        model.optimize_parameters(1)
+    grads = [{n: p.grad for n, p in m.trained.named_parameters()} for m in (whole, split)]
+    assert_same_weights(*grads, rtol=1e-4, atol=1e-5)
+    for name, value in whole.get_current_log().items():
+        assert split.get_current_log()[name] == pytest.approx(value, rel=1e-4)
+
+
+def test_gradient_clipping(project):
+    model = project.model('esu', 'train:grad_clip=0.01')
+    run_steps(model, 1)
+    norm = torch.cat([p.grad.flatten() for p in model.trained.parameters()]).norm().item()
+    assert norm == pytest.approx(0.01, rel=1e-3)
+    assert model.get_current_log()['grad_norm'] > 0.01  # the log has the norm before clipping
+
+
+def test_ema_is_the_weighted_mean_of_all_weights(project):
+    model = project.model('esu', 'train:ema_decay=0.75')
+    expected = {k: v.clone() for k, v in model.net_g.state_dict().items()}
+    for i in range(1, 4):
+        model.feed_data(batch(i))
+        model.optimize_parameters(i)
+        expected = {k: 0.75 * v + 0.25 * model.net_g.state_dict()[k] for k, v in expected.items()}
+    assert_same_weights(expected, model.net_g_ema.state_dict(), rtol=1e-6, atol=1e-7)
+
+
+def test_ema_takes_the_buffers(project):
+    model = project.model('plain', 'train:ema_decay=0.5')
+    for net in (model.net_g, model.net_g_ema):
+        net.register_buffer('count', torch.zeros(()))
+    model.net_g.count.fill_(7)
+    model.model_ema(0.5)
+    assert model.net_g_ema.count == 7
+
+
+def test_warm_up_returns_to_the_full_rate(project):
+    model = project.model('plain', 'train:warmup_iter=4', 'train:optim_g:lr=0.1')
+    rates = []
+    for i in range(1, 9):
+        model.update_learning_rate(i, warmup_iter=4)
+        rates.append(model.get_current_learning_rate()[0])
+        model.optimizer_g.step()
+    # MultiStepLR halves after 6 steps, which is at the seventh iteration
+    assert rates == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1, 0.1, 0.05, 0.05])
+
+
+@pytest.mark.parametrize('amp', ['bf16', 'fp16'])
+@pytest.mark.parametrize('stage', ['plain', 'esu'])
+def test_mixed_precision_steps(project, amp, stage):
+    full, mixed = project.model(stage), project.model(stage, f'train:amp={amp}')
+    mixed.trained.load_state_dict(full.trained.state_dict())
+    for model in (full, mixed):
+        run_steps(model, 1)
+    assert all(p.dtype == torch.float32 for p in mixed.trained.parameters())
+    for name, value in full.get_current_log().items():
+        assert mixed.get_current_log()[name] == pytest.approx(value, rel=0.05, abs=0.02)
+    assert mixed.scaler.is_enabled() == (amp == 'fp16')
+    assert bool(mixed.scaler.state_dict()) == (amp == 'fp16')
+
+
+def test_channels_last_changes_nothing_but_rounding(project):
+    plain, last = project.model('esu'), project.model('esu', 'train:channels_last=true')
+    last.trained.load_state_dict(plain.trained.state_dict())
+    for model in (plain, last):
+        run_steps(model, 1)
+    assert last.net_g.conv_first.weight.is_contiguous(memory_format=torch.channels_last)
+    for name, value in plain.get_current_log().items():
+        assert last.get_current_log()[name] == pytest.approx(value, rel=1e-4)
+
+
+def test_other_losses_beside_the_likelihood(project):
+    model = project.model('esu', 'train:pixel_opt={type: MSELoss, loss_weight: 0.5}',
+                          'train:tv_opt={type: WeightedTVLoss, loss_weight: 0.1}')
+    run_steps(model, 1)
+    with torch.no_grad():
+        mse = 0.5 * (model.output - model.gt).square().mean().item()
+        tv = 0.1 * ((model.output[..., 1:, :] - model.output[..., :-1, :]).abs().mean() +
+                    (model.output[..., 1:] - model.output[..., :-1]).abs().mean()).item()
+    log = model.get_current_log()
+    assert list(log) == ['l_fidelity', 'l_log_scale', 'l_pix', 'l_tv', 's_mean', 's_floor']
+    assert log['l_pix'] == pytest.approx(mse, rel=1e-5)
+    assert log['l_tv'] == pytest.approx(tv, rel=1e-5)
+    assert log['l_log_scale'] == pytest.approx(2 * log['s_mean'], rel=1e-5)
+
+
+def test_lr_gradient_map_is_given_the_input(project):
+    model = project.model('plain', 'train:pixel_opt={type: WeightMapLoss, weight_map: lr_gradient}')
+    run_steps(model, 1)
+    assert model.get_current_log()['l_pix'] > 0
+
+
+def test_a_loss_that_is_no_longer_finite_stops_the_run(project):
+    model = project.model('plain')
+    model.feed_data({k: v * torch.nan for k, v in batch().items()})
+    model.optimize_parameters(1)
+    with pytest.raises(FloatingPointError, match='l_pix'):
+        model.get_current_log()
+
+
+@pytest.mark.parametrize('reduction', ['none', 'sum'])
+def test_reductions_that_cannot_be_trained(project, reduction):
+    with pytest.raises(ValueError, match=r'train\.pixel_opt\.reduction'):
+        project.model('plain', f'train:pixel_opt:reduction={reduction}', 'train:accumulate=2', check_files=False)
+
+
+def test_options_are_left_as_they_were(project):
+    parsed = project.parse('plain')
+    before = copy.deepcopy(parsed.opt)
+    for _ in range(2):  # a second model from the same options, in the same process
+        project.model('plain')
+        from basicsr.models import build_model
+        build_model(parsed.opt)
+    assert parsed.opt == before
+
+
+# ---------------------------------------------------------------------------------------------------------- inference
+
+
+def convolution():
+    torch.manual_seed(0)
+    conv = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, 1, 1), torch.nn.ReLU(), torch.nn.Conv2d(8, 12, 5, 1, 2),
+                               torch.nn.PixelShuffle(2)).double()
+    return conv.requires_grad_(False)  # receptive field: 1 + 2 pixels on each side
+
+
+@pytest.mark.parametrize('size', [(17, 23), (8, 8), (5, 31)])
+@pytest.mark.parametrize('tile', [4, 8, 64])
+def test_tiling_is_exact_once_the_overlap_covers_the_receptive_field(size, tile):
+    net = convolution()
+    lq = torch.rand(1, 3, *size, dtype=torch.float64)
+    torch.testing.assert_close(inference.tiled(net, tile, 3, 2)(lq), net(lq), rtol=0, atol=1e-13)
+    if tile < min(size):
+        assert (inference.tiled(net, tile, 1, 2)(lq) - net(lq)).abs().max() > 1e-3
+
+
+def test_self_ensemble_by_hand():
+    net = convolution()
+    lq = torch.rand(1, 3, 6, 9, dtype=torch.float64)
+    total = 0
+    for h in (False, True):
+        for v in (False, True):
+            for t in (False, True):
+                x = lq.flip(-1) if h else lq
+                x = x.flip(-2) if v else x
+                y = net(x.mT if t else x)
+                y = y.mT if t else y
+                y = y.flip(-2) if v else y
+                total = total + (y.flip(-1) if h else y)
+    torch.testing.assert_close(inference.self_ensembled(net)(lq), total / 8, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize('size', [(8, 16), (9, 13), (3, 5)])
+def test_padding_to_a_window(size):
+    seen = []
+
+    def net(x):
+        seen.append(x.shape[-2:])
+        return x.repeat_interleave(2, -1).repeat_interleave(2, -2)
+
+    lq = torch.rand(1, 3, *size)
+    assert torch.equal(inference.padded(net, 8, 2)(lq), net(lq))
+    assert all(n % 8 == 0 for n in seen[0])
+
+
+def test_log_scale_pictures_go_there_and_back():
+    s = np.linspace(-2, 6, 1001)
+    picture = encode_log_scale(s)
+    assert picture.dtype == np.uint16
+    np.testing.assert_allclose(decode_log_scale(picture), s, atol=7e-5)
+    with pytest.raises(ValueError, match='16-bit'):
+        decode_log_scale(picture.astype(np.uint8))
