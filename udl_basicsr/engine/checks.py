@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from basicsr.data import build_dataloader
 from basicsr.models import lr_scheduler
+from basicsr.utils import FileClient
 from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
 from torch import nn
 
@@ -17,6 +18,7 @@ from .yaml_files import did_you_mean
 _PACKAGE = __package__.split('.')[0]
 _SUPPLIED = {'metric': {'img', 'img2'}, 'optimizer': {'params'}, 'scheduler': {'optimizer', 'last_epoch'}}
 _NEEDS_MORE = {'LBFGS', 'SparseAdam'}  # a closure, sparse gradients: neither is what a training step has
+_FILLED_IN = {'is_train', 'dist', 'rank', 'world_size', 'auto_resume', 'root_path'}  # by the program, at the top level
 _RUNTIME_KEYS = {'phase', 'scale'}  # BasicSR fills them into every data set
 
 
@@ -77,7 +79,8 @@ class KeyChecker:
 
     def legal(self, path: tuple[str, ...], entry: Key | None) -> bool:
         if entry is None:
-            return self.model_reads(path) and len(path) <= 2
+            # a key of `path` that the table does not know would become a folder (basicsr/utils/misc.py:46)
+            return path[0] not in ('path', *_FILLED_IN) and len(path) <= 2 and self.model_reads(path)
         if path[0] == 'train' and path[-1].endswith('_opt'):
             return self.ours or self.model_reads(path)
         if path[0] == 'path' and path[-1].startswith(('pretrain_', 'param_key_', 'strict_load_')):
@@ -109,13 +112,12 @@ class KeyChecker:
                     # the arguments of network_u are those of its class, which check_networks() asks
                     self.walk(value, entry.kind, path, value if name == 'network_u' else ())
             elif not entry.kind.accepts(value):
-                label = entry.kind.label.replace('\\|', '|')
-                self.report.add(where, f'expected {label}, got {describe(value)}')
+                self.report.add(where, f'expected {entry.kind.label}, got {describe(value)}')
             elif entry.kind.convert:
                 block[name] = entry.kind.convert(value)
         for name, entry in table.items():
             if entry.need in ('both', 'train' if self.is_train else 'test') and name not in block:
-                label = 'a block of keys' if isinstance(entry.kind, dict) else entry.kind.label.replace('\\|', '|')
+                label = 'a block of keys' if isinstance(entry.kind, dict) else entry.kind.label
                 self.report.add('.'.join((*at, name)), f'missing; expected {label}')
 
     def unknown(self, path: tuple[str, ...], table: dict[str, Key], others: Iterable[str]) -> None:
@@ -129,8 +131,9 @@ class KeyChecker:
             depth = len(path)
             read = {p[-1] for p in self.reads or () if len(p) == depth and p[:-1] == path[:-1]}
             legal = {k for k, e in table.items() if '*' not in k and self.legal((*path[:-1], k), e)}
-            runtime = {'is_train', 'dist', 'rank', 'world_size'}
-            self.report.add(where, f'unknown key{did_you_mean(name, (legal | read | set(others)) - runtime)}')
+            if path[0] == 'path':
+                read = set()
+            self.report.add(where, f'unknown key{did_you_mean(name, (legal | read | set(others)) - _FILLED_IN)}')
 
     def extra(self, path: tuple[str, ...], block: dict) -> None:
         """A key that only the model's source knows."""
@@ -201,5 +204,10 @@ class KeyChecker:
         needed = set(keys_needed(target, phase)) if target else set()
         if phase == 'train':
             needed |= {'batch_size_per_gpu', 'num_worker_per_gpu'}
+        backend = block.get('io_backend')
+        client = FileClient._backends.get(backend.get('type')) if isinstance(backend, dict) else None
+        arguments = {k: v for k, v in backend.items() if k != 'type'} if client else {}
+        for key, problem in call_problems(client, arguments, optional=None) if arguments else ():
+            self.report.add(f'{where}.io_backend.{key}', problem)
         for key in sorted(needed - _RUNTIME_KEYS - set(block)):
             self.report.add(f'{where}.{key}', f'missing; {target.__name__ if target else "the loader"} needs it')

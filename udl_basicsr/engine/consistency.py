@@ -188,7 +188,8 @@ class Checker(KeyChecker):
             elif key == 'milestones' and steps[0] > total:
                 self.report.warnings.append(f'{where}: all come after total_iter: {total}; the learning rate stays '
                                             'constant')
-        accumulate, data = train.get('accumulate'), (self.opt.get('datasets') or {}).get('train')
+        datasets = self.opt.get('datasets')
+        accumulate, data = train.get('accumulate'), datasets.get('train') if isinstance(datasets, dict) else None
         batch = data.get('batch_size_per_gpu') if isinstance(data, dict) else None
         if isinstance(accumulate, int) and isinstance(batch, int) and accumulate > 0 and batch % accumulate:
             add('train.accumulate', f'{accumulate} does not divide datasets.train.batch_size_per_gpu: {batch}')

@@ -149,16 +149,17 @@ def _parse_stage1(flat: dict, report: Report, parents: tuple[str, ...], **argume
 
 
 def _fill_stage1_weights(flat: dict, stage1: Parsed | None, root_path: str) -> dict[str, str]:
-    """Names the weights that stage 1 will leave, where the file names none; returns what was filled in."""
+    """Names the weights that stage 1 will leave, where the file names no others; returns them."""
     if stage1 is None or not isinstance(flat['path'], dict):
         return {}
     models = osp.join(root_path, 'experiments', stage1.flat['name'], 'models')
-    filled = {}
+    promised = {}
     for label in ('g', 'u'):
-        key = f'pretrain_network_{label}'
-        if flat['path'].get(key) is None and f'network_{label}' in flat and f'network_{label}' in stage1.flat:
-            filled[key] = flat['path'][key] = osp.join(models, f'net_{label}_latest.pth')
-    return filled
+        key, weights = f'pretrain_network_{label}', osp.join(models, f'net_{label}_latest.pth')
+        known = f'network_{label}' in flat and f'network_{label}' in stage1.flat
+        if known and flat['path'].get(key) in (None, weights):  # a flat file of an earlier run names them already
+            promised[key] = flat['path'][key] = weights
+    return promised
 
 
 def _can_build(flat: dict) -> bool:

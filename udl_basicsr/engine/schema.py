@@ -1,11 +1,13 @@
 """The keys of an option file: one table, from which files are checked and docs/OPTIONS.md is written.
 
-``python -m udl_basicsr.engine.schema`` prints the table as Markdown.
+``python -m udl_basicsr.engine.schema docs/OPTIONS.md`` writes the table in it anew.
 """
 import fnmatch
 import math
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 
@@ -29,7 +31,7 @@ class Built:
 
     @property
     def label(self) -> str:
-        return f'block: `type` and arguments of a {self.what}'
+        return f'block: {self.what} `type` and its arguments'
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def integer(low: int, label: str = '') -> Kind:
 
 
 def one_of(*choices: str) -> Kind:
-    return Kind(' \\| '.join(choices), lambda v: isinstance(v, str) and v in choices)
+    return Kind(' | '.join(choices), lambda v: isinstance(v, str) and v in choices)
 
 
 def _is_folder_name(value: Any) -> bool:
@@ -72,7 +74,7 @@ def _is_folder_name(value: Any) -> bool:
         and not any(c in value for c in '/\\\0:*?"<>|\n')
 
 
-BOOL = Kind('true \\| false', lambda v: isinstance(v, bool))
+BOOL = Kind('true | false', lambda v: isinstance(v, bool))
 TEXT = Kind('text', lambda v: isinstance(v, str) and v != '')
 FOLDER_NAME = Kind('name of a folder: text without / \\ : * ? " < > | and not . or ..', _is_folder_name)
 POSITIVE = Kind('number > 0', lambda v: _is_number(v) and v > 0)
@@ -81,7 +83,7 @@ NAMES = Kind('list of text', lambda v: isinstance(v, list) and all(isinstance(i,
 ANY = Kind('anything', lambda v: True)
 COUNT = integer(1)
 FREQUENCY = integer(1, 'iterations, integer ≥ 1')
-GPUS = Kind('auto \\| integer ≥ 0', lambda v: v == 'auto' or (_is_int(v) and v >= 0))
+GPUS = Kind('auto | integer ≥ 0', lambda v: v == 'auto' or (_is_int(v) and v >= 0))
 SEED = Kind('integer, 0 ≤ x < 2³²', lambda v: _is_int(v) and 0 <= v < 2**32)
 CHANNELS = Kind('list of numbers, one per channel', lambda v: isinstance(v, list) and all(map(_is_number, v)))
 
@@ -116,7 +118,7 @@ VAL = {
     'save_img': Key(BOOL, 'write the SR images; default false'),
     'pbar': Key(BOOL, 'progress bar; default false'),
     'suffix': Key(FOLDER_NAME, 'appended to the names of the SR images', null=True),
-    'metrics': Key({'*': Key(Built('metric'), 'any name; `better: higher \\| lower` says which way is up')},
+    'metrics': Key({'*': Key(Built('metric'), 'any name; `better: higher | lower` says which way is up')},
                    'figures to compute, by a name of your choice', null=True),
     'save_best': Key({'metric': Key(TEXT, 'a name in val.metrics', need='both'),
                       'dataset': Key(TEXT, 'the `name` of a validation set', need='both')},
@@ -143,7 +145,7 @@ TRAIN = {
 }
 PATH = {
     'pretrain_network_*': Key(TEXT, 'weights to start from (`_g`, `_u`: one per network)', null=True),
-    'param_key_*': Key(TEXT, 'params \\| params_ema; null: the file is the weights themselves', null=True),
+    'param_key_*': Key(TEXT, 'params | params_ema; null: the file is the weights themselves', null=True),
     'strict_load_*': Key(BOOL, 'every weight must be found; default true'),
     'resume_state': Key(TEXT, 'a .state file to go on from', null=True),
     'ignore_resume_networks': Key(NAMES, 'networks that do not go on from it', null=True),
@@ -212,8 +214,9 @@ def _rows(table: dict[str, Key], at: str = '') -> Iterator[str]:
         shown = {'val': 'val, val_*', 'test': 'test, test_*'}.get(name, name) if at == 'datasets:' else name
         need = {'': '', 'train': 'training', 'test': 'test', 'both': 'yes'}[entry.need]
         label = 'block' if block else entry.kind.label
-        yield f'| `{at}{shown}` | {label}{" or null" if entry.null else ""} | {need} | ' \
-              f'{entry.doc}{" †" if entry.ours else ""} |'
+        cells = [f'`{at}{shown}`', f'{label}{" or null" if entry.null else ""}', need,
+                 f'{entry.doc}{" †" if entry.ours else ""}']
+        yield '| ' + ' | '.join(cell.replace('|', '\\|') for cell in cells) + ' |'
         if block and not (at == 'datasets:' and name != 'train'):  # the sets all have the keys of `train`
             yield from _rows(entry.kind, f'{at}{name}:')
 
@@ -225,4 +228,6 @@ def markdown() -> str:
 
 
 if __name__ == '__main__':
-    print(markdown(), end='')
+    document = Path(sys.argv[1])
+    text = document.read_text(encoding='utf-8')
+    document.write_text(text[:text.index('| key |')] + markdown(), encoding='utf-8')
