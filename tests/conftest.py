@@ -19,6 +19,7 @@ from udl_basicsr.engine.options import parse_options
 def _seed():
     torch.manual_seed(0)
     np.random.seed(0)
+    torch.set_num_threads(1)  # the networks are tiny: more threads only wait for one another
 
 
 def photograph(seed: int, height: int, width: int) -> np.ndarray:

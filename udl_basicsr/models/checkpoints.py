@@ -32,10 +32,11 @@ def save_atomic(content: dict, path: str | Path) -> None:
             os.fsync(file.fileno())
         os.replace(aside, path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError of its zip writer
-        with contextlib.suppress(OSError):
-            aside.unlink()
         raise CheckpointError(f'{path}: cannot be saved ({error}); what was there before is kept. '
                               'Free some space or check the permissions, then resume with --auto_resume') from error
+    finally:
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
 
 
 def read_checkpoint(path: str | Path, map_location='cpu') -> dict:

@@ -1,0 +1,331 @@
+"""Whole runs on tiny data: both stages, their files, resuming, scores, stock BasicSR and several processes."""
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import yaml
+from basicsr.archs import build_network
+from basicsr.data import build_dataset
+from basicsr.metrics import calculate_psnr
+from basicsr.models.sr_model import SRModel
+from basicsr.utils import imfrombytes, img2tensor, tensor2img
+from conftest import assert_same_weights
+from torch.utils.data import DataLoader
+
+from udl_basicsr.engine import loop, stages
+from udl_basicsr.models.checkpoints import CheckpointError
+from udl_basicsr.models.visuals import decode_log_scale
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def train(project, stage, *force, **kwargs):
+    parsed = project.parse(stage, *force, **kwargs)
+    stages.train(parsed, 'the command')
+    return parsed
+
+
+def files(folder: Path) -> set[str]:
+    return {str(p.relative_to(folder)) for p in folder.rglob('*') if p.is_file() and p.suffix != '.log'}
+
+
+# -------------------------------------------------------------------------------------------------------------- stages
+
+
+def test_two_stages_from_one_option_file(project):
+    parsed = train(project, 'udl', 'val:save_img=true')
+    experiments = project.root / 'experiments'
+    assert files(experiments / 'esu' / 'models') == {f'net_{n}_{i}.pth' for n in 'gu' for i in (4, 8, 'latest')}
+    assert files(experiments / 'udl' / 'models') == {f'net_g_{i}.pth' for i in (4, 8, 'latest')}
+
+    # net_u is the whole UncertaintyNet, net_g its mean network, loadable strictly by stock BasicSR's own EDSR
+    stage1_u = project.weights('esu', label='u')
+    stage1_g = {k.removeprefix('mean_network.'): v for k, v in stage1_u.items() if k.startswith('mean_network.')}
+    assert_same_weights(stage1_g, project.weights('esu'))
+    stock = build_network(parsed.flat['network_g']).eval()
+    stock.load_state_dict(project.weights('udl'), strict=True)
+
+    # the same pixels: the picture that was saved at the end is what stock EDSR makes of the input
+    data = next(iter(DataLoader(build_dataset(parsed.opt['datasets']['val']))))
+    name = Path(data['lq_path'][0]).stem
+    with torch.no_grad():
+        picture = tensor2img([stock(data['lq'])])
+    visualization = experiments / 'udl' / 'visualization' / name
+    assert np.array_equal(cv2.imread(str(visualization / f'{name}_8.png')), picture)
+
+    # and beside it s of the frozen stage-1 network, on the documented scale
+    net_u = build_network({'backbone': parsed.flat['network_g'], **parsed.flat['network_u']}).eval()
+    net_u.load_state_dict(stage1_u)
+    with torch.no_grad():
+        s = net_u.log_scale(data['lq'])[0].mean(0).numpy()
+    saved = cv2.imread(str(visualization / f'{name}_8_log_scale.png'), cv2.IMREAD_UNCHANGED)
+    np.testing.assert_allclose(decode_log_scale(saved), s.clip(-2, 6), atol=1e-3)
+
+    # stage 2 starts from stage 1, and a second call does not train stage 1 again
+    before = (experiments / 'esu' / 'models' / 'net_u_latest.pth').stat().st_mtime_ns
+    train(project, 'udl', 'name=again', 'train:total_iter=1', 'train:optim_g:lr=1e-12')
+    assert (experiments / 'esu' / 'models' / 'net_u_latest.pth').stat().st_mtime_ns == before
+    assert_same_weights(project.weights('again'), project.weights('esu'), rtol=0, atol=1e-9)
+
+
+def test_an_interrupted_first_stage_goes_on(project):
+    train(project, 'esu')
+    straight = project.weights('esu', label='u')
+    models = project.root / 'experiments' / 'esu' / 'models'
+    for path in (*models.glob('*_8.pth'), *models.glob('*latest*'), models.parent / 'training_states' / '8.state'):
+        path.unlink()  # as if killed after iteration 4
+    train(project, 'udl', 'train:total_iter=2')
+    assert_same_weights(project.weights('esu', label='u'), straight)
+    assert 'iterations 5 to 8' in project.log('esu')
+
+
+def test_losses_fall_and_the_terms_are_logged_apart(project):
+    train(project, 'esu', 'train:total_iter=60', 'train:optim_g:lr=0.005', 'train:scheduler:milestones=[50]',
+          'logger:save_checkpoint_freq=100', 'val=~')
+    values = [[float(v) for v in row] for row in re.findall(
+        r'l_fidelity: (\S+) l_log_scale: (\S+) s_mean: (\S+) s_floor: (\S+)', project.log('esu'))]
+    fidelity, log_term, s_mean, s_floor = np.array(values).T
+    assert len(values) == 30
+    assert (fidelity + log_term)[-5:].mean() < 0.5 * (fidelity + log_term)[:2].mean()
+    np.testing.assert_allclose(log_term, 2 * s_mean, rtol=1e-3)
+    assert ((s_floor >= 0) & (s_floor <= 1)).all()
+
+
+def test_the_frozen_uncertainty_stays_as_it_was(project):
+    train(project, 'esu')
+    model = project.model('udl')
+    frozen = {k: v.clone() for k, v in model.net_u.state_dict().items()}
+    owned = {id(p) for group in model.optimizer_g.param_groups for p in group['params']}
+    model.feed_data(next(iter(DataLoader(build_dataset(model.opt['datasets']['train']), batch_size=4))))
+    model.optimize_parameters(1)
+    assert_same_weights(model.net_u.state_dict(), frozen)
+    assert not model.net_u.training
+    assert not any(id(p) in owned or p.requires_grad for p in model.net_u.parameters())
+    assert not any('head' in name for name, _ in model.trained.named_parameters())
+
+
+@pytest.mark.parametrize(('changes', 'reason'), [
+    ({'network_g:num_feat': 16}, 'network'),
+    ({'path:pretrain_network_u': 'net_g_latest.pth'}, 'no uncertainty head'),
+])
+def test_a_first_stage_of_another_network_is_refused_before_anything_is_made(project, changes, reason):
+    train(project, 'esu', 'train:total_iter=1', 'val=~')
+    models = project.root / 'experiments' / 'esu' / 'models'
+    force = {f'path:pretrain_network_{n}': models / f'net_{n}_latest.pth' for n in 'gu'} | {'stage1': '~'}
+    force.update({k: models / v if str(v).endswith('.pth') else v for k, v in changes.items()})
+    with pytest.raises(CheckpointError, match=reason):
+        train(project, 'udl', *(f'{k}={v}' for k, v in force.items()))
+    assert not (project.root / 'experiments' / 'udl').exists()
+
+
+# ---------------------------------------------------------------------------------------------------------------- runs
+
+
+def test_iterations_are_counted_exactly(project):
+    """6 images x 2 in batches of 4 are 3 iterations an epoch; 8 are not a whole number of epochs."""
+    train(project, 'plain')
+    state = torch.load(project.root / 'experiments/plain/training_states/8.state', weights_only=True)
+    assert state['iter'] == 8
+    assert state['epoch'] == 2
+    assert {int(s['step']) for s in state['optimizers'][0]['state'].values()} == {8}
+    log = project.log('plain')
+    assert [int(n) for n in re.findall(r'iter: +(\d+),', log)] == [2, 4, 6, 8]
+    assert '@ 8 iter' in log  # the final validation, not one or two iterations past it
+    assert log.count('Validation val') == 2
+
+
+def test_the_final_iteration_is_validated_and_logged_where_frequencies_do_not_divide_it(project):
+    train(project, 'plain', 'train:total_iter=7')
+    log = project.log('plain')
+    assert [int(n) for n in re.findall(r'iter: +(\d+),', log)] == [2, 4, 6, 7]
+    assert log.count('Validation val') == 2
+    assert re.search(r'Validation val(?:(?!Validation).)*$', log, re.S)
+
+
+@pytest.mark.parametrize('stage', ['plain', 'esu', 'udl'])
+@pytest.mark.parametrize('extra', [
+    (), ('train:ema_decay=0.9', 'train:amp=fp16', 'datasets:train:num_worker_per_gpu=1')], ids=['', 'ema-fp16-worker'])
+def test_resuming_is_exact(project, stage, extra):
+    force = ('logger:save_checkpoint_freq=3', 'val:save_best={metric: psnr, dataset: val}', *extra)
+    if stage == 'udl':
+        train(project, 'esu')
+    train(project, stage, *force, f'name={stage}_straight')
+    train(project, stage, *force, 'train:total_iter=6')
+    resumed = train(project, stage, *force, auto_resume=True)
+    keys = ('params', 'params_ema') if extra else ('params', )
+    for key in keys:
+        for at in ('latest', 'best'):
+            assert_same_weights(project.weights(f'{stage}_straight', at, key=key), project.weights(stage, at, key=key))
+    # the resolved file in the run's folder resumes it as well, though it is the file that is written
+    again = project.root / 'experiments' / stage / f'{stage}.yml'
+    flat = yaml.safe_load(again.read_text())
+    assert flat == resumed.flat
+    assert '# the command' in again.read_text()
+
+
+def test_an_old_run_is_kept(project):
+    train(project, 'plain', 'train:total_iter=1', 'val=~')
+    old = files(project.root / 'experiments' / 'plain')
+    train(project, 'plain', 'train:total_iter=2', 'val=~')
+    archived = list((project.root / 'experiments').glob('plain_archived_*'))
+    assert len(archived) == 1
+    assert files(archived[0]) == old
+
+
+def test_best_checkpoint_is_that_of_the_best_validation(project):
+    train(project, 'plain', 'val:save_best={metric: psnr, dataset: val}', 'val:val_freq=2', 'train:optim_g:lr=0.05',
+          'logger:save_checkpoint_freq=2')
+    scores = {int(i): float(v) for v, i in re.findall(r'# psnr: (\S+)\tBest: \S+ @ (\d+) iter', project.log('plain'))}
+    best = int(re.findall(r'Best: \S+ @ (\d+) iter', project.log('plain'))[-1])
+    assert scores[best] == max(scores.values())
+    assert_same_weights(project.weights('plain', 'best'), project.weights('plain', best))
+
+
+def test_only_the_last_checkpoints_are_kept(project):
+    train(project, 'esu', 'logger:save_checkpoint_freq=2', 'logger:keep_last=2', 'val=~')
+    run = project.root / 'experiments' / 'esu'
+    assert {p.stem for p in (run / 'training_states').iterdir()} == {'6', '8'}
+    assert files(run / 'models') == {f'net_{n}_{i}.pth' for n in 'gu' for i in (6, 8, 'latest')}
+
+
+def test_validation_gives_stock_basicsrs_figures(project):
+    parsed = train(project, 'plain')
+    stock = SRModel({**parsed.opt, 'is_train': False, 'path': {
+        'pretrain_network_g': str(project.root / 'experiments/plain/models/net_g_latest.pth')}})
+    stock.nondist_validation(DataLoader(build_dataset(parsed.opt['datasets']['val'])), 8, None, False)
+    ours = float(re.findall(r'# psnr: (\S+)', project.log('plain'))[-1])
+    assert ours == pytest.approx(stock.metric_results['psnr'], abs=1e-4)
+
+
+def test_tensorboard_shows_the_losses_and_s(project):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    train(project, 'esu', 'logger:use_tb_logger=true')
+    events = EventAccumulator(str(project.root / 'tb_logger' / 'esu')).Reload()
+    assert {'losses/l_fidelity', 'losses/l_log_scale', 's_mean', 's_floor', 'metrics/val/psnr'} <= set(
+        events.Tags()['scalars'])
+    assert [e.step for e in events.Scalars('metrics/val/psnr')] == [4, 8]
+    assert sorted(events.Tags()['images']) == ['log_scale/val/0', 'log_scale/val/1', 'log_scale/val/2']
+
+
+# ---------------------------------------------------------------------------------------------------------------- test
+
+
+def test_scores(project, pairs):
+    parsed = train(project, 'udl')
+    blocks = {**parsed.flat, 'path': {k: v for k, v in parsed.flat['path'].items() if k.startswith('pretrain')}}
+    del blocks['stage1'], blocks['train'], blocks['logger']
+    blocks['datasets'] = {'test': {**parsed.flat['datasets']['val'], 'name': 'tiny'}}
+    blocks['path']['pretrain_network_g'] = str(project.root / 'experiments/udl/models/net_g_latest.pth')
+    blocks['val'] = {'save_img': True, 'metrics': parsed.flat['val']['metrics'], 'tile': {'size': 12, 'overlap': 8}}
+    (project.root / 'test.yml').write_text(yaml.safe_dump({**blocks, 'name': 'tested'}))
+    scores = loop.test(project.parse('test', is_train=False))
+
+    # by hand, with stock EDSR and BasicSR's PSNR
+    net = build_network(parsed.flat['network_g']).eval()
+    net.load_state_dict(project.weights('udl'))
+    expected = {}
+    for path in sorted((pairs / 'val' / 'lq').iterdir()):
+        lq = img2tensor(imfrombytes(path.read_bytes(), float32=True))
+        with torch.no_grad():
+            sr = tensor2img([net(lq[None])])
+        gt = cv2.imread(str(pairs / 'val' / 'gt' / path.name))
+        expected[path.stem] = calculate_psnr(sr, gt, crop_border=2, test_y_channel=True)
+    images = scores['datasets']['tiny']['images']
+    assert {k: v['psnr'] for k, v in images.items()} == pytest.approx(expected, abs=1e-4)
+    assert scores['datasets']['tiny']['mean']['psnr'] == pytest.approx(np.mean(list(expected.values())), abs=1e-4)
+    results = project.root / 'results' / 'tested'
+    assert {'scores.json', 'scores.csv', 'scores.md'} <= {p.name for p in results.iterdir()}
+    assert json.loads((results / 'scores.json').read_text())['datasets'] == scores['datasets']
+    pictures = {f'{n}_{kind}.png' for n in range(3) for kind in ('tested', 'log_scale')}
+    assert files(results / 'visualization' / 'tiny') == pictures
+
+
+# -------------------------------------------------------------------------------------------- other processes, BasicSR
+
+
+def run(*args, cwd, **env):
+    environment = {**os.environ, 'CUDA_VISIBLE_DEVICES': '', 'OMP_NUM_THREADS': '1', **env}
+    return subprocess.run([sys.executable, *map(str, args)], cwd=cwd, env=environment, capture_output=True, text=True,
+                          timeout=300, check=False)
+
+
+def test_stock_basicsr_trains_the_resolved_file(project):
+    train(project, 'udl')
+    resolved = project.root / 'experiments' / 'udl' / 'udl.yml'
+    code = ('import sys, udl_basicsr; from basicsr.train import train_pipeline; '
+            f'sys.argv = ["train.py", "-opt", {str(resolved)!r}]; train_pipeline({str(project.root / "stock")!r})')
+    done = run('-c', code, cwd=project.root)
+    assert done.returncode == 0, done.stderr[-2000:]
+    models = project.root / 'stock' / 'experiments' / 'udl' / 'models'
+    assert (models / 'net_g_latest.pth').exists()
+    log = ''.join(p.read_text() for p in models.parent.glob('*.log'))
+    assert log.count('l_udl') == 4
+    build_network(yaml.safe_load(resolved.read_text())['network_g']).load_state_dict(
+        torch.load(models / 'net_g_latest.pth', weights_only=True)['params'], strict=True)
+
+
+def test_the_command_line(project):
+    """From another folder, as people call it; every failure has a status and no run has been started."""
+    script = ROOT / 'udl_basicsr' / 'train.py'
+    code = ('import sys; from pathlib import Path; from udl_basicsr.train import main; '
+            'sys.exit(main(Path(sys.argv.pop(1))))')
+    done = run('-c', code, project.root, '-opt', 'plain.yml', '--force_yml', 'train:total_iter=2', 'val=~', 'name=cli',
+               cwd=project.root)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (project.root / 'experiments' / 'cli' / 'models' / 'net_g_latest.pth').exists()
+
+    done = run(script, '-opt', 'plain.yml', '--force_yml', 'train:total_itr=2', 'datasets:train:batch_size_per_gpu=99',
+               cwd=project.root)
+    assert done.returncode == 2
+    assert "did you mean 'total_iter'" in done.stderr
+    assert 'Traceback' not in done.stderr
+    assert not (ROOT / 'experiments' / 'plain').exists()
+
+
+def torchrun(project, *args, processes=2):
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    code = 'import sys; from pathlib import Path; from udl_basicsr.train import main; sys.exit(main(Path.cwd()))'
+    (project.root / 'entry.py').write_text(code)
+    return run('-m', 'torch.distributed.run', f'--nproc_per_node={processes}', f'--master_port={port}', 'entry.py',
+               *args, '--launcher', 'pytorch', cwd=project.root)
+
+
+def test_two_processes_train_as_one_with_the_doubled_batch(project):
+    """Both stages with torchrun and gloo. Plain SGD: Adam's first steps are signs, which amplify rounding."""
+    sgd = ('train:optim_g={type: SGD, lr: 0.01}', 'val:save_img=true')
+    train(project, 'udl', *sgd, 'name=one', 'train:total_iter=4', 'datasets:train:batch_size_per_gpu=4')
+    esu = project.weights('esu', label='u')
+    single = {p.stem: p.read_text() for p in project.root.glob('*.yml')}
+    for path in (project.root / 'experiments').glob('esu*'):
+        path.rename(path.with_name(f'single_{path.name}'))
+    (project.root / '_base_.yml').write_text(single['_base_'].replace('batch_size_per_gpu: 4', 'batch_size_per_gpu: 2'))
+    done = torchrun(project, '-opt', 'udl.yml', '--force_yml', *sgd, 'name=two', 'train:total_iter=4')
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert_same_weights(project.weights('esu', label='u'), esu, rtol=1e-3, atol=2e-4)  # 8 steps of Adam
+    assert (project.root / 'experiments/esu/models/net_u_latest.pth').exists()
+    # stage 2 from the very same stage 1
+    models = project.root / 'experiments' / 'single_esu' / 'models'
+    weights = [f'path:pretrain_network_{n}={models / f"net_{n}_latest.pth"}' for n in 'gu']
+    done = torchrun(project, '-opt', 'udl.yml', '--force_yml', *sgd, 'name=two', 'train:total_iter=4', 'stage1=~',
+                    *weights)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert_same_weights(project.weights('two'), project.weights('one'), rtol=1e-5, atol=1e-6)
+    scores = [re.findall(r'# psnr: (\S+)', project.log(name))[-1] for name in ('one', 'two')]
+    assert float(scores[0]) == pytest.approx(float(scores[1]), abs=1e-3)
+    assert len(files(project.root / 'experiments/two/visualization')) == 6  # every image once, by one rank or the other
+
+
+def test_a_wrong_file_fails_on_every_rank(project):
+    done = torchrun(project, '-opt', 'udl.yml', '--force_yml', 'train:udl_opt:scalling=exp')
+    assert done.returncode != 0
+    assert done.stderr.count("did you mean 'scaling'") == 1
