@@ -11,7 +11,7 @@ esac
 [ $# -le 1 ] || fail 'usage: bash scripts/demo.sh [--data-only]'
 
 cat << 'END'
-The demo of udl_basicsr, about 10 minutes on 2 CPU cores, 7 of them when the environment is there:
+The demo of udl_basicsr: under 10 minutes on 2 idle CPU cores, about 6 when the environment is there.
   1. makes or reuses the environment .venv (3 minutes and about 6 GB the first time)
   2. prepares the photographs that scikit-image ships, halved in size, in datasets/demo
   3. trains a small EDSR x2: with L1; with ESU (image and uncertainty), then UDL (weighted by the uncertainty)
@@ -34,8 +34,8 @@ prepare() {
 
 evaluate() {
     "$PYTHON" scripts/demo.py bicubic
-    "$PYTHON" udl_basicsr/test.py -opt options/demo/test.yml --force_yml name=demo_L1 stage=plain network_u=~ \
-        path:pretrain_network_u=~ path:pretrain_network_g=experiments/demo_L1/models/net_g_latest.pth
+    "$PYTHON" udl_basicsr/test.py -opt options/demo/test.yml --force_yml name=demo_L1 stage=plain network_u=None \
+        path:pretrain_network_u=None path:pretrain_network_g=experiments/demo_L1/models/net_g_latest.pth
     "$PYTHON" udl_basicsr/test.py -opt options/demo/test.yml
 }
 
