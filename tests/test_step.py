@@ -1,5 +1,6 @@
 """One optimisation step: against BasicSR's own, against arithmetic written out, and with each option on."""
 import copy
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from basicsr.models.sr_model import SRModel
 from conftest import assert_same_weights, batch
 
 from udl_basicsr.models import inference
+from udl_basicsr.models.checkpoints import CheckpointError
 from udl_basicsr.models.visuals import decode_log_scale, encode_log_scale
 
 
@@ -123,6 +125,17 @@ def test_other_losses_beside_the_likelihood(project):
     assert log['l_pix'] == pytest.approx(mse, rel=1e-5)
     assert log['l_tv'] == pytest.approx(tv, rel=1e-5)
     assert log['l_log_scale'] == pytest.approx(2 * log['s_mean'], rel=1e-5)
+
+
+def test_a_loss_whose_weights_cannot_be_fetched_says_which_file_to_put_where(project, monkeypatch, tmp_path):
+    def refuse(*args, **kwargs):
+        raise URLError('no network')
+
+    monkeypatch.setattr('torch.hub.urlopen', refuse)
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    expected = rf'perceptual_opt.*no network.*Put vgg19-\w+.pth into {tmp_path}/hub/checkpoints'
+    with pytest.raises(CheckpointError, match=expected):
+        project.model('plain', 'train:perceptual_opt={type: PerceptualLoss, layer_weights: {conv5_4: 1}}')
 
 
 def test_lr_gradient_map_is_given_the_input(project):

@@ -21,6 +21,7 @@ from conftest import assert_same_weights
 from torch.utils.data import DataLoader
 
 from udl_basicsr.engine import loop, stages
+from udl_basicsr.engine.options import parse_options
 from udl_basicsr.models.checkpoints import CheckpointError
 from udl_basicsr.models.visuals import decode_log_scale
 
@@ -166,9 +167,12 @@ def test_resuming_is_exact(project, stage, extra):
             assert_same_weights(project.weights(f'{stage}_straight', at, key=key), project.weights(stage, at, key=key))
     # the resolved file in the run's folder resumes it as well, though it is the file that is written
     again = project.root / 'experiments' / stage / f'{stage}.yml'
-    flat = yaml.safe_load(again.read_text())
-    assert flat == resumed.flat
+    assert yaml.safe_load(again.read_text()) == resumed.flat
     assert '# the command' in again.read_text()
+    (project.root / f'{stage}.yml').unlink()
+    stages.train(parse_options(str(again), root_path=str(project.root), is_train=True, auto_resume=True,
+                               force_yml=['train:total_iter=9']))
+    assert 'iterations 7 to 9' in project.log(stage)
 
 
 def test_an_old_run_is_kept(project):

@@ -8,10 +8,12 @@ import inspect
 from collections import OrderedDict
 from copy import deepcopy
 from pathlib import Path
+from urllib.error import URLError
 
 import numpy as np
 import torch
 import torch.distributed as dist
+import torchvision
 from basicsr.archs import build_network
 from basicsr.losses import build_loss
 from basicsr.metrics import calculate_metric
@@ -24,7 +26,7 @@ from torch.utils.data import default_collate
 from tqdm import tqdm
 
 from . import inference
-from .checkpoints import load_network, save_atomic
+from .checkpoints import CheckpointError, load_network, save_atomic
 from .visuals import encode_log_scale
 
 _AMP_DTYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16}
@@ -126,7 +128,7 @@ class StepModel(SRModel):
             self.net_g_ema = deepcopy(self.net_g).eval().requires_grad_(False)
             self.load_pretrained(self.net_g_ema, 'g', 'params_ema')
         self.criteria = {
-            key: build_loss(block).to(self.device)
+            key: _build_loss(key, block).to(self.device)
             for key, block in train_opt.items() if key.endswith('_opt') and block
         }
         for key, criterion in self.criteria.items():
@@ -373,6 +375,15 @@ class StepModel(SRModel):
 
 # BasicSR's names in the log, where they are not those of the option blocks.
 _LOG_NAMES = {'pixel_opt': 'l_pix'}
+
+
+def _build_loss(key: str, block: dict) -> nn.Module:
+    try:
+        return build_loss(block)
+    except URLError as error:  # BasicSR's PerceptualLoss, which fetches VGG through torchvision
+        weights = torchvision.models.get_model_weights(block.get('vgg_type', 'vgg19')).DEFAULT.url.rsplit('/', 1)[-1]
+        raise CheckpointError(f'train.{key}: {block["type"]} needs weights that cannot be downloaded ({error.reason}). '
+                              f'Put {weights} into {Path(torch.hub.get_dir()) / "checkpoints"}') from error
 
 
 def _call_loss(key: str, criterion: nn.Module, pred: Tensor, gt: Tensor, lq: Tensor) -> dict:
