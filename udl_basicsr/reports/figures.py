@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import Normal, Stroke
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 # kind of map → colour map and what its colour bar says
 MAPS = {'error': ('inferno', '|error|, grey levels'), 'scale': ('viridis', 'uncertainty θ, grey levels')}
@@ -76,6 +78,18 @@ def busiest_box(image: np.ndarray, size: int, step: int = 8) -> tuple[int, int, 
     return int(left) * step, int(top) * step, size, size
 
 
+def _norm(kind: str, values: np.ndarray) -> Normalize:
+    """From values to colours; a few pixels far off must not darken all others.
+
+    θ spans orders of magnitude between sky and edges, so its colours are logarithmic.
+    """
+    low, high = np.percentile(values, [0.5, 99.9])
+    if kind == 'scale':
+        low = max(low, 1e-3)
+        return LogNorm(low, max(high, 1.01 * low), clip=True)
+    return Normalize(0, max(high, 1e-6))
+
+
 def comparison_figure(panels: Sequence[Panel], box: tuple[int, int, int, int], out: str | Path,
                       whole: Sequence[Panel] = (), columns: int | None = None, title: str = '',
                       dpi: int = 150) -> Path:
@@ -124,9 +138,7 @@ def comparison_figure(panels: Sequence[Panel], box: tuple[int, int, int, int], o
         y = figure_height - top_margin - row * (tall + head) - head - h
         return figure.add_axes((x / figure_width, y / figure_height, w / figure_width, h / figure_height))
 
-    # A few pixels far off must not darken all others.
-    limits = {kind: max(float(np.percentile(np.stack([p.image for p in [*panels, *whole] if p.kind == kind]), 99.9)),
-                        1e-6) for kind in kinds}
+    norms = {kind: _norm(kind, np.stack([p.image for p in [*panels, *whole] if p.kind == kind])) for kind in kinds}
     drawn = {}
 
     def draw(ax, panel: Panel, image: np.ndarray) -> None:
@@ -136,7 +148,7 @@ def comparison_figure(panels: Sequence[Panel], box: tuple[int, int, int, int], o
         if panel.kind == 'image':
             ax.imshow(image, interpolation='nearest')
         else:
-            drawn[panel.kind] = ax.imshow(image, cmap=MAPS[panel.kind][0], vmin=0, vmax=limits[panel.kind],
+            drawn[panel.kind] = ax.imshow(image, cmap=MAPS[panel.kind][0], norm=norms[panel.kind],
                                           interpolation='nearest')
         ax.set_title(panel.title, fontsize=8.5, pad=4, linespacing=1.15)
 
@@ -154,7 +166,11 @@ def comparison_figure(panels: Sequence[Panel], box: tuple[int, int, int, int], o
     for number, kind in enumerate(kinds):
         x = 2 * gap + wide + columns * (cell + gap) + number * (bar + 0.25)
         ax = axes(x, 0, 0.11, tall + (rows - 1) * (tall + head))
-        colour_bar = figure.colorbar(drawn[kind], cax=ax, extend='max')
+        colour_bar = figure.colorbar(drawn[kind], cax=ax, extend='max' if kind == 'error' else 'both')
+        if kind == 'scale':
+            colour_bar.ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            colour_bar.ax.yaxis.set_minor_locator(NullLocator())
+            colour_bar.ax.yaxis.set_major_formatter(StrMethodFormatter('{x:g}'))
         colour_bar.set_label(MAPS[kind][1], fontsize=8)
         colour_bar.ax.tick_params(labelsize=7, length=2)
         colour_bar.outline.set_linewidth(0.6)
