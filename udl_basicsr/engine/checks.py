@@ -54,6 +54,11 @@ def known(what: str) -> dict[str, Any]:
     return {name.removesuffix('_basicsr'): target for name, target in entries} | {**dict(entries)}
 
 
+def lookup(what: str, name: Any) -> Any:
+    """The class or function of that name, or None."""
+    return known(what).get(name) if isinstance(name, str) else None
+
+
 class KeyChecker:
     """Walks options along the table of ``schema.py``. Accepted values are converted in place."""
 
@@ -71,7 +76,7 @@ class KeyChecker:
         """Checks every key against the table."""
         self.walk(self.opt, schema.OPTIONS, ())
         name = self.opt.get('model_type')
-        if name is not None and name not in known('model'):
+        if name is not None and lookup('model', name) is None:
             self.report.add('model_type', f'no model {name!r} is registered{did_you_mean(name, known("model"))}')
 
     def model_reads(self, path: tuple[str, ...]) -> bool:
@@ -155,7 +160,7 @@ class KeyChecker:
             few = names_compared(getattr(self.model, builder), variable) if builder else ()
             names = {k: v for k, v in names.items() if k in few} if few else names
         name = block.get('type')
-        if name is None or name not in names:
+        if not isinstance(name, str) or name not in names:
             problem = 'missing' if name is None else f'no {what} {name!r} is known'
             self.report.add(f'{where}.type', problem + did_you_mean(name or '', names))
             return
@@ -187,7 +192,7 @@ class KeyChecker:
         return ''
 
     def dataset(self, block: dict, table: dict[str, Key], at: tuple[str, ...]) -> None:
-        where, target = '.'.join(at), known('data set').get(block.get('type'))
+        where, target = '.'.join(at), lookup('data set', block.get('type'))
         read = keys_read(target) if target else None
         loader = {*schema.LOADER, *(p[0] for p in keys_read(build_dataloader, ('dataset_opt',)) or ())}
         legal = {'name', 'type', *loader, *(p[0] for p in read or ())} - _RUNTIME_KEYS
@@ -205,7 +210,7 @@ class KeyChecker:
         if phase == 'train':
             needed |= {'batch_size_per_gpu', 'num_worker_per_gpu'}
         backend = block.get('io_backend')
-        client = FileClient._backends.get(backend.get('type')) if isinstance(backend, dict) else None
+        client = FileClient._backends.get(str(backend.get('type'))) if isinstance(backend, dict) else None
         arguments = {k: v for k, v in backend.items() if k != 'type'} if client else {}
         for key, problem in call_problems(client, arguments, optional=None) if arguments else ():
             self.report.add(f'{where}.io_backend.{key}', problem)

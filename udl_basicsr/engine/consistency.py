@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from . import schema
-from .checks import KeyChecker, known
+from .checks import KeyChecker, lookup
 from .introspect import call_problems, describe, keys_read, parameters
 from .yaml_files import did_you_mean
 
@@ -61,7 +61,7 @@ class Checker(KeyChecker):
                                 'training file?')
             if not isinstance(block, dict):
                 continue
-            name = block.get('name')
+            name = str(block.get('name'))
             if phase != 'train' and names.setdefault(name, where) != where:
                 self.report.add(f'{where}.name', f'{name!r} is the name of {names[name]} already; results would mix')
             if block.get('persistent_workers') and (phase != 'train' or not block.get('num_worker_per_gpu')):
@@ -80,7 +80,7 @@ class Checker(KeyChecker):
         uncertainty = self.opt.get('network_u')
         if not isinstance(uncertainty, dict):
             return
-        target = known('network').get(uncertainty.get('type'))
+        target = lookup('network', uncertainty.get('type'))
         if target is None:
             self.report.add('network_u.type', f'no network {uncertainty.get("type")!r} is known; expected '
                             'UncertaintyNet')
@@ -98,7 +98,7 @@ class Checker(KeyChecker):
                                 f'{did_you_mean(tap, near)}')
 
     def check_network(self, block: Any, where: str, scale: Any) -> nn.Module | None:
-        target = known('network').get(block.get('type')) if isinstance(block, dict) else None
+        target = lookup('network', block.get('type')) if isinstance(block, dict) else None
         if target is None or self.report.has(where):
             return None
         params, _ = parameters(target)
@@ -131,7 +131,7 @@ class Checker(KeyChecker):
         else:
             self.check_stage_blocks(train, losses, ordinary)
         for key in losses:
-            target = known('loss').get(train[key].get('type'))
+            target = lookup('loss', train[key].get('type'))
             takes = inspect.signature(target.forward).parameters if hasattr(target, 'forward') else {}
             wants = 'log_scale' in takes
             if target and key in ('likelihood_opt', 'udl_opt') and not wants:
@@ -199,7 +199,8 @@ class Checker(KeyChecker):
         if not isinstance(val, dict) or not isinstance(datasets, dict):
             return
         sets = {k: d for k, d in datasets.items() if k.split('_')[0] != 'train' and isinstance(d, dict)}
-        metrics, best, tile = val.get('metrics') or {}, val.get('save_best'), val.get('tile')
+        metrics, best, tile = val.get('metrics'), val.get('save_best'), val.get('tile')
+        metrics = metrics if isinstance(metrics, dict) else {}
         if isinstance(best, dict):
             for key, names in (('metric', metrics), ('dataset', [d.get('name') for d in sets.values()])):
                 if isinstance(best.get(key), str) and best[key] not in names:
@@ -208,11 +209,11 @@ class Checker(KeyChecker):
         if isinstance(tile, dict) and all(isinstance(tile.get(k), int) for k in ('size', 'overlap')) \
                 and tile['overlap'] >= tile['size']:
             self.report.add('val.tile.overlap', f'{tile["overlap"]} must be less than size: {tile["size"]}')
-        for name, metric in metrics.items() if isinstance(metrics, dict) else ():
-            target = known('metric').get(metric.get('type')) if isinstance(metric, dict) else None
+        for name, metric in metrics.items():
+            target = lookup('metric', metric.get('type')) if isinstance(metric, dict) else None
             p = parameters(target)[0].get('img2') if target else None
             for key, block in sets.items() if p is not None and p.default is p.empty else ():
-                read = keys_read(c) if (c := known('data set').get(block.get('type'))) else None
+                read = keys_read(c) if (c := lookup('data set', block.get('type'))) else None
                 if read and ('dataroot_gt',) not in read:
                     self.report.add(f'val.metrics.{name}', f'{metric["type"]} compares with the HR image, and '
                                     f'datasets.{key} ({block["type"]}) has none; remove the metric, or use '

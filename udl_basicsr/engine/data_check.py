@@ -12,7 +12,7 @@ from os import path as osp
 from basicsr.data.paired_image_dataset import PairedImageDataset
 from PIL import Image
 
-from .checks import Report, known
+from .checks import Report, lookup
 
 MAX_PAIRS = 2000
 """Up to so many pairs are all looked at; of more, a sample."""
@@ -44,7 +44,7 @@ def check_data(opt: dict, root_path: str, report: Report) -> None:
 
 
 def _check_dataset(dataset: dict, at: str, opt: dict, root_path: str, report: Report) -> None:
-    cls = known('data set').get(dataset.get('type'))
+    cls = lookup('data set', dataset.get('type'))
     train = dataset['phase'] == 'train'
     drop = '' if train else f'; to do without this set: --force_yml {at.replace(".", ":")}=~'
     for key in ('dataroot_gt', 'dataroot_lq', 'meta_info_file', 'meta_info'):
@@ -74,7 +74,7 @@ def _check_dataset(dataset: dict, at: str, opt: dict, root_path: str, report: Re
     if not pairs:
         report.add(at, f'no images in {osp.abspath(gt_root)}; {_PREPARE}')
         return
-    if train:
+    if train and not report.has('num_gpu'):
         _check_batch(len(pairs), dataset, at, opt, report)
     scale = opt.get('scale')
     if isinstance(scale, int) and not report.has('scale'):

@@ -6,6 +6,7 @@ Two sources: signatures (networks, losses, metrics, optimizers, schedulers) and,
 import ast
 import functools
 import inspect
+import math
 import re
 import textwrap
 import types
@@ -226,7 +227,7 @@ def fits(value: Any, hint: Any) -> bool:
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     if hint is str:
         return isinstance(value, str)
     origin = typing.get_origin(hint)
@@ -239,7 +240,7 @@ def fits(value: Any, hint: Any) -> bool:
         return isinstance(value, list)
     if isinstance(plain, type) and issubclass(plain, dict):
         return isinstance(value, dict)
-    return True
+    return getattr(plain, '__name__', '') != 'Tensor'  # which no YAML can write
 
 
 def _hint(function: Callable, owner: Any, parameter: inspect.Parameter) -> Any:
@@ -252,7 +253,10 @@ def _hint(function: Callable, owner: Any, parameter: inspect.Parameter) -> Any:
     default = parameter.default
     documented = dict(_DOC_ARGUMENT.findall(f'{owner.__doc__ or ""}\n{function.__doc__ or ""}')).get(parameter.name)
     if documented is not None:
-        hint = _PLAIN_TYPES.get(documented.replace(', optional', '').strip(), Any)
+        name = documented.replace(', optional', '').strip()
+        hint = _PLAIN_TYPES.get(name, Any)
+        if re.fullmatch(r'(list|tuple)(\W\w+\W)?', name):
+            hint = list
     elif isinstance(default, bool):
         hint = bool
     elif isinstance(default, (int, float)):
@@ -265,7 +269,7 @@ def _hint(function: Callable, owner: Any, parameter: inspect.Parameter) -> Any:
 def _hint_name(hint: Any) -> str:
     if typing.get_origin(hint) is typing.Literal:
         return 'one of ' + ', '.join(map(str, typing.get_args(hint)))
-    return {int: 'an integer', float: 'a number', bool: 'true or false', str: 'text'}.get(
+    return {int: 'an integer', float: 'a number', bool: 'true or false', str: 'text', list: 'a list'}.get(
         hint, str(hint).replace('typing.', '').replace('NoneType', 'null').replace('None', 'null'))
 
 

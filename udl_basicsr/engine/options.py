@@ -114,7 +114,8 @@ def _complete(flat: dict, debug: bool) -> None:
     name = flat.get('name')
     if debug and isinstance(name, str) and not name.startswith('debug'):
         flat['name'] = f'debug_{name}'
-    flat.setdefault('num_gpu', 'auto')
+    if flat.get('num_gpu') is None:
+        flat['num_gpu'] = 'auto'
     if flat.get('path') is None:
         flat['path'] = {}
     for block, defaults in (('val', {'save_img': False, 'suffix': None}), ('logger', {'use_tb_logger': False})):
