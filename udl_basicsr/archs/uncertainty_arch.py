@@ -86,6 +86,7 @@ class UncertaintyNet(nn.Module):
         self.tap = _choose_tap(name, self.mean_network, tap, calls, mean)
         features, self._tap_calls = calls[self.tap]
         self.scale = _ratio(mean, lq_size, f'{name} puts out')
+        self._kept = None
         self.head = build_network({
             'type': 'UDLHead',
             **(head or {}),
@@ -102,13 +103,25 @@ class UncertaintyNet(nn.Module):
         Returns:
             tuple: mean (N, C, H, W) in [0, 1], and s (N, C, H, W), natural log of the Laplace scale in 0-255 units.
         """
-        features, mean = self._run_backbone(lq, stop_at_tap=False)
+        if self._kept is not None:
+            self._kept.clear()
+            mean, features = self.mean_network(lq), self._kept[-1]
+        else:
+            features, mean = self._run_backbone(lq, stop_at_tap=False)
         return mean, self._log_scale(features, lq)
 
     def log_scale(self, lq: Tensor) -> Tensor:
         """s alone, (N, C, H, W): the backbone stops at the tap, so its tail is never computed."""
         features, _ = self._run_backbone(lq, stop_at_tap=True)
         return self._log_scale(features, lq)
+
+    def keep_hook(self) -> 'UncertaintyNet':
+        """Hooks the tap for good, for torch.compile, which knows only the hooks that are there when it traces."""
+        self._kept = []
+        tap = self.mean_network.get_submodule(self.tap)
+        tap.register_forward_pre_hook(
+            lambda _, args, kwargs: self._kept.append(_first_tensor(args, kwargs)), with_kwargs=True)
+        return self
 
     def _log_scale(self, features: Tensor, lq: Tensor) -> Tensor:
         # Networks that pad inside put out more than scale * input and crop; so does s.

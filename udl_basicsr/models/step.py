@@ -25,6 +25,8 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.utils.data import default_collate
 from tqdm import tqdm
 
+from udl_basicsr.archs import UncertaintyNet
+
 from . import inference
 from .checkpoints import CheckpointError, load_network, save_atomic
 from .visuals import encode_log_scale
@@ -110,7 +112,7 @@ class StepModel(SRModel):
         if not self.is_train:
             return net
         if self.opt['train'].get('compile'):
-            net = torch.compile(net)
+            net = torch.compile(net.keep_hook() if isinstance(net, UncertaintyNet) else net)
         if self.opt['dist']:
             device_ids = [torch.cuda.current_device()] if self.device.type == 'cuda' else None
             return DistributedDataParallel(
@@ -125,7 +127,9 @@ class StepModel(SRModel):
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=train_opt.get('amp') == 'fp16')
         self.ema_decay = train_opt.get('ema_decay') or 0
         if self.ema_decay > 0:
-            self.net_g_ema = deepcopy(self.net_g).eval().requires_grad_(False)
+            self.net_g_ema = build_network(self.opt['network_g']).to(self.device)
+            self.net_g_ema.load_state_dict(self.net_g.state_dict())
+            self.net_g_ema.eval().requires_grad_(False)
             self.load_pretrained(self.net_g_ema, 'g', 'params_ema')
         self.criteria = {
             key: _build_loss(key, block).to(self.device)
