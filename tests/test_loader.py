@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from udl_basicsr.data.loader import SeededDataset, TrainBatches
+from udl_basicsr.data.loader import SeededDataset, TrainBatches, build_dataset
 
 
 def batches(**kwargs):
@@ -55,6 +55,14 @@ def test_processes_share_the_batch_of_one(world_size):
 def test_fewer_samples_than_a_batch_is_an_error():
     with pytest.raises(ValueError, match=r'10 training images .* one batch of 4 x 3 process'):
         TrainBatches(10, 4, 5, world_size=3)
+
+
+def test_images_come_by_name(pairs):
+    """And not as the file system happens to list them: the same seed must mean the same training everywhere."""
+    dataset = build_dataset({'type': 'PairedImageDataset', 'name': 'train', 'phase': 'train', 'scale': 2,
+                             'dataroot_gt': str(pairs / 'train/gt'), 'dataroot_lq': str(pairs / 'train/lq'),
+                             'io_backend': {'type': 'disk'}})
+    assert [p['lq_path'][-5:] for p in dataset.paths] == [f'{n}.png' for n in range(6)]
 
 
 class Noise(Dataset):

@@ -1,5 +1,6 @@
 """One optimisation step: against BasicSR's own, against arithmetic written out, and with each option on."""
 import copy
+import shutil
 from urllib.error import URLError
 
 import numpy as np
@@ -110,6 +111,20 @@ def test_channels_last_changes_nothing_but_rounding(project):
     assert last.net_g.conv_first.weight.is_contiguous(memory_format=torch.channels_last)
     for name, value in plain.get_current_log().items():
         assert last.get_current_log()[name] == pytest.approx(value, rel=1e-4)
+
+
+@pytest.mark.skipif(shutil.which('g++') is None, reason='torch.compile needs a C++ compiler on the CPU')
+@pytest.mark.parametrize('stage', ['plain', 'esu'])
+def test_compiled_steps(project, stage):
+    eager, compiled = project.model(stage), project.model(stage, 'train:compile=true')
+    for label in ('net_g', 'net_u'):
+        if getattr(eager, label) is not None:
+            getattr(compiled, label).load_state_dict(getattr(eager, label).state_dict())
+    for model in (eager, compiled):
+        run_steps(model, 2)  # the second step is the compiled code alone
+    for name, value in eager.get_current_log().items():
+        assert compiled.get_current_log()[name] == pytest.approx(value, rel=1e-3)
+    assert compiled.networks_to_save()['net_g']['params'].state_dict().keys() == eager.net_g.state_dict().keys()
 
 
 def test_other_losses_beside_the_likelihood(project):

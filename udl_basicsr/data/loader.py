@@ -11,8 +11,17 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from basicsr.data import build_dataset as build_basicsr_dataset
 from basicsr.data.prefetch_dataloader import CPUPrefetcher, CUDAPrefetcher, PrefetchDataLoader
 from torch.utils.data import DataLoader, Dataset, Sampler
+
+
+def build_dataset(options: dict) -> Dataset:
+    """BasicSR's, with its images by name: it takes them as the file system lists them, which differs by machine."""
+    dataset = build_basicsr_dataset(options)
+    if isinstance(getattr(dataset, 'paths', None), list):
+        dataset.paths.sort(key=str)
+    return dataset
 
 
 def seed_all(*key: int) -> None:

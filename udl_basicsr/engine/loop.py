@@ -5,14 +5,13 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from basicsr.data import build_dataset
 from basicsr.models import build_model
 from basicsr.utils import AvgTimer, MessageLogger, get_env_info, get_time_str, mkdir_and_rename
 from basicsr.utils.logger import init_tb_logger
 from basicsr.utils.options import dict2str
 from torch.utils.data import DataLoader
 
-from udl_basicsr.data.loader import seed_all, train_batches
+from udl_basicsr.data.loader import build_dataset, seed_all, train_batches
 from udl_basicsr.models.checkpoints import CheckpointError, read_checkpoint
 from udl_basicsr.reports.scores import format_scores, protocol_sentence, write_scores
 

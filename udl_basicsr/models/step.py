@@ -293,9 +293,10 @@ class StepModel(SRModel):
         if not metrics or not results:
             return {}
         self.metric_results = {m: float(np.mean([v[m] for v in self.scores[name].values()])) for m in metrics}
-        self._initialize_best_metric_results(name)
-        for metric, value in self.metric_results.items():
-            self._update_best_metric_result(name, metric, value, current_iter)
+        if self.is_train:
+            self._initialize_best_metric_results(name)
+            for metric, value in self.metric_results.items():
+                self._update_best_metric_result(name, metric, value, current_iter)
         self._log_validation_metric_values(current_iter, name, tb_logger)
         self._save_best(name, current_iter)
         return dict(self.metric_results)
