@@ -401,7 +401,9 @@ def test_stage_messages(parse, two_stages, tmp_path):
     assert 'train.udl_opt: UDLLoss refuses these arguments' in text
     assert 'does not look at the uncertainty' in refused(parse, second, 'train:udl_opt={type: L1Loss}')
     assert 'path.pretrain_network_u: missing' in refused(parse, second, 'stage1=~')
-    assert 'network_u.tap: EDSR has no module' in refused(parse, first, 'network_u:tap=upsampl')
+    message = refused(parse, first, 'network_u:tap=upsampl')
+    assert "network_u.tap: EDSR has no module 'upsampl'; did you mean 'upsample'?" in message
+    assert 'it has conv_first, body, conv_after_body, upsample, conv_last' in message
     assert "did you mean 'upsample'" in refused(parse, first, 'network_u:tap=upsampl')
     assert 'network_u.tapp: UncertaintyNet has no such' in refused(parse, first, 'network_u:tapp=upsample')
     assert 'network_u.head.num_feats: UDLHead has no such' in refused(parse, first,
@@ -488,6 +490,12 @@ def test_sizes(parse, train_opt, tmp_path):
     assert 'datasets.val' not in text
     (tmp_path / 'gt' / '3.png').write_text('no image')
     assert '1 of 4 pairs cannot be read as images' in refused(parse, train_opt)
+
+
+def test_a_png_that_is_cut_off(parse, train_opt, tmp_path):
+    path = sorted((tmp_path / 'gt').iterdir())[0]
+    path.write_bytes(path.read_bytes()[:-20])
+    assert f'{path.name}: is cut off' in refused(parse, train_opt)
 
 
 def test_patches_and_batches(parse, train_opt):

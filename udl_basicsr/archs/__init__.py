@@ -1,4 +1,4 @@
 """Networks, registered in BasicSR's ARCH_REGISTRY."""
-from .uncertainty_arch import UDLHead, UncertaintyNet
+from .uncertainty_arch import TapError, UDLHead, UncertaintyNet
 
-__all__ = ['UDLHead', 'UncertaintyNet']
+__all__ = ['TapError', 'UDLHead', 'UncertaintyNet']

@@ -23,6 +23,10 @@ DEFAULT_TAPS = {
 _INPUT_CHANNEL_ARGS = ('num_in_ch', 'in_chans', 'in_nc', 'in_channels')
 
 
+class TapError(ValueError):
+    """A backbone or a tap that no uncertainty head fits on; the message says what does."""
+
+
 class _TapReached(Exception):
     """Ends a backbone's forward once the tap has its input: what follows is not needed."""
 
@@ -75,7 +79,7 @@ class UncertaintyNet(nn.Module):
         scale (int): From the input's size to the image's.
 
     Raises:
-        ValueError: No such tap (the message lists those that exist), or a tap whose input is not a feature map.
+        TapError: No such tap (the message lists those that exist), or a tap whose input is not a feature map.
     """
 
     def __init__(self, backbone: dict, head: dict | None = None, tap: str | None = None):
@@ -200,13 +204,13 @@ def _dry_run(network: nn.Module, options: dict) -> tuple[dict, tuple, tuple]:
             for handle in handles:
                 handle.remove()
     else:
-        raise ValueError(f'{type(network).__name__} cannot be run on a {channels}-channel image of 16, 48 or 64 '
-                         f'pixels: {failure}') from failure
+        raise TapError(f'{type(network).__name__} cannot be run on a {channels}-channel image of 16, 48 or 64 '
+                       f'pixels: {failure}') from failure
     network.train(training)
     if not isinstance(mean, Tensor) or mean.ndim != 4:
         got = tuple(mean.shape) if isinstance(mean, Tensor) else type(mean).__name__
-        raise ValueError(f'{type(network).__name__} cannot be the mean network: expected an image (N, C, H, W), '
-                         f'got {got}')
+        raise TapError(f'{type(network).__name__} cannot be the mean network: expected an image (N, C, H, W), '
+                       f'got {got}')
     return dict(calls), (size, size), tuple(mean.shape)
 
 
@@ -226,16 +230,16 @@ def _choose_tap(name: str, network: nn.Module, tap: str | None, calls: dict, mea
     if tap is None:
         tap = next((t for t in DEFAULT_TAPS.get(name, ()) if t in calls), None)
         if tap is None:
-            raise ValueError(f'tap: {name} has no default, name the module that upsamples. {listing}')
+            raise TapError(f'tap: {name} has no default, name the module that upsamples. {listing}')
     if tap not in modules:
         close = difflib.get_close_matches(tap, modules, n=1)
         hint = f" Did you mean '{close[0]}'?" if close else ''
-        raise ValueError(f"tap: {name} has no module '{tap}'.{hint} {listing}")
+        raise TapError(f"tap: {name} has no module '{tap}'.{hint} {listing}")
     if tap not in calls:
-        raise ValueError(f"tap: the module '{tap}' of {name} is never given a tensor. {listing}")
+        raise TapError(f"tap: the module '{tap}' of {name} is never given a tensor. {listing}")
     if tap not in usable:
-        raise ValueError(f"tap: the module '{tap}' of {name} reads {calls[tap][0]}, expected a feature map "
-                         f"(N, C, h, w) whose size divides the image's {mean[2:]}. {listing}")
+        raise TapError(f"tap: the module '{tap}' of {name} reads {calls[tap][0]}, expected a feature map "
+                       f"(N, C, h, w) whose size divides the image's {mean[2:]}. {listing}")
     return tap
 
 
@@ -243,5 +247,5 @@ def _ratio(mean: tuple, size: tuple, what: str) -> int:
     ratios = {mean[2] / size[0], mean[3] / size[1]}
     ratio = ratios.pop()
     if ratios or ratio != int(ratio):
-        raise ValueError(f'{what} {tuple(size)} for an image of {tuple(mean[2:])}: expected one whole factor')
+        raise TapError(f'{what} {tuple(size)} for an image of {tuple(mean[2:])}: expected one whole factor')
     return int(ratio)

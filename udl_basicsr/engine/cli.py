@@ -8,9 +8,10 @@ from pathlib import Path
 import torch.distributed as dist
 from basicsr.utils.dist_util import get_dist_info
 
+from udl_basicsr.archs import TapError
 from udl_basicsr.models.checkpoints import CheckpointError
 
-from .compat import init_dist
+from .compat import LaunchError, init_dist
 from .options import OptionError, load_yaml, parse_options
 
 
@@ -45,7 +46,7 @@ def run(action: Callable[..., None], is_train: bool, root_path: Path | None = No
             auto_resume=args.auto_resume, debug=args.debug, rank=rank, world_size=world_size,
             dist=args.launcher != 'none')
         action(parsed, command)
-    except OptionError as error:
+    except (LaunchError, OptionError, TapError) as error:
         _say(f'{error}')
         return 2
     except (CheckpointError, FloatingPointError) as error:

@@ -23,6 +23,10 @@ def install_torchvision_shim() -> None:
     sys.modules[name] = shim
 
 
+class LaunchError(RuntimeError):
+    """Processes that were not started as ``--launcher`` says."""
+
+
 def init_dist(launcher: str, backend: str | None = None, port: int | None = None, **kwargs) -> None:
     """Starts torch.distributed under torchrun (``pytorch``) or Slurm, with or without GPUs.
 
@@ -43,6 +47,8 @@ def init_dist(launcher: str, backend: str | None = None, port: int | None = None
 
     if mp.get_start_method(allow_none=True) is None:
         mp.set_start_method('spawn')
+    if launcher == 'slurm' and 'SLURM_PROCID' not in os.environ:
+        raise LaunchError('--launcher slurm: not started by srun. Use: srun python udl_basicsr/train.py ...')
     if launcher == 'slurm':
         nodes = subprocess.run(['scontrol', 'show', 'hostnames', os.environ['SLURM_NODELIST']],
                                capture_output=True, text=True, check=True)
@@ -54,8 +60,8 @@ def init_dist(launcher: str, backend: str | None = None, port: int | None = None
             'LOCAL_RANK': os.environ.get('SLURM_LOCALID', '0'),
         })
     elif 'RANK' not in os.environ:
-        raise RuntimeError('--launcher pytorch: not started by torchrun. '
-                           'Use: torchrun --nproc_per_node=N udl_basicsr/train.py -opt FILE --launcher pytorch')
+        raise LaunchError('--launcher pytorch: not started by torchrun. '
+                          'Use: torchrun --nproc_per_node=N udl_basicsr/train.py -opt FILE --launcher pytorch')
     gpus = torch.cuda.device_count()
     if gpus:
         torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', os.environ['RANK'])) % gpus)

@@ -94,8 +94,9 @@ class Checker(KeyChecker):
             modules = [n for n, _ in network.named_modules() if n]
             if tap not in modules:
                 near = [n for n in modules if n.count('.') == tap.count('.')]
+                top = [n for n in modules if '.' not in n]
                 self.report.add('network_u.tap', f'{type(network).__name__} has no module {tap!r}'
-                                f'{did_you_mean(tap, near)}')
+                                f'{did_you_mean(tap, near)} (it has {", ".join(top)}, and what is inside of these)')
 
     def check_network(self, block: Any, where: str, scale: Any) -> nn.Module | None:
         target = lookup('network', block.get('type')) if isinstance(block, dict) else None

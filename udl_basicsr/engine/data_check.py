@@ -167,7 +167,17 @@ def _size(path: str, sizes: dict[str, Size]) -> Size:
     if path in sizes:
         return sizes[path]
     with Image.open(path) as image:
+        if image.format == 'PNG' and not _ends_with(path, b'IEND\xaeB`\x82'):
+            # OpenCV, which the data sets read with, would hand out the part that is there and say nothing
+            raise ValueError(f'{path}: is cut off')
         return image.size
+
+
+def _ends_with(path: str, ending: bytes) -> bool:
+    with open(path, 'rb') as file:
+        file.seek(0, os.SEEK_END)
+        file.seek(max(file.tell() - len(ending), 0))
+        return file.read() == ending
 
 
 def _check_sizes(pairs: list[Pair], sizes: dict[str, Size], scale: int, dataset: dict, at: str, report: Report) -> None:
