@@ -88,6 +88,31 @@ def test_an_interrupted_first_stage_goes_on(project):
     assert 'iterations 5 to 8' in project.log('esu')
 
 
+def test_the_stages_in_turns(project):
+    experiments, still = project.root / 'experiments', ('train:optim_g:lr=1e-12', 'val=~', 'logger:keep_last=1')
+    train(project, 'udl', 'rounds=2', *still)
+    assert {p.name for p in experiments.iterdir()} == {'esu', 'udl', 'esu_round2', 'udl_round2'}
+    # with a rate of nothing each run ends where it began, so what it began with shows
+    assert_same_weights(project.weights('udl'), project.weights('esu'), rtol=0, atol=1e-9)
+    second = project.weights('esu_round2', label='u')
+    assert_same_weights(project.weights('udl_round2'), project.weights('esu_round2'), rtol=0, atol=1e-9)
+
+    # round 2 of stage 1 goes on from the mean network of stage 2 and the head of round 1, and does train
+    given = yaml.safe_load((experiments / 'esu_round2' / 'esu.yml').read_text())['path']
+    assert Path(given['pretrain_network_g']) == experiments / 'udl/models/net_g_latest.pth'
+    assert Path(given['pretrain_network_u']) == experiments / 'esu/models/net_u_latest.pth'
+    assert any(not torch.equal(v, project.weights('esu', label='u')[k]) for k, v in second.items())
+
+    # resumed: what has ended stays, the last run goes on
+    done = {p: p.stat().st_mtime_ns for p in experiments.rglob('*_latest.pth') if 'udl_round2' not in str(p)}
+    (experiments / 'udl_round2/models/net_g_latest.pth').unlink()
+    train(project, 'udl', 'rounds=3', *still, auto_resume=True)
+    assert {p: p.stat().st_mtime_ns for p in done} == done
+    assert 'iterations 9 to 8' in project.log('udl_round2')  # it had only to be finished
+    assert (experiments / 'udl_round3/models/net_g_latest.pth').exists()
+    assert not list(experiments.glob('*_archived_*'))
+
+
 def test_losses_fall_and_the_terms_are_logged_apart(project):
     train(project, 'esu', 'train:total_iter=60', 'train:optim_g:lr=0.005', 'train:scheduler:milestones=[50]',
           'logger:save_checkpoint_freq=100', 'val=~')

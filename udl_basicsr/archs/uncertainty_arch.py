@@ -115,9 +115,14 @@ class UncertaintyNet(nn.Module):
         return mean, self._log_scale(features, lq)
 
     def log_scale(self, lq: Tensor) -> Tensor:
-        """s alone, (N, C, H, W): the backbone stops at the tap, so its tail is never computed."""
+        """s alone, (N, C, H, W): the backbone stops at the tap, so its tail is never computed.
+
+        Of a head that puts out something else (SigmaHead: sigma), s is what its ``to_log_scale`` makes of that.
+        """
         features, _ = self._run_backbone(lq, stop_at_tap=True)
-        return self._log_scale(features, lq)
+        to_log_scale = getattr(self.head, 'to_log_scale', None)
+        out = self._log_scale(features, lq)
+        return out if to_log_scale is None else to_log_scale(out)
 
     def keep_hook(self) -> 'UncertaintyNet':
         """Hooks the tap for good, for torch.compile, which knows only the hooks that are there when it traces."""

@@ -125,7 +125,8 @@ class Checker(KeyChecker):
     def check_stage(self, train: dict) -> None:
         """What each stage of UDLModel trains with, and which losses look at the uncertainty."""
         losses = {k for k, v in train.items() if k.endswith('_opt') and isinstance(v, dict)}
-        ordinary = losses - {'likelihood_opt', 'udl_opt'}
+        own = {example.split(':')[0] for example in schema.STAGES.values() if example}
+        ordinary = losses - own
         if not (self.ours and self.model_reads(('stage',))):
             if not losses and self.model and self.model.__module__.startswith('basicsr.'):
                 self.report.add('train', 'no loss: add pixel_opt: {type: L1Loss, loss_weight: 1.0, reduction: mean}')
@@ -134,27 +135,30 @@ class Checker(KeyChecker):
         for key in losses:
             target = lookup('loss', train[key].get('type'))
             takes = inspect.signature(target.forward).parameters if hasattr(target, 'forward') else {}
-            wants = 'log_scale' in takes
-            if target and key in ('likelihood_opt', 'udl_opt') and not wants:
+            looks_at = 'sigma' if key == 'sigma_opt' else 'log_scale'
+            if target and key in own and looks_at not in takes:
                 self.report.add(f'train.{key}.type', f'{target.__name__} does not look at the uncertainty (its forward '
-                                'has no argument log_scale); put it in pixel_opt')
-            elif target and key in ordinary and wants and takes['log_scale'].default is inspect.Parameter.empty:
+                                f'has no argument {looks_at}); put it in pixel_opt')
+            needs = [n for n in ('log_scale', 'sigma') if n in takes and takes[n].default is inspect.Parameter.empty]
+            if target and key in ordinary and needs:
                 self.report.add(f'train.{key}.type', f'{target.__name__} needs the uncertainty; put it in '
-                                'likelihood_opt (stage esu) or udl_opt (stage udl)')
+                                + ('sigma_opt (stage sigma)' if needs == ['sigma'] else
+                                   'likelihood_opt (stage esu) or udl_opt (stage udl)'))
 
     def check_stage_blocks(self, train: dict, losses: set[str], ordinary: set[str]) -> None:
         stage, add = self.opt.get('stage'), self.report.add
-        if stage not in ('plain', 'esu', 'udl'):
+        if stage not in schema.STAGES:
             if stage is None:
-                add('stage', 'missing; expected plain, esu or udl')
+                add('stage', f'missing; expected {", ".join(schema.STAGES)}')
             return
-        wanted = {'esu': 'likelihood_opt', 'udl': 'udl_opt'}.get(stage)
-        example = {'esu': '{type: ESULoss}', 'udl': '{type: UDLLoss}'}.get(stage)
+        wanted, _, example = (schema.STAGES[stage] or '').partition(': ')
         if wanted and wanted not in losses:
             add(f'train.{wanted}', f'missing; stage {stage} needs it, such as {example}')
+        if self.opt.get('rounds', 1) != 1 and not (stage == 'udl' and self.opt.get('stage1')):
+            add('rounds', 'only stage udl with a stage1 can be gone through several times')
         for key in sorted(losses - ordinary - {wanted}):
             add(f'train.{key}', f'not used in stage {stage}; remove it, or change stage')
-        if stage == 'plain' and not ordinary:
+        if stage in ('plain', 'sigma') and not ordinary:
             add('train', 'no loss: add pixel_opt: {type: L1Loss, loss_weight: 1.0, reduction: mean}')
         has_u = isinstance(self.opt.get('network_u'), dict)
         if stage == 'plain' and has_u:

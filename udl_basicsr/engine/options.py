@@ -19,7 +19,7 @@ from .data_check import check_data, where
 from .schema import OPTIONS
 from .yaml_files import OptionError, apply_force_yml, dump_flat, interpolate, load_yaml
 
-__all__ = ['OptionError', 'Parsed', 'apply_force_yml', 'dump_flat', 'load_yaml', 'parse_options']
+__all__ = ['OptionError', 'Parsed', 'apply_force_yml', 'dump_flat', 'load_yaml', 'parse_options', 'renamed']
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,17 @@ def _parse(file: str, parents: tuple[str, ...], *, root_path: str, is_train: boo
     if report.problems or report.elsewhere:
         raise _error(file, report)
     return Parsed(file, flat, opt, stage1, tuple(f'{file}: {w}' for w in report.warnings))
+
+
+def renamed(parsed: Parsed, name: str, **path: str) -> Parsed:
+    """The same options for another run: under another name, from other weights, and with no stage before it."""
+    flat = deepcopy(parsed.flat)
+    flat.pop('stage1', None)
+    flat.pop('rounds', None)
+    flat.update(name=name, path={**flat['path'], **path})
+    opt = _runtime(flat, parsed.opt['root_path'], True, parsed.opt['num_gpu'])
+    opt.update({key: parsed.opt[key] for key in ('dist', 'rank', 'world_size', 'auto_resume')})
+    return Parsed(parsed.file, flat, opt, None, parsed.warnings)
 
 
 def _error(file: str, report: Report) -> OptionError:

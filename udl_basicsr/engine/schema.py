@@ -136,6 +136,7 @@ TRAIN = {
     'warmup_iter': Key(integer(-1), 'linear warm-up, in iterations; -1: none'),
     'likelihood_opt': Key(Built('loss'), 'stage esu: EULoss, ESULoss, GRAMLoss', ours=True),
     'udl_opt': Key(Built('loss'), 'stage udl: UDLLoss', ours=True),
+    'sigma_opt': Key(Built('loss'), 'stage sigma: SigmaLoss', ours=True),
     '*_opt': Key(Built('loss'), 'further losses: pixel_opt, perceptual_opt, ...'),
     'accumulate': Key(COUNT, 'compute the batch in so many parts; default 1', ours=True),
     'grad_clip': Key(POSITIVE, 'largest norm of the gradient', ours=True, null=True),
@@ -158,6 +159,13 @@ LOGGER = {
     'wandb': Key({'project': Key(TEXT, 'project on wandb', null=True),
                   'resume_id': Key(TEXT, 'run to go on with', null=True)}, 'Weights & Biases', null=True),
 }
+STAGES = {
+    'plain': None,
+    'esu': 'likelihood_opt: {type: ESULoss}',
+    'udl': 'udl_opt: {type: UDLLoss}',
+    'sigma': 'sigma_opt: {type: SigmaLoss}',
+}
+"""The stages of UDLModel, and the loss that is a stage's own."""
 NETWORK_U = {
     'type': Key(TEXT, 'UncertaintyNet', need='both'),
     'backbone': Key(Built('network'), 'default: network_g'),
@@ -168,10 +176,12 @@ NETWORK_U = {
 OPTIONS = {
     'name': Key(FOLDER_NAME, 'name of the experiment, and of its folder', need='both'),
     'model_type': Key(TEXT, "a class of MODEL_REGISTRY: UDLModel, or BasicSR's SRModel, ...", need='both'),
-    'stage': Key(one_of('plain', 'esu', 'udl'), 'UDLModel: plain trains with ordinary losses, esu learns the '
-                 'uncertainty, udl weights with it', ours=True),
+    'stage': Key(one_of(*STAGES), 'UDLModel: plain trains with ordinary losses, esu learns the uncertainty, udl '
+                 'weights with it, sigma learns a sigma branch beside ordinary losses', ours=True),
     'stage1': Key(TEXT, 'the option file of stage 1, relative to this file: trained first when its weights are missing',
                   ours=True, null=True),
+    'rounds': Key(COUNT, 'go through stage 1 and stage 2 so many times, each from where the last ended; default 1',
+                  ours=True),
     'scale': Key(COUNT, 'upscaling factor'),
     'num_gpu': Key(GPUS, 'default auto: all that are visible'),
     'manual_seed': Key(SEED, 'default: drawn', null=True),
@@ -183,7 +193,7 @@ OPTIONS = {
                      'test': Key({**DATASET, **LOADER}, 'test sets, for test.py: test, test_1, ...'),
                      'test_*': Key({**DATASET, **LOADER}, '')}, 'data', need='both'),
     'network_g': Key(Built('network'), 'the network that super-resolves', need='both'),
-    'network_u': Key(NETWORK_U, 'network_g with an uncertainty head (stages esu and udl)', ours=True),
+    'network_u': Key(NETWORK_U, 'network_g with an uncertainty head (all stages but plain)', ours=True),
     'path': Key(PATH, 'weights and states to start from'),
     'train': Key(TRAIN, 'training', need='train'),
     'val': Key(VAL, 'validation and test', need='test'),

@@ -1,20 +1,25 @@
-"""The chain of stages: stage 2's YAML names stage 1's, which is trained first when its weights are missing."""
+"""The chain of stages: stage 2's YAML names stage 1's, which is trained first when its weights are missing.
+
+With ``rounds: N`` the two go on in turns (UDL paper, section 3.3): the uncertainty is estimated anew with the better
+mean network, then weights the error again. Round r > 1 is kept in ``<name>_round<r>``.
+"""
 from dataclasses import replace
 from pathlib import Path
 
 from basicsr.utils import get_root_logger
 
 from . import loop
-from .options import Parsed
+from .options import Parsed, renamed
 
 
 def train(parsed: Parsed, command: str = '') -> None:
-    """Trains the stages before as far as their weights are missing, then this one.
+    """Trains the stages before as far as their weights are missing, then this one, then the further rounds.
 
     Args:
         parsed (Parsed): Checked options of the last stage; those of the stages before hang on it.
         command (str): The command line, noted in each run's copy of its YAML.
     """
+    rounds = parsed.opt.get('rounds', 1)
     if parsed.stage1 is not None:
         path = parsed.opt['path']
         needed = [path[key] for key in ('pretrain_network_g', 'pretrain_network_u') if path.get(key)]
@@ -25,4 +30,28 @@ def train(parsed: Parsed, command: str = '') -> None:
             train(replace(parsed.stage1, opt={**parsed.stage1.opt, 'auto_resume': True}), command)
         else:
             get_root_logger().info(f'Stage 1 is there: {", ".join(needed)}')
-    loop.train(parsed, command)
+    _train_unless_done(parsed, command, may_be_done=rounds > 1)
+
+    mean, uncertainty = parsed, path['pretrain_network_u'] if rounds > 1 else None
+    for number in range(2, rounds + 1):
+        first = renamed(parsed.stage1, f"{parsed.stage1.opt['name']}_round{number}",
+                        pretrain_network_g=_latest(mean, 'g'), pretrain_network_u=uncertainty)
+        first.opt['auto_resume'] = parsed.opt['auto_resume']
+        _train_unless_done(first, command)
+        uncertainty = _latest(first, 'u')
+        mean = renamed(parsed, f"{parsed.opt['name']}_round{number}",
+                       pretrain_network_g=_latest(first, 'g'), pretrain_network_u=uncertainty)
+        _train_unless_done(mean, command)
+
+
+def _latest(parsed: Parsed, label: str) -> str:
+    return str(Path(parsed.opt['path']['models']) / f'net_{label}_latest.pth')
+
+
+def _train_unless_done(parsed: Parsed, command: str, may_be_done: bool = True) -> None:
+    """Of a chain that is resumed, the runs that have ended are left as they are."""
+    done = loop.broadcast(Path(_latest(parsed, 'g')).exists())
+    if may_be_done and parsed.opt['auto_resume'] and done:
+        get_root_logger().info(f"{parsed.opt['name']} has ended.")
+    else:
+        loop.train(parsed, command)

@@ -18,21 +18,24 @@ class UDLModel(StepModel):
       ``train.likelihood_opt`` (EULoss, ESULoss, GRAMLoss).
     - ``udl``: the bare mean network, with ``train.udl_opt`` (UDLLoss); the uncertainty comes from the frozen
       UncertaintyNet of ``path.pretrain_network_u``.
+    - ``sigma``: the mean network with ordinary losses (ExpectedL1Loss), and beside it a sigma branch that reads its
+      features and leaves them as they are, with ``train.sigma_opt`` (SigmaLoss; Revisiting l1, eq. 10).
     - ``plain``: the bare mean network with ordinary losses; the baseline in the same frame.
 
     Other losses (``train.pixel_opt``, ...) stand beside these in every stage. Checkpoints: ``net_g_*`` is the mean
-    network alone; ``net_u_*`` of stage ``esu`` is the whole UncertaintyNet.
+    network alone; ``net_u_*`` of stages ``esu`` and ``sigma`` is the whole UncertaintyNet.
 
     Attributes:
-        net_u (UncertaintyNet | None): Bare; frozen unless the stage is ``esu``.
+        net_u (UncertaintyNet | None): Bare; trained in stages ``esu`` and ``sigma``, else frozen.
     """
 
     def build_networks(self) -> None:
         self.stage = self.opt.get('stage', 'plain')
+        self.trains_u = self.stage in ('esu', 'sigma')
         self.net_u = None
         if self.opt.get('network_u') and (self.stage != 'plain' or not self.is_train):
             self.net_u = build_network({'backbone': self.opt['network_g'], **self.opt['network_u']})
-        if self.stage == 'esu' and self.is_train:
+        if self.trains_u and self.is_train:
             self.net_g = self.net_u.mean_network
             self.trained = self.model_to_device(self.net_u)
             self.print_network(self.net_u)
@@ -51,26 +54,31 @@ class UDLModel(StepModel):
                                   "give it, or name that run's YAML as stage1")
         elif not self.is_train:
             self.net_u = None  # an untrained head has nothing to show
-        # After net_u: in stage esu the mean network is a part of it, and the one that is named wins.
+        # After net_u: where that is trained, the mean network is a part of it, and the one that is named wins.
         super().load_networks()
 
     def compute_losses(self, lq: Tensor, gt: Tensor) -> tuple[dict, dict]:
         if self.stage == 'plain':
             return super().compute_losses(lq, gt)
-        if self.stage == 'esu':
-            with self.autocast():
-                self.output, log_scale = self.trained(lq)
-            fidelity, log_term = self.criteria['likelihood_opt'].terms(self.output, gt, log_scale)
-            losses = {'l_fidelity': fidelity, 'l_log_scale': log_term}
-        else:
+        if self.stage == 'udl':
             with self.autocast():
                 self.output = self.trained(lq)
                 with torch.no_grad():
-                    log_scale = self.net_u.log_scale(lq)
-            losses = {'l_udl': self.criteria['udl_opt'](self.output, gt, log_scale)}
-        losses.update(self.listed_losses(self.output, gt, lq, skip=('likelihood_opt', 'udl_opt')))
-        log_scale = log_scale.detach().float()
-        return losses, {'s_mean': log_scale.mean(), 's_floor': floor_share(log_scale)}
+                    uncertainty = self.net_u.log_scale(lq)
+            losses = {'l_udl': self.criteria['udl_opt'](self.output, gt, uncertainty)}
+        else:
+            with self.autocast():
+                self.output, uncertainty = self.trained(lq)
+            if self.stage == 'esu':
+                fidelity, log_term = self.criteria['likelihood_opt'].terms(self.output, gt, uncertainty)
+                losses = {'l_fidelity': fidelity, 'l_log_scale': log_term}
+            else:
+                losses = {'l_sigma': self.criteria['sigma_opt'](self.output, gt, uncertainty)}
+        losses.update(self.listed_losses(self.output, gt, lq, skip=('likelihood_opt', 'udl_opt', 'sigma_opt')))
+        uncertainty = uncertainty.detach().float()
+        if self.stage == 'sigma':
+            return losses, {'sigma_mean': uncertainty.mean()}
+        return losses, {'s_mean': uncertainty.mean(), 's_floor': floor_share(uncertainty)}
 
     def log_scale(self, lq: Tensor) -> Tensor | None:
         if self.net_u is None:
@@ -83,6 +91,6 @@ class UDLModel(StepModel):
 
     def networks_to_save(self) -> dict:
         networks = super().networks_to_save()
-        if self.stage == 'esu':
+        if self.trains_u:
             networks['net_u'] = {'params': self.net_u}
         return networks
