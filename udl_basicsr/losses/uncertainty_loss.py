@@ -2,51 +2,15 @@
 
 Ning et al., Uncertainty-Driven Loss for Single Image Super-Resolution, NeurIPS 2021.
 """
-import functools
 import logging
 
 import torch
 from basicsr.utils.registry import LOSS_REGISTRY
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import interpolate
 
 from . import functional as F
-
-
-def full_precision(forward):
-    """Runs a loss outside of autocast, its inputs in at least float32: exp(-s) and sums over 10^5 pixels need it."""
-
-    @functools.wraps(forward)
-    def wrapper(self, pred: Tensor, *args, **kwargs):
-        def promote(value):
-            is_short = isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16)
-            return value.float() if is_short else value
-
-        with torch.autocast(device_type=pred.device.type, enabled=False):
-            return forward(self, promote(pred), *map(promote, args), **{k: promote(v) for k, v in kwargs.items()})
-
-    return wrapper
-
-
-class _Loss(nn.Module):
-    """What every loss has: a weight and a reduction."""
-
-    def __init__(self, loss_weight: float = 1.0, reduction: str = 'mean'):
-        super().__init__()
-        if reduction not in ('none', 'mean', 'sum'):
-            raise ValueError(f'reduction: expected none, mean or sum, got {reduction!r}')
-        self.loss_weight = loss_weight
-        self.reduction = reduction
-
-    def _reduce(self, loss: Tensor) -> Tensor:
-        return self.loss_weight * F.reduce(loss, self.reduction)
-
-
-def _check_shapes(**maps: Tensor) -> None:
-    shapes = {name: tuple(value.shape) for name, value in maps.items()}
-    if len(set(shapes.values())) > 1:
-        got = ', '.join(f'{name} {shape}' for name, shape in shapes.items())
-        raise ValueError(f'expected maps of one shape (N, C, H, W), got {got}')
+from .base import WeightedLoss, check_shapes, full_precision
 
 
 class _FloorWatch:
@@ -75,7 +39,7 @@ class _FloorWatch:
                 f'{share:.0%} of log_scale lies on the ELU floor (s = -1): {self.consequence} Likely cause: {cause}.')
 
 
-class _LikelihoodLoss(_Loss):
+class _LikelihoodLoss(WeightedLoss):
     """A negative log-likelihood with two terms, which the training log shows apart."""
 
     def __init__(self, loss_weight: float = 1.0, img_range: float = 255., reduction: str = 'mean'):
@@ -91,7 +55,7 @@ class _LikelihoodLoss(_Loss):
     @full_precision
     def terms(self, pred: Tensor, target: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor]:
         """The two weighted and reduced terms, (fidelity, log term); ``forward`` is their sum."""
-        _check_shapes(pred=pred, target=target, log_scale=log_scale)
+        check_shapes(pred=pred, target=target, log_scale=log_scale)
         self._watch_floor(log_scale, self.img_range)
         fidelity, log_term = self.pixel_terms(self.img_range * torch.abs(target - pred), log_scale)
         return self._reduce(fidelity), self._reduce(log_term)
@@ -164,7 +128,7 @@ class GRAMLoss(_LikelihoodLoss):
         return F.gram_terms(error if self.norm == 'l1' else error.square(), log_scale)
 
 
-class _WeightedL1Loss(_Loss):
+class _WeightedL1Loss(WeightedLoss):
     """mean(w * e) with a weight map w that no gradient flows into."""
 
     def __init__(self, loss_weight: float, scaling: str, offset: float, min_over: str, reduction: str):
@@ -216,7 +180,7 @@ class UDLLoss(_WeightedL1Loss):
         Raises:
             ValueError: The shapes differ.
         """
-        _check_shapes(pred=pred, target=target, log_scale=log_scale)
+        check_shapes(pred=pred, target=target, log_scale=log_scale)
         self._watch_floor(log_scale)
         return self._weighted(pred, target, log_scale)
 
@@ -259,7 +223,7 @@ class WeightMapLoss(_WeightedL1Loss):
         Raises:
             ValueError: The shapes differ, or ``lq`` is missing.
         """
-        _check_shapes(pred=pred, target=target)
+        check_shapes(pred=pred, target=target)
         if self.weight_map == 'error':
             weight_map = torch.abs(target - pred)
         elif self.weight_map == 'hr_gradient':

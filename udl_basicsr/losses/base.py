@@ -1,0 +1,52 @@
+"""What the losses share: a weight and a reduction, float32 under autocast, and the check of shapes."""
+import functools
+
+import torch
+from torch import Tensor, nn
+
+from . import functional as F
+
+
+def full_precision(forward):
+    """Runs a loss outside of autocast, its inputs in at least float32: exp(-s) and sums over 10^5 pixels need it."""
+
+    @functools.wraps(forward)
+    def wrapper(self, pred: Tensor, *args, **kwargs):
+        def promote(value):
+            is_short = isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16)
+            return value.float() if is_short else value
+
+        with torch.autocast(device_type=pred.device.type, enabled=False):
+            return forward(self, promote(pred), *map(promote, args), **{k: promote(v) for k, v in kwargs.items()})
+
+    return wrapper
+
+
+class WeightedLoss(nn.Module):
+    """What every loss has: a weight and a reduction.
+
+    Args:
+        loss_weight (float): Weight of the loss.
+        reduction (str): ``'none'``, ``'mean'`` or ``'sum'``.
+
+    Raises:
+        ValueError: Unknown ``reduction``.
+    """
+
+    def __init__(self, loss_weight: float = 1.0, reduction: str = 'mean'):
+        super().__init__()
+        if reduction not in ('none', 'mean', 'sum'):
+            raise ValueError(f'reduction: expected none, mean or sum, got {reduction!r}')
+        self.loss_weight = loss_weight
+        self.reduction = reduction
+
+    def _reduce(self, loss: Tensor) -> Tensor:
+        return self.loss_weight * F.reduce(loss, self.reduction)
+
+
+def check_shapes(**maps: Tensor) -> None:
+    """Refuses maps of different shapes: broadcasting would quietly compute another loss."""
+    shapes = {name: tuple(value.shape) for name, value in maps.items()}
+    if len(set(shapes.values())) > 1:
+        got = ', '.join(f'{name} {shape}' for name, shape in shapes.items())
+        raise ValueError(f'expected maps of one shape (N, C, H, W), got {got}')
