@@ -543,7 +543,8 @@ def test_test_files(parse, train_opt, tmp_path):
 
 
 # --------------------------------------------------------------------------------------------------- the repository's
-FILES = sorted(glob.glob(str(ROOT / 'options' / '**' / 't*.yml'), recursive=True))
+FILES = sorted(file for file in glob.glob(str(ROOT / 'options' / '**' / 't*.yml'), recursive=True)
+               if Path(file).parent.name != '_base_')
 
 
 @pytest.mark.parametrize('file', FILES, ids=lambda f: osp.relpath(f, ROOT / 'options'))
