@@ -1,4 +1,5 @@
 """Networks, registered in BasicSR's ARCH_REGISTRY."""
+from .sigma_head_arch import SigmaHead
 from .uncertainty_arch import TapError, UDLHead, UncertaintyNet
 
-__all__ = ['TapError', 'UDLHead', 'UncertaintyNet']
+__all__ = ['SigmaHead', 'TapError', 'UDLHead', 'UncertaintyNet']

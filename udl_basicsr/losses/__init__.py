@@ -1,5 +1,9 @@
 """Losses. ``functional`` holds the formulas, ``*_loss.py`` the registered classes around them."""
 from . import functional
+from .expected_l1_loss import ExpectedL1Loss, SigmaLoss
+from .gradient_variance_loss import GradientVarianceLoss
+from .ssim_loss import SSIMLoss
 from .uncertainty_loss import ESULoss, EULoss, GRAMLoss, UDLLoss, WeightMapLoss
 
-__all__ = ['ESULoss', 'EULoss', 'GRAMLoss', 'UDLLoss', 'WeightMapLoss', 'functional']
+__all__ = ['ESULoss', 'EULoss', 'ExpectedL1Loss', 'GRAMLoss', 'GradientVarianceLoss', 'SSIMLoss', 'SigmaLoss',
+           'UDLLoss', 'WeightMapLoss', 'functional']

@@ -3,6 +3,8 @@
 Notation: x target, f prediction, e = |x - f|, s = ln(theta) the natural log of the Laplace scale **in 0-255 units**.
 All maps are (N, C, H, W). Functions keep the dtype they are given; the loss classes see to float32.
 """
+import math
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,12 @@ ELU_FLOOR = -1.0
 
 SCALINGS = ('linear', 'exp', 'sqrt_exp', 'log')
 MIN_OVER = ('image', 'channel')
+THRESHOLDS = ('mean', 'none')
+
+#: Red, green, blue to luma, ITU-R BT.601.
+LUMA = (0.299, 0.587, 0.114)
+
+SSIM_WINDOW = 11
 
 
 def laplace_nll_terms(error: Tensor, log_scale: Tensor, prior: float = 0.) -> tuple[Tensor, Tensor]:
@@ -92,6 +100,154 @@ def gradient_map(img: Tensor) -> Tensor:
     down[..., :-1, :] = img[..., 1:, :] - img[..., :-1, :]
     right[..., :, :-1] = img[..., :, 1:] - img[..., :, :-1]
     return torch.hypot(down, right)
+
+
+def luma(img: Tensor) -> Tensor:
+    """Gray version of an image by the weights of ITU-R BT.601, full range: [0, 1] stays [0, 1].
+
+    Args:
+        img (Tensor): (N, 3, H, W) in RGB, or (N, 1, H, W), which is gray already and returned as it is.
+
+    Returns:
+        Tensor: (N, 1, H, W).
+
+    Raises:
+        ValueError: Neither 1 nor 3 channels.
+    """
+    channels = img.shape[1]
+    if channels == 1:
+        return img
+    if channels != 3:
+        raise ValueError(f'expected a gray or an RGB image (N, 1 or 3, H, W), got {tuple(img.shape)}')
+    return sum(weight * img[:, c:c + 1] for c, weight in enumerate(LUMA))
+
+
+def sobel_maps(img: Tensor) -> Tensor:
+    """Sobel derivatives along x and y, of the size of the image, whose border pixels are repeated outwards.
+
+    By differences and not by a convolution, which GPUs round to TF32 unless told otherwise; the border by slices and
+    not by ``pad``, whose gradient there is summed in no fixed order.
+
+    Args:
+        img (Tensor): (N, 1, H, W), any unit.
+
+    Returns:
+        Tensor: (N, 2, H, W), the derivatives along x (right minus left) and y (lower minus upper); 8 times the slope
+        of a ramp.
+    """
+    img = torch.cat((img[..., :1], img, img[..., -1:]), dim=-1)
+    img = torch.cat((img[..., :1, :], img, img[..., -1:, :]), dim=-2)
+    along_x = img[..., 2:] - img[..., :-2]
+    along_y = img[..., 2:, :] - img[..., :-2, :]
+    return torch.cat((along_x[..., :-2, :] + 2 * along_x[..., 1:-1, :] + along_x[..., 2:, :],
+                      along_y[..., :-2] + 2 * along_y[..., 1:-1] + along_y[..., 2:]), dim=1)
+
+
+def check_patch_size(patch_size: int) -> None:
+    """Refuses what is no side of a patch that has a variance, with a ValueError."""
+    if not isinstance(patch_size, int) or patch_size < 2:
+        raise ValueError('patch_size: expected a whole number of 2 or more, since one pixel has no variance, '
+                         f'got {patch_size!r}')
+
+
+def gradient_variance_maps(img: Tensor, patch_size: int) -> Tensor:
+    """Unbiased variance of the Sobel maps in each n x n patch (GV paper, section 2, eq. 1).
+
+    Patches lie side by side from the upper left corner. The remainder of a side that is no multiple of n is in no
+    patch, as in the released code: at most n - 1 rows at the bottom and columns at the right, of which the first still
+    counts through the Sobel filter of its neighbour.
+
+    Args:
+        img (Tensor): (N, 1 or 3, H, W), gray or RGB. The result scales as the square of its range.
+        patch_size (int): n, at least 2: one pixel has no variance.
+
+    Returns:
+        Tensor: (N, 2, H // n, W // n), variances of the derivatives along x and y.
+
+    Raises:
+        ValueError: ``patch_size`` below 2 or larger than the image; neither 1 nor 3 channels.
+    """
+    check_patch_size(patch_size)
+    height, width = img.shape[-2:]
+    if patch_size > min(height, width):
+        raise ValueError(f'patch_size: a patch of {patch_size}x{patch_size} is larger than the image, '
+                         f'{height}x{width} (height x width)')
+    patches = sobel_maps(luma(img)).unfold(-2, patch_size, patch_size).unfold(-2, patch_size, patch_size)
+    return patches.var(dim=(-2, -1), unbiased=True)
+
+
+def adaptive_sigma(error: Tensor, threshold: str = 'mean') -> Tensor:
+    """e_t of Revisiting l1: the scale of the random variable that is added to the prediction (section 4.3).
+
+    The mean is that of each image, over C, H, W: what an image contributes then depends neither on its neighbours in
+    the batch nor on how the batch is divided among processes or ``train.accumulate``. Which pixels are chosen is a
+    constant; the gradient flows through e where it was kept.
+
+    Args:
+        error (Tensor): e = |x - f|, (N, C, H, W).
+        threshold (str): ``'mean'``: e where e >= its mean, 0 elsewhere. ``'none'``: e everywhere.
+
+    Raises:
+        ValueError: Unknown ``threshold``.
+    """
+    if threshold not in THRESHOLDS:
+        raise ValueError(f'threshold: expected one of {", ".join(THRESHOLDS)}, got {threshold!r}')
+    if threshold == 'none':
+        return error
+    chosen = error >= error.detach().mean(dim=(1, 2, 3), keepdim=True)
+    return torch.where(chosen, error, torch.zeros_like(error))
+
+
+def expected_l1_map(pred: Tensor, target: Tensor, noise: Tensor, threshold: str = 'mean') -> Tensor:
+    """|x - (f + e_t*z)|, the integrand of l_E (Revisiting l1, eq. 8).
+
+    With r = x - f this is |r|*|1 - sgn(r)*z| where e_t = e, and |r| elsewhere. The gradient, which flows through e_t
+    as well, is therefore that of l1 times |1 - sgn(r)*z| >= 0: its sign is l1's for every z (eq. 9).
+
+    Args:
+        pred (Tensor): f, (N, C, H, W).
+        target (Tensor): x, same shape.
+        noise (Tensor): z ~ N(0, 1), same shape.
+        threshold (str): See :func:`adaptive_sigma`.
+    """
+    residual = target - pred
+    return torch.abs(residual - adaptive_sigma(torch.abs(residual), threshold) * noise)
+
+
+def ssim_map(pred: Tensor, target: Tensor) -> Tensor:
+    """Structural similarity per pixel and channel (Wang et al., 2004), for pixels in [0, 1].
+
+    Gaussian window of 11 x 11, sigma 1.5, K1 = 0.01, K2 = 0.03, population variances; only where the window fits into
+    the image, so nothing is padded. Weighted sums of shifted images in place of a convolution, which GPUs round to
+    TF32: the variances are small differences of large numbers.
+
+    Args:
+        pred (Tensor): (N, C, H, W).
+        target (Tensor): Same shape.
+
+    Returns:
+        Tensor: (N, C, H - 10, W - 10), in [-1, 1].
+
+    Raises:
+        ValueError: A side is smaller than the window.
+    """
+    height, width = pred.shape[-2:]
+    if min(height, width) < SSIM_WINDOW:
+        raise ValueError(f'SSIM needs images of at least {SSIM_WINDOW}x{SSIM_WINDOW} pixels, the size of its window, '
+                         f'got {height}x{width} (height x width)')
+    half = SSIM_WINDOW // 2
+    weights = [math.exp(-0.5 * (i / 1.5)**2) for i in range(-half, half + 1)]
+    weights = [w / sum(weights) for w in weights]
+
+    def blur(maps: Tensor) -> Tensor:
+        for dim, size in ((-1, width), (-2, height)):
+            maps = sum(w * maps.narrow(dim, i, size - 2 * half) for i, w in enumerate(weights))
+        return maps
+
+    mean_p, mean_t, pp, tt, pt = blur(torch.stack((pred, target, pred * pred, target * target, pred * target)))
+    c1, c2 = 0.01**2, 0.03**2
+    return ((2 * mean_p * mean_t + c1) * (2 * (pt - mean_p * mean_t) + c2)
+            / ((mean_p**2 + mean_t**2 + c1) * (pp - mean_p**2 + tt - mean_t**2 + c2)))
 
 
 def floor_share(log_scale: Tensor, floor: float = ELU_FLOOR, margin: float = 0.01) -> Tensor:

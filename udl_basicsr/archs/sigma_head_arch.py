@@ -1,0 +1,40 @@
+"""The sigma branch, a second kind of head for UncertaintyNet.
+
+He and Cheng, Revisiting l1 Loss in Super-Resolution: A Probabilistic View and Beyond, 2022, figure 3.
+"""
+import itertools
+
+from basicsr.archs.arch_util import Upsample
+from basicsr.utils.registry import ARCH_REGISTRY
+from torch import Tensor, nn
+
+
+@ARCH_REGISTRY.register()
+class SigmaHead(nn.Module):
+    """Four times conv3x3 PReLU at LR, pixel-shuffle upsampling, conv3x3, sigmoid.
+
+    As the head of an UncertaintyNet it makes its second output sigma, in the unit of the pixels, and not log_scale.
+
+    Args:
+        num_in_ch (int): Channels of the tapped features.
+        num_out_ch (int): Channels of sigma, those of the image.
+        scale (int): From the tapped features' size to the image's: 1, 3 or a power of 2.
+        num_feat (int): Width; 160 in the paper.
+
+    Raises:
+        ValueError: Another ``scale``.
+    """
+
+    def __init__(self, num_in_ch: int, num_out_ch: int, scale: int, num_feat: int = 160):
+        super().__init__()
+        widths = [num_in_ch, num_feat, num_feat, num_feat, num_feat]
+        self.body = nn.Sequential(*(layer for before, after in itertools.pairwise(widths)
+                                    for layer in (nn.Conv2d(before, after, 3, 1, 1), nn.PReLU())))
+        self.upsample = Upsample(scale, num_feat)
+        self.conv_last = nn.Conv2d(num_feat, num_out_ch, 3, 1, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(N, num_in_ch, h, w) features to sigma, (N, num_out_ch, scale*h, scale*w), in [0, 1] like the pixels."""
+        # Eq. 10 trains sigma alone: its gradient must not reach the network that super-resolves.
+        features = features.detach()
+        return self.conv_last(self.upsample(self.body(features))).sigmoid()
