@@ -16,7 +16,7 @@ from .schema import Built, Key
 from .yaml_files import did_you_mean
 
 _PACKAGE = __package__.split('.')[0]
-_SUPPLIED = {'metric': {'img', 'img2'}, 'optimizer': {'params'}, 'scheduler': {'optimizer', 'last_epoch'}}
+_SUPPLIED = {'metric': {'img', 'img2', 'log_scale'}, 'optimizer': {'params'}, 'scheduler': {'optimizer', 'last_epoch'}}
 _NEEDS_MORE = {'LBFGS', 'SparseAdam'}  # a closure, sparse gradients: neither is what a training step has
 _FILLED_IN = {'is_train', 'dist', 'rank', 'world_size', 'auto_resume', 'root_path'}  # by the program, at the top level
 _RUNTIME_KEYS = {'phase', 'scale'}  # BasicSR fills them into every data set

@@ -216,13 +216,28 @@ class Checker(KeyChecker):
             self.report.add('val.tile.overlap', f'{tile["overlap"]} must be less than size: {tile["size"]}')
         for name, metric in metrics.items():
             target = lookup('metric', metric.get('type')) if isinstance(metric, dict) else None
-            p = parameters(target)[0].get('img2') if target else None
+            takes = parameters(target)[0] if target else {}
+            if 'log_scale' in takes and (problem := self.why_no_log_scale()):
+                self.report.add(f'val.metrics.{name}', f'{metric["type"]} measures the predicted uncertainty, and '
+                                f'{problem}, or remove the metric')
+            p = takes.get('img2')
             for key, block in sets.items() if p is not None and p.default is p.empty else ():
                 read = keys_read(c) if (c := lookup('data set', block.get('type'))) else None
                 if read and ('dataroot_gt',) not in read:
                     self.report.add(f'val.metrics.{name}', f'{metric["type"]} compares with the HR image, and '
                                     f'datasets.{key} ({block["type"]}) has none; remove the metric, or use '
                                     'PairedImageDataset')
+
+    def why_no_log_scale(self) -> str:
+        """Why there is no s to measure in validation; empty where there is."""
+        path = self.opt.get('path') if isinstance(self.opt.get('path'), dict) else {}
+        if not self.ours:
+            return f'model_type {self.opt.get("model_type")} has none: use UDLModel'
+        if not isinstance(self.opt.get('network_u'), dict):
+            return 'there is none without network_u: train stage esu or udl'
+        if not self.is_train and path.get('pretrain_network_u') is None:
+            return 'path.pretrain_network_u is missing: name the net_u_*.pth of a stage-1 run'
+        return ''
 
     def check_logger(self) -> None:
         logger = self.opt.get('logger')

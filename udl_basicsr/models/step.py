@@ -20,6 +20,7 @@ from basicsr.metrics import calculate_metric
 from basicsr.models.base_model import BaseModel
 from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger, imwrite, tensor2img
+from basicsr.utils.registry import METRIC_REGISTRY
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.utils.data import default_collate
@@ -91,7 +92,7 @@ class StepModel(SRModel):
         return {'net_g': net_g}
 
     def log_scale(self, lq: Tensor) -> Tensor | None:
-        """s of one image for the pictures, or None where the model has no uncertainty."""
+        """s of one image for pictures and metrics, or None where the model has no uncertainty."""
         return None
 
     # ------------------------------------------------------------------ set-up
@@ -270,6 +271,7 @@ class StepModel(SRModel):
         dataset, rank, world_size = dataloader.dataset, self.opt['rank'], self.opt['world_size']
         name = dataset.opt['name']
         metrics = self.opt['val'].get('metrics') or {}
+        measure_s = any(map(_wants_log_scale, metrics.values()))
         mine = range(rank, len(dataset), world_size)
         results = {}
         for index in tqdm(mine, unit='image', desc=name, disable=rank != 0 or not self.opt['val'].get('pbar', False)):
@@ -280,10 +282,16 @@ class StepModel(SRModel):
             sr = tensor2img([self.output.detach().cpu()])
             if save_img:
                 imwrite(sr, str(self._image_path(name, image, current_iter)))
-            self._show_log_scale(name, image, current_iter, tb_logger, index, save_img)
+            show = tb_logger is not None and index < _SHOWN_IN_TENSORBOARD
+            log_scale = None
+            if save_img or show or measure_s:
+                with torch.no_grad():
+                    log_scale = self.log_scale(self.lq)
+            if log_scale is not None:
+                log_scale = log_scale[0].float().cpu().numpy()
+                self._show_log_scale(log_scale, name, image, current_iter, tb_logger if show else None, save_img)
             if self.gt is not None:
-                pair = {'img': sr, 'img2': tensor2img([self.gt.cpu()])}
-                results[index] = (image, {m: float(calculate_metric(pair, o)) for m, o in metrics.items()})
+                results[index] = (image, self._measure(sr, log_scale))
             del self.lq, self.gt, self.output
         if self.opt['dist']:
             gathered = [None] * world_size
@@ -309,19 +317,25 @@ class StepModel(SRModel):
         suffix = label or self.opt['val'].get('suffix') or self.opt['name']
         return folder / dataset / f'{image}_{suffix}.png'
 
-    @torch.no_grad()
-    def _show_log_scale(self, dataset, image, current_iter, tb_logger, index, save_img) -> None:
-        """The map of s beside the SR image, and those of the first few images to TensorBoard."""
-        show = tb_logger is not None and index < _SHOWN_IN_TENSORBOARD
-        if not (show or save_img):
-            return
-        log_scale = self.log_scale(self.lq)
-        if log_scale is None:
-            return
-        encoded = encode_log_scale(log_scale[0].mean(0).cpu().numpy())
+    def _measure(self, sr: np.ndarray, log_scale: np.ndarray | None) -> dict:
+        """Every metric of ``val.metrics`` on one image; s (C, H, W) goes to those with a parameter ``log_scale``."""
+        pair, values = {'img': sr, 'img2': tensor2img([self.gt.cpu()])}, {}
+        for name, block in (self.opt['val'].get('metrics') or {}).items():
+            data = pair
+            if _wants_log_scale(block):
+                if log_scale is None:
+                    raise ValueError(f'val.metrics.{name}: {block["type"]} measures an uncertainty, and this model has '
+                                     'none: remove it, or give network_u and its weights, path.pretrain_network_u')
+                data = {**pair, 'log_scale': log_scale.transpose(1, 2, 0)[..., ::-1]}  # HWC in BGR, like the images
+            values[name] = float(calculate_metric(data, block))
+        return values
+
+    def _show_log_scale(self, log_scale: np.ndarray, dataset, image, current_iter, tb_logger, save_img) -> None:
+        """The map of s (C, H, W), mean over the channels, beside the SR image and in TensorBoard."""
+        encoded = encode_log_scale(log_scale.mean(0))
         if save_img:
             imwrite(encoded, str(self._image_path(dataset, image, current_iter, 'log_scale')))
-        if show:
+        if tb_logger is not None:
             tb_logger.add_image(f'log_scale/{dataset}/{image}', (encoded >> 8).astype(np.uint8), current_iter,
                                 dataformats='HW')
 
@@ -376,6 +390,10 @@ class StepModel(SRModel):
         super().resume_training(resume_state)
         self.scaler.load_state_dict(resume_state.get('scaler', {}) or self.scaler.state_dict())
         self.best_metric_results = resume_state.get('best_metric_results', {})
+
+
+def _wants_log_scale(block: dict) -> bool:
+    return 'log_scale' in inspect.signature(METRIC_REGISTRY.get(block['type'])).parameters
 
 
 # BasicSR's names in the log, where they are not those of the option blocks.

@@ -22,7 +22,10 @@ from typing import Any
 
 FIELDS = {'name': str, 'scale': int, 'network': str, 'weights': str, 'protocol': str, 'datasets': dict,
           'versions': dict}
-LOWER_IS_BETTER = ('lpips', 'dists', 'niqe', 'brisque', 'mae', 'mse', 'rmse', 'nll', 'ause', 'ence', 'fid')
+LOWER_IS_BETTER = ('lpips', 'dists', 'niqe', 'brisque', 'mae', 'mse', 'rmse', 'nll', 'ause', 'ence', 'calibration',
+                   'fid')
+
+_CROPPED_IN_PAPERS = ('calculate_psnr', 'calculate_ssim')  # on the other metrics papers do not agree
 
 
 class ScoresError(ValueError):
@@ -82,10 +85,13 @@ def protocol_sentence(metrics_opt: Mapping[str, Mapping[str, Any]], scale: int) 
     for name, opt in metrics_opt.items():
         how = 'on Y (ITU-R BT.601)' if opt.get('test_y_channel') or opt.get('convert_to') == 'y' else 'on RGB'
         border = opt.get('crop_border', 0)
-        how += f', border of {border} px cropped' if border else ', no border cropped'
-        if border != scale:
-            how += f' (papers crop {scale})'
         told = {'type', 'better', 'input_order', 'crop_border', 'test_y_channel', 'convert_to'}
+        if opt.get('type') == 'calculate_lpips':  # a value means nothing without its network
+            how = f'(net {opt.get("net", "alex")}, version {opt.get("version", "0.1")}) on RGB in [−1, 1]'
+            told |= {'net', 'version'}
+        how += f', border of {border} px cropped' if border else ', no border cropped'
+        if border != scale and str(opt.get('type')).startswith(_CROPPED_IN_PAPERS):
+            how += f' (papers crop {scale})'
         how += ''.join(f', {key} {value}' for key, value in opt.items() if key not in told)
         alike.setdefault(how, []).append(name.upper())
     if not alike:

@@ -1,0 +1,168 @@
+"""How good a predicted uncertainty is: formulas in plain NumPy.
+
+Every function takes the absolute error e = |x − f| and the predicted Laplace scale θ = exp(s) of the same pixels, both
+in 0–255 units (grey levels), as arrays of one shape, whatever it is: a channel, an image, a whole data set. They are
+computed in float64. The Laplace distribution has E e = θ and the variance σ² = 2θ²; wherever a formula wants a standard
+deviation, it is σ = √2·θ.
+"""
+import numpy as np
+
+STEPS = 100
+"""Points of a sparsification curve: 0, 1, …, 99 % of the pixels are removed."""
+LEVELS = np.arange(1, 100) / 100
+"""Expected coverages of a calibration curve: 1, 2, …, 99 %."""
+
+
+def _pair(error: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both as flat float64 arrays, refused where no formula holds."""
+    if np.shape(error) != np.shape(scale):
+        raise ValueError(f'expected an error and a scale for each pixel, got the shapes {np.shape(error)} and '
+                         f'{np.shape(scale)}')
+    if np.size(error) == 0:
+        raise ValueError('expected at least one pixel, got none')
+    error, scale = np.ravel(error).astype(np.float64), np.ravel(scale).astype(np.float64)
+    # written so that NaN fails as well
+    if not (error.min() >= 0 and np.isfinite(error).all()):
+        raise ValueError('expected absolute errors, finite numbers ≥ 0')
+    if not (scale.min() > 0 and np.isfinite(scale).all()):
+        raise ValueError('expected Laplace scales, finite numbers > 0: is this exp(s), and s finite?')
+    return error, scale
+
+
+# ---------------------------------------------------------------- likelihood and calibration
+
+def laplace_log_likelihood(error: np.ndarray, scale: np.ndarray) -> float:
+    """The mean log density of the truth under Laplace(f, θ): mean(−ln 2θ − e/θ), in nats per value; higher is better.
+
+    The density is one over grey levels; for pixels in [0, 1] add ln 255 = 5.54.
+    """
+    error, scale = _pair(error, scale)
+    return float(np.mean(-np.log(2 * scale) - error / scale))
+
+
+def gaussian_log_likelihood(error: np.ndarray, scale: np.ndarray) -> float:
+    """The mean log density of the truth under N(f, σ²), σ² = 2θ²: mean(−½ ln 2πσ² − e²/2σ²), in nats per value.
+
+    The Gaussian has the variance that the Laplace distribution says, so that both describe one and the same prediction.
+    """
+    error, scale = _pair(error, scale)
+    variance = 2 * scale**2
+    return float(np.mean(-0.5 * np.log(2 * np.pi * variance) - error**2 / (2 * variance)))
+
+
+def calibration_curve(error: np.ndarray, scale: np.ndarray, levels: np.ndarray = LEVELS) -> np.ndarray:
+    """The share of values that lie within the central Laplace interval of each expected coverage p.
+
+    The interval is e ≤ −θ·ln(1 − p). Kuleshov et al., "Accurate Uncertainties for Deep Learning Using Calibrated
+    Regression", ICML 2018, with central intervals in place of one-sided ones.
+
+    Args:
+        error (ndarray): e in 0–255 units.
+        scale (ndarray): θ in 0–255 units, of the same shape.
+        levels (ndarray): Expected coverages in [0, 1), shape (L,).
+
+    Returns:
+        ndarray: Observed coverages in [0, 1], shape (L,). On the diagonal: calibrated. Below: θ is too small
+            (overconfident); above: too large.
+    """
+    error, scale = _pair(error, scale)
+    # e ≤ −θ·ln(1 − p) where and only where e/θ ≤ −ln(1 − p): one sort serves all levels
+    return np.searchsorted(np.sort(error / scale), -np.log1p(-np.asarray(levels)), side='right') / error.size
+
+
+def calibration_error(error: np.ndarray, scale: np.ndarray, levels: np.ndarray = LEVELS) -> float:
+    """mean |expected − observed coverage| over the levels, in [0, 1]; 0 is calibrated."""
+    return float(np.abs(calibration_curve(error, scale, levels) - levels).mean())
+
+
+def recalibration_factor(error: np.ndarray, scale: np.ndarray) -> float:
+    """The one number c that makes c·θ most likely: c = mean(e/θ), the maximum of mean(−ln 2cθ − e/cθ).
+
+    To be fitted on a validation set and applied to others. Above 1: the prediction was overconfident. It changes
+    likelihood, PSNR and calibration, and no ranking. An e that is 0 everywhere gives 0, which is no usable scale.
+    """
+    error, scale = _pair(error, scale)
+    return float(np.mean(error / scale))
+
+
+# ---------------------------------------------------------------- the map and its ranking
+
+def sigma_psnr(error: np.ndarray, scale: np.ndarray) -> float:
+    """PSNR in dB between the predicted and the true map of |error|, peak 255; higher is better.
+
+    He and Cheng, "Revisiting L1 Loss in Super-Resolution", table 7: their σ is what the branch predicts for |x − f|.
+    For a Laplace distribution that is E|x − f| = θ, not the standard deviation. Both maps in 0–255 units (the same dB
+    as for maps in [0, 1] with peak 1), θ clipped to 255 as an image is. Maps that agree exactly: infinity.
+    """
+    error, scale = _pair(error, scale)
+    mse = np.mean((np.minimum(scale, 255.) - error)**2)
+    return float('inf') if mse == 0 else float(10 * np.log10(255**2 / mse))
+
+
+def average_ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks 1 … n of a flat array, ties all with the mean of the ranks that they take up, shape (n,)."""
+    _, group, count = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(count) - (count - 1) / 2)[group]
+
+
+def spearman(error: np.ndarray, scale: np.ndarray) -> float:
+    """Spearman's rank correlation of e and θ in [−1, 1], ties by average ranks; 0 where either map is constant."""
+    ranks = [average_ranks(values) for values in _pair(error, scale)]
+    a, b = (rank - rank.mean() for rank in ranks)
+    norm = np.sqrt(np.dot(a, a) * np.dot(b, b))
+    return float(np.dot(a, b) / norm) if norm > 0 else 0.
+
+
+def sparsification_curve(error: np.ndarray, ranking: np.ndarray, steps: int = STEPS,
+                         measure: str = 'mae') -> np.ndarray:
+    """The error of the pixels that remain when the most uncertain ones are removed, over the error of all pixels.
+
+    Ilg et al., "Uncertainty Estimates and Multi-hypotheses Networks for Optical Flow", ECCV 2018, §3. Pixels of equal
+    uncertainty are removed in random order, and the curve is the expectation over it: a constant map gives the flat
+    curve of chance. Parts of a pixel count in proportion, so that nothing is rounded.
+
+    Args:
+        error (ndarray): e in 0–255 units.
+        ranking (ndarray): What the pixels are ranked by, > 0, of the same shape: θ; e itself (plus any constant) is the
+            oracle.
+        steps (int): N; the fractions removed are i/N, i = 0 … N − 1.
+        measure (str): ``mae`` or ``rmse``.
+
+    Returns:
+        ndarray: Shape (N,), 1 at its begin, no unit. Ones where all errors are 0.
+
+    Raises:
+        ValueError: An unknown measure.
+    """
+    if measure not in ('mae', 'rmse'):
+        raise ValueError(f'measure: expected mae or rmse, got {measure!r}')
+    error, ranking = _pair(error, ranking)
+    error = error if measure == 'mae' else error**2
+    _, group, count = np.unique(ranking, return_inverse=True, return_counts=True)
+    kept_sum = np.cumsum(np.bincount(group, weights=error))  # from the most certain group upwards
+    if kept_sum[-1] == 0:
+        return np.ones(steps)
+    kept = error.size * (1 - np.arange(steps) / steps)
+    # linear between the groups: within a group every pixel is as likely to be among those that remain
+    curve = np.interp(kept, np.append(0, np.cumsum(count)), np.append(0, kept_sum)) / kept / (kept_sum[-1] / error.size)
+    return curve if measure == 'mae' else np.sqrt(curve)
+
+
+def oracle_curve(error: np.ndarray, steps: int = STEPS, measure: str = 'mae') -> np.ndarray:
+    """:func:`sparsification_curve` of the best possible ranking, that by the error itself, shape (N,)."""
+    return sparsification_curve(error, np.asarray(error, dtype=np.float64) + 1, steps, measure)
+
+
+def area_between(curve: np.ndarray, oracle: np.ndarray) -> float:
+    """The area between two sparsification curves of N points, trapezoidal rule over the fractions 0 … (N − 1)/N."""
+    gap = np.asarray(curve) - oracle
+    return float((gap.sum() - (gap[0] + gap[-1]) / 2) / len(gap))
+
+
+def ause(error: np.ndarray, scale: np.ndarray, steps: int = STEPS, measure: str = 'mae') -> float:
+    """Area under the sparsification error: between the curve by θ and the oracle's; ≥ 0, lower is better, 0 is ideal.
+
+    Normalised by the error of all pixels (both curves begin at 1), so it has no unit, and is not divided by the
+    oracle's or by chance's own area. See :func:`sparsification_curve` for the arguments.
+    """
+    return area_between(sparsification_curve(error, scale, steps, measure), oracle_curve(error, steps, measure))

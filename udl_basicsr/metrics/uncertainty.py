@@ -1,0 +1,96 @@
+"""Scores of a predicted uncertainty for the blocks of ``val.metrics``, per image; formulas in ``functional.py``.
+
+All are called as BasicSR calls its metrics, ``metric(img, img2, **options)``, and take ``log_scale`` in addition, which
+the validation of this package's models supplies. Each value of a channel counts as one pixel. The error is that of the image
+as it is saved, rounded to 8 bits, as for PSNR: where θ is well below one grey level the rounding shows, for e is then
+often exactly 0.
+
+``recalibration`` is a factor on θ, fitted on another data set by ``calculate_recalibration``.
+"""
+from typing import Literal
+
+import numpy as np
+from basicsr.metrics.metric_util import reorder_image
+from basicsr.utils.registry import METRIC_REGISTRY
+
+from . import functional as F
+
+
+def error_and_scale(img: np.ndarray, img2: np.ndarray, log_scale: np.ndarray, crop_border: int = 0,
+                    input_order: str = 'HWC', recalibration: float = 1.) -> tuple[np.ndarray, np.ndarray]:
+    """What the formulas take.
+
+    Args:
+        img (ndarray): SR, (H, W, C), or (H, W), in 0–255, BGR like ``img2`` and ``log_scale``; order ``input_order``.
+        img2 (ndarray): GT of the same shape.
+        log_scale (ndarray): s, natural log of the Laplace scale in 0–255 units, float, of the same shape or with one
+            channel, which then holds for all.
+        crop_border (int): Pixels left out at each edge.
+        input_order (str): ``HWC`` or ``CHW``.
+        recalibration (float): Factor on θ, > 0.
+
+    Returns:
+        tuple: e and θ, float64, (H, W, C) without the border, in 0–255 units.
+
+    Raises:
+        ValueError: The sizes differ, nothing is left without the border, or the factor is not positive.
+    """
+    img, img2, log_scale = (reorder_image(np.asarray(a, dtype=np.float64), input_order)
+                            for a in (img, img2, log_scale))
+    if img.shape != img2.shape or log_scale.shape[:2] != img.shape[:2] or log_scale.shape[2] not in (1, img.shape[2]):
+        raise ValueError(f'expected SR, GT and s of one size, got {img.shape}, {img2.shape} and {log_scale.shape}')
+    if not 0 <= 2 * crop_border < min(img.shape[:2]):
+        raise ValueError(f'crop_border: {crop_border} leaves nothing of an image of {img.shape[0]}×{img.shape[1]}')
+    if not recalibration > 0:
+        raise ValueError(f'recalibration: expected a factor > 0, got {recalibration}')
+    inner = np.s_[crop_border:img.shape[0] - crop_border, crop_border:img.shape[1] - crop_border]
+    error = np.abs(img - img2)[inner]
+    return error, np.broadcast_to(np.exp(log_scale[inner]) * recalibration, error.shape)
+
+
+@METRIC_REGISTRY.register()
+def calculate_log_likelihood(img: np.ndarray, img2: np.ndarray, log_scale: np.ndarray, crop_border: int = 0,
+                             distribution: Literal['laplace', 'gaussian'] = 'laplace', recalibration: float = 1.,
+                             input_order: str = 'HWC', **kwargs) -> float:
+    """Mean log-likelihood in nats per value, density over grey levels; ``gaussian`` has σ² = 2θ². Higher is better."""
+    pair = error_and_scale(img, img2, log_scale, crop_border, input_order, recalibration)
+    return {'laplace': F.laplace_log_likelihood, 'gaussian': F.gaussian_log_likelihood}[distribution](*pair)
+
+
+@METRIC_REGISTRY.register()
+def calculate_sigma_psnr(img: np.ndarray, img2: np.ndarray, log_scale: np.ndarray, crop_border: int = 0,
+                         recalibration: float = 1., input_order: str = 'HWC', **kwargs) -> float:
+    """PSNR in dB between θ, the predicted |error|, and |error|, peak 255. Higher is better."""
+    return F.sigma_psnr(*error_and_scale(img, img2, log_scale, crop_border, input_order, recalibration))
+
+
+@METRIC_REGISTRY.register()
+def calculate_ause(img: np.ndarray, img2: np.ndarray, log_scale: np.ndarray, crop_border: int = 0,
+                   measure: Literal['mae', 'rmse'] = 'mae', steps: int = F.STEPS, input_order: str = 'HWC',
+                   **kwargs) -> float:
+    """Area between the sparsification curve by θ and that by the true error, no unit. Lower is better."""
+    return F.ause(*error_and_scale(img, img2, log_scale, crop_border, input_order), steps, measure)
+
+
+@METRIC_REGISTRY.register()
+def calculate_spearman(img: np.ndarray, img2: np.ndarray, log_scale: np.ndarray, crop_border: int = 0,
+                       input_order: str = 'HWC', **kwargs) -> float:
+    """Spearman's rank correlation of θ and |error|, in [−1, 1]. Higher is better."""
+    return F.spearman(*error_and_scale(img, img2, log_scale, crop_border, input_order))
+
+
+@METRIC_REGISTRY.register()
+def calculate_calibration_error(img: np.ndarray, img2: np.ndarray, log_scale: np.ndarray, crop_border: int = 0,
+                                recalibration: float = 1., input_order: str = 'HWC', **kwargs) -> float:
+    """Mean |expected − observed coverage| of central Laplace intervals, in [0, 1]. Lower is better."""
+    return F.calibration_error(*error_and_scale(img, img2, log_scale, crop_border, input_order, recalibration))
+
+
+@METRIC_REGISTRY.register()
+def calculate_recalibration(img: np.ndarray, img2: np.ndarray, log_scale: np.ndarray, crop_border: int = 0,
+                            input_order: str = 'HWC', **kwargs) -> float:
+    """The factor c on θ that is most likely on this image; 1 is calibrated, above is overconfident.
+
+    Over images of one size the mean of the factors is the factor of the set.
+    """
+    return F.recalibration_factor(*error_and_scale(img, img2, log_scale, crop_border, input_order))
