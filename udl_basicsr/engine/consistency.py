@@ -10,6 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from udl_basicsr.losses.perceptual import find_backbone_weights
+from udl_basicsr.metrics import calculate_lpips
+from udl_basicsr.models.checkpoints import CheckpointError
+
 from . import schema
 from .checks import KeyChecker, lookup
 from .introspect import call_problems, describe, keys_read, parameters
@@ -220,6 +224,12 @@ class Checker(KeyChecker):
             if 'log_scale' in takes and (problem := self.why_no_log_scale()):
                 self.report.add(f'val.metrics.{name}', f'{metric["type"]} measures the predicted uncertainty, and '
                                 f'{problem}, or remove the metric')
+            if target is calculate_lpips and not self.report.has(f'val.metrics.{name}') \
+                    and metric.get('random_weights') is not True:
+                try:
+                    find_backbone_weights(metric.get('net', 'alex'), metric.get('weights_path'))
+                except CheckpointError as error:
+                    self.report.add(f'val.metrics.{name}', str(error))
             p = takes.get('img2')
             for key, block in sets.items() if p is not None and p.default is p.empty else ():
                 read = keys_read(c) if (c := lookup('data set', block.get('type'))) else None

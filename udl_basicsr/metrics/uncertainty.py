@@ -1,9 +1,9 @@
 """Scores of a predicted uncertainty for the blocks of ``val.metrics``, per image; formulas in ``functional.py``.
 
 All are called as BasicSR calls its metrics, ``metric(img, img2, **options)``, and take ``log_scale`` in addition, which
-the validation of this package's models supplies. Each value of a channel counts as one pixel. The error is that of the image
-as it is saved, rounded to 8 bits, as for PSNR: where θ is well below one grey level the rounding shows, for e is then
-often exactly 0.
+the validation of this package's models supplies. Each value of a channel counts as one pixel. The error is that of the
+image as it is saved, rounded to 8 bits, as for PSNR: where θ is well below one grey level the rounding shows, for e is
+then often exactly 0.
 
 ``recalibration`` is a factor on θ, fitted on another data set by ``calculate_recalibration``.
 """
@@ -14,6 +14,18 @@ from basicsr.metrics.metric_util import reorder_image
 from basicsr.utils.registry import METRIC_REGISTRY
 
 from . import functional as F
+
+
+def inner(image: np.ndarray, crop_border: int) -> np.ndarray:
+    """An image (H, W, C) without ``crop_border`` pixels at each edge.
+
+    Raises:
+        ValueError: Nothing would be left.
+    """
+    height, width = image.shape[:2]
+    if not 0 <= 2 * crop_border < min(height, width):
+        raise ValueError(f'crop_border: {crop_border} leaves nothing of an image of {height}×{width}')
+    return image[crop_border:height - crop_border, crop_border:width - crop_border]
 
 
 def error_and_scale(img: np.ndarray, img2: np.ndarray, log_scale: np.ndarray, crop_border: int = 0,
@@ -39,13 +51,10 @@ def error_and_scale(img: np.ndarray, img2: np.ndarray, log_scale: np.ndarray, cr
                             for a in (img, img2, log_scale))
     if img.shape != img2.shape or log_scale.shape[:2] != img.shape[:2] or log_scale.shape[2] not in (1, img.shape[2]):
         raise ValueError(f'expected SR, GT and s of one size, got {img.shape}, {img2.shape} and {log_scale.shape}')
-    if not 0 <= 2 * crop_border < min(img.shape[:2]):
-        raise ValueError(f'crop_border: {crop_border} leaves nothing of an image of {img.shape[0]}×{img.shape[1]}')
     if not recalibration > 0:
         raise ValueError(f'recalibration: expected a factor > 0, got {recalibration}')
-    inner = np.s_[crop_border:img.shape[0] - crop_border, crop_border:img.shape[1] - crop_border]
-    error = np.abs(img - img2)[inner]
-    return error, np.broadcast_to(np.exp(log_scale[inner]) * recalibration, error.shape)
+    error = inner(np.abs(img - img2), crop_border)
+    return error, np.broadcast_to(np.exp(inner(log_scale, crop_border)) * recalibration, error.shape)
 
 
 @METRIC_REGISTRY.register()
