@@ -42,6 +42,7 @@ def train(parsed: Parsed, command: str = '') -> None:
         sampler, batches = train_batches(train_set, opt, start_iter)
         seed_all(opt['manual_seed'])  # the same initial weights in every process, whatever was drawn before
         model = build_model(opt)
+        model.iters_per_epoch = sampler.iters_per_epoch  # for schedules in epochs
         if state:
             model.resume_training(state)
             logger.info(f"Resuming training from epoch: {state['epoch']}, iter: {start_iter}.")
@@ -187,12 +188,12 @@ def _resume_state(opt: dict) -> dict | None:
         raise CheckpointError(f'{path}: is no training state, it lacks {", ".join(absent)}. '
                               'Expected training_states/<iteration>.state of a run')
     models = Path(path).parent.parent / 'models'
-    for label in ('g', 'u'):
+    for label in ('g', 'u', 'w'):
         saved = models / f"net_{label}_{state['iter']}.pth"
         if saved.exists():
             opt['path'][f'pretrain_network_{label}'] = str(saved)
             opt['path'][f'param_key_{label}'] = 'params'
-        elif label == 'g':
+        elif label == 'g' or (label == 'w' and opt.get('network_w')):
             raise CheckpointError(f'{saved}: missing, though {path} was saved with it')
     return state
 

@@ -84,6 +84,10 @@ class StepModel(SRModel):
             self.output = self.trained(lq)
         return self.listed_losses(self.output, gt, lq), {}
 
+    def networks_in_training(self) -> dict[str, nn.Module]:
+        """``{label: network}``, wrapped as they run, in the order of ``optimizers``: each has one of its own."""
+        return {'g': self.trained}
+
     def networks_to_save(self) -> dict:
         """``{label: {param_key: network}}`` for ``<label>_<iter>.pth``."""
         net_g = {'params': self.net_g}
@@ -182,23 +186,29 @@ class StepModel(SRModel):
         return losses
 
     def optimize_parameters(self, current_iter: int) -> None:
-        """One step: forward and backward in ``accumulate`` parts, clip, optimiser, EMA."""
-        self.optimizer_g.zero_grad(set_to_none=True)
+        """One step: forward and backward in ``accumulate`` parts, clip, optimisers, EMA."""
+        networks = self.networks_in_training()
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
         self._log = {}
         batch = len(self.lq)
         parts = list(zip(self.lq.chunk(self.accumulate), self.gt.chunk(self.accumulate), strict=True))
         for number, (lq, gt) in enumerate(parts, 1):
-            wait = isinstance(self.trained, DistributedDataParallel) and number < len(parts)
-            with self.trained.no_sync() if wait else contextlib.nullcontext():
+            with contextlib.ExitStack() as waiting:
+                for network in networks.values():
+                    if isinstance(network, DistributedDataParallel) and number < len(parts):
+                        waiting.enter_context(network.no_sync())
                 losses, figures = self.compute_losses(lq, gt)
                 share = len(lq) / batch
                 self.scaler.scale(sum(losses.values()) * share).backward()
             for name, value in {**losses, **figures}.items():
                 self._log[name] = self._log.get(name, 0) + value.detach() * share
-        if self.grad_clip:
-            self.scaler.unscale_(self.optimizer_g)
-            self._log['grad_norm'] = nn.utils.clip_grad_norm_(self.trained.parameters(), self.grad_clip)
-        self.scaler.step(self.optimizer_g)
+        for (label, network), optimizer in zip(networks.items(), self.optimizers, strict=True):
+            if self.grad_clip:
+                self.scaler.unscale_(optimizer)
+                name = 'grad_norm' if label == 'g' else f'grad_norm_{label}'
+                self._log[name] = nn.utils.clip_grad_norm_(network.parameters(), self.grad_clip)
+            self.scaler.step(optimizer)
         self.scaler.update()
         if self.ema_decay > 0:
             self.model_ema(self.ema_decay)
