@@ -1,5 +1,6 @@
 """Networks, registered in BasicSR's ARCH_REGISTRY."""
 from .sigma_head_arch import SigmaHead
+from .tlw_arch import TLWNet
 from .uncertainty_arch import TapError, UDLHead, UncertaintyNet
 
-__all__ = ['SigmaHead', 'TapError', 'UDLHead', 'UncertaintyNet']
+__all__ = ['SigmaHead', 'TLWNet', 'TapError', 'UDLHead', 'UncertaintyNet']

