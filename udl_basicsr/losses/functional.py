@@ -227,9 +227,9 @@ def ssim_map(pred: Tensor, target: Tensor) -> Tensor:
     """Structural similarity per pixel and channel (Wang et al., 2004), for pixels in [0, 1].
 
     Gaussian window of 11 x 11, sigma 1.5, K1 = 0.01, K2 = 0.03, population variances; only where the window fits into
-    the image, so nothing is padded. The window is applied as two matrix products: ten times as fast as a convolution
-    of so few channels, and not rounded to TF32 as those are on GPUs, where variances are small differences of large
-    numbers.
+    the image, so nothing is padded. The window is applied as two matrix products: on a CPU many times faster than a
+    convolution of single channels, and not rounded to TF32 as those are on GPUs. Variances are small differences of
+    large numbers and would not survive that.
 
     Args:
         pred (Tensor): (N, C, H, W).
