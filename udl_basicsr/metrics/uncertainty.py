@@ -2,8 +2,8 @@
 
 All are called as BasicSR calls its metrics, ``metric(img, img2, **options)``, and take ``log_scale`` in addition, which
 the validation of this package's models supplies. Each value of a channel counts as one pixel. The error is that of the
-image as it is saved, rounded to 8 bits, as for PSNR: where θ is well below one grey level the rounding shows, for e is
-then often exactly 0.
+image as it is saved, rounded to 8 bits, as for PSNR; calibration takes into account what the rounding hides, the others
+do not (where e is exactly 0 it was ¼ on average, which matters where θ is well below one grey level).
 
 ``recalibration`` is a factor on θ, fitted on another data set by ``calculate_recalibration``.
 """
@@ -14,6 +14,9 @@ from basicsr.metrics.metric_util import reorder_image
 from basicsr.utils.registry import METRIC_REGISTRY
 
 from . import functional as F
+
+ROUNDING = 1.
+"""Both images hold whole grey levels."""
 
 
 def inner(image: np.ndarray, crop_border: int) -> np.ndarray:
@@ -92,7 +95,8 @@ def calculate_spearman(img: np.ndarray, img2: np.ndarray, log_scale: np.ndarray,
 def calculate_calibration_error(img: np.ndarray, img2: np.ndarray, log_scale: np.ndarray, crop_border: int = 0,
                                 recalibration: float = 1., input_order: str = 'HWC', **kwargs) -> float:
     """Mean |expected − observed coverage| of central Laplace intervals, in [0, 1]. Lower is better."""
-    return F.calibration_error(*error_and_scale(img, img2, log_scale, crop_border, input_order, recalibration))
+    pair = error_and_scale(img, img2, log_scale, crop_border, input_order, recalibration)
+    return F.calibration_error(*pair, rounding=ROUNDING)
 
 
 @METRIC_REGISTRY.register()

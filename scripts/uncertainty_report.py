@@ -1,0 +1,62 @@
+#!/usr/bin/env python
+"""Scores the uncertainty of several runs from the pictures that test.py saved, and draws its curves.
+
+Example:
+    python scripts/uncertainty_report.py results/EDSR_ESU_x4 results/EDSR_EU_x4 --dataset Set14 \
+        --gt datasets/Set14/GTmod4 --calibrate Set5 datasets/Set5/GTmod4 --crop_border 4 --out results/uncertainty
+"""
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from udl_basicsr.metrics.functional import recalibration_factor
+from udl_basicsr.reports.uncertainty import ReportError, format_reports, make_report, read_errors, write_reports
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description='Scores the uncertainty of several runs and draws its curves.')
+    parser.add_argument('results', nargs='+', help='results folders of tests with val.save_img: true')
+    parser.add_argument('--dataset', required=True, help="the data set's name in those tests")
+    parser.add_argument('--gt', required=True, metavar='FOLDER', help='its HR images')
+    parser.add_argument('--calibrate', nargs=2, metavar=('NAME', 'FOLDER'),
+                        help='the data set that the recalibration is fitted on, and its HR images; default: the same')
+    parser.add_argument('--crop_border', type=int, default=0, help='pixels left out at each edge; default 0')
+    parser.add_argument('--share', type=float, default=1., help='share of the values to draw, 0 to 1, where all of them'
+                        ' fill the memory (some 100 bytes each); default 1')
+    parser.add_argument('--out', required=True, metavar='FOLDER', help='for uncertainty.{json,csv,md,png}')
+    args = parser.parse_args(argv)
+    names = [Path(folder).resolve().name for folder in args.results]
+    if len(set(names)) < len(names):
+        parser.error(f'two results folders have the same name: {", ".join(names)}')
+    if not 0 < args.share <= 1:
+        parser.error(f'--share: expected 0 < x ≤ 1, got {args.share}')
+    if args.crop_border < 0:
+        parser.error(f'--crop_border: expected a number ≥ 0, got {args.crop_border}')
+
+    fitted_on, fitted_gt = args.calibrate or (args.dataset, args.gt)
+    protocol = (f'{args.dataset}, all values of RGB pooled, '
+                + (f'border of {args.crop_border} px cropped' if args.crop_border else 'no border cropped')
+                + (f', {args.share:g} of them drawn' if args.share < 1 else '')
+                + '; SR rounded to 8 bits, θ = exp(s), s the mean over the channels; nats and grey levels; '
+                f'recalibration fitted on {fitted_on}' + ('' if args.calibrate else ' itself'))
+    try:
+        reports = []
+        for name, folder in zip(names, args.results, strict=True):
+            error, scale, images = read_errors(folder, args.dataset, args.gt, args.crop_border, args.share)
+            fit = read_errors(folder, fitted_on, fitted_gt, args.crop_border, args.share)[:2] if args.calibrate \
+                else (error, scale)
+            reports.append(make_report(name, error, scale, images, recalibration_factor(*fit)))
+        files = write_reports(reports, protocol, args.out)
+    except (ReportError, OSError) as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 1
+    print(format_reports(reports, protocol))
+    for path in files:
+        print(f'Wrote {path}')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

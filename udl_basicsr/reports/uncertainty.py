@@ -1,0 +1,231 @@
+"""How good the uncertainty of test runs is, pooled over a data set: from the pictures that test.py saved.
+
+With `val.save_img: true` test.py writes the SR image and `<image>_log_scale.png`: the mean of s over the channels,
+clipped to [−2, 6], in 16 bits. One θ therefore stands for the three channels of a pixel; the errors are those of each.
+"""
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from udl_basicsr.data.images import SUFFIXES
+from udl_basicsr.metrics import functional as F
+from udl_basicsr.metrics.uncertainty import ROUNDING, error_and_scale
+from udl_basicsr.models.visuals import decode_log_scale
+
+from .scores import markdown_table, text_table, write_text
+
+# score → heading and decimals
+COLUMNS = {
+    'factor': ('θ ×', 3),
+    'log_likelihood_laplace': ('log p Laplace ↑', 4),
+    'log_likelihood_gaussian': ('log p Gaussian ↑', 4),
+    'sigma_psnr': ('PSNR(θ, |e|) ↑', 2),
+    'ause_mae': ('AUSE MAE ↓', 4),
+    'ause_rmse': ('AUSE RMSE ↓', 4),
+    'spearman': ('Spearman ↑', 4),
+    'calibration_error': ('calibration error ↓', 4),
+    'mae': ('mean |e|', 3),
+}
+_COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#000000')  # of Okabe and Ito
+_GRAY = '#888888'
+
+
+class ReportError(ValueError):
+    """Pictures that are missing or do not belong together; the message says which and what to do."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """The scores of one run on one data set.
+
+    Attributes:
+        name: Of the run.
+        images: How many.
+        values: How many values (pixels times channels) were pooled.
+        scores: As predicted, keys of `COLUMNS`.
+        recalibrated: With θ multiplied by `factor`.
+        fractions: Shares of removed pixels in [0, 1), for `sparsification` and its `oracle` (MAE, 1 at their begin).
+        levels: Expected coverages, for `coverage` and `coverage_recalibrated`.
+    """
+    name: str
+    images: int
+    values: int
+    scores: dict[str, float]
+    recalibrated: dict[str, float]
+    fractions: list[float]
+    sparsification: list[float]
+    oracle: list[float]
+    levels: list[float]
+    coverage: list[float]
+    coverage_recalibrated: list[float]
+
+
+# ---------------------------------------------------------------- reading
+
+def _read(path: Path, flags: int) -> np.ndarray:
+    image = cv2.imread(str(path), flags)
+    if image is None:
+        raise ReportError(f'{path}: cannot be read as an image')
+    return image
+
+
+def _gt_file(folder: Path, image: str) -> Path:
+    """The GT of an image: of its name, or of that name without the scale of the LR file (`babyx4` → `baby`)."""
+    for stem in (image, re.sub(r'_?x\d+$', '', image, flags=re.IGNORECASE)):
+        for suffix in SUFFIXES:
+            if (path := folder / f'{stem}{suffix}').is_file():
+                return path
+    raise ReportError(f'{folder} has no {image}.png: is it the GT folder of this data set?')
+
+
+def read_errors(results: str | Path, dataset: str, gt: str | Path, crop_border: int = 0,
+                share: float = 1.) -> tuple[np.ndarray, np.ndarray, int]:
+    """The errors and scales of all values of a data set.
+
+    Args:
+        results: The folder of a test run, `results/<name>`.
+        dataset: The data set's name in that test.
+        gt: Folder of its HR images.
+        crop_border: Pixels left out at each edge.
+        share: Share of the values that is drawn at random (always the same), for sets that fill the memory.
+
+    Returns:
+        e and θ in 0–255 units, flat, and the number of images.
+
+    Raises:
+        ReportError: Images that are missing, ambiguous or of another size.
+    """
+    folder, gt = Path(results) / 'visualization' / dataset, Path(gt)
+    maps = {p.name.removesuffix('_log_scale.png'): p for p in sorted(folder.glob('*_log_scale.png'))}
+    if not maps:
+        raise ReportError(f'{folder} has no *_log_scale.png. Test with val.save_img: true and with '
+                          'path.pretrain_network_u, so that the uncertainty is saved beside the images')
+    endings = set.intersection(*({p.stem[len(image) + 1:] for p in folder.glob('*.png')
+                                  if p.stem.startswith(f'{image}_')} for image in maps)) - {'log_scale'}
+    if len(endings) != 1:
+        raise ReportError(f'{folder}: expected one SR image <image>_<name>.png beside each <image>_log_scale.png, '
+                          f'found {", ".join(sorted(endings)) or "none"} as <name>')
+    ending, generator, errors, scales = endings.pop(), np.random.default_rng(0), [], []
+    for image, path in maps.items():
+        sr = _read(folder / f'{image}_{ending}.png', cv2.IMREAD_COLOR)
+        try:
+            log_scale = decode_log_scale(_read(path, cv2.IMREAD_UNCHANGED))
+            pair = error_and_scale(sr, _read(_gt_file(gt, image), cv2.IMREAD_COLOR), log_scale, crop_border)
+        except ReportError:
+            raise
+        except ValueError as error:
+            raise ReportError(f'{path}: {error}') from error
+        drawn = generator.random(pair[0].shape) < share
+        errors.append(pair[0][drawn])
+        scales.append(pair[1][drawn])
+    return np.concatenate(errors), np.concatenate(scales), len(maps)
+
+
+# ---------------------------------------------------------------- scores
+
+def make_report(name: str, error: np.ndarray, scale: np.ndarray, images: int, factor: float) -> Report:
+    """Computes everything; `factor` is that of the recalibration."""
+    fractions = np.arange(F.STEPS) / F.STEPS
+    curves = {measure: (F.sparsification_curve(error, scale, measure=measure), F.oracle_curve(error, measure=measure))
+              for measure in ('mae', 'rmse')}
+    coverage = [F.calibration_curve(error, c * scale, rounding=ROUNDING) for c in (1., factor)]
+    ranking = {'ause_mae': F.area_between(*curves['mae']), 'ause_rmse': F.area_between(*curves['rmse']),
+               'spearman': F.spearman(error, scale)}
+
+    def scores(c: float, observed: np.ndarray) -> dict[str, float]:
+        values = {'factor': c,
+                  'log_likelihood_laplace': F.laplace_log_likelihood(error, c * scale),
+                  'log_likelihood_gaussian': F.gaussian_log_likelihood(error, c * scale),
+                  'sigma_psnr': F.sigma_psnr(error, c * scale),
+                  'calibration_error': float(np.abs(observed - F.LEVELS).mean()), 'mae': float(error.mean()), **ranking}
+        return {key: values[key] for key in COLUMNS}
+
+    return Report(name, images, error.size, scores(1., coverage[0]), scores(factor, coverage[1]), fractions.tolist(),
+                  *(curve.tolist() for curve in curves['mae']), F.LEVELS.tolist(), *(c.tolist() for c in coverage))
+
+
+def _rows(reports: Sequence[Report]) -> list[tuple[str, dict[str, float]]]:
+    return [row for r in reports for row in ((r.name, r.scores), (f'{r.name}, recalibrated', r.recalibrated))]
+
+
+def _cells(reports: Sequence[Report]) -> tuple[list[str], list[list[str]]]:
+    header = ['run', *(heading for heading, _ in COLUMNS.values())]
+    return header, [[name, *(f'{scores[key]:.{digits}f}' for key, (_, digits) in COLUMNS.items())]
+                    for name, scores in _rows(reports)]
+
+
+def format_reports(reports: Sequence[Report], protocol: str) -> str:
+    """The table for the terminal, and how it was measured."""
+    return f'{text_table(*_cells(reports))}\n{protocol}.'
+
+
+def write_reports(reports: Sequence[Report], protocol: str, folder: str | Path) -> list[Path]:
+    """Writes uncertainty.json (with the curves), uncertainty.csv, uncertainty.md and uncertainty.png.
+
+    Returns:
+        The four files.
+    """
+    folder, text = Path(folder), io.StringIO()
+    writer = csv.writer(text, lineterminator='\n')
+    writer.writerow(['run', *COLUMNS])
+    writer.writerows([name, *(repr(scores[key]) for key in COLUMNS)] for name, scores in _rows(reports))
+    content = {'protocol': protocol, 'runs': [asdict(report) for report in reports]}
+    return [write_text(folder / 'uncertainty.json', json.dumps(content, indent=2, ensure_ascii=False) + '\n'),
+            write_text(folder / 'uncertainty.csv', text.getvalue()),
+            write_text(folder / 'uncertainty.md', f'{markdown_table(*_cells(reports))}\n\n{protocol}.\n'),
+            uncertainty_figure(reports, folder / 'uncertainty.png')]
+
+
+# ---------------------------------------------------------------- the figure
+
+def uncertainty_figure(reports: Sequence[Report], out: str | Path, dpi: int = 150) -> Path:
+    """Draws the sparsification curves and the calibration curves, as predicted and recalibrated, of all runs.
+
+    Returns:
+        Path: `out`.
+    """
+    figure = Figure(figsize=(13, 4.6), dpi=dpi, facecolor='white', layout='constrained')
+    FigureCanvasAgg(figure)
+    left, middle, right = figure.subplots(1, 3)
+    colours = [_COLOURS[i % len(_COLOURS)] for i in range(len(reports))]
+    for report, colour in zip(reports, colours, strict=True):
+        percent = 100 * np.array(report.fractions)
+        left.plot(percent, report.sparsification, color=colour, linewidth=1.8,
+                  label=f'{report.name}: AUSE {report.scores["ause_mae"]:.3f}')
+        left.plot(percent, report.oracle, color=colour, linewidth=1, linestyle=(0, (4, 2)))
+        for ax, observed, scores in ((middle, report.coverage, report.scores),
+                                     (right, report.coverage_recalibrated, report.recalibrated)):
+            times = '' if ax is middle else f', θ × {scores["factor"]:.2f}'
+            ax.plot(report.levels, observed, color=colour, linewidth=1.8,
+                    label=f'{report.name}{times}: error {scores["calibration_error"]:.3f}')
+    left.axhline(1, color=_GRAY, linewidth=1, linestyle=':', label='chance')
+    left.plot([], [], color=_GRAY, linewidth=1, linestyle=(0, (4, 2)), label='oracle: by the true error')
+    left.set(title='Sparsification', xlabel='most uncertain pixels removed, %', xlim=(0, 100),
+             ylabel='mean |error| of the others, of all = 1', ylim=(0, max(1.05, *left.get_ylim())))
+    for ax, title in ((middle, 'Calibration, as predicted'), (right, 'Calibration, θ rescaled')):
+        ax.plot([0, 1], [0, 1], color=_GRAY, linewidth=1, linestyle=':', zorder=0)
+        ax.set(title=title, xlabel='expected coverage', ylabel='observed coverage', xlim=(0, 1), ylim=(0, 1),
+               aspect='equal')
+    middle.text(0.03, 0.97, 'above: θ too large', color=_GRAY, fontsize=8, va='top')
+    middle.text(0.97, 0.03, 'below: θ too small', color=_GRAY, fontsize=8, ha='right')
+    for ax in (left, middle, right):
+        ax.grid(color='#e6e6e6', linewidth=0.6)
+        ax.set_axisbelow(True)
+        ax.spines[['top', 'right']].set_visible(False)
+        ax.title.set(fontsize=11, fontweight='bold')
+        ax.legend(loc='upper center', bbox_to_anchor=(0.5, -0.16), fontsize=8.5, frameon=False)
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=dpi)
+    return out
