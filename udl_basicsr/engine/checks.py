@@ -86,6 +86,8 @@ class KeyChecker:
         if entry is None:
             # a key of `path` that the table does not know would become a folder (basicsr/utils/misc.py:46)
             return path[0] not in ('path', *_FILLED_IN) and len(path) <= 2 and self.model_reads(path)
+        if entry.only:
+            return self.model_reads((entry.only, ))
         if path[0] == 'train' and path[-1].endswith('_opt'):
             return self.ours or self.model_reads(path)
         if path[0] == 'path' and path[-1].startswith(('pretrain_', 'param_key_', 'strict_load_')):

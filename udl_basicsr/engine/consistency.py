@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from udl_basicsr.losses.perceptual import find_backbone_weights
+from udl_basicsr.losses.perceptual import NETS, find_backbone_weights, smallest_image
 from udl_basicsr.metrics import calculate_lpips
 from udl_basicsr.models.checkpoints import CheckpointError
 
@@ -127,11 +127,13 @@ class Checker(KeyChecker):
                             'path.pretrain_network_g')
 
     def check_stage(self, train: dict) -> None:
-        """What each stage of UDLModel trains with, and which losses look at the uncertainty."""
+        """What TLWModel and each stage of UDLModel train with, and which losses need more than an image."""
         losses = {k for k, v in train.items() if k.endswith('_opt') and isinstance(v, dict)}
         own = {example.split(':')[0] for example in schema.STAGES.values() if example}
         ordinary = losses - own
-        if not (self.ours and self.model_reads(('stage',))):
+        if self.ours and self.model_reads(('network_w',)):
+            self.check_weighting(train, losses)
+        elif not (self.ours and self.model_reads(('stage',))):
             if not losses and self.model and self.model.__module__.startswith('basicsr.'):
                 self.report.add('train', 'no loss: add pixel_opt: {type: L1Loss, loss_weight: 1.0, reduction: mean}')
         else:
@@ -148,6 +150,22 @@ class Checker(KeyChecker):
                 self.report.add(f'train.{key}.type', f'{target.__name__} needs the uncertainty; put it in '
                                 + ('sigma_opt (stage sigma)' if needs == ['sigma'] else
                                    'likelihood_opt (stage esu) or udl_opt (stage udl)'))
+            if target and ('weight_map' in takes) != (key == 'tlw_opt'):
+                self.report.add(f'train.{key}.type', f'{target.__name__} is ' + (
+                    'no loss that a network weights; put it in pixel_opt' if key == 'tlw_opt' else
+                    'for tlw_opt (model_type: TLWModel)'))
+
+    def check_weighting(self, train: dict, losses: set[str]) -> None:
+        add, judge = self.report.add, (train.get('tlw_opt') or {}).get('judge', 'alex')
+        if 'tlw_opt' not in losses:
+            add('train.tlw_opt', f'missing; {self.model.__name__} needs it, such as {{type: TLWLoss, base: l1}}')
+        if not isinstance(self.opt.get('network_w'), dict):
+            add('network_w', f'missing; {self.model.__name__} needs it, such as {{type: TLWNet}}')
+        data = self.opt['datasets'].get('train') if isinstance(self.opt.get('datasets'), dict) else None
+        gt_size = data.get('gt_size') if isinstance(data, dict) else None
+        if judge in NETS and isinstance(gt_size, int) and gt_size < smallest_image(judge):
+            add('datasets.train.gt_size', f'{gt_size} is too small for LPIPS with {judge}, which needs at least '
+                f'{smallest_image(judge)}')
 
     def check_stage_blocks(self, train: dict, losses: set[str], ordinary: set[str]) -> None:
         stage, add = self.opt.get('stage'), self.report.add

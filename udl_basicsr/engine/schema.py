@@ -45,6 +45,8 @@ class Key:
     """'' optional, or 'train', 'test', 'both': where it must be given."""
     ours: bool = False
     """Read by the models of this package; BasicSR's would silently ignore it."""
+    only: str = ''
+    """Read by those models alone that read this top-level key."""
     null: bool = False
     """Null may be written, and means: not given."""
 
@@ -134,9 +136,12 @@ TRAIN = {
     'scheduler': Key(Built('scheduler'), 'learning rate schedule: MultiStepLR, CosineAnnealingRestartLR', need='train'),
     'total_iter': Key(FREQUENCY, 'length of the training', need='train'),
     'warmup_iter': Key(integer(-1), 'linear warm-up, in iterations; -1: none'),
-    'likelihood_opt': Key(Built('loss'), 'stage esu: EULoss, ESULoss, GRAMLoss', ours=True),
-    'udl_opt': Key(Built('loss'), 'stage udl: UDLLoss', ours=True),
-    'sigma_opt': Key(Built('loss'), 'stage sigma: SigmaLoss', ours=True),
+    'optim_w': Key(Built('optimizer'), 'of network_w; default Adam with lr 1e-4', ours=True, only='network_w'),
+    'scheduler_w': Key(Built('scheduler'), 'of network_w; default: as scheduler', ours=True, only='network_w'),
+    'likelihood_opt': Key(Built('loss'), 'stage esu: EULoss, ESULoss, GRAMLoss', ours=True, only='stage'),
+    'udl_opt': Key(Built('loss'), 'stage udl: UDLLoss', ours=True, only='stage'),
+    'sigma_opt': Key(Built('loss'), 'stage sigma: SigmaLoss', ours=True, only='stage'),
+    'tlw_opt': Key(Built('loss'), 'TLWModel: TLWLoss', ours=True, only='network_w'),
     '*_opt': Key(Built('loss'), 'further losses: pixel_opt, perceptual_opt, ...'),
     'accumulate': Key(COUNT, 'compute the batch in so many parts; default 1', ours=True),
     'grad_clip': Key(POSITIVE, 'largest norm of the gradient', ours=True, null=True),
@@ -145,7 +150,7 @@ TRAIN = {
     'compile': Key(BOOL, 'torch.compile; default false', ours=True),
 }
 PATH = {
-    'pretrain_network_*': Key(TEXT, 'weights to start from (`_g`, `_u`: one per network)', null=True),
+    'pretrain_network_*': Key(TEXT, 'weights to start from (`_g`, `_u`, `_w`: one per network)', null=True),
     'param_key_*': Key(TEXT, 'params | params_ema; null: the file is the weights themselves', null=True),
     'strict_load_*': Key(BOOL, 'every weight must be found; default true'),
     'resume_state': Key(TEXT, 'a .state file to go on from', null=True),
@@ -175,13 +180,13 @@ NETWORK_U = {
 }
 OPTIONS = {
     'name': Key(FOLDER_NAME, 'name of the experiment, and of its folder', need='both'),
-    'model_type': Key(TEXT, "a class of MODEL_REGISTRY: UDLModel, or BasicSR's SRModel, ...", need='both'),
+    'model_type': Key(TEXT, "a class of MODEL_REGISTRY: UDLModel, TLWModel, or BasicSR's SRModel, ...", need='both'),
     'stage': Key(one_of(*STAGES), 'UDLModel: plain trains with ordinary losses, esu learns the uncertainty, udl '
-                 'weights with it, sigma learns a sigma branch beside ordinary losses', ours=True),
+                 'weights with it, sigma learns a sigma branch beside ordinary losses', ours=True, only='stage'),
     'stage1': Key(TEXT, 'the option file of stage 1, relative to this file: trained first when its weights are missing',
                   ours=True, null=True),
     'rounds': Key(COUNT, 'go through stage 1 and stage 2 so many times, each from where the last ended; default 1',
-                  ours=True),
+                  ours=True, only='stage'),
     'scale': Key(COUNT, 'upscaling factor'),
     'num_gpu': Key(GPUS, 'default auto: all that are visible'),
     'manual_seed': Key(SEED, 'default: drawn', null=True),
@@ -193,7 +198,9 @@ OPTIONS = {
                      'test': Key({**DATASET, **LOADER}, 'test sets, for test.py: test, test_1, ...'),
                      'test_*': Key({**DATASET, **LOADER}, '')}, 'data', need='both'),
     'network_g': Key(Built('network'), 'the network that super-resolves', need='both'),
-    'network_u': Key(NETWORK_U, 'network_g with an uncertainty head (all stages but plain)', ours=True),
+    'network_u': Key(NETWORK_U, 'network_g with an uncertainty head (all stages but plain)', ours=True, only='stage'),
+    'network_w': Key(Built('network'), 'TLWModel: the network that weights the loss, TLWNet', ours=True,
+                     only='network_w'),
     'path': Key(PATH, 'weights and states to start from'),
     'train': Key(TRAIN, 'training', need='train'),
     'val': Key(VAL, 'validation and test', need='test'),
