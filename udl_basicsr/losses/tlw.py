@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.distributions import RelaxedBernoulli
+from torch.distributions.relaxed_bernoulli import LogitRelaxedBernoulli
 
 
 def fixed_sum(x: Tensor, k: float | Tensor) -> Tensor:
@@ -36,7 +36,7 @@ def fixed_sum(x: Tensor, k: float | Tensor) -> Tensor:
     wanted = k * (x.shape[-2] * x.shape[-1])
     raises = wanted > total
     # Each branch with a denominator that is harmless where the other one is taken: where() passes NaN gradients on.
-    up = (wanted - total) / torch.where(raises, rest, 1)
+    up = ((wanted - total) / torch.where(raises, rest, 1)).clamp(max=1)  # rounding may say 1 + 1e-7
     down = wanted / torch.where(raises | (total == 0), 1, total)
     return torch.where(raises, x + up * (1 - x), x * down)
 
@@ -55,9 +55,9 @@ def relaxed_bernoulli(prob: Tensor, temperature: float, samples: int) -> Tensor:
     Returns:
         Tensor: (samples, *prob.shape), in [0, 1].
     """
-    # Unvalidated: it would read the tensor back, and rounding may put a probability at 1 + 1e-7, which is clamped.
-    distribution = RelaxedBernoulli(prob.new_tensor(temperature), probs=prob, validate_args=False)
-    return distribution.rsample((samples, ))
+    # Unvalidated, which would read the tensor back; RelaxedBernoulli itself always validates. It clamps probabilities.
+    logits = LogitRelaxedBernoulli(prob.new_tensor(temperature), probs=prob, validate_args=False)
+    return torch.sigmoid(logits.rsample((samples, )))
 
 
 def weight_criterion(weights: Tensor, pred: Tensor, target: Tensor, distance: Callable[[Tensor, Tensor], Tensor],
