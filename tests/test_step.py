@@ -116,7 +116,8 @@ def test_channels_last_changes_nothing_but_rounding(project):
 @pytest.mark.skipif(shutil.which('g++') is None, reason='torch.compile needs a C++ compiler on the CPU')
 @pytest.mark.parametrize('stage', ['plain', 'esu'])
 def test_compiled_steps(project, stage):
-    eager, compiled = project.model(stage), project.model(stage, 'train:compile=true')
+    sgd = 'train:optim_g={type: SGD, lr: 0.001}'  # Adam's first step is a sign, which amplifies rounding
+    eager, compiled = project.model(stage, sgd), project.model(stage, sgd, 'train:compile=true')
     for label in ('net_g', 'net_u'):
         if getattr(eager, label) is not None:
             getattr(compiled, label).load_state_dict(getattr(eager, label).state_dict())
