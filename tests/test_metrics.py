@@ -236,7 +236,8 @@ def force(block: dict) -> str:
 
 
 def test_blocks_are_accepted(project):
-    opt = project.parse('esu', force({**BLOCKS, 'lpips': {'type': 'calculate_lpips', 'random_weights': True}})).opt
+    lpips_opt = {'type': 'calculate_lpips', 'version': 0.1, 'random_weights': True, 'better': 'lower'}
+    opt = project.parse('esu', force({**BLOCKS, 'lpips': lpips_opt})).opt
     assert opt['val']['metrics']['ause'] == BLOCKS['ause']
 
 
@@ -247,9 +248,10 @@ def test_blocks_are_accepted(project):
     ('esu', {'type': 'calculate_log_likelihood', 'distribution': 'normal'}, 'expects one of laplace, gaussian'),
     ('esu', {'type': 'calculate_spearman', 'log_scale': 3}, 'calculate_spearman has no such argument'),
     ('esu', {'type': 'calculate_lpips', 'net': 'alexnet'}, 'expects one of alex, vgg, squeeze'),
+    ('esu', {'type': 'calculate_lpips', 'version': 0.2, 'random_weights': True}, 'version: expected 0.1 or 0.0, got'),
     ('esu', {'type': 'calculate_lpips', 'weights_path': 'no.pth'}, 'no.pth is not there. Put the file there'),
     ('plain', {'type': 'calculate_spearman'}, 'val.metrics.m: calculate_spearman measures the predicted uncertainty, '
-     'and there is none without network_u: train stage esu or udl, or remove the metric'),
+     'and there is none without network_u: train stage esu, sigma or udl, or remove the metric'),
 ])
 def test_wrong_blocks_are_refused(project, stage, block, message):
     with pytest.raises(OptionError) as error:

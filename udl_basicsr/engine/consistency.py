@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from udl_basicsr.losses.perceptual import NETS, find_backbone_weights, smallest_image
+from udl_basicsr.losses.perceptual import NETS, VERSIONS, find_backbone_weights, smallest_image
 from udl_basicsr.metrics import calculate_lpips
 from udl_basicsr.models.checkpoints import CheckpointError
 
@@ -242,12 +242,8 @@ class Checker(KeyChecker):
             if 'log_scale' in takes and (problem := self.why_no_log_scale()):
                 self.report.add(f'val.metrics.{name}', f'{metric["type"]} measures the predicted uncertainty, and '
                                 f'{problem}, or remove the metric')
-            if target is calculate_lpips and not self.report.has(f'val.metrics.{name}') \
-                    and metric.get('random_weights') is not True:
-                try:
-                    find_backbone_weights(metric.get('net', 'alex'), metric.get('weights_path'))
-                except CheckpointError as error:
-                    self.report.add(f'val.metrics.{name}', str(error))
+            if target is calculate_lpips and not self.report.has(f'val.metrics.{name}'):
+                self.check_lpips(metric, f'val.metrics.{name}')
             p = takes.get('img2')
             for key, block in sets.items() if p is not None and p.default is p.empty else ():
                 read = keys_read(c) if (c := lookup('data set', block.get('type'))) else None
@@ -256,13 +252,22 @@ class Checker(KeyChecker):
                                     f'datasets.{key} ({block["type"]}) has none; remove the metric, or use '
                                     'PairedImageDataset')
 
+    def check_lpips(self, block: dict, where: str) -> None:
+        if str(block.get('version', '0.1')) not in VERSIONS:
+            self.report.add(f'{where}.version', f'expected {" or ".join(VERSIONS)}, got {describe(block["version"])}')
+        if not block.get('random_weights'):
+            try:
+                find_backbone_weights(block.get('net', 'alex'), block.get('weights_path'))
+            except CheckpointError as error:
+                self.report.add(where, str(error))
+
     def why_no_log_scale(self) -> str:
         """Why there is no s to measure in validation; empty where there is."""
         path = self.opt.get('path') if isinstance(self.opt.get('path'), dict) else {}
         if not self.ours:
             return f'model_type {self.opt.get("model_type")} has none: use UDLModel'
         if not isinstance(self.opt.get('network_u'), dict):
-            return 'there is none without network_u: train stage esu or udl'
+            return 'there is none without network_u: train stage esu, sigma or udl'
         if not self.is_train and path.get('pretrain_network_u') is None:
             return 'path.pretrain_network_u is missing: name the net_u_*.pth of a stage-1 run'
         return ''

@@ -22,7 +22,7 @@ def _judge(net: str, version: str, weights_path: str | None, random_weights: boo
 
 @METRIC_REGISTRY.register()
 def calculate_lpips(img: np.ndarray, img2: np.ndarray, crop_border: int = 0,
-                    net: Literal['alex', 'vgg', 'squeeze'] = 'alex', version: Literal['0.1', '0.0'] = '0.1',
+                    net: Literal['alex', 'vgg', 'squeeze'] = 'alex', version: str | float = '0.1',
                     weights_path: str | None = None, random_weights: bool = False, input_order: str = 'HWC',
                     **kwargs) -> float:
     """LPIPS of two images, which the network is given as RGB in [−1, 1]. Lower is better.
@@ -32,7 +32,7 @@ def calculate_lpips(img: np.ndarray, img2: np.ndarray, crop_border: int = 0,
         img2 (ndarray): GT of the same shape.
         crop_border (int): Pixels left out at each edge; papers disagree, so state it.
         net (str): The network that judges: ``alex``, ``vgg`` or ``squeeze``. Values of one say nothing of another.
-        version (str): ``0.1``, or ``0.0`` with its known error of normalisation.
+        version (str | float): ``0.1``, or ``0.0`` with its known error of normalisation.
         weights_path (str | None): The network's ImageNet weights, a file of torchvision; None: torch's cache.
         random_weights (bool): A judge that was never trained, for trials alone.
         input_order (str): ``HWC`` or ``CHW``.
@@ -44,7 +44,7 @@ def calculate_lpips(img: np.ndarray, img2: np.ndarray, crop_border: int = 0,
         ValueError: The sizes differ, or too little is left without the border.
         CheckpointError: The weights are missing; it says which file to put where.
     """
-    judge = _judge(net, version, weights_path, random_weights)
+    judge = _judge(net, str(version), weights_path, random_weights)
     device = next(judge.parameters()).device
 
     def tensor(image: np.ndarray) -> torch.Tensor:
