@@ -361,16 +361,15 @@ def test_the_weighting_network_has_its_own_schedule(tlw_project):
     assert rates == [pytest.approx([5e-4, 5e-3]), pytest.approx([5e-4, 1e-4])]
 
 
-def test_an_epoch_must_be_known(tlw_project):
-    for unit in ('epoch', 'iter'):
+def test_units_of_k(tlw_project):
+    """Epochs of 3 iterations (6 images x 2, batches of 4), whether the loop says so or, as BasicSR's own, does not."""
+    for unit, told, k in (('epoch', None, 2), ('epoch', 3, 2), ('epoch', 7, 1), ('iter', None, 7)):
         model = tlw_project.model('tlw', f'train:tlw_opt:k_unit={unit}')
+        if told:
+            model.iters_per_epoch = told
         model.feed_data(batch())
-        if unit == 'epoch':
-            with pytest.raises(ValueError, match='k_unit'):
-                model.optimize_parameters(1)
-        else:
-            model.optimize_parameters(3)
-            assert model.get_current_log()['k'] == pytest.approx(tlw.k_schedule(2, tau=2.))
+        model.optimize_parameters(8)
+        assert model.get_current_log()['k'] == pytest.approx(tlw.k_schedule(k, tau=2.))
 
 
 @pytest.mark.parametrize(('force', 'problem'), [

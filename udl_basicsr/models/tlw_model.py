@@ -2,6 +2,7 @@
 from copy import deepcopy
 
 from basicsr.archs import build_network
+from basicsr.data import build_dataset
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
 
@@ -21,7 +22,8 @@ class TLWModel(StepModel):
     is the mean network's alone; batch norm sees the images of one process, and of one part with ``train.accumulate``.
 
     Attributes:
-        iters_per_epoch (int | None): What an epoch is, for ``k_unit: epoch``. The training loop says so.
+        iters_per_epoch (int | None): What an epoch is, for ``k_unit: epoch``. Our training loop says so;
+            under BasicSR's own the images are counted.
         k (float): Mean of the weights in the present iteration.
     """
     iters_per_epoch: int | None = None
@@ -68,11 +70,15 @@ class TLWModel(StepModel):
         criterion, done = self.criteria['tlw_opt'], current_iter - 1
         if criterion.k_unit == 'epoch':
             if self.iters_per_epoch is None:
-                raise ValueError('train.tlw_opt.k_unit: the training loop does not tell TLWModel what an epoch is '
-                                 "(iters_per_epoch), as BasicSR's own does not; use iter, with k_tau in iterations")
+                self.iters_per_epoch = self._count_iters_per_epoch()
             done //= self.iters_per_epoch
         self.k = criterion.k(done)
         super().optimize_parameters(current_iter)
+
+    def _count_iters_per_epoch(self) -> int:
+        data = self.opt['datasets']['train']
+        images = len(build_dataset(data)) * data.get('dataset_enlarge_ratio', 1)
+        return max(1, int(images // (data['batch_size_per_gpu'] * self.opt['world_size'])))
 
     def compute_losses(self, lq: Tensor, gt: Tensor) -> tuple[dict, dict]:
         # A tensor: torch.compile may compile anew for each number.
