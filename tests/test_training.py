@@ -113,6 +113,33 @@ def test_the_stages_in_turns(project):
     assert not list(experiments.glob('*_archived_*'))
 
 
+def test_the_sigma_branch_beside_the_expected_l1(project):
+    """It leaves the image alone: the mean network is trained bit for bit as without it."""
+    expected_l1 = 'train:pixel_opt={type: ExpectedL1Loss}'
+    train(project, 'plain', expected_l1)
+    (project.root / 'sigma.yml').write_text(yaml.safe_dump({
+        '_base_': '_base_.yml', 'name': 'sigma', 'stage': 'sigma',
+        'network_u': {'head': {'type': 'SigmaHead', 'num_feat': 8}},
+        'train': {'pixel_opt': {'type': 'ExpectedL1Loss'}, 'sigma_opt': {'type': 'SigmaLoss', 'loss_weight': 0.01}}}))
+    model = project.model('sigma')
+    model.net_g.load_state_dict(project.weights('plain', 4))
+    other = project.model('plain', expected_l1)
+    other.net_g.load_state_dict(project.weights('plain', 4))
+    data = next(iter(DataLoader(build_dataset(model.opt['datasets']['train']), batch_size=4)))
+    for each in (model, other):
+        torch.manual_seed(5)
+        each.feed_data(data)
+        each.optimize_parameters(1)
+    assert_same_weights(model.net_g.state_dict(), other.net_g.state_dict())
+    assert {'l_sigma', 'l_pix', 'sigma_mean'} <= set(model.get_current_log())
+
+    train(project, 'sigma', 'val:save_img=true', 'val:metrics:ause={type: calculate_ause, crop_border: 2}')
+    assert '# ause' in project.log('sigma')
+    train(project, 'udl', 'stage1=~', 'network_u={type: UncertaintyNet, head: {type: SigmaHead, num_feat: 8}}', *(
+        f'path:pretrain_network_{n}={project.root}/experiments/sigma/models/net_{n}_latest.pth' for n in 'gu'))
+    assert 'l_udl' in project.log('udl')
+
+
 def test_losses_fall_and_the_terms_are_logged_apart(project):
     train(project, 'esu', 'train:total_iter=60', 'train:optim_g:lr=0.005', 'train:scheduler:milestones=[50]',
           'logger:save_checkpoint_freq=100', 'val=~')

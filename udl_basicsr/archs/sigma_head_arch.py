@@ -3,6 +3,7 @@
 He and Cheng, Revisiting l1 Loss in Super-Resolution: A Probabilistic View and Beyond, 2022, figure 3.
 """
 import itertools
+import math
 
 from basicsr.archs.arch_util import Upsample
 from basicsr.utils.registry import ARCH_REGISTRY
@@ -38,3 +39,11 @@ class SigmaHead(nn.Module):
         # Eq. 10 trains sigma alone: its gradient must not reach the network that super-resolves.
         features = features.detach()
         return self.conv_last(self.upsample(self.body(features))).sigmoid()
+
+    @staticmethod
+    def to_log_scale(sigma: Tensor) -> Tensor:
+        """s = ln(255 sigma): sigma is trained to be |x - f|, whose mean under a Laplace density is its scale.
+
+        Sigmoid may reach 0, of which there is no logarithm; s ends at -2, an eighth of a grey level.
+        """
+        return (255 * sigma).clamp_min(math.exp(-2.)).log()
