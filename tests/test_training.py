@@ -135,6 +135,10 @@ def test_the_sigma_branch_beside_the_expected_l1(project):
 
     train(project, 'sigma', 'val:save_img=true', 'val:metrics:ause={type: calculate_ause, crop_border: 2}')
     assert '# ause' in project.log('sigma')
+    straight = project.weights('sigma', label='u')
+    (project.root / 'experiments/sigma/training_states/8.state').unlink()
+    train(project, 'sigma', auto_resume=True)  # the noise of the loss depends on the iteration, not on the past
+    assert_same_weights(project.weights('sigma', label='u'), straight)
     train(project, 'udl', 'stage1=~', 'network_u={type: UncertaintyNet, head: {type: SigmaHead, num_feat: 8}}', *(
         f'path:pretrain_network_{n}={project.root}/experiments/sigma/models/net_{n}_latest.pth' for n in 'gu'))
     assert 'l_udl' in project.log('udl')

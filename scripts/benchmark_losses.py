@@ -1,0 +1,91 @@
+#!/usr/bin/env python
+"""What a training step costs with each loss, as a ratio to L1 measured side by side on random patches.
+
+    python scripts/benchmark_losses.py [--options options/rivals] [--rounds 20] [--force_yml KEY:KEY=VALUE ...]
+
+Each round takes one step of every model in turn, so that whatever else the machine does falls on all alike; the ratio of
+each round is taken against L1's step of the same round, and its median is printed.
+"""
+import argparse
+import logging
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+import udl_basicsr  # noqa: F401 - registers
+
+# isort: split
+from basicsr.models import build_model
+
+from udl_basicsr.engine.options import parse_options
+from udl_basicsr.models.checkpoints import save_atomic
+from udl_basicsr.reports.scores import markdown_table
+
+
+def build(file: Path, force: list[str], folder: Path):
+    """The model of an option file, with weights of its own making where it needs those of a stage before."""
+    force = [*force, 'stage1=None'] if 'stage1' in file.read_text() else force
+    if 'stage1=None' in force:
+        first = build(file.with_name('train_ESU.yml'), [], folder)
+        save_atomic({'params': first.net_u.state_dict()}, folder / 'net_u.pth')
+        force = [*force, f'path:pretrain_network_u={folder / "net_u.pth"}']
+    if 'TLW' in file.name:
+        force = [*force, 'train:tlw_opt:judge_random=true']  # costs what the real one costs
+    parsed = parse_options(str(file), root_path=str(folder), is_train=True, force_yml=force, check_files=False)
+    model = build_model(parsed.opt)
+    model.iters_per_epoch = 1
+    return model
+
+
+def step_time(model, data: dict, iteration: int) -> float:
+    def now() -> float:
+        if model.device.type == 'cuda':
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    begin = now()
+    model.feed_data(data)
+    model.optimize_parameters(iteration)
+    return now() - begin
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--options', type=Path, default=Path('options/rivals'), help='folder of train_*.yml')
+    parser.add_argument('--rounds', type=int, default=20)
+    parser.add_argument('--force_yml', nargs='+', default=[], metavar='KEY:KEY=VALUE', help='for all of them')
+    args = parser.parse_args()
+    logging.getLogger('basicsr').setLevel(logging.WARNING)
+
+    with tempfile.TemporaryDirectory() as folder:
+        models = {file.stem.removeprefix('train_'): build(file, args.force_yml, Path(folder))
+                  for file in sorted(args.options.glob('train_*.yml'))}
+    if 'L1' not in models:
+        parser.error(f'{args.options} has no train_L1.yml to compare with')
+    opt = models['L1'].opt
+    train, scale = opt['datasets']['train'], opt['scale']
+    batch, size = train['batch_size_per_gpu'], train['gt_size']
+    data = {'lq': torch.rand(batch, 3, size // scale, size // scale), 'gt': torch.rand(batch, 3, size, size)}
+
+    ratios = {name: [] for name in models}
+    for number in range(1, args.rounds + 3):
+        times = {name: step_time(model, data, number) for name, model in models.items()}
+        if number > 2:  # the first two warm up
+            for name, seconds in times.items():
+                ratios[name].append(seconds / times['L1'])
+    rows = []
+    for name, values in sorted(ratios.items(), key=lambda item: statistics.median(item[1])):
+        low, middle, high = statistics.quantiles(values, n=4)
+        rows.append([name, f'{middle:.2f}', f'{low:.2f} to {high:.2f}'])
+    on_gpu = models['L1'].device.type == 'cuda'
+    device = torch.cuda.get_device_name() if on_gpu else f'CPU, {torch.get_num_threads()} thread(s)'
+    print(f'{opt["network_g"]["type"]} x{scale}, batch {batch} of {size // scale}x{size // scale}, {device}, '
+          f'{args.rounds} rounds\n')
+    print(markdown_table(['loss', 'step / L1 step', 'quartiles'], rows))
+
+
+if __name__ == '__main__':
+    main()
