@@ -3,8 +3,8 @@
 
     python scripts/benchmark_losses.py [--options options/rivals] [--rounds 20] [--force_yml KEY:KEY=VALUE ...]
 
-Each round takes one step of every model in turn, so that whatever else the machine does falls on all alike; the ratio of
-each round is taken against L1's step of the same round, and its median is printed.
+Each round takes one step of every model in turn, so that whatever else the machine does falls on all alike; the ratio
+of each round is taken against L1's step of the same round, and its median is printed.
 """
 import argparse
 import logging
