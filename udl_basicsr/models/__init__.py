@@ -1,4 +1,4 @@
-"""Models: what one training step does. ``step`` holds what they share."""
+"""Models. ``step`` and ``validation`` hold what they share, the ``*_model.py`` say which losses they compute."""
 from .tlw_model import TLWModel
 from .udl_model import UDLModel
 

@@ -1,4 +1,4 @@
-"""What every model shares: one optimisation step, validation, checkpoints. Models say only which losses they compute.
+"""What every model shares: one optimisation step and its checkpoints. Models say only which losses they compute.
 
 Built on BasicSR's SRModel, whose faults are mended where they are (file:line of BasicSR 1.4.2), so that BasicSR's own
 ``train_pipeline`` can drive these models as well as ours.
@@ -16,38 +16,28 @@ import torch.distributed as dist
 import torchvision
 from basicsr.archs import build_network
 from basicsr.losses import build_loss
-from basicsr.metrics import calculate_metric
 from basicsr.models.base_model import BaseModel
-from basicsr.models.sr_model import SRModel
-from basicsr.utils import get_root_logger, imwrite, tensor2img
-from basicsr.utils.registry import METRIC_REGISTRY
+from basicsr.utils import get_root_logger
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
-from torch.utils.data import default_collate
-from tqdm import tqdm
 
 from udl_basicsr.archs import UncertaintyNet
 
-from . import inference
 from .checkpoints import CheckpointError, load_network, save_atomic
-from .visuals import encode_log_scale
+from .validation import ValidatedModel
 
 _AMP_DTYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16}
-_SHOWN_IN_TENSORBOARD = 4
 
 
-class StepModel(SRModel):
+class StepModel(ValidatedModel):
     """Trains one network with the losses that the YAML lists (``train.<x>_opt``).
 
     YAML keys beyond BasicSR's, all off unless given: ``train.accumulate`` (the batch is computed in that many parts:
     the same gradient, less memory), ``train.grad_clip`` (largest norm of the gradient), ``train.amp`` (``bf16`` or
-    ``fp16``; losses stay in float32), ``train.channels_last``, ``train.compile``, ``val.tile: {size, overlap}``,
-    ``val.self_ensemble``, ``val.save_best: {metric, dataset}``, ``logger.keep_last``.
+    ``fp16``; losses stay in float32), ``train.channels_last``, ``train.compile``, ``logger.keep_last``.
 
     Attributes:
-        net_g (nn.Module): The bare mean network, which is validated and saved.
         trained (nn.Module): What the step runs and the optimiser owns, wrapped for several devices.
-        scores (dict): ``{data set: {image: {metric: value}}}`` of the last validation.
     """
 
     def __init__(self, opt):
@@ -94,10 +84,6 @@ class StepModel(SRModel):
         if self.ema_decay > 0:
             net_g['params_ema'] = self.net_g_ema
         return {'net_g': net_g}
-
-    def log_scale(self, lq: Tensor) -> Tensor | None:
-        """s of one image for pictures and metrics, or None where the model has no uncertainty."""
-        return None
 
     # ------------------------------------------------------------------ set-up
 
@@ -248,115 +234,6 @@ class StepModel(SRModel):
                                      'train.grad_clip, or use amp: bf16 in place of fp16. Checkpoints are kept')
         return log
 
-    # ------------------------------------------------------------------ validation
-
-    def restoring(self, network, pad_to: int | None = None) -> inference.Restore:
-        """``network`` as it runs on a whole image: padded to the window, tiled and self-ensembled as the YAML says."""
-        val_opt, scale = self.opt.get('val') or {}, self.opt.get('scale', 1)
-        run = network
-        window = pad_to or self.opt['network_g'].get('window_size')
-        if window:
-            run = inference.padded(run, window, scale)
-        if val_opt.get('tile'):
-            run = inference.tiled(run, val_opt['tile']['size'], val_opt['tile']['overlap'], scale)
-        return inference.self_ensembled(run) if val_opt.get('self_ensemble') else run
-
-    @torch.no_grad()
-    def test(self) -> None:
-        """Restores ``self.lq`` with the bare network (the EMA's if there is one) in float32."""
-        network = getattr(self, 'net_g_ema', self.net_g)
-        was_training = network.training
-        network.eval()
-        self.output = self.restoring(network)(self.lq)
-        network.train(was_training)
-
-    def validation(self, dataloader, current_iter, tb_logger, save_img=False) -> dict:
-        """Validates on one data set, its images shared among the ranks.
-
-        BasicSR lets rank 0 validate alone through the DDP wrapper (sr_model.py:134); the ranks fall out of step.
-
-        Returns:
-            dict: ``{metric: mean over the images}``; the values per image are in ``self.scores``.
-        """
-        dataset, rank, world_size = dataloader.dataset, self.opt['rank'], self.opt['world_size']
-        name = dataset.opt['name']
-        metrics = self.opt['val'].get('metrics') or {}
-        measure_s = any(map(_wants_log_scale, metrics.values()))
-        mine = range(rank, len(dataset), world_size)
-        results = {}
-        for index in tqdm(mine, unit='image', desc=name, disable=rank != 0 or not self.opt['val'].get('pbar', False)):
-            data = default_collate([dataset[index]])
-            image = Path(data['lq_path'][0]).stem
-            self.feed_data(data)
-            self.test()
-            sr = tensor2img([self.output.detach().cpu()])
-            if save_img:
-                imwrite(sr, str(self._image_path(name, image, current_iter)))
-            show = tb_logger is not None and index < _SHOWN_IN_TENSORBOARD
-            log_scale = None
-            if save_img or show or measure_s:
-                with torch.no_grad():
-                    log_scale = self.log_scale(self.lq)
-            if log_scale is not None:
-                log_scale = log_scale[0].float().cpu().numpy()
-                self._show_log_scale(log_scale, name, image, current_iter, tb_logger if show else None, save_img)
-            if self.gt is not None:
-                results[index] = (image, self._measure(sr, log_scale))
-            del self.lq, self.gt, self.output
-        if self.opt['dist']:
-            gathered = [None] * world_size
-            dist.all_gather_object(gathered, results)
-            results = {index: result for part in gathered for index, result in part.items()}
-        self.scores[name] = {image: values for _, (image, values) in sorted(results.items())}
-        if not metrics or not results:
-            return {}
-        self.metric_results = {m: float(np.mean([v[m] for v in self.scores[name].values()])) for m in metrics}
-        if self.is_train:
-            self._initialize_best_metric_results(name)
-            for metric, value in self.metric_results.items():
-                self._update_best_metric_result(name, metric, value, current_iter)
-        self._log_validation_metric_values(current_iter, name, tb_logger)
-        self._save_best(name, current_iter)
-        return dict(self.metric_results)
-
-    def _image_path(self, dataset: str, image: str, current_iter, label: str | None = None) -> Path:
-        folder = Path(self.opt['path']['visualization'])
-        if self.opt['is_train']:
-            name, folder = f'{image}_{current_iter}', folder / image
-            return folder / f'{name}_{label}.png' if label else folder / f'{name}.png'
-        suffix = label or self.opt['val'].get('suffix') or self.opt['name']
-        return folder / dataset / f'{image}_{suffix}.png'
-
-    def _measure(self, sr: np.ndarray, log_scale: np.ndarray | None) -> dict:
-        """Every metric of ``val.metrics`` on one image; s (C, H, W) goes to those with a parameter ``log_scale``."""
-        pair, values = {'img': sr, 'img2': tensor2img([self.gt.cpu()])}, {}
-        for name, block in (self.opt['val'].get('metrics') or {}).items():
-            data = pair
-            if _wants_log_scale(block):
-                if log_scale is None:
-                    raise ValueError(f'val.metrics.{name}: {block["type"]} measures an uncertainty, and this model has '
-                                     'none: remove it, or give network_u and its weights, path.pretrain_network_u')
-                data = {**pair, 'log_scale': log_scale.transpose(1, 2, 0)[..., ::-1]}  # HWC in BGR, like the images
-            values[name] = float(calculate_metric(data, block))
-        return values
-
-    def _show_log_scale(self, log_scale: np.ndarray, dataset, image, current_iter, tb_logger, save_img) -> None:
-        """The map of s (C, H, W), mean over the channels, beside the SR image and in TensorBoard."""
-        encoded = encode_log_scale(log_scale.mean(0))
-        if save_img:
-            imwrite(encoded, str(self._image_path(dataset, image, current_iter, 'log_scale')))
-        if tb_logger is not None:
-            tb_logger.add_image(f'log_scale/{dataset}/{image}', (encoded >> 8).astype(np.uint8), current_iter,
-                                dataformats='HW')
-
-    def _save_best(self, dataset: str, current_iter) -> None:
-        rule = self.opt['val'].get('save_best')
-        if self.is_train and rule and rule['dataset'] == dataset:
-            best = self.best_metric_results[dataset][rule['metric']]
-            if best['iter'] == current_iter:
-                get_root_logger().info(f'Best {rule["metric"]} on {dataset} so far: {best["val"]:.4f}. Saved as best.')
-                self.save_networks('best')
-
     # ------------------------------------------------------------------ checkpoints
 
     def save_networks(self, iteration: int | str) -> None:
@@ -400,10 +277,6 @@ class StepModel(SRModel):
         super().resume_training(resume_state)
         self.scaler.load_state_dict(resume_state.get('scaler', {}) or self.scaler.state_dict())
         self.best_metric_results = resume_state.get('best_metric_results', {})
-
-
-def _wants_log_scale(block: dict) -> bool:
-    return 'log_scale' in inspect.signature(METRIC_REGISTRY.get(block['type'])).parameters
 
 
 # BasicSR's names in the log, where they are not those of the option blocks.

@@ -1,0 +1,149 @@
+"""What every model shares when it is not trained: how an image is restored, measured, shown and kept.
+
+Built on BasicSR's SRModel, whose faults are mended where they are (file:line of BasicSR 1.4.2).
+"""
+import inspect
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from basicsr.metrics import calculate_metric
+from basicsr.models.sr_model import SRModel
+from basicsr.utils import get_root_logger, imwrite, tensor2img
+from basicsr.utils.registry import METRIC_REGISTRY
+from torch import Tensor
+from torch.utils.data import default_collate
+from tqdm import tqdm
+
+from . import inference
+from .visuals import encode_log_scale
+
+_SHOWN_IN_TENSORBOARD = 4
+
+
+class ValidatedModel(SRModel):
+    """Validates ``net_g``, or its EMA, in float32.
+
+    YAML keys beyond BasicSR's, all off unless given: ``val.tile: {size, overlap}`` (in low-quality pixels),
+    ``val.self_ensemble``, ``val.save_best: {metric, dataset}``.
+
+    Attributes:
+        net_g (nn.Module): The bare mean network, which is validated and saved.
+        scores (dict): ``{data set: {image: {metric: value}}}`` of the last validation.
+    """
+
+    def log_scale(self, lq: Tensor) -> Tensor | None:
+        """s of one image for pictures and metrics, or None where the model has no uncertainty."""
+        return None
+
+    def restoring(self, network) -> inference.Restore:
+        """``network`` as it runs on a whole image: padded to the window, tiled and self-ensembled as the YAML says."""
+        val_opt, scale = self.opt.get('val') or {}, self.opt.get('scale', 1)
+        run = network
+        window = self.opt['network_g'].get('window_size')
+        if window:
+            run = inference.padded(run, window, scale)
+        if val_opt.get('tile'):
+            run = inference.tiled(run, val_opt['tile']['size'], val_opt['tile']['overlap'], scale)
+        return inference.self_ensembled(run) if val_opt.get('self_ensemble') else run
+
+    @torch.no_grad()
+    def test(self) -> None:
+        """Restores ``self.lq`` with the bare network (the EMA's if there is one) in float32."""
+        network = getattr(self, 'net_g_ema', self.net_g)
+        was_training = network.training
+        network.eval()
+        self.output = self.restoring(network)(self.lq)
+        network.train(was_training)
+
+    def validation(self, dataloader, current_iter, tb_logger, save_img=False) -> dict:
+        """Validates on one data set, its images shared among the ranks.
+
+        BasicSR lets rank 0 validate alone through the DDP wrapper (sr_model.py:134); the ranks fall out of step.
+
+        Returns:
+            dict: ``{metric: mean over the images}``; the values per image are in ``self.scores``.
+        """
+        dataset, rank, world_size = dataloader.dataset, self.opt['rank'], self.opt['world_size']
+        name = dataset.opt['name']
+        metrics = self.opt['val'].get('metrics') or {}
+        measure_s = any(map(_wants_log_scale, metrics.values()))
+        mine = range(rank, len(dataset), world_size)
+        results = {}
+        for index in tqdm(mine, unit='image', desc=name, disable=rank != 0 or not self.opt['val'].get('pbar', False)):
+            data = default_collate([dataset[index]])
+            image = Path(data['lq_path'][0]).stem
+            self.feed_data(data)
+            self.test()
+            sr = tensor2img([self.output.detach().cpu()])
+            if save_img:
+                imwrite(sr, str(self._image_path(name, image, current_iter)))
+            show = tb_logger is not None and index < _SHOWN_IN_TENSORBOARD
+            log_scale = None
+            if save_img or show or measure_s:
+                with torch.no_grad():
+                    log_scale = self.log_scale(self.lq)
+            if log_scale is not None:
+                log_scale = log_scale[0].float().cpu().numpy()
+                self._show_log_scale(log_scale, name, image, current_iter, tb_logger if show else None, save_img)
+            if self.gt is not None:
+                results[index] = (image, self._measure(sr, log_scale))
+            del self.lq, self.gt, self.output
+        if self.opt['dist']:
+            gathered = [None] * world_size
+            dist.all_gather_object(gathered, results)
+            results = {index: result for part in gathered for index, result in part.items()}
+        self.scores[name] = {image: values for _, (image, values) in sorted(results.items())}
+        if not metrics or not results:
+            return {}
+        self.metric_results = {m: float(np.mean([v[m] for v in self.scores[name].values()])) for m in metrics}
+        if self.is_train:
+            self._initialize_best_metric_results(name)
+            for metric, value in self.metric_results.items():
+                self._update_best_metric_result(name, metric, value, current_iter)
+        self._log_validation_metric_values(current_iter, name, tb_logger)
+        self._save_best(name, current_iter)
+        return dict(self.metric_results)
+
+    def _image_path(self, dataset: str, image: str, current_iter, label: str | None = None) -> Path:
+        folder = Path(self.opt['path']['visualization'])
+        if self.opt['is_train']:
+            name, folder = f'{image}_{current_iter}', folder / image
+            return folder / f'{name}_{label}.png' if label else folder / f'{name}.png'
+        suffix = label or self.opt['val'].get('suffix') or self.opt['name']
+        return folder / dataset / f'{image}_{suffix}.png'
+
+    def _measure(self, sr: np.ndarray, log_scale: np.ndarray | None) -> dict:
+        """Every metric of ``val.metrics`` on one image; s (C, H, W) goes to those with a parameter ``log_scale``."""
+        pair, values = {'img': sr, 'img2': tensor2img([self.gt.cpu()])}, {}
+        for name, block in (self.opt['val'].get('metrics') or {}).items():
+            data = pair
+            if _wants_log_scale(block):
+                if log_scale is None:
+                    raise ValueError(f'val.metrics.{name}: {block["type"]} measures an uncertainty, and this model has '
+                                     'none: remove it, or give network_u and its weights, path.pretrain_network_u')
+                data = {**pair, 'log_scale': log_scale.transpose(1, 2, 0)[..., ::-1]}  # HWC in BGR, like the images
+            values[name] = float(calculate_metric(data, block))
+        return values
+
+    def _show_log_scale(self, log_scale: np.ndarray, dataset, image, current_iter, tb_logger, save_img) -> None:
+        """The map of s (C, H, W), mean over the channels, beside the SR image and in TensorBoard."""
+        encoded = encode_log_scale(log_scale.mean(0))
+        if save_img:
+            imwrite(encoded, str(self._image_path(dataset, image, current_iter, 'log_scale')))
+        if tb_logger is not None:
+            tb_logger.add_image(f'log_scale/{dataset}/{image}', (encoded >> 8).astype(np.uint8), current_iter,
+                                dataformats='HW')
+
+    def _save_best(self, dataset: str, current_iter) -> None:
+        rule = self.opt['val'].get('save_best')
+        if self.is_train and rule and rule['dataset'] == dataset:
+            best = self.best_metric_results[dataset][rule['metric']]
+            if best['iter'] == current_iter:
+                get_root_logger().info(f'Best {rule["metric"]} on {dataset} so far: {best["val"]:.4f}. Saved as best.')
+                self.save_networks('best')
+
+
+def _wants_log_scale(block: dict) -> bool:
+    return 'log_scale' in inspect.signature(METRIC_REGISTRY.get(block['type'])).parameters
