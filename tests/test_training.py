@@ -304,6 +304,10 @@ def test_scores(project, pairs):
     results = project.root / 'results' / 'tested'
     assert {'scores.json', 'scores.csv', 'scores.md'} <= {p.name for p in results.iterdir()}
     assert json.loads((results / 'scores.json').read_text())['datasets'] == scores['datasets']
+    # a set that is called val in a test file is tested as well, as BasicSR does, and not passed over in silence
+    blocks['datasets'] = {'val': blocks['datasets']['test']}
+    (project.root / 'test.yml').write_text(yaml.safe_dump({**blocks, 'name': 'called_val'}))
+    assert loop.test(project.parse('test', is_train=False))['datasets'] == scores['datasets']
     pictures = {f'{n}_{kind}.png' for n in range(3) for kind in ('tested', 'log_scale')}
     assert files(results / 'visualization' / 'tiny') == pictures
 

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from udl_basicsr.data.loader import build_dataset, seed_all, train_batches
 from udl_basicsr.models.checkpoints import CheckpointError, read_checkpoint
-from udl_basicsr.reports.scores import format_scores, protocol_sentence, write_scores
+from udl_basicsr.reports.scores import format_scores, mean_scores, protocol_sentence, write_scores
 
 from .compat import init_wandb_logger
 from .log import run_log
@@ -111,7 +111,7 @@ def test(parsed: Parsed) -> dict:
     with run_log(opt['rank']) as log:
         logger = log.logger
         _begin(parsed, logger)
-        loaders = _loaders(opt, 'test')
+        loaders = _loaders(opt, 'test', 'val')
         model = build_model(opt)
         _make_folders(parsed, '', keep=False)
         if opt['rank'] == 0:
@@ -128,9 +128,6 @@ def test(parsed: Parsed) -> dict:
 
 
 def _scores(model, opt: dict) -> dict:
-    def mean(images: dict) -> dict:
-        return {m: sum(v[m] for v in images.values()) / len(images) for m in next(iter(images.values()))}
-
     metrics = opt['val'].get('metrics') or {}
     return {
         'name': opt['name'],
@@ -138,7 +135,7 @@ def _scores(model, opt: dict) -> dict:
         'network': opt['network_g']['type'],
         'weights': str(opt['path'].get('pretrain_network_g')),
         'protocol': protocol_sentence(metrics, opt['scale']),
-        'datasets': {name: {'images': images, 'mean': mean(images)} for name, images in model.scores.items()
+        'datasets': {name: {'images': images, 'mean': mean_scores(images)} for name, images in model.scores.items()
                      if images and metrics},
         'versions': _versions(),
     }
@@ -152,10 +149,10 @@ def _versions() -> dict:
     return {m.__name__: m.__version__ for m in (udl_basicsr, basicsr, torch, numpy)}
 
 
-def _loaders(opt: dict, phase: str) -> list[DataLoader]:
+def _loaders(opt: dict, *phases: str) -> list[DataLoader]:
     """One loader for each ``val``, ``val_1``, ... (or ``test``, ...) block, by name, as BasicSR orders them."""
     return [DataLoader(build_dataset(block), batch_size=1)
-            for key, block in sorted(opt['datasets'].items()) if key.split('_')[0] == phase]
+            for key, block in sorted(opt['datasets'].items()) if key.split('_')[0] in phases]
 
 
 def _begin(parsed: Parsed, logger) -> None:
