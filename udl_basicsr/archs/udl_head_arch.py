@@ -1,0 +1,32 @@
+"""The uncertainty head of Ning et al., Uncertainty-Driven Loss for Single Image Super-Resolution, NeurIPS 2021, figure 2."""
+from basicsr.utils.registry import ARCH_REGISTRY
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+@ARCH_REGISTRY.register()
+class UDLHead(nn.Module):
+    """The uncertainty head of the UDL paper: nearest x scale, conv3x3 ELU, conv3x3 ELU, conv3x3 ELU.
+
+    Since it ends in ELU, s > -1: nothing below a Laplace scale of e^-1 grey levels can be said.
+
+    Args:
+        num_in_ch (int): Channels of the tapped features.
+        num_out_ch (int): Channels of s, those of the image.
+        scale (int): From the tapped features' size to the image's.
+        num_feat (int | None): Width of the two inner convolutions; None takes ``num_in_ch``, as the paper does.
+    """
+
+    def __init__(self, num_in_ch: int, num_out_ch: int, scale: int, num_feat: int | None = None):
+        super().__init__()
+        num_feat = num_feat or num_in_ch
+        self.scale = scale
+        self.conv1 = nn.Conv2d(num_in_ch, num_feat, 3, 1, 1)
+        self.conv2 = nn.Conv2d(num_feat, num_feat, 3, 1, 1)
+        self.conv3 = nn.Conv2d(num_feat, num_out_ch, 3, 1, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(N, num_in_ch, h, w) features to s, (N, num_out_ch, scale*h, scale*w), in 0-255 units, > -1."""
+        if self.scale != 1:
+            features = F.interpolate(features, scale_factor=self.scale, mode='nearest')
+        return F.elu(self.conv3(F.elu(self.conv2(F.elu(self.conv1(features))))))
