@@ -1,4 +1,4 @@
-"""The uncertainty head of Ning et al., Uncertainty-Driven Loss for Single Image Super-Resolution, NeurIPS 2021, figure 2."""
+"""The uncertainty head of Ning et al., Uncertainty-Driven Loss for Single Image Super-Resolution (NeurIPS 2021)."""
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 from torch.nn import functional as F
