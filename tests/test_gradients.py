@@ -211,7 +211,7 @@ def test_one_pixel_of_the_others():
 @pytest.mark.parametrize('shape', [(2, 3, 4, 4), (1, 1, 1, 1)], ids=['image', 'one-pixel'])
 @pytest.mark.parametrize('same', [False, True], ids=['error', 'no-error'])
 def test_tlw_at_the_edges(prob, k, shape, same):
-    """k = 0 and 1, S = 0 and N, no error, one pixel: finite values and gradients, deterministic weights of exactly k."""
+    """k = 0 and 1, S = 0 and N, no error, one pixel: finite values and gradients, and weights of exactly k."""
     loss = tlw(deterministic=True)
     pred, target = (t.float() for t in pair(shape, seed=6))
     pred = (target.clone() if same else pred).requires_grad_()
