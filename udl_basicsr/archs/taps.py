@@ -1,46 +1,176 @@
-"""Where an uncertainty head reads a network: found by running it once, named for the networks that are known."""
+"""Where an uncertainty head reads a network: found by running it on a small image, named for the networks we know."""
 import difflib
 import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-# The module whose *input* is the feature map after the global skip and before upsampling (first name that exists).
+# Of BasicSR's networks; others state theirs in a class attribute ``default_tap``. The module whose *input* is the
+# feature map after the global skip and before upsampling: the first name that runs. ``-1`` is a list's last module.
 DEFAULT_TAPS = {
     'EDSR': ('upsample', ),
     'RCAN': ('upsample', ),
     'MSRResNet': ('upconv1', ),
     'SwinIR': ('conv_before_upsample', 'upsample', 'conv_last'),
     'RRDBNet': ('conv_up1', ),
+    'SRVGGNetCompact': ('body.-1', ),
+    'ECBSR': ('backbone.-1', ),
 }
-_INPUT_CHANNEL_ARGS = ('num_in_ch', 'in_chans', 'in_nc', 'in_channels')
+_INPUT_CHANNEL_ARGS = ('num_in_ch', 'in_chans', 'in_nc', 'in_channels', 'in_ch')
+# Powers of two suit most windows and strides. Oblong, since what a network pads to cancels out of height - width; a few
+# networks take squares only.
+_OBLONG = ((16, 32), (32, 64), (64, 128))
+_SQUARE = ((16, 16), (48, 48), (64, 64))
 
 
 class TapError(ValueError):
     """A backbone or a tap that no uncertainty head fits on; the message says what does."""
 
 
+@dataclass(frozen=True)
+class Run:
+    """One run of a network on a small image."""
+    calls: dict[str, tuple[tuple[int, ...], int]]
+    """By the name of each module: the shape of its first input, and how often it was called."""
+    lq: tuple[int, int]
+    """Height and width that went in."""
+    mean: tuple[int, ...]
+    """Shape of the image that came out."""
+
+    def enlargement(self, features: tuple[int, ...]) -> int | None:
+        """From the size of ``features`` to the image's; None where there is no whole factor."""
+        if len(features) != 4:
+            return None
+        if self.lq[0] == self.lq[1]:
+            lq, image, here = self.lq[0], self.mean[2], features[2]
+        else:
+            lq, image, here = self.lq[1] - self.lq[0], self.mean[3] - self.mean[2], features[3] - features[2]
+        if here <= 0 or image % here or max(lq, here) % min(lq, here):  # the last: padding grew with the image
+            return None
+        factor = image // here
+        return factor if factor * features[2] >= self.mean[2] and factor * features[3] >= self.mean[3] else None
+
+
+@dataclass(frozen=True)
+class Tap:
+    """A tap and what a head has to know about it."""
+    name: str
+    """The module, as in ``named_modules()``."""
+    calls: int
+    """How often the module is called in one forward; the head reads the last."""
+    channels: int
+    """Of the tapped features."""
+    enlargement: int
+    """From the tapped features' size to the image's."""
+    out_channels: int
+    """Of the image."""
+    scale: int
+    """From the size of what goes into the network to the image's."""
+
+
 def first_tensor(args: tuple, kwargs: dict) -> Tensor | None:
     return next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
 
 
-def dry_run(network: nn.Module, options: dict) -> tuple[dict, tuple, tuple]:
-    """Runs the network on a small image and notes what each module is given.
+def find_tap(network: nn.Module, options: dict, tap: str | None = None) -> Tap:
+    """Finds where a head reads ``network``, by running it. Neither its mode nor its buffers change.
 
-    Returns:
-        tuple: ``{module name: (shape of its first input, number of calls)}``, the input's (h, w), the output's shape.
+    Args:
+        network (nn.Module): From (N, C, h, w) to (N, C, H, W).
+        options (dict): ``{type: name, ...}``, what it was built from.
+        tap (str | None): Name of a module; None takes the network's default.
+
+    Raises:
+        TapError: The network cannot be run or makes no image, or the tap is none; the message lists those that are.
     """
+    name, problem = options['type'], None
+    for run in _dry_runs(network, options):
+        try:
+            return _fit(name, network, tap, run)
+        except _NotHere as error:  # perhaps in a larger image, which the network need not pad
+            problem = error
+    raise problem
+
+
+class _NotHere(TapError):
+    """The module exists and runs; its input is no feature map of this image."""
+
+
+def _fit(name: str, network: nn.Module, tap: str | None, run: Run) -> Tap:
+    modules = [n for n, _ in network.named_modules() if n]
+    usable = [n for n in modules if n in run.calls and run.enlargement(run.calls[n][0])]
+    # A deep network has thousands of modules; those near the top are the ones anyone would tap.
+    shown = usable if len(usable) <= 60 else [n for n in usable if n.count('.') == 0]
+    listing = f'Modules of {name} that can be tapped: {", ".join(shown)}'
+    if len(shown) < len(usable):
+        listing += f' (and {len(usable) - len(shown)} inside them)'
+    if tap is None:
+        tap = next((t for t in _default_taps(network) if t in run.calls), None)
+        if tap is None:
+            raise TapError(f'tap: {name} has no default, name the module that upsamples. {listing}')
+    if tap not in modules:
+        close = difflib.get_close_matches(tap, modules, n=1)
+        hint = f" Did you mean '{close[0]}'?" if close else ''
+        raise TapError(f"tap: {name} has no module '{tap}'.{hint} {listing}")
+    if tap not in run.calls:
+        raise TapError(f"tap: the module '{tap}' of {name} is never given a tensor. {listing}")
+    features, calls = run.calls[tap]
+    if tap not in usable:
+        raise _NotHere(f"tap: the module '{tap}' of {name} reads {features}, expected a feature map (N, C, h, w) whose "
+                       f"size divides the image's {run.mean[2:]}. {listing}")
+    scales = {run.mean[2] / run.lq[0], run.mean[3] / run.lq[1]}
+    scale = scales.pop()
+    if scales or scale != int(scale):
+        raise TapError(f'{name} makes an image of {run.mean[2:]} from {run.lq}: expected one whole factor')
+    return Tap(tap, calls, features[1], run.enlargement(features), run.mean[1], int(scale))
+
+
+def _default_taps(network: nn.Module) -> Iterator[str]:
+    own = getattr(network, 'default_tap', None)
+    if own is None:
+        own = next((DEFAULT_TAPS[c.__name__] for c in type(network).__mro__
+                    if c.__module__.startswith('basicsr.') and c.__name__ in DEFAULT_TAPS), ())
+    for tap in (own, ) if isinstance(own, str) else own:
+        parent, _, last = tap.rpartition('.')
+        yield f'{parent}.{len(network.get_submodule(parent)) - 1}' if last == '-1' else tap
+
+
+def _dry_runs(network: nn.Module, options: dict) -> Iterator[Run]:
+    """Runs ``network`` on images of growing size, each when it is asked for, and notes what each module is given."""
     signature = inspect.signature(type(network)).parameters
 
-    def argument(name, default=None):
-        default = signature[name].default if name in signature else default
-        return options.get(name, default)
+    def argument(name):
+        value = options.get(name, signature[name].default if name in signature else None)
+        return value if isinstance(value, int) else None
 
-    first_conv = next((m for m in network.modules() if isinstance(m, nn.Conv2d)), None)
-    channels = next((argument(n) for n in _INPUT_CHANNEL_ARGS if isinstance(argument(n), int)), None)
-    channels = channels or (first_conv.in_channels if first_conv is not None else 3)
-    window = argument('window_size')
-    window = window if isinstance(window, int) else 1
+    # The argument need not be right: of a network that unshuffles its input it may count what comes after that.
+    first_conv = next((m.in_channels for m in network.modules() if isinstance(m, nn.Conv2d)), None)
+    channels = [c for c in dict.fromkeys([*map(argument, _INPUT_CHANNEL_ARGS), first_conv, 3]) if c]
+    window = argument('window_size') or 1
+    failure, ran = None, False
+    for sizes in (_OBLONG, _SQUARE):
+        for size in sizes:
+            size = tuple(-(-side // window) * window for side in size)
+            for count in channels:
+                try:
+                    run = _dry_run(network, (1, count, *size))
+                except TapError:
+                    raise
+                except Exception as error:
+                    failure = failure or error
+                    continue
+                ran = True
+                yield run
+                break
+        if ran:
+            return
+    raise TapError(f'{options["type"]} cannot be run on a {channels[0]}-channel image of 16 to 128 pixels: '
+                   f'{failure}') from failure
+
+
+def _dry_run(network: nn.Module, shape: tuple[int, ...]) -> Run:
     calls = {}
 
     def note(name):
@@ -52,66 +182,20 @@ def dry_run(network: nn.Module, options: dict) -> tuple[dict, tuple, tuple]:
 
         return hook
 
+    modes = [(module, module.training) for module in network.modules()]
+    handles = [m.register_forward_pre_hook(note(n), with_kwargs=True) for n, m in network.named_modules() if n]
     parameter = next(network.parameters(), torch.zeros(0))
-    failure = None
-    training = network.training
-    network.eval()
-    for size in (16, 48, 64):  # most networks take any size; windows and strides want multiples
-        size = -(-size // window) * window
-        calls.clear()
-        handles = [m.register_forward_pre_hook(note(n), with_kwargs=True) for n, m in network.named_modules() if n]
-        try:
-            with torch.no_grad():
-                mean = network(parameter.new_zeros(1, channels, size, size))
-            break
-        except Exception as error:
-            failure = error
-        finally:
-            for handle in handles:
-                handle.remove()
-    else:
-        raise TapError(f'{type(network).__name__} cannot be run on a {channels}-channel image of 16, 48 or 64 '
-                       f'pixels: {failure}') from failure
-    network.train(training)
+    try:
+        network.eval()
+        with torch.no_grad():
+            mean = network(parameter.new_zeros(shape))
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, training in modes:
+            module.training = training
     if not isinstance(mean, Tensor) or mean.ndim != 4:
         got = tuple(mean.shape) if isinstance(mean, Tensor) else type(mean).__name__
         raise TapError(f'{type(network).__name__} cannot be the mean network: expected an image (N, C, H, W), '
                        f'got {got}')
-    return dict(calls), (size, size), tuple(mean.shape)
-
-
-def _is_feature_map(shape: tuple, mean: tuple) -> bool:
-    return (len(shape) == 4 and mean[2] % max(shape[2], 1) == 0 and mean[3] % max(shape[3], 1) == 0
-            and mean[2] // shape[2] == mean[3] // shape[3])
-
-
-def choose_tap(name: str, network: nn.Module, tap: str | None, calls: dict, mean: tuple) -> str:
-    modules = [n for n, _ in network.named_modules() if n]
-    usable = [n for n in modules if n in calls and _is_feature_map(calls[n][0], mean)]
-    # A deep network has thousands of modules; those near the top are the ones anyone would tap.
-    shown = usable if len(usable) <= 60 else [n for n in usable if n.count('.') == 0]
-    listing = f'Modules of {name} that can be tapped: {", ".join(shown)}'
-    if len(shown) < len(usable):
-        listing += f' (and {len(usable) - len(shown)} inside them)'
-    if tap is None:
-        tap = next((t for t in DEFAULT_TAPS.get(name, ()) if t in calls), None)
-        if tap is None:
-            raise TapError(f'tap: {name} has no default, name the module that upsamples. {listing}')
-    if tap not in modules:
-        close = difflib.get_close_matches(tap, modules, n=1)
-        hint = f" Did you mean '{close[0]}'?" if close else ''
-        raise TapError(f"tap: {name} has no module '{tap}'.{hint} {listing}")
-    if tap not in calls:
-        raise TapError(f"tap: the module '{tap}' of {name} is never given a tensor. {listing}")
-    if tap not in usable:
-        raise TapError(f"tap: the module '{tap}' of {name} reads {calls[tap][0]}, expected a feature map "
-                       f"(N, C, h, w) whose size divides the image's {mean[2:]}. {listing}")
-    return tap
-
-
-def ratio(mean: tuple, size: tuple, what: str) -> int:
-    ratios = {mean[2] / size[0], mean[3] / size[1]}
-    ratio = ratios.pop()
-    if ratios or ratio != int(ratio):
-        raise TapError(f'{what} {tuple(size)} for an image of {tuple(mean[2:])}: expected one whole factor')
-    return int(ratio)
+    return Run(calls, shape[2:], tuple(mean.shape))

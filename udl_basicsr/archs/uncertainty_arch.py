@@ -8,7 +8,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
 from . import udl_head_arch  # noqa: F401  registers the head that is built when none is named
-from .taps import choose_tap, dry_run, first_tensor, ratio
+from .taps import find_tap, first_tensor
 
 
 class _TapReached(Exception):
@@ -26,8 +26,9 @@ class UncertaintyNet(nn.Module):
     Args:
         backbone (dict): ``{type: EDSR, ...}``, any network of ARCH_REGISTRY from (N, C, h, w) to (N, C, H, W).
         head (dict | None): ``{type: UDLHead, num_feat: 64}``; ``num_in_ch``, ``num_out_ch`` and ``scale`` are found.
-        tap (str | None): Name of a module of the backbone, as in ``named_modules()``. None takes the known tap of EDSR,
-            RCAN, MSRResNet, SwinIR and RRDBNet.
+        tap (str | None): Name of a module of the backbone, as in ``named_modules()``. None takes the backbone's own
+            default: its class attribute ``default_tap``, a name or several of which the first that runs is taken. Our
+            own networks and spandrel's have it; those of BasicSR's are in ``taps.DEFAULT_TAPS``.
 
     Attributes:
         mean_network (nn.Module): The bare backbone, unchanged.
@@ -41,18 +42,15 @@ class UncertaintyNet(nn.Module):
     def __init__(self, backbone: dict, head: dict | None = None, tap: str | None = None):
         super().__init__()
         self.mean_network = build_network(backbone)
-        name = backbone['type']
-        calls, lq_size, mean = dry_run(self.mean_network, backbone)
-        self.tap = choose_tap(name, self.mean_network, tap, calls, mean)
-        features, self._tap_calls = calls[self.tap]
-        self.scale = ratio(mean, lq_size, f'{name} puts out')
+        found = find_tap(self.mean_network, backbone, tap)
+        self.tap, self.scale, self._tap_calls = found.name, found.scale, found.calls
         self._kept = None
         self.head = build_network({
             'type': 'UDLHead',
             **(head or {}),
-            'num_in_ch': features[1],
-            'num_out_ch': mean[1],
-            'scale': ratio(mean, features[-2:], f"the tap '{self.tap}' of {name} reads"),
+            'num_in_ch': found.channels,
+            'num_out_ch': found.out_channels,
+            'scale': found.enlargement,
         })
 
     def forward(self, lq: Tensor) -> tuple[Tensor, Tensor]:
