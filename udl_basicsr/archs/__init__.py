@@ -1,8 +1,15 @@
 """Networks, registered in BasicSR's ARCH_REGISTRY."""
+from . import spandrel_archs  # noqa: F401  registers spandrel's networks
+from .carn_arch import CARN, CARN_M
+from .dpdnn_arch import DPDNN
+from .espcn_arch import ESPCN
+from .idn_arch import IDN
 from .sigma_head_arch import SigmaHead
 from .taps import TapError
 from .tlw_arch import TLWNet
 from .udl_head_arch import UDLHead
 from .uncertainty_arch import UncertaintyNet
+from .vdsr_arch import VDSR
 
-__all__ = ['SigmaHead', 'TLWNet', 'TapError', 'UDLHead', 'UncertaintyNet']
+__all__ = ['CARN', 'CARN_M', 'DPDNN', 'ESPCN', 'IDN', 'VDSR', 'SigmaHead', 'TLWNet', 'TapError', 'UDLHead',
+           'UncertaintyNet']
