@@ -17,6 +17,7 @@ from torch.utils.data import default_collate
 from tqdm import tqdm
 
 from . import inference
+from .background import Background, read_ahead, spare_threads
 from .visuals import encode_log_scale
 
 _SHOWN_IN_TENSORBOARD = 4
@@ -70,26 +71,26 @@ class ValidatedModel(SRModel):
         metrics = self.opt['val'].get('metrics') or {}
         measure_s = any(map(_wants_log_scale, metrics.values()))
         mine = range(rank, len(dataset), world_size)
-        results = {}
-        for index in tqdm(mine, unit='image', desc=name, disable=rank != 0 or not self.opt['val'].get('pbar', False)):
-            data = default_collate([dataset[index]])
-            image = Path(data['lq_path'][0]).stem
-            self.feed_data(data)
-            self.test()
-            sr = tensor2img([self.output.detach().cpu()])
-            if save_img:
-                imwrite(sr, str(self._image_path(name, image, current_iter)))
-            show = tb_logger is not None and index < _SHOWN_IN_TENSORBOARD
-            log_scale = None
-            if save_img or show or measure_s:
-                with torch.no_grad():
-                    log_scale = self.log_scale(self.lq)
-            if log_scale is not None:
-                log_scale = log_scale[0].float().cpu().numpy()
-                self._show_log_scale(log_scale, name, image, current_iter, tb_logger if show else None, save_img)
-            if self.gt is not None:
-                results[index] = (image, self._measure(sr, log_scale))
-            del self.lq, self.gt, self.output
+        quiet = rank != 0 or not self.opt['val'].get('pbar', False)
+        with (tqdm(read_ahead(mine, dataset.__getitem__), total=len(mine), unit='image', desc=name, disable=quiet) as
+              samples, Background(spare_threads(world_size)) as aside):
+            for index, sample in samples:
+                data = default_collate([sample])
+                image = Path(data['lq_path'][0]).stem
+                self.feed_data(data)
+                self.test()
+                show = tb_logger is not None and index < _SHOWN_IN_TENSORBOARD
+                log_scale = None
+                if save_img or show or measure_s:
+                    with torch.no_grad():
+                        log_scale = self.log_scale(self.lq)
+                if log_scale is not None:
+                    log_scale = log_scale[0].float().cpu().numpy()
+                    self._show_log_scale(log_scale, name, image, current_iter, tb_logger if show else None, save_img)
+                path = self._image_path(name, image, current_iter) if save_img else None
+                aside.call(index, self._finish, image, self.output.detach().cpu(), data.get('gt'), log_scale, path)
+                del self.lq, self.gt, self.output
+        results = {index: result for index, result in aside.results.items() if result is not None}
         if self.opt['dist']:
             gathered = [None] * world_size
             dist.all_gather_object(gathered, results)
@@ -114,9 +115,17 @@ class ValidatedModel(SRModel):
         suffix = label or self.opt['val'].get('suffix') or self.opt['name']
         return folder / dataset / f'{image}_{suffix}.png'
 
-    def _measure(self, sr: np.ndarray, log_scale: np.ndarray | None) -> dict:
+    def _finish(self, image: str, output: Tensor, gt: Tensor | None, log_scale: np.ndarray | None,
+                path: Path | None) -> tuple[str, dict] | None:
+        """Saves and measures one image; in a thread of its own, so it must not touch what the next image changes."""
+        sr = tensor2img([output])
+        if path is not None:
+            imwrite(sr, str(path))
+        return None if gt is None else (image, self._measure(sr, tensor2img([gt]), log_scale))
+
+    def _measure(self, sr: np.ndarray, gt: np.ndarray, log_scale: np.ndarray | None) -> dict:
         """Every metric of ``val.metrics`` on one image; s (C, H, W) goes to those with a parameter ``log_scale``."""
-        pair, values = {'img': sr, 'img2': tensor2img([self.gt.cpu()])}, {}
+        pair, values = {'img': sr, 'img2': gt}, {}
         for name, block in (self.opt['val'].get('metrics') or {}).items():
             data = pair
             if _wants_log_scale(block):
