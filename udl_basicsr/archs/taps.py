@@ -1,6 +1,8 @@
 """Where an uncertainty head reads a network: found by running it on a small image, named for the networks we know."""
+import copy
 import difflib
 import inspect
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -19,10 +21,8 @@ DEFAULT_TAPS = {
     'ECBSR': ('backbone.-1', ),
 }
 _INPUT_CHANNEL_ARGS = ('num_in_ch', 'in_chans', 'in_nc', 'in_channels', 'in_ch')
-# Powers of two suit most windows and strides. Oblong, since what a network pads to cancels out of height - width; a few
-# networks take squares only.
-_OBLONG = ((16, 32), (32, 64), (64, 128))
-_SQUARE = ((16, 16), (48, 48), (64, 64))
+# Short sides. Powers of two suit most windows and strides; 48 is IPT's.
+_SIDES = (16, 32, 48, 64)
 
 
 class TapError(ValueError):
@@ -75,7 +75,7 @@ def first_tensor(args: tuple, kwargs: dict) -> Tensor | None:
 
 
 def find_tap(network: nn.Module, options: dict, tap: str | None = None) -> Tap:
-    """Finds where a head reads ``network``, by running it. Neither its mode nor its buffers change.
+    """Finds where a head reads ``network``, by running it. Nothing of it changes.
 
     Args:
         network (nn.Module): From (N, C, h, w) to (N, C, H, W).
@@ -150,27 +150,28 @@ def _dry_runs(network: nn.Module, options: dict) -> Iterator[Run]:
     channels = [c for c in dict.fromkeys([*map(argument, _INPUT_CHANNEL_ARGS), first_conv, 3]) if c]
     window = argument('window_size') or 1
     failure, ran = None, False
-    for sizes in (_OBLONG, _SQUARE):
-        for size in sizes:
-            size = tuple(-(-side // window) * window for side in size)
-            for count in channels:
+    for ratio in (2, 1):  # oblong, since what a network pads to cancels out of width - height; a few take squares only
+        for side in _SIDES:
+            height = -(-side // window) * window
+            for count, on_meta in itertools.product(channels, (True, False)):
                 try:
-                    run = _dry_run(network, (1, count, *size))
+                    run = _dry_run(network, (1, count, height, ratio * height), on_meta)
                 except TapError:
                     raise
                 except Exception as error:
-                    failure = failure or error
-                    continue
-                ran = True
-                yield run
-                break
+                    failure = failure if failure or on_meta else error
+                else:
+                    ran = True
+                    yield run
+                    break
         if ran:
             return
     raise TapError(f'{options["type"]} cannot be run on a {channels[0]}-channel image of 16 to 128 pixels: '
                    f'{failure}') from failure
 
 
-def _dry_run(network: nn.Module, shape: tuple[int, ...]) -> Run:
+def _dry_run(network: nn.Module, shape: tuple[int, ...], on_meta: bool) -> Run:
+    """On torch's meta device nothing is computed; a few networks look at values and need the true run."""
     calls = {}
 
     def note(name):
@@ -182,13 +183,17 @@ def _dry_run(network: nn.Module, shape: tuple[int, ...]) -> Run:
 
         return hook
 
+    image = next(network.parameters(), torch.zeros(0)).new_zeros(shape)
+    if on_meta:
+        image = image.to('meta')
+        # the modules alone are copied, and no weight
+        network = copy.deepcopy(network, {id(t): _to_meta(t) for t in (*network.parameters(), *network.buffers())})
     modes = [(module, module.training) for module in network.modules()]
     handles = [m.register_forward_pre_hook(note(n), with_kwargs=True) for n, m in network.named_modules() if n]
-    parameter = next(network.parameters(), torch.zeros(0))
     try:
         network.eval()
         with torch.no_grad():
-            mean = network(parameter.new_zeros(shape))
+            mean = network(image)
     finally:
         for handle in handles:
             handle.remove()
@@ -199,3 +204,8 @@ def _dry_run(network: nn.Module, shape: tuple[int, ...]) -> Run:
         raise TapError(f'{type(network).__name__} cannot be the mean network: expected an image (N, C, H, W), '
                        f'got {got}')
     return Run(calls, shape[2:], tuple(mean.shape))
+
+
+def _to_meta(tensor: Tensor) -> Tensor:
+    there = tensor.detach().to('meta')
+    return nn.Parameter(there, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else there
