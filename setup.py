@@ -3,6 +3,12 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+# The versions that were tried, as lower bounds: older ones lack networks, or do not know newer torch. Python 3.10 has
+# older releases of torch and onnxruntime only.
+SPANDREL = ['spandrel>=0.4.2']
+EXPORT = ['onnx>=1.23', 'onnxruntime>=1.31; python_version >= "3.11"', 'onnxruntime; python_version < "3.11"',
+          'onnxscript>=0.7', 'safetensors>=0.8']
+
 setup(
     name='udl_basicsr',
     version='0.1.0',
@@ -28,8 +34,11 @@ setup(
         'tqdm>=4.66',
     ],
     extras_require={
+        'spandrel': SPANDREL,
+        'export': EXPORT,
         'demo': ['scikit-image>=0.22'],
-        'test': ['pytest>=8.0', 'ruff>=0.6', 'scikit-image>=0.22', 'scipy>=1.11'],
+        'test': ['hypothesis>=6.100', 'pytest>=8.0', 'ruff>=0.6', 'scikit-image>=0.22', 'scipy>=1.11',
+                 *SPANDREL, *EXPORT],
     },
     entry_points={'console_scripts': ['udl-train=udl_basicsr.train:main', 'udl-test=udl_basicsr.test:main']},
 )

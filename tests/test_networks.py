@@ -43,7 +43,7 @@ NETWORKS = {
     # spandrel's
     'ATD': ({**SWIN, 'upsampler': 'pixelshuffle', 'category_size': 16, 'num_tokens': 4, 'reducted_dim': 2}, 'upscale',
             'conv_before_upsample'),
-    'CRAFT': ({'window_size': 16, 'embed_dim': 32, 'depths': [1], 'num_heads': [2], 'split_size_0': 4,
+    'CRAFT': ({'window_size': 16, 'embed_dim': 64, 'depths': [1], 'num_heads': [2], 'split_size_0': 4,
                'split_size_1': 8}, 'upscale', 'upsample'),
     'Compact': ({'num_feat': 8, 'num_conv': 1}, 'upscale', 'body.4'),
     'DAT': (DAT, 'upscale', 'conv_before_upsample'),

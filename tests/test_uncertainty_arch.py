@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from udl_basicsr.archs import UDLHead, UncertaintyNet
+from udl_basicsr.archs.taps import find_tap
 from udl_basicsr.losses import ESULoss
 
 EDSR = {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 2}
@@ -115,6 +116,94 @@ def test_unknown_network_without_a_tap_is_told_what_there_is():
         UncertaintyNet(ridnet)
     net = UncertaintyNet(ridnet, tap='tail')
     assert net.scale == net.head.scale == 1
+
+
+class Padding(nn.Module):
+    """Enlarges twice; pads to a multiple of 8 and by 8 more, as CRAFT does; its tap is its own."""
+    default_tap = ('none', 'parts.-1')
+
+    def __init__(self, num_in_ch=3):
+        super().__init__()
+        self.parts = nn.ModuleList([nn.Conv2d(num_in_ch, 4, 3, 1, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 12, 3, 1, 1)])
+
+    def forward(self, x):
+        height, width = x.shape[-2:]
+        x = F.pad(x, (0, 8 + -width % 8, 0, 8 + -height % 8))
+        for part in self.parts:
+            x = part(x)
+        return F.pixel_shuffle(x, 2)[..., :2 * height, :2 * width]
+
+
+class Squares(Padding):
+    """Takes 48 x 48 alone, and looks at values, which the meta device has not."""
+
+    def forward(self, x):
+        if x.shape[-2:] != (48, 48) or not bool(x.isfinite().all()):
+            raise ValueError('48 x 48, please')
+        for part in self.parts:
+            x = part(x)
+        return F.pixel_shuffle(x, 2)
+
+
+def test_the_scale_is_right_where_a_network_pads():
+    tap = find_tap(Padding(), {'type': 'Padding'})
+    assert (tap.name, tap.channels, tap.enlargement, tap.out_channels, tap.scale) == ('parts.2', 4, 2, 3, 2)
+
+
+def test_a_network_that_takes_squares_only_is_run_on_one():
+    tap = find_tap(Squares(), {'type': 'Squares'})
+    assert (tap.name, tap.enlargement, tap.scale) == ('parts.2', 2, 2)
+
+
+def test_a_network_that_cannot_be_run_is_answered_with_why():
+    class Never(Padding):
+        def forward(self, x):
+            raise RuntimeError('out of order')
+
+    with pytest.raises(ValueError, match=r'Never cannot be run .* out of order'):
+        find_tap(Never(), {'type': 'Never'})
+
+
+@pytest.mark.parametrize('on_meta', [True, False])
+def test_finding_a_tap_changes_nothing(on_meta):
+    net = (Padding if on_meta else Squares)()
+    net.train()
+    net.parts[1].eval()  # a part may be in another mode than the whole
+    before = copy.deepcopy(net.state_dict())
+    find_tap(net, {'type': 'any'})
+    assert [net.training, *(p.training for p in net.parts)] == [True, True, False, True]
+    assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
+    assert all(not m._forward_pre_hooks for m in net.modules())
+
+
+def test_a_large_network_is_not_computed_to_find_its_tap():
+    class Counting(Padding):
+        def forward(self, x):
+            seen.append(x.device.type)
+            return super().forward(x)
+
+    seen = []
+    find_tap(Counting(), {'type': 'Counting'})
+    assert seen == ['meta']
+
+
+def test_a_subclass_of_a_known_network_has_its_tap():
+    from basicsr.archs.edsr_arch import EDSR as Known
+
+    class Mine(Known):
+        pass
+
+    class EDSR_(nn.Module):  # no relation, whatever its name
+        forward = Padding.forward
+
+        def __init__(self):
+            super().__init__()
+            self.parts = Padding().parts
+
+    EDSR_.__name__ = 'EDSR'
+    assert find_tap(Mine(3, 3, num_feat=4, num_block=1, upscale=2), {'type': 'Mine'}).name == 'upsample'
+    with pytest.raises(ValueError, match='EDSR has no default'):
+        find_tap(EDSR_(), {'type': 'EDSR'})
 
 
 def test_a_network_that_makes_no_image():
