@@ -42,12 +42,16 @@ def save_atomic(content: dict, path: str | Path) -> None:
 def read_checkpoint(path: str | Path, map_location='cpu') -> dict:
     """Reads a checkpoint of tensors and plain values; pickled objects of any other kind are refused, never run.
 
+    The tensors of a ``.safetensors`` file come as ``{'params': ...}``.
+
     Raises:
         CheckpointError: Missing, truncated, no checkpoint at all, or not a mapping.
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f'{path}: no such file. Expected a checkpoint (.pth or .state)')
+        raise CheckpointError(f'{path}: no such file. Expected a checkpoint (.pth, .safetensors or .state)')
+    if path.suffix == '.safetensors':
+        return {'params': _read_safetensors(path, map_location)}
     try:
         content = torch.load(path, map_location=map_location, weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
@@ -60,12 +64,24 @@ def read_checkpoint(path: str | Path, map_location='cpu') -> dict:
     return content
 
 
+def _read_safetensors(path: Path, map_location) -> dict:
+    try:
+        import safetensors.torch
+        return safetensors.torch.load_file(path, device=str(map_location))
+    except ImportError as error:
+        raise CheckpointError(f"{path}: reading it needs safetensors: pip install 'udl_basicsr[export]'") from error
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f'{path}: cannot be read as safetensors: {error}') from error
+
+
 def network_weights(path: str | Path, param_key: str | None = 'params') -> dict:
     """The weights under ``param_key``; ``params`` where the key is ``params_ema`` and the file has none.
 
     ``param_key=None`` takes the file's top level. DDP's ``module.`` is removed.
     """
     content = read_checkpoint(path)
+    if Path(path).suffix == '.safetensors':
+        param_key = 'params'  # it has one set of weights, whatever that was called before
     if param_key is not None:
         if param_key not in content and param_key == 'params_ema':
             param_key = 'params'

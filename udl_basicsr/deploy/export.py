@@ -1,0 +1,290 @@
+"""Weights for other programs: safetensors, and ONNX that has been compared with torch before it is kept.
+
+ONNX comes from torch.onnx.export. Of its two exporters the older one (TorchScript) is tried first: it needs seconds
+where the newer one (dynamo) needs a minute, and on BasicSR's networks their graphs compute the same. Tracing may
+freeze a size of the example into the graph; that is found by the comparison at other sizes, and the next way is tried.
+"""
+import contextlib
+import importlib
+import json
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from basicsr.archs import build_network
+from torch import Tensor, nn
+
+from udl_basicsr.engine.yaml_files import load_yaml
+from udl_basicsr.models.checkpoints import load_network
+
+OPSET = 18
+TOLERANCE = 1e-5  # of a pixel in [0, 1]
+_EXAMPLE = (32, 48)
+# Other sizes: odd ones, and multiples of 16 for networks with windows. No larger ones, since the positions from which
+# onnxruntime interpolates are float32: of white noise 128 pixels wide its bicubic differs from torch's by 1e-5.
+_CHECKS = ((40, 24), (29, 37), (64, 32), (48, 64))
+# Dynamic batch first. Window attention often counts windows with Python's int(), which freezes the batch.
+_WAYS = (('torchscript', True), ('torchscript', False), ('dynamo', True), ('dynamo', False))
+
+
+class ExportError(RuntimeError):
+    """Weights that cannot be exported or converted; the message says why and what can be done."""
+
+
+@dataclass(frozen=True)
+class OnnxReport:
+    """What was written and how it compares with torch."""
+    exporter: str
+    opset: int
+    dynamic_batch: bool
+    """False: one image at a time; height and width are dynamic always."""
+    shapes: tuple[tuple[int, ...], ...]
+    """Inputs that torch and onnxruntime were compared on."""
+    difference: float
+    """The largest one, of pixels in [0, 1]."""
+    refused: tuple[tuple[int, int], ...]
+    """Sizes (h, w) that the network itself does not take."""
+
+
+def require(module: str):
+    """Imports an optional dependency, or says how to get it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ExportError(f"this needs {module.partition('.')[0]}: pip install 'udl_basicsr[export]'") from error
+
+
+def refuse_existing(*paths: str | Path | None, force: bool) -> None:
+    """Raises ExportError where an output exists already or its folder does not, before anything is computed."""
+    for path in (Path(p) for p in paths if p is not None):
+        if path.is_dir() or (path.exists() and not force):
+            raise ExportError(f'{path}: exists already; give another name' + ('' if path.is_dir() else ', or --force'))
+        if not path.absolute().parent.is_dir():
+            raise ExportError(f'{path}: the folder {path.absolute().parent} does not exist; make it first')
+
+
+@contextlib.contextmanager
+def written_aside(path: str | Path) -> Iterator[Path]:
+    """A name to write to, which becomes ``path`` when the block ends well and is removed when it does not."""
+    path = Path(path)
+    aside = path.with_name(f'.{path.stem}.{os.getpid()}.part{path.suffix}')
+    try:
+        yield aside
+        os.replace(aside, path)
+    except OSError as error:
+        raise ExportError(f'{path}: cannot be written ({error}); what was there before is kept') from error
+    finally:
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
+
+
+# -------------------------------------------------------------------------------------- which network a file is of
+def find_options(weights: str | Path, opt: str | Path | None = None) -> tuple[dict, str] | None:
+    """The blocks ``network_g`` and ``network_u`` that belong to a checkpoint.
+
+    Args:
+        weights: The checkpoint: ``.pth``, or ``.safetensors``, whose metadata may hold the blocks.
+        opt: An option file. None looks into the metadata, then into the run's folder (``<run>/models/net_g_*.pth``
+            beside ``<run>/*.yml``).
+
+    Returns:
+        The blocks and where they were found, or None.
+
+    Raises:
+        ExportError: ``opt`` names no ``network_g``.
+        OptionError: ``opt`` cannot be read.
+    """
+    weights = Path(weights)
+    if opt is not None:
+        found = _blocks(load_yaml(str(opt)))
+        if not found:
+            raise ExportError(f'{opt}: has no network_g: {{type: ..., ...}}')
+        return found, str(opt)
+    if weights.suffix == '.safetensors' and weights.is_file():
+        try:
+            with require('safetensors').safe_open(weights, 'pt') as file:
+                found = _blocks(json.loads((file.metadata() or {}).get('networks', '{}')))
+        except (OSError, ValueError, require('safetensors').SafetensorError):
+            found = {}  # who reads the weights will say what is wrong with the file
+        if found:
+            return found, str(weights)
+    if weights.absolute().parent.name == 'models':
+        for file in sorted(weights.absolute().parent.parent.glob('*.yml')):
+            found = _blocks(load_yaml(str(file)))
+            if found:
+                return found, str(file)
+    return None
+
+
+def _blocks(options: dict) -> dict:
+    found = {key: options[key] for key in ('network_g', 'network_u') if isinstance(options.get(key), dict)}
+    return found if isinstance(found.get('network_g', {}).get('type'), str) else {}
+
+
+def build_loaded(path: str | Path, blocks: dict, param_key: str, label: str = 'g') -> nn.Module:
+    """The network of ``blocks[f'network_{label}']`` with the weights of a file, in evaluation mode, float32, CPU.
+
+    Raises:
+        ExportError: The block is missing or the network cannot be built from it.
+        CheckpointError: The file does not fit.
+    """
+    block = blocks.get(f'network_{label}')
+    if block is None:
+        raise ExportError(f'network_{label} is missing in the options')
+    if label == 'u':
+        block = {'backbone': blocks['network_g'], **block}
+    try:
+        network = build_network(block)
+    except (KeyError, TypeError, ValueError, ImportError, AssertionError) as error:
+        raise ExportError(f'network_{label}: {block} cannot be built: {error}') from error
+    load_network(network, path, param_key)
+    return network.eval().requires_grad_(False)
+
+
+# ---------------------------------------------------------------------------------------------------- safetensors
+def export_safetensors(weights: dict[str, Tensor], path: str | Path, blocks: dict | None = None) -> None:
+    """Writes weights as safetensors, bit for bit.
+
+    The metadata hold ``format: pt`` and, where ``blocks`` are known, ``network`` (the type of network_g) and
+    ``networks``, the blocks as JSON, which :func:`find_options` reads back.
+
+    Raises:
+        ExportError: safetensors is missing, the file cannot be written, or reads back as something else.
+    """
+    safetensors = require('safetensors.torch')
+    metadata = {'format': 'pt'}
+    if blocks:
+        metadata |= {'network': blocks['network_g']['type'], 'networks': json.dumps(blocks)}
+    # cloned: safetensors refuses tensors that share memory
+    weights = {key: value.detach().cpu().contiguous().clone() for key, value in weights.items()}
+    with written_aside(path) as aside:
+        safetensors.save_file(weights, str(aside), metadata)
+        back = safetensors.load_file(str(aside))
+        if back.keys() != weights.keys() or not all(_same(back[key], value) for key, value in weights.items()):
+            raise ExportError(f'{path}: reads back as something else; nothing is kept. Is the disk in order?')
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and torch.equal(a.view(-1).view(torch.uint8), b.view(-1).view(torch.uint8))
+
+
+# ----------------------------------------------------------------------------------------------------------- ONNX
+def export_onnx(network: nn.Module, path: str | Path) -> OnnxReport:
+    """Writes a network as ONNX: ``lq`` (N, C, h, w) to ``sr`` (N, C, H, W), pixels in [0, 1], h and w dynamic.
+
+    The file is kept only after onnxruntime has given what torch gives, to 1e-5 of a pixel (where pixels exceed 1 in
+    size, of the largest), at two or more sizes that differ from the example's. The batch is dynamic where the network
+    allows it, else 1.
+
+    Args:
+        network: In float32 on the CPU; put in evaluation mode.
+        path: Where to, ``.onnx``.
+
+    Raises:
+        ExportError: onnx or onnxruntime is missing, or no graph with dynamic sizes gives the same pixels; the message
+            has what each way came to.
+    """
+    require('onnx')
+    runtime = require('onnxruntime')
+    network.eval()
+    images, refused, reason = _images(network)
+    if _EXAMPLE not in images or len(images) < 3:
+        raise ExportError(f'{type(network).__name__} does not take images of {refused} (h, w), so no file with dynamic '
+                          f'sizes can be made: {_first_line(reason)}')
+    failures = []
+    for exporter, dynamic_batch in _WAYS:
+        try:
+            with written_aside(path) as aside:
+                _export(network, images[_EXAMPLE][0], aside, exporter, dynamic_batch)
+                shapes, difference = _compare(runtime, network, aside, images, dynamic_batch)
+                if not difference <= TOLERANCE:  # so that NaN fails as well
+                    raise ExportError(f'differs by {difference:.1e} from torch')
+            return OnnxReport(exporter, OPSET, dynamic_batch, shapes, difference, tuple(refused))
+        except Exception as error:  # exporters and runtimes raise whatever their libraries do
+            failures.append(f'{exporter} exporter, batch {"dynamic" if dynamic_batch else "of 1"}: '
+                            f'{_first_line(error)}')
+    raise ExportError('\n  '.join([f'{path}: {type(network).__name__} cannot be exported with dynamic sizes; nothing '
+                                   f"was kept. Expected torch's pixels to {TOLERANCE:g}, tried:", *failures]))
+
+
+def _images(network: nn.Module) -> tuple[dict, list, Exception | None]:
+    """Images by their sizes with what torch makes of them, the sizes that the network refuses, and its last reason."""
+    generator = torch.Generator().manual_seed(0)
+    images, refused, reason = {}, [], None
+    for num_in_ch in (3, 1):
+        images, refused = {}, []
+        for height, width in (_EXAMPLE, *_CHECKS):
+            image = torch.rand(1, num_in_ch, height, width, generator=generator)
+            try:
+                images[height, width] = (image, _run(network, image))
+            except ExportError:
+                raise
+            except Exception as error:  # whatever a network says to a size that it does not take
+                refused.append((height, width))
+                reason = error
+        if images:
+            break
+    return images, refused, reason
+
+
+def _run(network: nn.Module, image: Tensor) -> Tensor:
+    with torch.no_grad():
+        out = network(image)
+    if not isinstance(out, Tensor):
+        raise ExportError(f'{type(network).__name__} gives {type(out).__name__}; expected an image. '
+                          'Give the mean network, net_g_*')
+    return out
+
+
+def _export(network: nn.Module, image: Tensor, path: Path, exporter: str, dynamic_batch: bool) -> None:
+    # Two images where the batch is dynamic: torch.export takes a size of 1 for a constant.
+    batch = image.repeat(2, 1, 1, 1) if dynamic_batch else image
+    names = {'input_names': ['lq'], 'output_names': ['sr'], 'opset_version': OPSET}
+    axes = {**({0: 'batch'} if dynamic_batch else {}), 2: 'height', 3: 'width'}
+    level = logging.root.manager.disable
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter('ignore')  # of constants in traces: the comparison finds those that matter
+        logging.disable(logging.ERROR)
+        try:
+            if exporter == 'torchscript':
+                out = {**({0: 'batch'} if dynamic_batch else {}), 2: 'out_height', 3: 'out_width'}
+                torch.onnx.export(network, (batch, ), str(path), dynamo=False, dynamic_axes={'lq': axes, 'sr': out},
+                                  **names)
+            else:
+                require('onnxscript')
+                dims = {axis: torch.export.Dim(name) for axis, name in axes.items()}
+                program = torch.onnx.export(network, (batch, ), dynamo=True, dynamic_shapes=(dims, ), verbose=False,
+                                            **names)
+                program.save(str(path))
+        finally:
+            logging.disable(level)
+
+
+def _compare(runtime, network: nn.Module, path: Path, images: dict, dynamic_batch: bool) -> tuple[tuple, float]:
+    """onnxruntime against torch at each size, and with three images at once where the batch is dynamic."""
+    options = runtime.SessionOptions()
+    options.log_severity_level = 4  # what goes wrong is raised as well
+    session = runtime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
+    pairs = [pair for size, pair in images.items() if size != _EXAMPLE]
+    if dynamic_batch:
+        batch = torch.cat([pairs[0][0], pairs[0][0].flip(-1), 1 - pairs[0][0]])
+        pairs.append((batch, _run(network, batch)))
+    differences = []
+    for image, expected in pairs:
+        got = torch.from_numpy(session.run(['sr'], {'lq': image.numpy()})[0])
+        if got.shape != expected.shape:
+            raise ExportError(f'onnxruntime gives {tuple(got.shape)} for {tuple(image.shape)}, torch '
+                              f'{tuple(expected.shape)}')
+        largest = max(1., expected.abs().max().item())
+        differences.append((got - expected).abs().max().item() / largest)
+    return tuple(tuple(image.shape) for image, _ in pairs), torch.tensor(differences).max().item()  # NaN stays NaN
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f'{type(error).__name__}: {lines[0][:300]}' if lines else type(error).__name__
+
