@@ -79,7 +79,7 @@ def test_numbers_are_read_as_people_write_them(tmp_path):
     ('a: 1\nb: 2\na: 3', "a.yml:3: key 'a' stands here twice"),
     ('a:\n  b: 1\n  b: 2', "a.yml:3: key 'b' stands here twice"),
     ('a: [1, 2', 'a.yml:'),
-    ('a: !!float x', 'not valid YAML'),
+    ('a: !!float x', "a.yml:1: 'x' is no float"),
     ('1: 2', "a key must be text, got '1'"),
     ('- 1', 'expected `key: value` lines, got list'),
     ('', 'got nothing'),

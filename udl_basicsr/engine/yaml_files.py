@@ -3,8 +3,11 @@
 Nothing here knows what the keys mean; ``schema.py`` does.
 """
 import difflib
+import os
 import re
-from collections.abc import Iterable, Iterator
+import stat
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
 from os import path as osp
 from typing import Any
@@ -13,7 +16,13 @@ import yaml
 
 _FLOAT = re.compile(r'^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)$')  # YAML 1.1 wants a dot and a sign
 _REFERENCE = re.compile(r'\$\{(\w+)\}')
-_MAX_NODES = 100_000  # aliases of aliases grow exponentially; no honest option file comes near
+# No honest option file comes near any of these; a hostile one must cost neither time nor memory.
+_MAX_BYTES = 2**18  # of a file with all its bases; PyYAML reads some 100 kB a second
+_MAX_FILES = 100  # a base that names two bases that name two bases grows exponentially
+_MAX_NODES = 100_000  # values once aliases are expanded: aliases of aliases grow exponentially
+_MAX_DEPTH = 32  # blocks within blocks
+_MAX_TEXT = 10_000  # characters of one text once its ``${key}`` are replaced, which grows exponentially as well
+_MAX_LINE = 8000  # characters of one line of an error message
 
 
 class OptionError(ValueError):
@@ -24,15 +33,21 @@ class OptionError(ValueError):
     """
 
     def __init__(self, problems: str | Iterable[str]) -> None:
-        self.problems = (problems,) if isinstance(problems, str) else tuple(problems)
+        self.problems = tuple(map(_one_line, (problems,) if isinstance(problems, str) else problems))
         super().__init__('\n'.join(self.problems))
+
+
+def _one_line(text: str) -> str:
+    """``text`` as one line of a message: what came out of a file or a library moves no cursor and fills no screen."""
+    text = ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in text)
+    return text if len(text) <= _MAX_LINE else f'{text[:_MAX_LINE]}... ({len(text)} characters)'
 
 
 def did_you_mean(name: Any, known: Iterable[str], listing: int = 12) -> str:
     """A hint after an unknown name: the nearest known one, or else all of them when they are few."""
     known = sorted({str(k) for k in known})
     lower = {k.lower(): k for k in known}
-    near = difflib.get_close_matches(str(name).lower(), lower, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(str(name)[:100].lower(), lower, n=1, cutoff=0.6)
     if near:
         return f"; did you mean '{lower[near[0]]}'?"
     if not known:
@@ -54,15 +69,24 @@ class _Loader(yaml.SafeLoader):
         for key_node, _ in node.value:
             if key_node.tag == 'tag:yaml.org,2002:merge':
                 continue
+            # no text (`1: x`, `[a]: x`): refused below
+            if key_node.tag == 'tag:yaml.org,2002:str' and key_node.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key '{key_node.value}' stands here twice",
+                                                        key_node.start_mark)
+            seen.add(str(key_node.value))
+        return super().construct_mapping(node, deep)
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Puts what ``<<: *anchor`` merges into the mapping."""
+        super().flatten_mapping(node)
+        if len(node.value) > _MAX_NODES:
+            raise yaml.constructor.ConstructorError(None, None, f'more than {_MAX_NODES} values once merged',
+                                                    node.start_mark)
+        for key_node, _ in node.value:
             if key_node.tag != 'tag:yaml.org,2002:str':
                 raise yaml.constructor.ConstructorError(
                     None, None, f"a key must be text, got '{getattr(key_node, 'value', '?')}': put it in quotes",
                     key_node.start_mark)
-            if key_node.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key '{key_node.value}' stands here twice",
-                                                        key_node.start_mark)
-            seen.add(key_node.value)
-        return super().construct_mapping(node, deep)
 
 
 def _refuse_tag(loader: _Loader, node: yaml.Node) -> None:
@@ -71,8 +95,44 @@ def _refuse_tag(loader: _Loader, node: yaml.Node) -> None:
         node.start_mark)
 
 
-_PLAIN_TAGS = [f'tag:yaml.org,2002:{t}' for t in ('null', 'bool', 'int', 'float', 'str', 'seq', 'map')]
-_Loader.yaml_constructors = {tag: yaml.SafeLoader.yaml_constructors[tag] for tag in _PLAIN_TAGS}
+def _scalar(construct: Callable[[_Loader, yaml.Node], Any]) -> Callable[[_Loader, yaml.Node], Any]:
+    """A constructor of a single value whose every failure says where it was."""
+    def constructor(loader: _Loader, node: yaml.Node) -> Any:
+        try:
+            value = construct(loader, node)
+        except (ValueError, KeyError, IndexError, OverflowError) as error:  # `!!bool perhaps`, `!!int ''`
+            problem = f"'{_short(node.value)}' is no {node.tag.rpartition(':')[2]}"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from error
+        if problem := _unusable(value):
+            raise yaml.constructor.ConstructorError(None, None, f"'{_short(node.value)}' {problem}", node.start_mark)
+        return value
+    return constructor
+
+
+def _short(text: Any) -> str:
+    text = str(text)
+    return text if len(text) <= 60 else f'{text[:57]}...'
+
+
+def _unusable(value: Any) -> str:
+    """Why nothing that reads options could use a value; empty where it can."""
+    if isinstance(value, int) and abs(value) >= 2**63:
+        return 'is beyond 64 bits: write a smaller number, or put it in quotes if it is text'
+    if isinstance(value, str) and (strange := next((c for c in value if _is_control(c)), None)):
+        return f'has the control character U+{ord(strange):04X}: remove it'
+    return ''
+
+
+def _is_control(character: str) -> bool:
+    """Characters that no name, path or number holds; tabs and line breaks are white space."""
+    return unicodedata.category(character) in ('Cc', 'Cs') and character not in '\t\n'
+
+
+_SCALARS = [f'tag:yaml.org,2002:{t}' for t in ('null', 'bool', 'int', 'float', 'str')]
+_Loader.yaml_constructors = {
+    **{tag: _scalar(yaml.SafeLoader.yaml_constructors[tag]) for tag in _SCALARS},
+    **{tag: yaml.SafeLoader.yaml_constructors[tag] for tag in ('tag:yaml.org,2002:seq', 'tag:yaml.org,2002:map')},
+}
 _Loader.add_constructor(None, _refuse_tag)
 _Loader.add_implicit_resolver('tag:yaml.org,2002:float', _FLOAT, list('-+.0123456789'))
 
@@ -102,6 +162,8 @@ def _unshare(value: Any, nodes: Iterator[int], parents: tuple[int, ...] = ()) ->
         return value
     if id(value) in parents:
         raise ValueError('an anchor contains itself')
+    if len(parents) >= _MAX_DEPTH:
+        raise ValueError(f'more than {_MAX_DEPTH} blocks within one another')
     parents = (*parents, id(value))
     if isinstance(value, dict):
         return {k: _unshare(v, nodes, parents) for k, v in value.items()}
@@ -116,7 +178,9 @@ def _read(text: str, source: str) -> Any:
         mark = error.problem_mark or error.context_mark
         where = f'{source}:{mark.line + 1}' if mark else source
         raise OptionError(f'{where}: {error.problem or error.context}') from None
-    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
+    except RecursionError:
+        raise OptionError(f'{source}: not valid YAML: more than {_MAX_DEPTH} blocks within one another') from None
+    except (yaml.YAMLError, ValueError) as error:
         raise OptionError(f'{source}: not valid YAML: {str(error).splitlines()[0]}') from None
 
 
@@ -140,21 +204,31 @@ def merge(base: dict, over: dict) -> dict:
     return merged
 
 
-def _load(path: str, parents: tuple[str, ...]) -> dict:
-    path = osp.abspath(osp.expanduser(path))
-    real = osp.realpath(path)
-    if real in parents:
-        raise OptionError(f'{path}: _base_ goes round in a circle: {" -> ".join((*parents, real))}')
+def _read_text(path: str, by: str) -> str:
     try:
-        with open(path, encoding='utf-8-sig') as file:
-            text = file.read()
+        if stat.S_ISFIFO(mode := os.stat(path).st_mode) or stat.S_ISCHR(mode):
+            raise OptionError(f'{path}: cannot read this option file{by}: it is a pipe or a device')
+        with open(path, 'rb') as file:
+            data = file.read(_MAX_BYTES + 1)
+        if len(data) > _MAX_BYTES:
+            raise OptionError(f'{path}: cannot read this option file{by}: it is larger than {_MAX_BYTES} bytes')
+        return data.decode('utf-8-sig')
     except OSError as error:
-        by = f' (named by {parents[-1]})' if parents else ''
         raise OptionError(f'{path}: cannot read this option file{by}: {error.strerror}') from None
     except UnicodeDecodeError:
         raise OptionError(f'{path}: not a text file in UTF-8') from None
 
-    opt = _read(text, path)
+
+def _load(path: str, parents: tuple[str, ...], texts: list[str]) -> dict:
+    path = osp.abspath(osp.expanduser(path))
+    real = osp.realpath(path)
+    if real in parents:
+        raise OptionError(f'{path}: _base_ goes round in a circle: {" -> ".join((*parents, real))}')
+    texts.append(_read_text(path, f' (named by {parents[-1]})' if parents else ''))
+    if len(texts) > _MAX_FILES or sum(map(len, texts)) > _MAX_BYTES:
+        raise OptionError(f'{parents[0]}: _base_: more than {_MAX_FILES} files, or {_MAX_BYTES} bytes, are to be read')
+
+    opt = _read(texts[-1], path)
     if not isinstance(opt, dict):
         got = 'nothing' if opt is None else type(opt).__name__
         raise OptionError(f'{path}: expected `key: value` lines, got {got}')
@@ -165,23 +239,28 @@ def _load(path: str, parents: tuple[str, ...]) -> dict:
     bases = opt.pop('_base_', None) or []
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(b, str) for b in bases):
-        raise OptionError(f'{path}: _base_: expected a file name or a list of file names, got {bases!r}')
+        raise OptionError(f'{path}: _base_: expected a file name or a list of file names, got {_short(repr(bases))}')
     merged: dict = {}
     for base in bases:
-        merged = merge(merged, _load(osp.join(folder, osp.expanduser(base)), (*parents, real)))
+        merged = merge(merged, _load(osp.join(folder, osp.expanduser(base)), (*parents, real), texts))
     return merge(merged, opt)
 
 
 def interpolate(opt: dict, source: str = 'options') -> dict:
     """Replaces ``${key}`` in text by the top-level value of ``key``; text that is only ``${key}`` takes its type."""
 
+    known: dict[str, Any] = {}
+
     def value_of(key: str, parents: tuple[str, ...]) -> Any:
         if key not in opt:
             raise OptionError(f"{source}: ${{{key}}}: there is no top-level key '{key}'{did_you_mean(key, opt)}")
-        if key in parents or isinstance(opt[key], (dict, list)):
-            why = 'refers to itself' if key in parents else 'is no single value'
+        why = 'refers to itself' if key in parents else 'is no single value' if isinstance(opt[key], (dict, list)) \
+            else f'goes on through more than {_MAX_DEPTH} keys' if len(parents) > _MAX_DEPTH else ''
+        if why:
             raise OptionError(f'{source}: ${{{key}}}: {key} {why}')
-        return resolve(opt[key], (*parents, key))
+        if key not in known:
+            known[key] = resolve(opt[key], (*parents, key))
+        return known[key]
 
     def resolve(value: Any, parents: tuple[str, ...] = ()) -> Any:
         if isinstance(value, dict):
@@ -193,7 +272,13 @@ def interpolate(opt: dict, source: str = 'options') -> dict:
         whole = _REFERENCE.fullmatch(value)
         if whole:
             return value_of(whole[1], parents)
-        return _REFERENCE.sub(lambda match: str(value_of(match[1], parents)), value)
+        count = len(_REFERENCE.findall(value))
+        if 0 < count <= _MAX_DEPTH:
+            value = _REFERENCE.sub(lambda match: str(value_of(match[1], parents)), value)
+        if count > _MAX_DEPTH or (count and len(value) > _MAX_TEXT):
+            raise OptionError(f'{source}: {_short(value)}: more than {_MAX_DEPTH} references, or more than {_MAX_TEXT} '
+                              'characters once they are replaced')
+        return value
 
     return {key: resolve(value, (key,) if not isinstance(value, (dict, list)) else ()) for key, value in opt.items()}
 
@@ -211,7 +296,7 @@ def load_yaml(path: str, references: bool = True) -> dict:
     Raises:
         OptionError: unreadable, not YAML, a tag that is not plain data, a key twice, a circle of bases.
     """
-    opt = _load(path, ())
+    opt = _load(path, (), [])
     return interpolate(opt, str(path)) if references else opt
 
 
@@ -228,6 +313,9 @@ def apply_force_yml(opt: dict, entries: Iterable[str] | None) -> dict:
         keys, source = [k.strip() for k in keys.split(':')], f'--force_yml {entry}'
         if not equals or not all(keys):
             problems.append(f'{source}: expected key:key=value, such as train:optim_g:lr=1e-4')
+            continue
+        if len(keys) > _MAX_DEPTH or any(map(_unusable, keys)):
+            problems.append(f'{source}: more than {_MAX_DEPTH} keys, or a control character in one')
             continue
         try:
             value = None if text.strip().lower() == 'none' else _read(text, source)
