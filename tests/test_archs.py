@@ -149,13 +149,13 @@ def test_autocast_and_memory_format(name):
     torch.testing.assert_close(last, plain, rtol=1e-4, atol=1e-5)
 
 
-@each_network
-def test_tap(name):
-    options = {'type': name, **NETWORKS[name], 'upscale': 3}
-    tap = build_network(dict(options)).default_tap
-    net = UncertaintyNet(dict(options), tap=tap).eval()
+@pytest.mark.parametrize(('name', 'channels', 'high_resolution'), [
+    ('DPDNN', 8, True), ('VDSR', 8, True), ('ESPCN', 4, False), ('CARN', 8, False), ('CARN_M', 8, False),
+    ('IDN', 16, False)])
+def test_default_tap(name, channels, high_resolution):
+    net = UncertaintyNet({'type': name, **NETWORKS[name], 'upscale': 3}).eval()
     seen = []
-    module = net.mean_network.get_submodule(tap)
+    module = net.mean_network.get_submodule(net.mean_network.default_tap)
     module.register_forward_pre_hook(lambda _, args: seen.append((args[0], args[0].clone())))
     lq = torch.rand(1, 3, 8, 7)
     with torch.no_grad():
@@ -164,8 +164,8 @@ def test_tap(name):
     assert mean.shape == log_scale.shape == (1, 3, 24, 21)
     features, before = seen[-1]
     assert torch.equal(features, before)  # nothing adds to it in place afterwards
-    # at high resolution where the network works there, else before upsampling
-    assert features.shape[2:] == ((24, 21) if name in ('VDSR', 'DPDNN') else (8, 7))
+    # a feature map, not an image: at high resolution where the network works there, else before upsampling
+    assert features.shape == (1, channels, *((24, 21) if high_resolution else (8, 7)))
 
 
 @pytest.mark.parametrize('scale', [2, 3, 4])
