@@ -581,8 +581,8 @@ def _write(params: Weights, path: str | Path, blocks: dict) -> list[str]:
                 + ('batch, height and width' if report.dynamic_batch else 'height and width (one image at a time)')
                 + f' dynamic; onnxruntime differs from torch by {report.difference:.1e} on '
                 + ', '.join('x'.join(map(str, shape)) for shape in report.shapes)
-                + (f'; the network takes no {" and no ".join(f"{h}x{w}" for h, w in report.refused)}'
-                   if report.refused else '')]
+                + (f'; it does not take {", ".join(f"{h}x{w}" for h, w in report.refused)}: pad images to a multiple '
+                   'of what the network divides them into' if report.refused else '')]
     else:
         save_atomic({'params': params}, path)
     return []
