@@ -1,1 +1,1 @@
-"""Data: what is trained when (``loader``) and how low-quality images are made."""
+"""Data: what is trained when (``loader``), cached uncertainties, and how low-quality images are made."""

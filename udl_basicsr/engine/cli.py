@@ -15,19 +15,20 @@ from .compat import LaunchError, init_dist
 from .options import OptionError, load_yaml, parse_options
 
 
-def run(action: Callable[..., None], is_train: bool, root_path: Path | None = None) -> int:
+def run(action: Callable[..., None], is_train: bool, root_path: Path | None = None, does: str = '') -> int:
     """Parses the command line, starts torch.distributed, checks the options and acts.
 
     Args:
         action (Callable): ``action(parsed, command)``.
         is_train (bool): For training or for testing.
         root_path (Path | None): Where ``experiments/`` and ``results/`` go; None is the working directory.
+        does (str): What the command does, for its help; by default that it trains or tests.
 
     Returns:
         int: Exit status: 0, 1 when a run failed in a way that is understood, 2 when its options are wrong. Any other
             failure is raised, and ends the process with a traceback and status 1.
     """
-    parser = argparse.ArgumentParser(description='Train.' if is_train else 'Test.')
+    parser = argparse.ArgumentParser(description=does or ('Train.' if is_train else 'Test.'))
     parser.add_argument('-opt', required=True, metavar='FILE', help='option file (YAML)')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none', help='job launcher')
     parser.add_argument('--auto_resume', action='store_true', help='go on from the last state of the run, if any')

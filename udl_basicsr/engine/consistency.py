@@ -8,8 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from basicsr.data.paired_image_dataset import PairedImageDataset
 from torch import nn
 
+from udl_basicsr.data.uncertainty_cache import AUTO
 from udl_basicsr.losses.perceptual import NETS, VERSIONS, find_backbone_weights, smallest_image
 from udl_basicsr.metrics import calculate_lpips
 from udl_basicsr.models.checkpoints import CheckpointError
@@ -71,6 +73,8 @@ class Checker(KeyChecker):
             if block.get('persistent_workers') and (phase != 'train' or not block.get('num_worker_per_gpu')):
                 self.report.add(f'{where}.persistent_workers', 'needs worker processes, which '
                                 + ('num_worker_per_gpu: 0 has not' if phase == 'train' else 'validation has not'))
+            if block.get('uncertainty_cache') and phase != 'train':
+                self.report.add(f'{where}.uncertainty_cache', 'only the training set has one; remove it')
         if self.is_train and not isinstance(datasets.get('train'), dict):
             self.report.add('datasets.train', 'missing; expected the training set')
         if not self.is_train and not any(k.split('_')[0] in ('test', 'val') for k in datasets):
@@ -187,11 +191,27 @@ class Checker(KeyChecker):
             add('network_u', 'not used in stage plain; remove it, or change stage')
         if stage != 'plain' and not has_u:
             add('network_u', f'missing; stage {stage} needs it, such as {{type: UncertaintyNet}}')
+        self.check_cache(stage)
         path = self.opt.get('path')
         # where stage1 is given, it is its own file that explains why nothing could be filled in
         if stage == 'udl' and isinstance(path, dict) and not (path.get('pretrain_network_u') or self.opt.get('stage1')):
             add('path.pretrain_network_u', 'missing; stage udl weights with the uncertainty of stage 1: name its '
                 'option file with the top-level key stage1, or its weights here')
+
+    def check_cache(self, stage: str) -> None:
+        datasets, where = self.opt.get('datasets'), 'datasets.train.uncertainty_cache'
+        train = datasets.get('train') if isinstance(datasets, dict) else None
+        folder = train.get('uncertainty_cache') if isinstance(train, dict) else None
+        if not isinstance(folder, str):
+            return
+        cls = lookup('data set', train.get('type'))
+        if stage != 'udl':
+            self.report.add(where, f'not used in stage {stage}; remove it, or change stage')
+        elif cls and not issubclass(cls, PairedImageDataset):
+            self.report.add(where, f'needs a PairedImageDataset, whose crops and flips the maps can follow, got '
+                            f'{cls.__name__}; remove it')
+        elif self.opt.get('rounds', 1) != 1 and folder != AUTO:
+            self.report.add(where, 'each of the rounds has another stage-1 network, and so another cache; use auto')
 
     def check_schedule(self, train: dict) -> None:
         total, warmup = train.get('total_iter'), train.get('warmup_iter', -1)

@@ -12,6 +12,8 @@ from os import path as osp
 from basicsr.data.paired_image_dataset import PairedImageDataset
 from PIL import Image
 
+from udl_basicsr.data.uncertainty_cache import AUTO, why_no_folder
+
 from .checks import Report, lookup
 
 MAX_PAIRS = 2000
@@ -55,6 +57,9 @@ def _check_dataset(dataset: dict, at: str, opt: dict, root_path: str, report: Re
         if not wanted(osp.expanduser(path)):
             kind = 'folder' if key.startswith('dataroot') else 'file'
             report.add(f'{at}.{key}', f'no such {kind}: {where(path, root_path)}; {_PREPARE}{drop}')
+    cache = dataset.get('uncertainty_cache')
+    if isinstance(cache, str) and cache != AUTO and (problem := why_no_folder(cache)):
+        report.add(f'{at}.uncertainty_cache', problem)
     if report.has(at) or cls is None or not issubclass(cls, PairedImageDataset):
         return
     roots = [dataset.get('dataroot_gt'), dataset.get('dataroot_lq')]

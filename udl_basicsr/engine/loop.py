@@ -11,6 +11,7 @@ from basicsr.utils.logger import init_tb_logger
 from basicsr.utils.options import dict2str
 from torch.utils.data import DataLoader
 
+from udl_basicsr.data import uncertainty_cache
 from udl_basicsr.data.loader import build_dataset, seed_all, train_batches
 from udl_basicsr.models.checkpoints import CheckpointError, read_checkpoint
 from udl_basicsr.reports.scores import format_scores, mean_scores, protocol_sentence, write_scores
@@ -39,9 +40,11 @@ def train(parsed: Parsed, command: str = '') -> None:
         total_iter = int(opt['train']['total_iter'])
         val_loaders = _loaders(opt, 'val')
         train_set = build_dataset(opt['datasets']['train'])
-        sampler, batches = train_batches(train_set, opt, start_iter)
         seed_all(opt['manual_seed'])  # the same initial weights in every process, whatever was drawn before
         model = build_model(opt)
+        if opt['datasets']['train'].get('uncertainty_cache'):
+            train_set = uncertainty_cache.prepare(train_set, opt, model.device)
+        sampler, batches = train_batches(train_set, opt, start_iter)
         model.iters_per_epoch = sampler.iters_per_epoch  # for schedules in epochs
         if state:
             model.resume_training(state)

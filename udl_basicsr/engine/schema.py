@@ -114,6 +114,9 @@ LOADER = {
     'num_prefetch_queue': Key(COUNT, 'batches held ready by prefetch_mode cpu; default 1'),
     'pin_memory': Key(BOOL, 'default false'),
     'persistent_workers': Key(BOOL, 'keep loader processes between epochs; default false'),
+    'uncertainty_cache': Key(TEXT, 'stage udl: folder of the s of each training image, made when it is not there; '
+                             'auto: beside dataroot_lq, one for each stage-1 network', ours=True, only='stage',
+                             null=True),
 }
 VAL = {
     'val_freq': Key(FREQUENCY, 'validate every so many iterations', need='train'),

@@ -6,10 +6,16 @@ mean network, then weights the error again. Round r > 1 is kept in ``<name>_roun
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from basicsr.utils import get_root_logger
 
+from udl_basicsr.data import uncertainty_cache
+from udl_basicsr.data.loader import build_dataset
+from udl_basicsr.models.checkpoints import CheckpointError
+
 from . import loop
-from .options import Parsed, renamed
+from .log import run_log
+from .options import OptionError, Parsed, renamed
 
 
 def train(parsed: Parsed, command: str = '') -> None:
@@ -42,6 +48,30 @@ def train(parsed: Parsed, command: str = '') -> None:
         mean = renamed(parsed, f"{parsed.opt['name']}_round{number}",
                        pretrain_network_g=_latest(first, 'g'), pretrain_network_u=uncertainty)
         _train_unless_done(mean, command)
+
+
+def cache_uncertainty(parsed: Parsed, command: str = '') -> None:
+    """Makes the cache that ``datasets.train.uncertainty_cache`` names, or finds that it is there and the right one.
+
+    Args:
+        parsed (Parsed): Checked options of stage ``udl``.
+        command (str): Of no use here; there is no run's folder.
+
+    Raises:
+        OptionError: The options ask for no cache.
+        CheckpointError: Stage 1 has not been trained; or the cache is one of something else, or cannot be made.
+    """
+    opt = parsed.opt
+    if not opt['datasets']['train'].get('uncertainty_cache'):
+        raise OptionError([f'{parsed.file}: datasets.train.uncertainty_cache: missing; name a folder, or add '
+                           '--force_yml datasets:train:uncertainty_cache=auto here and when training'])
+    weights = opt['path']['pretrain_network_u']
+    if not Path(weights).exists():
+        raise CheckpointError(f'{weights}: missing, since stage 1 has not been trained. Train it first: '
+                              f'python udl_basicsr/train.py -opt {parsed.stage1.file}')
+    with run_log(opt['rank']):
+        device = torch.device('cuda' if opt['num_gpu'] else 'cpu')
+        uncertainty_cache.prepare(build_dataset(opt['datasets']['train']), opt, device)
 
 
 def _latest(parsed: Parsed, label: str) -> str:

@@ -64,8 +64,13 @@ class StepModel(ValidatedModel):
         """Loads what ``path.pretrain_network_*`` names."""
         self.load_pretrained(self.net_g, 'g')
 
-    def compute_losses(self, lq: Tensor, gt: Tensor) -> tuple[dict, dict]:
+    def compute_losses(self, lq: Tensor, gt: Tensor, **given: Tensor) -> tuple[dict, dict]:
         """One forward of ``trained``.
+
+        Args:
+            lq (Tensor): (N, C, h, w), in [0, 1].
+            gt (Tensor): (N, C, H, W), in [0, 1].
+            given (Tensor): What the batch holds beside these: ``log_scale`` (N, C, H, W), where s is cached.
 
         Returns:
             tuple: The losses, ``{name: scalar with gradient}``, of which the sum is minimised; and figures for the log.
@@ -160,6 +165,7 @@ class StepModel(ValidatedModel):
     def feed_data(self, data: dict) -> None:
         self.lq = data['lq'].to(self.device, memory_format=self.memory_format, non_blocking=True)
         self.gt = data['gt'].to(self.device, non_blocking=True) if 'gt' in data else None
+        self.given = {key: data[key].to(self.device, non_blocking=True) for key in ('log_scale', ) if key in data}
 
     def listed_losses(self, pred: Tensor, gt: Tensor, lq: Tensor, skip: tuple = ()) -> dict:
         """The ``train.<x>_opt`` losses by their log names, in float32 outside of autocast."""
@@ -179,12 +185,13 @@ class StepModel(ValidatedModel):
         self._log = {}
         batch = len(self.lq)
         parts = list(zip(self.lq.chunk(self.accumulate), self.gt.chunk(self.accumulate), strict=True))
+        given = {key: value.chunk(self.accumulate) for key, value in self.given.items()}
         for number, (lq, gt) in enumerate(parts, 1):
             with contextlib.ExitStack() as waiting:
                 for network in networks.values():
                     if isinstance(network, DistributedDataParallel) and number < len(parts):
                         waiting.enter_context(network.no_sync())
-                losses, figures = self.compute_losses(lq, gt)
+                losses, figures = self.compute_losses(lq, gt, **{key: part[number - 1] for key, part in given.items()})
                 share = len(lq) / batch
                 self.scaler.scale(sum(losses.values()) * share).backward()
             for name, value in {**losses, **figures}.items():

@@ -57,14 +57,14 @@ class UDLModel(StepModel):
         # After net_u: where that is trained, the mean network is a part of it, and the one that is named wins.
         super().load_networks()
 
-    def compute_losses(self, lq: Tensor, gt: Tensor) -> tuple[dict, dict]:
+    def compute_losses(self, lq: Tensor, gt: Tensor, log_scale: Tensor | None = None) -> tuple[dict, dict]:
         if self.stage == 'plain':
             return super().compute_losses(lq, gt)
         if self.stage == 'udl':
             with self.autocast():
                 self.output = self.trained(lq)
                 with torch.no_grad():
-                    uncertainty = self.net_u.log_scale(lq)
+                    uncertainty = self.net_u.log_scale(lq) if log_scale is None else log_scale
             losses = {'l_udl': self.criteria['udl_opt'](self.output, gt, uncertainty)}
         else:
             with self.autocast():

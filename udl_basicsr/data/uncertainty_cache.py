@@ -1,0 +1,446 @@
+"""s of whole training images: computed once with the frozen stage-1 network, kept on the disk, cropped with the pair.
+
+The folder holds ``<LR file>.npy`` for each LR image, (H, W, C) uint16 with RGB channels, and ``manifest.json`` with
+what made it and each map's range: ``s = low + q * (high - low) / 65535``, so that the error is at most
+``(high - low) / 131070`` and nothing is clipped. Plain arrays and no PNG, since of an array that is mapped into memory
+only the crop is read: 0.1 ms for 96x96 of 480x480, against 20 ms to decode the PNG, which is hardly smaller.
+"""
+import contextlib
+import copy
+import hashlib
+import io
+import json
+import os
+import random
+from collections.abc import Callable
+from os import path as osp
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from basicsr.archs import build_network
+from basicsr.data.transforms import augment, paired_random_crop
+from basicsr.utils import FileClient, get_root_logger
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Subset
+from tqdm import tqdm
+
+from udl_basicsr.models.checkpoints import CheckpointError, load_network
+
+from .images import write_atomically
+
+LEVELS = 65535
+MANIFEST = 'manifest.json'
+AUTO = 'auto'
+_KEY = 'datasets.train.uncertainty_cache'
+_REMEDY = f'Name another folder in {_KEY} (auto gives each cache its own), or delete this one and it is computed anew'
+_ENTRY = {'size', 'bytes', 'low', 'high', 'digest', 'stamp'}
+_SHOWN = 3
+
+
+class CacheError(CheckpointError):
+    """A cache that cannot be made, or that must not be used; the message names the file, the reason and the remedy."""
+
+
+def quantise(log_scale: Tensor) -> tuple[np.ndarray, float, float]:
+    """s in 16 bits, evenly over its own range.
+
+    Args:
+        log_scale (Tensor): (C, H, W), finite.
+
+    Returns:
+        tuple: (H, W, C) uint16, and the values of its 0 and its 65535. ``dequantise`` is off by at most half a step,
+            (high - low) / 131070, beside the rounding of float32.
+    """
+    s = log_scale.cpu().numpy().transpose(1, 2, 0).astype(np.float64)
+    low, high = float(s.min()), float(s.max())
+    levels = (s - low) * (LEVELS / (high - low)) if high > low else np.zeros_like(s)
+    return np.rint(levels).astype(np.uint16), low, high
+
+
+def dequantise(levels: np.ndarray, low: float, high: float) -> np.ndarray:
+    """s in float32 from its 16-bit levels, of any shape."""
+    return levels.astype(np.float32) * np.float32((high - low) / LEVELS) + np.float32(low)
+
+
+def fingerprint(network: nn.Module) -> str:
+    """A hash of a network's weights and buffers: names, types, shapes and values."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, value in sorted(network.state_dict().items()):
+        value = value.detach().cpu().contiguous()
+        digest.update(repr((name, str(value.dtype), tuple(value.shape))).encode())
+        digest.update(value.flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+class WholeImages(Dataset):
+    """The LR images of a training set, each whole and once, as the network gets them, and what identifies each.
+
+    Args:
+        dataset (Dataset): PairedImageDataset or a class of its kind, from folders, a list or LMDB, not read from yet.
+
+    Attributes:
+        indices (dict): Name of the LR image (its path in ``dataroot_lq``, or its key) to an index of ``dataset``.
+    """
+
+    def __init__(self, dataset: Dataset):
+        # The same set in validation: neither cropped nor flipped, but read and normalised alike.
+        self.dataset = copy.copy(dataset)
+        self.dataset.opt = {**dataset.opt, 'phase': 'val'}
+        self.backend = dict(dataset.io_backend_opt)
+        self.folder = dataset.opt['dataroot_lq']
+        self.indices = {self.name(index): index for index in range(len(dataset))}
+        self.names = list(self.indices)
+
+    def name(self, index: int) -> str:
+        path = self.dataset.paths[index]['lq_path']
+        return path if self.backend['type'] == 'lmdb' else Path(osp.relpath(path, self.folder)).as_posix()
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, number: int) -> tuple[str, Tensor, dict]:
+        """The name, the image (C, h, w) float32, and what identifies it."""
+        name = self.names[number]
+        source = {'digest': self.digest(name), 'stamp': self.stamp(name)}
+        return name, self.dataset[self.indices[name]]['lq'], source
+
+    def stamp(self, name: str) -> list[int]:
+        """Size and time of the file: where both are as they were, the content is taken to be so too."""
+        lmdb = self.backend['type'] == 'lmdb'
+        stat = os.stat(osp.join(self.folder, 'data.mdb') if lmdb else self._path(name))
+        return [stat.st_size, stat.st_mtime_ns]
+
+    def digest(self, name: str) -> str:
+        """A hash of the encoded image, the same wherever the data are moved or copied to."""
+        if self.dataset.file_client is None:
+            options = dict(self.backend)
+            self.dataset.file_client = FileClient(options.pop('type'), **options)
+        return hashlib.blake2b(self.dataset.file_client.get(self._path(name), 'lq'), digest_size=16).hexdigest()
+
+    def is_source_of(self, entry: dict, name: str) -> bool:
+        """Whether an image is still the one that a map was computed from."""
+        return self.stamp(name) == entry['stamp'] or self.digest(name) == entry['digest']
+
+    def close(self) -> None:
+        """An LMDB may be open only once in a process, and not at all when worker processes are forked."""
+        self.dataset.file_client = None
+
+    def _path(self, name: str) -> str:
+        return self.dataset.paths[self.indices[name]]['lq_path']
+
+
+class UncertaintyCache:
+    """A folder of maps.
+
+    Args:
+        folder (str | Path): Where it is, or is to be.
+        made_by (dict): What s depends on beside the images: weights, network, scale, normalisation; plain values.
+
+    Attributes:
+        maps (dict): Name of the LR image to ``{size, bytes, low, high, digest, stamp}``; empty until ``read``.
+    """
+
+    def __init__(self, folder: str | Path, made_by: dict):
+        self.folder = Path(folder)
+        self.made_by = json.loads(json.dumps(made_by))
+        self.maps = {}
+
+    def path(self, name: str) -> Path:
+        return self.folder / f'{name}.npy'
+
+    # ------------------------------------------------------------------ a finished one
+
+    def read(self) -> bool:
+        """Reads the manifest; False where there is none.
+
+        Raises:
+            CacheError: It is broken, or was made by something else.
+        """
+        path = self.folder / MANIFEST
+        if not path.exists():
+            return False
+        try:
+            manifest = json.loads(path.read_text(encoding='utf-8'))
+            made_by, self.maps = dict(manifest['made_by']), dict(manifest['maps'])
+            if any(entry.keys() != _ENTRY for entry in self.maps.values()):
+                raise ValueError('it lacks what is known of a map')
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CacheError(f'{path}: is no manifest of an uncertainty cache ({error}). {_REMEDY}') from error
+        self._compare(made_by)
+        return True
+
+    def _compare(self, made_by: dict) -> None:
+        lines = [f'  {key}: {made_by.get(key)} there, {self.made_by.get(key)} here'
+                 for key in {**self.made_by, **made_by} if made_by.get(key) != self.made_by.get(key)]
+        if lines:
+            raise CacheError('\n'.join([f'{self.folder}: this uncertainty cache was made by something else:', *lines,
+                                        _REMEDY]))
+
+    def verify(self, images: WholeImages) -> bool:
+        """Whether there is a whole cache, which is the one of these images; False where there is none.
+
+        Raises:
+            CacheError: It was made by something else or from other images, or maps are missing or cut off.
+        """
+        if not self.read():
+            return False
+        added = [name for name in images.indices if name not in self.maps]
+        gone = [name for name in self.maps if name not in images.indices]
+        changed = [name for name in images.indices
+                   if name in self.maps and not images.is_source_of(self.maps[name], name)]
+        images.close()
+        lines = [f'  {what}: {_some(names)}' for what, names in
+                 (('changed since', changed), ('not in the cache', added), ('in the cache alone', gone)) if names]
+        if lines:
+            raise CacheError('\n'.join([f'{self.folder}: this uncertainty cache was made from other images than those '
+                                        f'of {images.folder}:', *lines, _REMEDY]))
+        broken = [str(self.path(name)) for name, entry in self.maps.items() if not self._is_whole(name, entry)]
+        if broken:
+            raise CacheError(f'{_some(broken)}: missing or cut off. {_REMEDY}')
+        return True
+
+    def _is_whole(self, name: str, entry: dict) -> bool:
+        try:
+            return self.path(name).stat().st_size == entry['bytes']
+        except OSError:
+            return False
+
+    def levels(self, name: str) -> np.ndarray:
+        """The map as it is stored, (H, W, C) uint16, mapped into memory: what is not looked at is not read.
+
+        Raises:
+            CacheError: It is missing or cut off.
+        """
+        entry = self.maps[name]
+        size = tuple(entry['size'])
+        try:
+            return np.memmap(self.path(name), np.uint16, 'r', entry['bytes'] - 2 * int(np.prod(size)), size)
+        except (OSError, ValueError) as error:
+            raise CacheError(f'{self.path(name)}: missing or cut off ({error}). {_REMEDY}') from error
+
+    # ------------------------------------------------------------------ making one
+
+    def build(self, network: nn.Module, images: WholeImages, device: torch.device, workers: int = 0) -> None:
+        """Computes what is missing, each process its share, and writes the manifest when all is there.
+
+        Maps are written whole or not at all and noted one by one, so that a build that was interrupted goes on.
+
+        Args:
+            network (nn.Module): With ``log_scale(lq)``; frozen, in eval mode.
+            images (WholeImages): The LR images.
+            device (torch.device): Where to compute.
+            workers (int): Loader processes.
+
+        Raises:
+            CacheError: The folder cannot be written, or s is not finite. In every process if in one.
+        """
+        rank, world_size = _rank()
+        noted = self._noted()
+        numbers = list(range(rank, len(images), world_size))
+        done = {name: noted[name] for name in (images.names[i] for i in numbers) if name in noted and
+                self._is_whole(name, noted[name]) and images.is_source_of(noted[name], name)}
+        images.close()
+        rest = [i for i in numbers if images.names[i] not in done]
+        get_root_logger().info(f'{self.folder}: computing the uncertainty of {len(images)} training images once'
+                               + (f', {len(done)} of {len(numbers)} are there' if done else '') + '.')
+
+        def note(line: str) -> None:
+            with self._writing():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                with open(self.folder / f'part_{rank}.jsonl', 'a', encoding='utf-8') as file:
+                    file.write(line + '\n')
+
+        def compute() -> dict:
+            network.to(device)
+            note('')  # ends a line that a killed process left unfinished
+            with torch.inference_mode():
+                loader = DataLoader(Subset(images, rest), batch_size=None, num_workers=workers)
+                for name, lq, source in tqdm(loader, 'uncertainty', unit='image', disable=rank != 0,
+                                             dynamic_ncols=True):
+                    done[name] = self._write(name, network.log_scale(lq[None].to(device))[0]) | source
+                    note(json.dumps({'made_by': self.made_by, 'name': name, **done[name]}))
+            return done
+
+        maps = {name: entry for part in together(compute) for name, entry in part.items()}
+        together(lambda: self._finish(maps) if rank == 0 else None)
+        images.close()
+        self.maps = maps
+
+    def _write(self, name: str, log_scale: Tensor) -> dict:
+        if not torch.isfinite(log_scale).all():
+            raise CacheError(f'{name}: the uncertainty network puts out NaN or infinity for this image. '
+                             'Take the weights of an earlier iteration of stage 1, or train it anew')
+        levels, low, high = quantise(log_scale)
+        file = io.BytesIO()
+        np.save(file, levels)
+        with self._writing():
+            self.path(name).parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.path(name), file.getvalue())
+        return {'size': list(levels.shape), 'bytes': len(file.getvalue()), 'low': low, 'high': high}
+
+    def _noted(self) -> dict:
+        """The maps that an interrupted build has finished."""
+        noted = {}
+        for path in sorted(self.folder.glob('part_*.jsonl')):
+            for line in path.read_text(encoding='utf-8', errors='replace').splitlines():
+                try:
+                    entry = json.loads(line)
+                    made_by, name = entry.pop('made_by'), entry.pop('name')
+                except (ValueError, KeyError, AttributeError):
+                    continue  # the line at which the process was killed
+                self._compare(made_by)
+                noted[name] = entry
+        return noted
+
+    def _finish(self, maps: dict) -> None:
+        manifest = {'made_by': self.made_by, 'maps': dict(sorted(maps.items()))}
+        with self._writing():
+            write_atomically(self.folder / MANIFEST, json.dumps(manifest, indent=0).encode())
+            for path in self.folder.glob('part_*.jsonl'):
+                path.unlink(missing_ok=True)
+        size = sum(entry['bytes'] for entry in maps.values()) / 1e9
+        error = max((entry['high'] - entry['low']) / LEVELS / 2 for entry in maps.values())
+        get_root_logger().info(f'{self.folder}: {len(maps)} maps, {size:.2f} GB, rounded by at most {error:.1e}.')
+
+    @contextlib.contextmanager
+    def _writing(self):
+        try:
+            yield
+        except OSError as error:
+            raise CacheError(f'{error.filename or self.folder}: cannot be written ({error.strerror or error}). Free '
+                             f'some space, check the permissions, or name another folder in {_KEY}; what has been '
+                             'computed is kept') from error
+
+
+class UncertaintyDataset(Dataset):
+    """A training set with ``log_scale``, s of each patch, beside ``lq`` and ``gt``.
+
+    These two stay what they are, bit for bit: the data set draws and cuts its patches itself. BasicSR's functions then
+    run once more on the map from the same random state, and must leave the same state behind.
+
+    Args:
+        dataset (Dataset): PairedImageDataset or a class of its kind, in training.
+        cache (UncertaintyCache): Its maps, read.
+        images (WholeImages): Their names.
+    """
+
+    def __init__(self, dataset: Dataset, cache: UncertaintyCache, images: WholeImages):
+        self.dataset, self.cache, self.opt = dataset, cache, dataset.opt
+        self.names = [images.name(index) for index in range(len(dataset))]
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict:
+        before = random.getstate()
+        sample = self.dataset[index]
+        after = random.getstate()
+        random.setstate(before)
+        sample['log_scale'] = self._patch(self.names[index])
+        if random.getstate() != after:
+            raise CacheError(f'{_KEY}: {type(self.dataset).__name__} draws other random numbers than the crop and the '
+                             'flips of PairedImageDataset, so that a map cannot follow them. Remove the key')
+        return sample
+
+    def _patch(self, name: str) -> Tensor:
+        levels = self.cache.levels(name)
+        (height, width), scale = levels.shape[:2], self.opt['scale']
+        lq = np.broadcast_to(np.uint8(0), (height // scale, width // scale))  # only its size is looked at
+        patch, _ = paired_random_crop(levels, lq, self.opt['gt_size'], scale, name)
+        patch = augment(np.array(patch), self.opt['use_hflip'], self.opt['use_rot'])  # a copy: flipped in place
+        entry = self.cache.maps[name]
+        levels = np.ascontiguousarray(patch.transpose(2, 0, 1))
+        return torch.from_numpy(dequantise(levels, entry['low'], entry['high']))
+
+
+# ----------------------------------------------------------------------------------------------------- from the options
+
+
+def prepare(dataset: Dataset, opt: dict, device: torch.device) -> UncertaintyDataset:
+    """The training set with the cache that ``datasets.train.uncertainty_cache`` asks for, made first where it is not.
+
+    Args:
+        dataset (Dataset): What ``datasets.train`` says, not read from yet.
+        opt (dict): Runtime options of a stage ``udl`` whose stage-1 weights are there.
+        device (torch.device): Where to compute.
+
+    Raises:
+        CacheError: There is a cache of other weights, another scale or other data; or none can be made.
+        CheckpointError: The weights of stage 1 cannot be read.
+    """
+    options, path = opt['datasets']['train'], opt['path']
+    block = {'backbone': opt['network_g'], **opt['network_u']}
+    network = build_network(block).eval().requires_grad_(False)
+    load_network(network, path['pretrain_network_u'], path.get('param_key_u', 'params'),
+                 path.get('strict_load_u', True))
+    made_by = {
+        'weights': fingerprint(network),
+        'network': block,
+        'scale': opt['scale'],
+        'input': {key: options.get(key) for key in ('type', 'mean', 'std', 'color')},
+    }
+    images = WholeImages(dataset)
+    cache = UncertaintyCache(_folder(options, made_by), made_by)
+    if together(lambda: cache.verify(images) if _rank()[0] == 0 else None)[0]:
+        together(cache.read)
+        get_root_logger().info(f'{cache.folder}: the uncertainty of {len(cache.maps)} training images is there.')
+    else:
+        cache.build(network, images, device, options.get('num_worker_per_gpu', 0))
+    return UncertaintyDataset(dataset, cache, images)
+
+
+def _folder(options: dict, made_by: dict) -> str:
+    """``auto`` is beside the LR images, since other LR images of the same GT have other maps."""
+    folder = options['uncertainty_cache']
+    if folder != AUTO:
+        return osp.expanduser(folder)
+    key = hashlib.blake2b(json.dumps(made_by, sort_keys=True).encode(), digest_size=4).hexdigest()
+    return f"{options['dataroot_lq'].rstrip('/').removesuffix('.lmdb')}_uncertainty_{key}"
+
+
+def why_no_folder(folder: str) -> str:
+    """Why a cache can neither be read from nor made in ``folder``; empty where it can. Nothing is touched."""
+    path = Path(folder).expanduser()
+    if path.exists() and not path.is_dir():
+        return f'{path.absolute()} is a file; expected a folder'
+    if path.is_dir() and any(path.iterdir()) and not any(path.glob('part_*.jsonl')) and not (path / MANIFEST).exists():
+        return f'{path.absolute()} is not empty and no uncertainty cache; name a new or an empty folder, or auto'
+    there = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+    if not (path / MANIFEST).exists() and not (there.is_dir() and os.access(there, os.W_OK)):
+        return f'{path.absolute()} cannot be made: {there} is no folder that can be written; name another'
+    return ''
+
+
+def _some(names: list[str]) -> str:
+    return ', '.join(names[:_SHOWN]) + (f', ... ({len(names)} in all)' if len(names) > _SHOWN else '')
+
+
+def _rank() -> tuple[int, int]:
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def together(action: Callable) -> list:
+    """Acts in every process; what fails in one is raised in all, where the others would wait for it in vain.
+
+    Returns:
+        list: The result of each process.
+    """
+    problem = result = None
+    try:
+        result = action()
+    except CheckpointError as error:
+        problem = error
+    outcomes = [(result, problem and str(problem))]
+    if _rank()[1] > 1:
+        mine, outcomes = outcomes[0], [None] * _rank()[1]
+        dist.all_gather_object(outcomes, mine)
+    if problem is not None:
+        raise problem
+    for _, message in outcomes:
+        if message is not None:
+            raise CacheError(message)
+    return [result for result, _ in outcomes]
