@@ -1,0 +1,95 @@
+#!/usr/bin/env python
+"""Super-resolves pictures: files and folders in, files out. No ground truth is needed.
+
+Examples:
+    python scripts/infer.py photos --out photos_x4 --weights experiments/EDSR_UDL_x4/models/net_g_latest.pth
+    python scripts/infer.py a.png b.jpg --out sr --weights net_g.safetensors -opt options/train_EDSR_UDL_x4.yml
+    python scripts/infer.py photos --out sr --weights experiments/EDSR_UDL_x4/models/net_g_latest.pth \\
+        --uncertainty experiments/EDSR_ESU_x4/models/net_u_latest.pth
+
+Gray, transparency, 16 bits, EXIF orientation and (but for 16-bit TIFF) the colour profile are kept. Started again, it
+goes on where it stopped: what lies in the folder of the results is not made again without --overwrite.
+
+Exit status: 0; 1 when a picture failed or a result could not be written; 2 when nothing was done, because something
+is wrong with the command, the networks or the pictures' headers.
+"""
+from __future__ import annotations
+
+import argparse
+import sys
+
+from udl_basicsr.deploy.export import ExportError
+from udl_basicsr.deploy.infer import InferenceError, carry_out, load_restorer, make_plan
+from udl_basicsr.engine.yaml_files import OptionError
+from udl_basicsr.models.checkpoints import CheckpointError
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parses the command line."""
+    def whole(least):
+        def convert(text):
+            if not text.isdecimal() or int(text) < least:
+                raise argparse.ArgumentTypeError(f'expected a whole number from {least}, got {text!r}')
+            return int(text)
+        return convert
+
+    parser = argparse.ArgumentParser(
+        description='Super-resolves pictures. What was made before is not made again; pictures that fail are listed.',
+        epilog='Exit status: 0; 1 when a picture failed; 2 when something is wrong with the command, the networks or '
+        "the pictures' headers, and nothing was done.")
+    parser.add_argument('inputs', nargs='+', metavar='INPUT',
+                        help='picture (PNG, JPEG, BMP, TIFF, WebP), or folder, with the folders in it')
+    parser.add_argument('--out', required=True, metavar='FOLDER', help='for the results; folders are kept')
+    parser.add_argument('--weights', required=True, metavar='FILE', help='net_g_*.pth or .safetensors')
+    parser.add_argument('-opt', metavar='YAML', help="option file with network_g; default: the one in the weights' run")
+    parser.add_argument('--param-key', default='params_ema', metavar='KEY',
+                        help='entry of the weights; default: params_ema where there is one, else params')
+    parser.add_argument('--uncertainty', metavar='FILE',
+                        help='net_u_*.pth: also write s, -2 (black) to 6 (white), as <name>_log_scale.png, 16 bits')
+    parser.add_argument('--tile', type=whole(8), metavar='N', help='restore tiles of N x N input pixels: less memory')
+    parser.add_argument('--overlap', type=whole(0), metavar='M', default=32,
+                        help='input pixels around each tile that the network sees as well; default 32')
+    parser.add_argument('--self-ensemble', action='store_true', help='mean over the 8 flips and turns; 8 times as slow')
+    parser.add_argument('--amp', choices=['bf16', 'fp16'], help='compute in 16 bits; default: float32')
+    parser.add_argument('--device', choices=['auto', 'cpu', 'cuda'], default='auto', help='default: a GPU if there is')
+    parser.add_argument('--suffix', default='', metavar='TEXT', help='results are <name>_<TEXT>; default: <name>')
+    parser.add_argument('--format', choices=['png', 'jpg', 'same'], default='png',
+                        help="of the results; same: each its input's; default png")
+    parser.add_argument('--overwrite', action='store_true', help='make again what exists')
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit status."""
+    args = parse_args(argv)
+    try:
+        plan = make_plan(args.inputs, args.out, suffix=args.suffix, file_format=args.format,
+                         log_scale=args.uncertainty is not None, overwrite=args.overwrite)
+        restorer = load_restorer(
+            args.weights, opt=args.opt, uncertainty=args.uncertainty, param_key=args.param_key, device=args.device,
+            tile=args.tile, overlap=args.overlap, self_ensemble=args.self_ensemble, amp=args.amp)
+    except (InferenceError, ExportError, OptionError, CheckpointError) as error:
+        print(f'Nothing was done:\n{error}', file=sys.stderr)
+        return 2
+    if plan.passed_over:
+        print('Passed over in the folders, no pictures that can be read: '
+              + ', '.join(f'{count} {ending}' for ending, count in sorted(plan.passed_over.items())))
+    if plan.done:
+        print(f'{plan.done} done before, skipped (--overwrite makes them again)')
+    try:
+        failures = carry_out(plan.jobs, restorer)
+    except OSError as error:
+        print(f'{error.filename or args.out}: {error.strerror or error}. Put it right and run the same command again; '
+              'it goes on where it stopped.', file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print('Interrupted. Run the same command again; it goes on where it stopped.', file=sys.stderr)
+        return 130
+    print(f'{len(plan.jobs) - len(failures)} done, in {args.out}')
+    if failures:
+        print(f'{len(failures)} failed:', *failures, sep='\n  ', file=sys.stderr)
+    return 1 if failures else 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
