@@ -215,10 +215,9 @@ def test_orientation_is_applied_and_profiles_are_kept(tmp_path, orientation):
         picture = read_picture(tmp_path / name)
         np.testing.assert_array_equal(picture.colour.squeeze(), ImageOps.exif_transpose(Image.open(tmp_path / name)))
         assert picture.icc == ICC
-    for image in (rgb, gray):  # Pillow and OpenCV turn these when they load them
+    for image, name in ((rgb, 'a.png'), (gray, 'b.png')):  # Pillow and OpenCV turn TIFFs when they load them
         image.save(tmp_path / 'c.tif', exif=exif)
-        np.testing.assert_array_equal(read_picture(tmp_path / 'c.tif').colour.squeeze(),
-                                      np.asarray(Image.open(tmp_path / 'c.tif')))
+        np.testing.assert_array_equal(read_picture(tmp_path / 'c.tif').colour, read_picture(tmp_path / name).colour)
 
 
 @pytest.mark.parametrize('bits', [8, 16])
@@ -339,8 +338,9 @@ def test_the_map_is_the_networks_own(run):
             s = run.net_u.log_scale(lq).double().mean(1)[0].numpy()
         got = decode_log_scale(pixels(run.root / name / 'a_log_scale.png'))
         assert got.shape == (24, 28)
-        assert s.std() > 1e-3
-        assert np.abs(got - s).max() < 1e-4  # of 16 bits
+        assert ((s > -2) & (s < 6)).mean() > 0.5
+        assert s.std() > 0.1
+        assert np.abs(got - s.clip(-2, 6)).max() < 1e-4  # of 16 bits
         assert (run.root / name / 'a.png').exists()
 
 

@@ -102,7 +102,7 @@ def make_plan(inputs: Iterable[str | Path], out: str | Path, *, suffix: str = ''
     sources: dict[Path, Path] = {}  # to the folder in out, by the file; a file that is named twice is one file
     for given in map(Path, inputs):
         if given.is_dir():
-            if _place(given) == _place(out):
+            if given.resolve() == out.resolve():
                 problems.append(f'{given}: is the folder of --out, whose results would be its next pictures: give '
                                 'another --out')
                 continue
@@ -153,9 +153,9 @@ def make_plan(inputs: Iterable[str | Path], out: str | Path, *, suffix: str = ''
 
 
 def _walk(folder: Path, out: Path, passed_over: Counter) -> Iterable[Path]:
-    results = _place(out)
+    results = out.resolve()
     for parent, folders, files in os.walk(folder):
-        folders[:] = sorted(f for f in folders if not f.startswith('.') and _place(Path(parent, f)) != results)
+        folders[:] = sorted(f for f in folders if not f.startswith('.') and Path(parent, f).resolve() != results)
         for name in sorted(files):
             ending = Path(name).suffix.lower()
             if name.startswith('.'):
@@ -167,8 +167,8 @@ def _walk(folder: Path, out: Path, passed_over: Counter) -> Iterable[Path]:
 
 
 def _place(path: Path) -> Path:
-    """Where a name lies, so that two spellings of it can be compared."""
-    return path.parent.resolve() / path.name if path.name not in ('', '..') else path.resolve()
+    """Where a file's name lies, so that two spellings of it can be compared."""
+    return path.parent.resolve() / path.name
 
 
 def _problem_of_folder(out: Path) -> list[str]:
