@@ -1,6 +1,5 @@
 """Option files: how they are read, what is checked, and with which words."""
 import glob
-import shutil
 from copy import deepcopy
 from os import path as osp
 from pathlib import Path
@@ -412,112 +411,6 @@ def test_stage_messages(parse, two_stages, tmp_path):
     del first['network_u']
     write(tmp_path / 'one.yml', first)
     assert f'{tmp_path / "one.yml"}: network_u: missing' in refused(parse, second)
-
-
-# -------------------------------------------------------------------------------------------------------------- data
-def test_missing_folders(parse, train_opt, tmp_path):
-    text = refused(parse, train_opt, 'datasets:train:dataroot_gt=nowhere/gt', 'datasets:val:dataroot_lq=nowhere/lq')
-    assert f'datasets.train.dataroot_gt: no such folder: {osp.abspath("nowhere/gt")}; prepare it with python ' \
-           'scripts/prepare_data.py' in text
-    assert '--force_yml datasets:val=~' in text
-    shutil.rmtree(tmp_path / 'lq')
-    assert 'datasets.train.dataroot_lq: no such folder' in refused(parse, train_opt)
-    (tmp_path / 'lq').mkdir()
-    assert 'datasets.train.dataroot_lq: no partner in' in refused(parse, train_opt)
-    shutil.rmtree(tmp_path / 'gt')
-    (tmp_path / 'gt').mkdir()
-    assert 'datasets.train: no images in' in refused(parse, train_opt)
-
-
-def test_the_folder_beside_root_path_is_hinted_at(parse, train_opt):
-    text = refused(parse, train_opt, 'datasets:train:dataroot_gt=gt')
-    assert 'run from there' in text
-
-
-def test_pairs(parse, train_opt, tmp_path):
-    (tmp_path / 'lq' / '2.png').rename(tmp_path / 'lq' / '2x.png')
-    text = refused(parse, train_opt)
-    assert 'datasets.train.dataroot_lq: no partner in' in text
-    assert '2.png for 2.png' in text
-    for i in (0, 1, 3):
-        (tmp_path / 'lq' / f'{i}.png').rename(tmp_path / 'lq' / f'{i}x.png')
-    parse(train_opt, ['datasets:val=~', "datasets:train:filename_tmpl='{}x'"])
-    Image.new('RGB', (32, 24)).save(tmp_path / 'lq' / '9x.png')
-    assert 'images without a partner' in refused(parse, train_opt, "datasets:train:filename_tmpl='{}x'")
-
-
-def test_meta_info_file(parse, train_opt, tmp_path):
-    meta = tmp_path / 'meta.txt'
-    force = f'datasets:train:meta_info_file={meta}'
-    assert 'datasets.train.meta_info_file: no such file' in refused(parse, train_opt, force)
-    meta.write_text('0.png (48,64,3)\n1.png (48,64,3)\n')
-    parse(train_opt, [force])
-    meta.write_text('0.png (48,64,3)\n7.png (48,64,3)\n')
-    assert 'names images that are not in' in refused(parse, train_opt, force)
-    meta.write_text('0.png (48,64,3)\n\n')
-    assert 'line 2 is empty' in refused(parse, train_opt, force)
-
-
-def test_lmdb(parse, train_opt, tmp_path):
-    train = train_opt['datasets']['train']
-    train['io_backend'] = {'type': 'lmdb'}
-    assert 'expects a folder whose name ends in .lmdb' in refused(parse, train_opt)
-    for kind, size in (('gt', '(48,64,3)'), ('lq', '(24,32,3)')):
-        folder = tmp_path / f'{kind}.lmdb'
-        folder.mkdir()
-        train[f'dataroot_{kind}'] = str(folder)
-        assert f'datasets.train.dataroot_{kind}: cannot read' in refused(parse, train_opt)
-        (folder / 'meta_info.txt').write_text(f'0.png {size} 1\n1.png {size} 1\n')
-    parse(train_opt)
-    (tmp_path / 'lq.lmdb' / 'meta_info.txt').write_text('0.png (24,32,3) 1\n1.png (24,30,3) 1\n')
-    assert 'in 1 of 2 pairs, GT is not 2 times LQ' in refused(parse, train_opt)
-    (tmp_path / 'lq.lmdb' / 'meta_info.txt').write_text('0.png (24,32,3) 1\n')
-    assert 'its images are not those of dataroot_gt: 1' in refused(parse, train_opt)
-
-
-def test_sizes(parse, train_opt, tmp_path):
-    for i in range(4):
-        Image.new('RGB', (31 if i else 32, 24)).save(tmp_path / 'lq' / f'{i}.png')
-    text = refused(parse, train_opt)
-    assert 'datasets.train: in 3 of 4 pairs, GT is not 2 times LQ, as scale: 2 says: 1.png GT 64x48, LQ 31x24' in text
-    assert 'datasets.val: in 3 of 4' in text
-    # validation crops GT that is larger by less than scale, training does not
-    for i in range(4):
-        Image.new('RGB', (65, 48)).save(tmp_path / 'gt' / f'{i}.png')
-        Image.new('RGB', (32, 24)).save(tmp_path / 'lq' / f'{i}.png')
-    text = refused(parse, train_opt)
-    assert 'datasets.train: in 4 of 4' in text
-    assert 'datasets.val' not in text
-    (tmp_path / 'gt' / '3.png').write_text('no image')
-    assert '1 of 4 pairs cannot be read as images' in refused(parse, train_opt)
-
-
-def test_a_png_that_is_cut_off(parse, train_opt, tmp_path):
-    path = sorted((tmp_path / 'gt').iterdir())[0]
-    path.write_bytes(path.read_bytes()[:-20])
-    assert f'{path.name}: is cut off' in refused(parse, train_opt)
-
-
-def test_patches_and_batches(parse, train_opt):
-    assert 'datasets.train.gt_size: 33 is no multiple of scale: 2; use 32' in refused(parse, train_opt,
-                                                                                    'datasets:train:gt_size=33')
-    text = refused(parse, train_opt, 'datasets:train:gt_size=64')
-    assert '64 makes LQ patches of 32, larger than' in text
-    assert 'use 48 or less' in text
-    text = refused(parse, train_opt, 'datasets:train:batch_size_per_gpu=8')
-    assert '4 images x dataset_enlarge_ratio 1 are 4 samples an epoch, fewer than one batch of 8; set ' \
-           'dataset_enlarge_ratio to 2 or more' in text
-    parse(train_opt, ['datasets:train:batch_size_per_gpu=8', 'datasets:train:dataset_enlarge_ratio=2'])
-    text = refused(parse, train_opt, 'datasets:train:batch_size_per_gpu=4', world_size=2, dist=True)
-    assert 'shared by 2 processes are 2 samples' in text
-
-
-def test_large_sets_are_sampled(parse, train_opt, monkeypatch):
-    from udl_basicsr.engine import data_check
-    monkeypatch.setattr(data_check, 'MAX_PAIRS', 3)
-    monkeypatch.setattr(data_check, 'SAMPLE', 2)
-    assert 'in 2 of 2 sampled pairs (of 4)' in refused(parse, train_opt, 'scale=3', 'network_g:upscale=3',
-                                                       'datasets:train:gt_size=33')
 
 
 # -------------------------------------------------------------------------------------------------------------- test

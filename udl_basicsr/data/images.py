@@ -5,8 +5,10 @@ reason: a decoder that quietly drops bits, transparency or frames would change t
 """
 import io
 import os
+import struct
 import warnings
 from pathlib import Path
+from typing import BinaryIO
 
 import cv2
 import numpy as np
@@ -16,10 +18,70 @@ SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp')
 # Refused by name; anything else in a folder (text files, thumbnails' caches) is no image and is passed over.
 OTHER_IMAGE_SUFFIXES = ('.tif', '.tiff', '.gif', '.webp', '.ppm', '.pgm', '.jp2', '.heic', '.avif', '.npy', '.exr')
 ORIENTATION = 0x0112  # EXIF tag
+MAX_PIXELS = 2**27
+"""More than any photograph has; a file of a few kilobytes can unpack to any size."""
+_PNG, _PNG_END = b'\x89PNG\r\n\x1a\n\0\0\0\rIHDR', b'\0\0\0\0IEND\xaeB`\x82'
+_PNG_KINDS = {0: 'gray', 2: 'RGB', 3: 'palette', 4: 'gray with alpha', 6: 'RGB with alpha'}
+_READ_BY_BASICSR = ('PNG', 'JPEG', 'BMP', 'TIFF', 'WEBP', 'PPM')  # and by Pillow without a helper program
+_MODES = {'P': 'palette', 'PA': 'palette with alpha', 'LA': 'gray with alpha', 'RGBA': 'RGB with alpha'}
+_CONVERT = 'scripts/prepare_data.py converts it, or refuses it with the reason'
 
 
 class ImageError(ValueError):
     """An image that cannot be used; the message says why and what to do, and leaves the file's name to the caller."""
+
+
+def read_header(file: BinaryIO) -> tuple[int, int]:
+    """What the header says of an image that data sets are going to read: 8-bit RGB or gray, whole, of a sane size.
+
+    BasicSR reads with OpenCV, which cuts 16 bits down to 8, drops an alpha channel, and hands out what is there of a
+    PNG that is cut off, without a word. No pixel is decoded here.
+
+    Args:
+        file: The file, open for reading in binary.
+
+    Returns:
+        (width, height).
+
+    Raises:
+        ImageError: If the image is empty, cut off, no image, too large, or of another kind.
+        OSError: If it cannot be read.
+    """
+    head = file.read(29)
+    if not head:
+        raise ImageError('is empty (0 bytes): fetch it again or remove it')
+    if head[:16] == _PNG and len(head) == 29:
+        width, height, bits, colour = struct.unpack('>IIBB', head[16:26])
+        kind = _PNG_KINDS.get(colour, 'unknown')
+    else:
+        file.seek(0)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore')  # Image.DecompressionBombWarning: our own limit is below
+                image = Image.open(file, formats=_READ_BY_BASICSR)
+        except Image.DecompressionBombError:
+            raise ImageError(f'is larger than {MAX_PIXELS} pixels: cut it into smaller images') from None
+        except Exception as error:  # damaged files make Pillow raise almost anything
+            raise ImageError('cannot be read as an image, it is damaged or something else: fetch it again or remove '
+                             'it') from error
+        (width, height), mode = image.size, image.mode
+        bits = 16 if mode in ('I', 'F') or mode.startswith('I;') else 8
+        kind = _MODES.get(mode, mode if mode in ('CMYK', 'YCbCr', 'LAB', 'HSV') else 'RGB')
+    if width * height > MAX_PIXELS:
+        raise ImageError(f'says it has {width}x{height} pixels, more than the {MAX_PIXELS} that are read: cut it into '
+                         'smaller images')
+    if not width or not height:
+        raise ImageError(f'says it has {width}x{height} pixels: fetch it again or remove it')
+    if bits == 16:
+        raise ImageError(f'has 16 bits a channel, which BasicSR would cut down to 8: {_CONVERT}')
+    if kind not in ('RGB', 'gray'):
+        raise ImageError(f'has the colour mode {kind}, expected RGB or gray: {_CONVERT}')
+    if head[:16] == _PNG:
+        file.seek(0, os.SEEK_END)
+        file.seek(max(file.tell() - len(_PNG_END), 0))
+        if file.read() != _PNG_END:
+            raise ImageError('is cut off: fetch it again or remove it')
+    return width, height
 
 
 def decode_rgb(data: bytes) -> tuple[np.ndarray, list[str]]:
@@ -45,12 +107,13 @@ def decode_rgb(data: bytes) -> tuple[np.ndarray, list[str]]:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', Image.DecompressionBombWarning)
             img = Image.open(io.BytesIO(data), formats=('PNG', 'JPEG', 'BMP'))
+            if img.width * img.height > MAX_PIXELS:
+                raise Image.DecompressionBombError
             pictures = getattr(img, 'n_frames', 1)
             img.load()
             orientation = img.getexif().get(ORIENTATION, 1)
     except Image.DecompressionBombError as error:
-        raise ImageError(f'is larger than the {2 * Image.MAX_IMAGE_PIXELS} pixels that Pillow reads: '
-                         'cut it into smaller images') from error
+        raise ImageError(f'is larger than the {MAX_PIXELS} pixels that are read: cut it into smaller images') from error
     except Exception as error:  # damaged files make Pillow raise almost anything: OSError, SyntaxError, struct.error
         raise ImageError('cannot be read as PNG, JPEG or BMP, it is damaged, truncated or something else '
                          f'({str(error).partition("<")[0].strip()}): fetch it again or remove it') from error

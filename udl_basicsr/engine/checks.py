@@ -8,11 +8,11 @@ from basicsr.data import build_dataloader
 from basicsr.models import lr_scheduler
 from basicsr.utils import FileClient
 from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
-from torch import nn
 
 from . import schema
 from .introspect import call_problems, describe, keys_needed, keys_read, names_compared
 from .schema import Built, Key
+from .trials import quietly, try_optimizer, try_scheduler, why
 from .yaml_files import did_you_mean
 
 _PACKAGE = __package__.split('.')[0]
@@ -181,16 +181,16 @@ class KeyChecker:
         """Builds what is cheap to build, since only its constructor knows which values it takes."""
         try:
             if what == 'optimizer':
-                target([nn.Parameter(torch.zeros(1))], **arguments)
+                try_optimizer(target, arguments)
             elif what == 'scheduler':
-                optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.)
-                target(optimizer, **arguments)
+                try_scheduler(target, arguments)
             elif what == 'loss' and not any(isinstance(v, (dict, list)) for v in arguments.values()) \
                     and target.__module__.split('.')[0] in (_PACKAGE, 'basicsr'):
-                with torch.random.fork_rng(devices=[]):
+                with quietly():
                     target(**arguments)  # those with a network inside (perceptual losses) take a dictionary of layers
         except Exception as error:
-            return f'{target.__name__} refuses these arguments: {error}'.splitlines()[0]
+            text = str(error) if isinstance(error, (ValueError, AssertionError)) and str(error) else why(error)
+            return f'{target.__name__} refuses these arguments: {text.splitlines()[0]}'
         return ''
 
     def dataset(self, block: dict, table: dict[str, Key], at: tuple[str, ...]) -> None:
@@ -216,5 +216,8 @@ class KeyChecker:
         arguments = {k: v for k, v in backend.items() if k != 'type'} if client else {}
         for key, problem in call_problems(client, arguments, optional=None) if arguments else ():
             self.report.add(f'{where}.io_backend.{key}', problem)
+        for key in sorted(set(arguments) - {'readahead'}) if client and backend['type'] == 'lmdb' else ():
+            # the data set names the databases; a lock, or what is not read-only, would write beside them
+            self.report.add(f'{where}.io_backend.{key}', 'is not to be set; remove it')
         for key in sorted(needed - _RUNTIME_KEYS - set(block)):
             self.report.add(f'{where}.{key}', f'missing; {target.__name__ if target else "the loader"} needs it')

@@ -33,6 +33,7 @@ def run(action: Callable[..., None], is_train: bool, root_path: Path | None = No
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none', help='job launcher')
     parser.add_argument('--auto_resume', action='store_true', help='go on from the last state of the run, if any')
     parser.add_argument('--debug', action='store_true', help='validate and save every 8 iterations, log each')
+    parser.add_argument('--deep', action='store_true', help='decode every image before anything begins')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument('--force_yml', nargs='+', default=[], metavar='KEY:KEY=VALUE',
                         help='set options over the file, e.g. train:ema_decay=0.999')
@@ -45,7 +46,7 @@ def run(action: Callable[..., None], is_train: bool, root_path: Path | None = No
         parsed = parse_options(
             args.opt, root_path=str(root_path or Path.cwd()), is_train=is_train, force_yml=args.force_yml,
             auto_resume=args.auto_resume, debug=args.debug, rank=rank, world_size=world_size,
-            dist=args.launcher != 'none')
+            dist=args.launcher != 'none', deep=args.deep)
         action(parsed, command)
     except (LaunchError, OptionError, TapError) as error:
         _say(f'{error}')

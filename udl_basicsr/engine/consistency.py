@@ -1,13 +1,9 @@
 """Checks how the values of an option file fit together, without a look at the data."""
-import contextlib
-import functools
 import importlib.util
 import inspect
-import json
-from collections.abc import Callable
+import re
 from typing import Any
 
-import torch
 from basicsr.data.paired_image_dataset import PairedImageDataset
 from torch import nn
 
@@ -19,24 +15,25 @@ from udl_basicsr.models.checkpoints import CheckpointError
 from . import schema
 from .checks import KeyChecker, lookup
 from .introspect import call_problems, describe, keys_read, parameters
+from .trials import build_network, try_loss, try_network
 from .yaml_files import did_you_mean
 
+_LONGEST_NAME = 150  # bytes; file systems allow 255, and `train_<name>_<time>.log` is to fit
+_LONGEST_SUFFIX = 50
+_RESERVED = re.compile(r'(con|prn|aux|nul|com\d|lpt\d)(\..*)?', re.IGNORECASE)  # results are looked at on Windows too
+_LARGEST_PATCH = 512  # LQ pixels; networks that can be trained on larger ones are not tried on them
+_MOST_WORKERS = 128
 
-@functools.lru_cache(maxsize=32)
-def _build_network(target: Callable[..., nn.Module], arguments: str) -> nn.Module | str:
-    """The network, or why it cannot be built; arguments as JSON.
 
-    On the meta device where its constructor allows that, which costs no memory. Not through BasicSR's build_network:
-    that would open the log before the run has a folder.
-    """
-    error = ''
-    for device in ('meta', 'cpu'):
-        try:
-            with torch.random.fork_rng(devices=[]), torch.device(device), contextlib.redirect_stdout(None):
-                return target(**json.loads(arguments))
-        except Exception as e:
-            error = f'{target.__name__} cannot be built: {type(e).__name__}: {e}'.splitlines()[0]
-    return error
+def _bad_name(name: str, longest: int) -> str:
+    """Why text is no name for a folder or file on any system; empty where it is one."""
+    if not name.isprintable():
+        return 'has characters that cannot be seen'
+    if len(name.encode()) > longest:
+        return f'is longer than {longest} bytes'
+    if _RESERVED.fullmatch(name):
+        return 'is the name of a device on Windows'
+    return 'begins with ~ or -, or ends with a dot' if name[0] in '~-' or name[-1] == '.' else ''
 
 
 class Checker(KeyChecker):
@@ -44,6 +41,7 @@ class Checker(KeyChecker):
 
     def run(self) -> None:
         self.check_keys()
+        self.check_names()
         self.check_datasets()
         self.check_networks()
         if self.is_train and isinstance(self.opt.get('train'), dict):
@@ -52,6 +50,17 @@ class Checker(KeyChecker):
         self.check_paths()
         self.check_validation()
         self.check_logger()
+
+    def check_names(self) -> None:
+        """Names become those of folders and files."""
+        datasets, val = self.opt.get('datasets'), self.opt.get('val')
+        names = {'name': (self.opt.get('name'), _LONGEST_NAME)}
+        for key, block in datasets.items() if isinstance(datasets, dict) else ():
+            names[f'datasets.{key}.name'] = (block.get('name') if isinstance(block, dict) else None, _LONGEST_NAME)
+        names['val.suffix'] = (val.get('suffix') if isinstance(val, dict) else None, _LONGEST_SUFFIX)
+        for where, (name, longest) in names.items():
+            if isinstance(name, str) and not self.report.has(where) and (problem := _bad_name(name, longest)):
+                self.report.add(where, f'{describe(name)} {problem}; choose another')
 
     def check_datasets(self) -> None:
         datasets = self.opt.get('datasets')
@@ -73,12 +82,28 @@ class Checker(KeyChecker):
             if block.get('persistent_workers') and (phase != 'train' or not block.get('num_worker_per_gpu')):
                 self.report.add(f'{where}.persistent_workers', 'needs worker processes, which '
                                 + ('num_worker_per_gpu: 0 has not' if phase == 'train' else 'validation has not'))
+            self.check_numbers(block, where)
             if block.get('uncertainty_cache') and phase != 'train':
                 self.report.add(f'{where}.uncertainty_cache', 'only the training set has one; remove it')
         if self.is_train and not isinstance(datasets.get('train'), dict):
             self.report.add('datasets.train', 'missing; expected the training set')
         if not self.is_train and not any(k.split('_')[0] in ('test', 'val') for k in datasets):
             self.report.add('datasets', 'no set to test on: add datasets.test or datasets.test_1')
+
+    def check_numbers(self, block: dict, where: str) -> None:
+        """What is no more than a number in the file, and would ask the machine for more than it has."""
+        for key, most, what in (('num_worker_per_gpu', _MOST_WORKERS, 'processes'),
+                                ('num_prefetch_queue', 1024, 'batches in memory')):
+            if isinstance(block.get(key), int) and block[key] > most:
+                self.report.add(f'{where}.{key}', f'{block[key]} are too many {what}; expected at most {most}')
+        mean, std = block.get('mean'), block.get('std')
+        for key, values in (('mean', mean), ('std', std)):
+            if (mean is None) != (std is None) and values is None:
+                self.report.add(f'{where}.{key}', 'missing; mean and std are given both or not at all')
+            elif isinstance(values, list) and len(values) not in (1, 3):
+                self.report.add(f'{where}.{key}', f'expected 1 or 3 numbers, got {len(values)}')
+        if isinstance(std, list) and 0 in std:
+            self.report.add(f'{where}.std', f'the images are divided by it, and it has a 0: {describe(std)}')
 
     def check_networks(self) -> None:
         scale, block = self.opt.get('scale'), self.opt.get('network_g')
@@ -95,8 +120,9 @@ class Checker(KeyChecker):
             return
         for key, problem in call_problems(target, {k: v for k, v in uncertainty.items() if k != 'type'}, optional=None):
             self.report.add(f'network_u.{key}', problem)
+        backbone = uncertainty.get('backbone', block)
         if isinstance(uncertainty.get('backbone'), dict):
-            network = self.check_network(uncertainty['backbone'], 'network_u.backbone', scale)
+            network = self.check_network(backbone, 'network_u.backbone', scale)
         tap = uncertainty.get('tap')
         if isinstance(network, nn.Module) and isinstance(tap, str):
             modules = [n for n, _ in network.named_modules() if n]
@@ -105,6 +131,11 @@ class Checker(KeyChecker):
                 top = [n for n in modules if '.' not in n]
                 self.report.add('network_u.tap', f'{type(network).__name__} has no module {tap!r}'
                                 f'{did_you_mean(tap, near)} (it has {", ".join(top)}, and what is inside of these)')
+        if not isinstance(network, nn.Module) or self.report.has('network_u') or self.report.has('network_g'):
+            return
+        built = build_network(target, {**uncertainty, 'backbone': backbone})
+        if isinstance(built, str):
+            self.report.add('network_u', built)
 
     def check_network(self, block: Any, where: str, scale: Any) -> nn.Module | None:
         target = lookup('network', block.get('type')) if isinstance(block, dict) else None
@@ -117,12 +148,29 @@ class Checker(KeyChecker):
                 if isinstance(value, int) and value != scale:
                     said = '' if key in block else f' (the default of {target.__name__})'
                     self.report.add(f'{where}.{key}', f'{value}{said} disagrees with scale: {scale}')
-        arguments = {k: v for k, v in block.items() if k != 'type'}
-        network = _build_network(target, json.dumps(arguments, sort_keys=True))
+        network = build_network(target, block)
         if isinstance(network, str):
             self.report.add(where, network)
             return None
+        if self.ours and isinstance(scale, int) and not self.report.has('scale') \
+                and (problem := try_network(target, block, self.channels(), self.patch(scale), scale)):
+            self.report.add(where, problem)
         return network
+
+    def blocks(self) -> dict[str, dict]:
+        """The data sets that are blocks, by their keys."""
+        datasets = self.opt.get('datasets')
+        return {k: d for k, d in datasets.items() if isinstance(d, dict)} if isinstance(datasets, dict) else {}
+
+    def channels(self) -> int:
+        """Of the images that the data sets give: BasicSR reads gray images as RGB too."""
+        return 1 if any(d.get('color') == 'y' for d in self.blocks().values()) else 3
+
+    def patch(self, scale: int) -> int:
+        """Side of an LQ image that the networks are going to see."""
+        gt_size = self.blocks().get('train', {}).get('gt_size')
+        usable = isinstance(gt_size, int) and gt_size % scale == 0 and 0 < gt_size // scale <= _LARGEST_PATCH
+        return gt_size // scale if usable else 48
 
     def check_paths(self) -> None:
         path = self.opt.get('path')
@@ -142,7 +190,7 @@ class Checker(KeyChecker):
                 self.report.add('train', 'no loss: add pixel_opt: {type: L1Loss, loss_weight: 1.0, reduction: mean}')
         else:
             self.check_stage_blocks(train, losses, ordinary)
-        for key in losses:
+        for key in sorted(losses):
             target = lookup('loss', train[key].get('type'))
             takes = inspect.signature(target.forward).parameters if hasattr(target, 'forward') else {}
             looks_at = 'sigma' if key == 'sigma_opt' else 'log_scale'
@@ -158,6 +206,23 @@ class Checker(KeyChecker):
                 self.report.add(f'train.{key}.type', f'{target.__name__} is ' + (
                     'no loss that a network weights; put it in pixel_opt' if key == 'tlw_opt' else
                     'for tlw_opt (model_type: TLWModel)'))
+            if target and self.ours and not self.report.has(f'train.{key}'):
+                self.check_loss(key, target, train)
+
+    def check_loss(self, key: str, target: type, train: dict) -> None:
+        """That training gets one number from a loss, at the size that is trained at."""
+        block, where, accumulate = train[key], f'train.{key}', train.get('accumulate')
+        reduction = block.get('reduction', 'mean')
+        if reduction == 'none':
+            self.report.add(f'{where}.reduction', 'expected mean or sum, got none: training needs one number')
+        elif reduction == 'sum' and accumulate not in (None, 1):
+            self.report.add(f'{where}.reduction', 'expected mean, got sum: with train.accumulate it would depend on '
+                            'the number of parts')
+        elif key != 'tlw_opt':
+            scale = self.opt['scale'] if isinstance(self.opt.get('scale'), int) else 1
+            side = self.patch(scale) if self.opt.get('scale') else 48
+            if problem := try_loss(key, target, block, self.channels(), side, scale):
+                self.report.add(where, problem)
 
     def check_weighting(self, train: dict, losses: set[str]) -> None:
         add, judge = self.report.add, (train.get('tlw_opt') or {}).get('judge', 'alex')
@@ -173,7 +238,7 @@ class Checker(KeyChecker):
 
     def check_stage_blocks(self, train: dict, losses: set[str], ordinary: set[str]) -> None:
         stage, add = self.opt.get('stage'), self.report.add
-        if stage not in schema.STAGES:
+        if not isinstance(stage, str) or stage not in schema.STAGES:
             if stage is None:
                 add('stage', f'missing; expected {", ".join(schema.STAGES)}')
             return
@@ -235,11 +300,25 @@ class Checker(KeyChecker):
             elif key == 'milestones' and steps[0] > total:
                 self.report.warnings.append(f'{where}: all come after total_iter: {total}; the learning rate stays '
                                             'constant')
+        self.check_restarts(scheduler)
         datasets = self.opt.get('datasets')
         accumulate, data = train.get('accumulate'), datasets.get('train') if isinstance(datasets, dict) else None
         batch = data.get('batch_size_per_gpu') if isinstance(data, dict) else None
         if isinstance(accumulate, int) and isinstance(batch, int) and accumulate > 0 and batch % accumulate:
             add('train.accumulate', f'{accumulate} does not divide datasets.train.batch_size_per_gpu: {batch}')
+
+    def check_restarts(self, scheduler: dict) -> None:
+        """Lists of the schedulers that are looked at in mid-run only."""
+        for key, kind, what in (('restarts', schema.integer(0), 'iterations, integers ≥ 0'),
+                                ('restart_weights', schema.POSITIVE, 'numbers > 0')):
+            values = scheduler.get(key)
+            if isinstance(values, list) and not all(map(kind.accepts, values)):
+                self.report.add(f'train.scheduler.{key}', f'expected a list of {what}, got {describe(values)}')
+        pair = 'periods' if 'periods' in scheduler else 'restarts'
+        first, weights = scheduler.get(pair, [0]), scheduler.get('restart_weights', [1])
+        if isinstance(first, list) and isinstance(weights, list) and len(first) != len(weights):
+            self.report.add('train.scheduler.restart_weights', f'expected one for each of {pair}, {len(first)}, got '
+                            f'{describe(weights)}; they should have the same length')
 
     def check_validation(self) -> None:
         val, datasets = self.opt.get('val'), self.opt.get('datasets')
@@ -264,6 +343,11 @@ class Checker(KeyChecker):
                                 f'{problem}, or remove the metric')
             if target is calculate_lpips and not self.report.has(f'val.metrics.{name}'):
                 self.check_lpips(metric, f'val.metrics.{name}')
+            if isinstance(metric, dict) and metric.get('input_order', 'HWC') != 'HWC':
+                self.report.add(f'val.metrics.{name}.input_order', 'images come as HWC here; remove it')
+            border = metric.get('crop_border') if isinstance(metric, dict) else None
+            if isinstance(border, (int, float)) and not schema.integer(0).accepts(border):
+                self.report.add(f'val.metrics.{name}.crop_border', f'expected integer ≥ 0, got {describe(border)}')
             p = takes.get('img2')
             for key, block in sets.items() if p is not None and p.default is p.empty else ():
                 read = keys_read(c) if (c := lookup('data set', block.get('type'))) else None
@@ -293,7 +377,10 @@ class Checker(KeyChecker):
         return ''
 
     def check_logger(self) -> None:
-        logger = self.opt.get('logger')
+        params, logger = self.opt.get('dist_params'), self.opt.get('logger')
+        port = params.get('port') if isinstance(params, dict) else None
+        if isinstance(port, int) and port > 65535:
+            self.report.add('dist_params.port', f'expected integer, 1 ≤ x ≤ 65535, got {port}')
         if not isinstance(logger, dict):
             return
         wandb = logger.get('wandb')

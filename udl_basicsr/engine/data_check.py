@@ -1,30 +1,101 @@
-"""Checks of the images themselves: they are there, they pair up, and their sizes fit the scale.
+"""Checks of the images themselves: they are there, they pair up, they can be read, and their sizes fit the scale.
 
-The rules are those of BasicSR's PairedImageDataset (basicsr/data/data_util.py); for other classes only the folders are
-looked for, since how they read them is their own affair. Image headers are read, never pixels.
+The rules are those of BasicSR's PairedImageDataset (basicsr/data/data_util.py); of other classes the first sample is
+asked for, since how they read is their own affair. Image headers are read, and pixels with ``deep``.
 """
+import contextlib
+import io
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from os import path as osp
+from pathlib import PurePosixPath, PureWindowsPath
+from typing import BinaryIO, NamedTuple
 
+import cv2
+import numpy as np
 from basicsr.data.paired_image_dataset import PairedImageDataset
-from PIL import Image
+from tqdm import tqdm
 
+from udl_basicsr.data.images import SUFFIXES, ImageError, decode_rgb, read_header
 from udl_basicsr.data.uncertainty_cache import AUTO, why_no_folder
+from udl_basicsr.metrics import calculate_lpips
 
 from .checks import Report, lookup
+from .introspect import parameters
+from .trials import try_dataset, try_metric
 
-MAX_PAIRS = 2000
-"""Up to so many pairs are all looked at; of more, a sample."""
-SAMPLE = 500
-_SHOWN = 3
+SHOWN = 20
+"""So many offending files are named, of more the number."""
+_THREADS = 8  # what waits for a disk, or a network, waits for several files at once
+_PORTION = 256  # files that a thread takes at a time
+_MOST_SAMPLES = 5 * 10**7  # of an epoch, whose order is kept in memory
+_LARGEST_TRIAL = 512  # side of the image that metrics are tried on, where the smallest image is larger
+_WITH_IMAGES = ('UDLModel', 'TLWModel', 'SRModel')  # which take images, not frames
 _LMDB_LINE = re.compile(r'^(?P<name>.+?) \((?P<height>\d+),\s*(?P<width>\d+),\s*\d+\)')
 _PREPARE = 'prepare it with python scripts/prepare_data.py, or correct the path'
 
-Pair = tuple[str, str]
 Size = tuple[int, int]
+
+
+class Pair(NamedTuple):
+    """The names of one pair: paths, or keys of databases."""
+    gt: str
+    lq: str
+
+
+class Images:
+    """Sizes of images by path, each looked at once though several data sets and stages have it.
+
+    Args:
+        deep: Decode every image, with a bar that says how long it will take.
+        quiet: Without the bar.
+    """
+
+    def __init__(self, deep: bool = False, quiet: bool = False) -> None:
+        self.deep, self.quiet = deep, quiet
+        self.known: dict[str, Size | str] = {}
+
+    def look(self, names: Iterable[str], opened: Callable[[str], contextlib.AbstractContextManager[BinaryIO]],
+             what: str) -> None:
+        """Fills ``known`` with the size of each image, or with why it cannot be used."""
+        names = [name for name in dict.fromkeys(names) if name not in self.known]
+        if not names:
+            return
+
+        def look_at(some: Sequence[str]) -> list[Size | str]:
+            return [self._look_at(name, opened) for name in some]
+
+        portion = 8 if self.deep else _PORTION
+        portions = [names[i:i + portion] for i in range(0, len(names), portion)]
+        with ThreadPoolExecutor(_THREADS) as threads, \
+                tqdm(total=len(names), desc=what, unit='image', disable=self.quiet or not self.deep,
+                     dynamic_ncols=True) as bar:
+            for some, found in zip(portions, threads.map(look_at, portions), strict=True):
+                self.known.update(zip(some, found, strict=True))
+                bar.update(len(some))
+
+    def _look_at(self, name: str, opened: Callable) -> Size | str:
+        try:
+            with opened(name) as file:
+                size = read_header(file)
+                if self.deep:
+                    file.seek(0)
+                    _decode(name, file.read())
+                return size
+        except ImageError as error:
+            return str(error)
+        except OSError as error:
+            return f'cannot be opened ({error.strerror})'
+
+
+def _decode(name: str, data: bytes) -> None:
+    if name.lower().endswith(SUFFIXES) or data[:4] == b'\x89PNG':
+        decode_rgb(data)
+    elif cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) is None:
+        raise ImageError('cannot be decoded: fetch it again or remove it')
 
 
 def where(path: str, root_path: str) -> str:
@@ -36,16 +107,16 @@ def where(path: str, root_path: str) -> str:
     return absolute
 
 
-def check_data(opt: dict, root_path: str, report: Report) -> None:
+def check_data(opt: dict, root_path: str, report: Report, images: Images) -> None:
     """Checks every data set of the runtime options whose keys are in order."""
     for key, dataset in opt['datasets'].items():
         at = f'datasets.{key}'
         # what is unset or of a wrong type has been reported; a second complaint would only hide it
         if not report.has(at):
-            _check_dataset(dataset, at, opt, root_path, report)
+            _check_dataset(dataset, at, opt, root_path, report, images)
 
 
-def _check_dataset(dataset: dict, at: str, opt: dict, root_path: str, report: Report) -> None:
+def _check_dataset(dataset: dict, at: str, opt: dict, root_path: str, report: Report, images: Images) -> None:
     cls = lookup('data set', dataset.get('type'))
     train = dataset['phase'] == 'train'
     drop = '' if train else f'; to do without this set: --force_yml {at.replace(".", ":")}=~'
@@ -57,43 +128,95 @@ def _check_dataset(dataset: dict, at: str, opt: dict, root_path: str, report: Re
         if not wanted(osp.expanduser(path)):
             kind = 'folder' if key.startswith('dataroot') else 'file'
             report.add(f'{at}.{key}', f'no such {kind}: {where(path, root_path)}; {_PREPARE}{drop}')
+        elif kind_of_meta := key.startswith('meta') and _names_outside(osp.expanduser(path)):
+            report.add(f'{at}.{key}', kind_of_meta)
     cache = dataset.get('uncertainty_cache')
     if isinstance(cache, str) and cache != AUTO and (problem := why_no_folder(cache)):
         report.add(f'{at}.uncertainty_cache', problem)
-    if report.has(at) or cls is None or not issubclass(cls, PairedImageDataset):
+    template = dataset.get('filename_tmpl')
+    if isinstance(template, str) and (problem := why_outside(template)):
+        report.add(f'{at}.filename_tmpl', f'{template!r} {problem}')
+    if report.has(at) or cls is None:
         return
+    paired = issubclass(cls, PairedImageDataset)
+    if paired:
+        _check_pairs(dataset, at, opt, report, images)
+    if not report.has(at) and not (paired and dataset['io_backend']['type'] == 'disk'):
+        wanted = ('lq', 'gt') if train else ('lq', )
+        if opt['model_type'] in _WITH_IMAGES and (problem := try_dataset(cls, dataset, wanted)):
+            report.add(f'{at}.type', problem)
+
+
+def _check_pairs(dataset: dict, at: str, opt: dict, report: Report, images: Images) -> None:
     roots = [dataset.get('dataroot_gt'), dataset.get('dataroot_lq')]
     for key, root in zip(('dataroot_gt', 'dataroot_lq'), roots, strict=True):
         if not isinstance(root, str):
-            report.add(f'{at}.{key}', f'expected a folder, got null; {cls.__name__} needs it')
+            report.add(f'{at}.{key}', f'expected a folder, got null; {dataset["type"]} needs it')
     if report.has(at):
         return
     gt_root, lq_root = roots
-    lmdb = (dataset.get('io_backend') or {}).get('type') == 'lmdb'
-    if lmdb:
-        pairs, sizes = _lmdb_pairs(gt_root, lq_root, at, report)
-    else:
-        pairs, sizes = _file_pairs(dataset, gt_root, lq_root, at, report), {}
-    if report.has(at):
-        return
-    if not pairs:
-        report.add(at, f'no images in {osp.abspath(gt_root)}; {_PREPARE}')
-        return
-    if train and not report.has('num_gpu'):
-        _check_batch(len(pairs), dataset, at, opt, report)
+    with contextlib.ExitStack() as stack:
+        if dataset['io_backend']['type'] == 'lmdb':
+            pairs, opened = _lmdb_pairs(gt_root, lq_root, at, report, stack)
+        else:
+            pairs, opened = _file_pairs(dataset, gt_root, lq_root, at, report), _open_file
+        if not pairs:
+            if not report.has(at):
+                report.add(at, f'no images in {osp.abspath(gt_root)}; {_PREPARE}')
+            return
+        if dataset['phase'] == 'train' and not report.has('num_gpu'):
+            _check_batch(len(pairs), dataset, at, opt, report)
+        images.look((name for pair in pairs for name in pair), opened, f'{at} ({dataset["name"]})')
+    sizes = _readable(pairs, at, report, images)
     scale = opt.get('scale')
-    if isinstance(scale, int) and not report.has('scale'):
-        _check_sizes(pairs, sizes, scale, dataset, at, report)
+    if sizes and isinstance(scale, int) and not report.has('scale'):
+        _check_sizes(sizes, scale, dataset, at, report)
+        if dataset['phase'] != 'train' and not report.has(at):
+            _check_metrics(sizes, scale, opt, at, report)
+
+
+def _open_file(path: str) -> BinaryIO:
+    return open(path, 'rb')
 
 
 # ------------------------------------------------------------------------------------------------------------ pairing
-def _some(names: Sequence[str]) -> str:
+def _some(names: Sequence[str], separator: str = ', ') -> str:
     names = list(names)
-    return ', '.join(names[:_SHOWN]) + (f', ... ({len(names)} in all)' if len(names) > _SHOWN else '')
+    return separator.join(names[:SHOWN]) + (f'{separator}... ({len(names)} in all)' if len(names) > SHOWN else '')
 
 
 def _listing(folder: str) -> set[str]:
     return {e.name for e in os.scandir(folder) if e.is_file() and not e.name.startswith('.')}
+
+
+def why_outside(name: str) -> str:
+    """Why a file's name, from a list that somebody else may have written, is none; empty where it is one."""
+    if not name.isprintable():
+        return 'has characters that cannot be seen'
+    for path in (PurePosixPath(name), PureWindowsPath(name)):
+        if path.root:
+            return 'is an absolute path; expected one inside the folder'
+        if '..' in path.parts:
+            return 'climbs out of its folder with ..; expected a name inside it'
+    if PurePosixPath(name).name.startswith('.'):
+        return 'begins with a dot; such files are no images of a data set'
+    return ''
+
+
+def _lines(path: str) -> Iterator[str]:
+    with open(path, encoding='utf-8') as file:
+        for line in file:
+            yield line.rstrip('\r\n')
+
+
+def _names_outside(path: str) -> str:
+    """What is wrong with the names in a list of images, one a line; empty where nothing is."""
+    try:
+        wrong = [f'line {number}: {name[:100]!r} {problem}' for number, line in enumerate(_lines(path), 1)
+                 for name in re.split(r',? ', line.strip()) if name and (problem := why_outside(name))]
+    except (OSError, UnicodeDecodeError) as error:
+        return f'cannot be read: {error}'
+    return _some(wrong, '; ')
 
 
 def _file_pairs(dataset: dict, gt_root: str, lq_root: str, at: str, report: Report) -> list[Pair]:
@@ -101,55 +224,100 @@ def _file_pairs(dataset: dict, gt_root: str, lq_root: str, at: str, report: Repo
     gt_there, lq_there = _listing(gt_root), _listing(lq_root)
     names = sorted(gt_there)
     if meta is not None:
-        try:
-            with open(meta, encoding='utf-8') as file:
-                names = [line.strip().split(' ')[0] for line in file]
-        except (OSError, UnicodeDecodeError) as error:
-            report.add(f'{at}.meta_info_file', f'cannot be read: {error}')
-            return []
+        names = [line.strip().split(' ')[0] for line in _lines(osp.expanduser(meta))]
         if '' in names:
             report.add(f'{at}.meta_info_file', f'line {names.index("") + 1} is empty; remove it')
-            return []
-        absent = [n for n in names if n not in gt_there and not osp.isfile(osp.join(gt_root, n))]
+        absent = [n for n in names if n and n not in gt_there and not osp.isfile(osp.join(gt_root, n))]
         if absent:
             report.add(f'{at}.meta_info_file', f'names images that are not in {osp.abspath(gt_root)}: {_some(absent)}')
-            return []
+        names = [n for n in names if n and n not in set(absent)]
     partner = {}
     for name in names:
         stem, extension = osp.splitext(osp.basename(name))
         partner[name] = f'{template.format(stem)}{extension}'
-    alone = [f'{partner[n]} for {n}' for n in names if partner[n] not in lq_there]
+    alone = [n for n in names if partner[n] not in lq_there]
     if alone:
-        report.add(f'{at}.dataroot_lq', f'no partner in {osp.abspath(lq_root)}: {_some(alone)}; names must be equal, '
-                   'or follow filename_tmpl')
-    elif meta is None and (extra := sorted(lq_there - set(partner.values()))):
+        report.add(f'{at}.dataroot_lq', f'no partner in {osp.abspath(lq_root)}: '
+                   f'{_some([f"{partner[n]} for {n}" for n in alone])}; names must be equal, or follow filename_tmpl')
+    extra = sorted(lq_there - set(partner.values())) if meta is None else []
+    if extra:
         report.add(f'{at}.dataroot_lq', f'images without a partner in {osp.abspath(gt_root)}: {_some(extra)}')
-    return [(osp.join(gt_root, n), osp.join(lq_root, partner[n])) for n in names]
+    # those that are pairs are looked at all the same: whoever mends a folder wants to know everything
+    alone = set(alone)
+    return [Pair(osp.join(gt_root, n), osp.join(lq_root, partner[n])) for n in names if n not in alone]
 
 
-def _lmdb_pairs(gt_root: str, lq_root: str, at: str, report: Report) -> tuple[list[Pair], dict[str, Size]]:
-    """Pairs of an LMDB by its meta_info.txt, which holds the sizes too."""
-    sizes: dict[str, Size] = {}
-    keys = []
+def _lmdb_pairs(gt_root: str, lq_root: str, at: str, report: Report, stack: contextlib.ExitStack,
+                ) -> tuple[list[Pair], Callable[[str], BinaryIO]]:
+    """Pairs of two databases whose ``meta_info.txt`` says what is in them, and how to read one."""
+    keys: dict[str, set[str]] = {}
+    read: dict[str, Callable[[str], bytes]] = {}
     for key, root in (('dataroot_gt', gt_root), ('dataroot_lq', lq_root)):
         if not root.endswith('.lmdb'):
             report.add(f'{at}.{key}', f'io_backend lmdb expects a folder whose name ends in .lmdb, got {root}')
             continue
+        meta = osp.join(root, 'meta_info.txt')
         try:
-            with open(osp.join(root, 'meta_info.txt'), encoding='utf-8') as file:
-                lines = file.read().splitlines()
+            lines = list(_lines(meta))
         except (OSError, UnicodeDecodeError):
-            report.add(f'{at}.{key}', f'cannot read {osp.abspath(osp.join(root, "meta_info.txt"))}; {_PREPARE}')
+            report.add(f'{at}.{key}', f'cannot read {osp.abspath(meta)}; {_PREPARE}')
             continue
-        keys.append({line.split('.')[0] for line in lines})
-        for line in lines:
-            if match := _LMDB_LINE.match(line):
-                sizes[osp.join(root, line.split('.')[0])] = int(match['width']), int(match['height'])
-    if report.has(at):
-        return [], {}
-    if keys[0] != keys[1]:
-        report.add(f'{at}.dataroot_lq', f'its images are not those of dataroot_gt: {_some(sorted(keys[0] ^ keys[1]))}')
-    return [(osp.join(gt_root, k), osp.join(lq_root, k)) for k in sorted(keys[0])], sizes
+        if outside := _names_outside(meta):
+            report.add(f'{at}.{key}', f'{osp.abspath(meta)}: {outside}')
+            continue
+        keys[root] = {line.split('.')[0] for line in lines}
+        try:
+            read[root], there = _open_lmdb(root, stack)
+        except Exception as error:  # lmdb has a dozen kinds, and is imported only where it is needed
+            report.add(f'{at}.{key}', f'{osp.abspath(root)} cannot be opened as an LMDB: {error}; {_PREPARE}')
+            continue
+        for what, names in (('is not in the database', keys[root] - there), ('is in no line', there - keys[root])):
+            if names:
+                report.add(f'{at}.{key}', f'{osp.abspath(meta)} does not fit the database: {_some(sorted(names))} '
+                           f'{what}; make it anew with python scripts/prepare_data.py')
+        wrong = [f'{m["name"]} {m["width"]}x{m["height"]}, {size[0]}x{size[1]} in truth' for line in lines
+                 if (m := _LMDB_LINE.match(line)) and (size := _size_of(read[root], line.split('.')[0]))
+                 and size != (int(m['width']), int(m['height']))]
+        if wrong:
+            report.add(f'{at}.{key}', f'{osp.abspath(meta)} has other sizes than the database: {_some(wrong)}')
+    if len(read) < 2:
+        return [], io.BytesIO
+    if keys[gt_root] != keys[lq_root]:
+        report.add(f'{at}.dataroot_lq', 'its images are not those of dataroot_gt: '
+                   f'{_some(sorted(keys[gt_root] ^ keys[lq_root]))}')
+
+    def opened(name: str) -> BinaryIO:
+        root, _, key = name.rpartition('.lmdb/')
+        return io.BytesIO(read[f'{root}.lmdb'](key))
+
+    both = keys[gt_root] & keys[lq_root]
+    return [Pair(f'{gt_root}/{k}', f'{lq_root}/{k}') for k in sorted(both)], opened
+
+
+def _size_of(read: Callable[[str], bytes], key: str) -> Size | None:
+    try:
+        return read_header(io.BytesIO(read(key)))
+    except ImageError:
+        return None  # which is said of the pair
+
+
+def _open_lmdb(root: str, stack: contextlib.ExitStack) -> tuple[Callable[[str], bytes], set[str]]:
+    """How to read a database, and its keys. Nothing is written beside it: no lock."""
+    import lmdb
+
+    database = stack.enter_context(lmdb.open(root, readonly=True, lock=False, readahead=False, create=False))
+    needed = (database.info()['last_pgno'] + 1) * database.stat()['psize']
+    if (there := osp.getsize(osp.join(root, 'data.mdb'))) < needed:
+        # reading behind the end of a file that is mapped into memory kills the process
+        raise ValueError(f'data.mdb is cut off, it has {there} of {needed} bytes')
+    with database.begin() as transaction:
+        there = {bytes(key).decode('utf-8', 'backslashreplace') for key in transaction.cursor().iternext(values=False)}
+
+    def read(key: str) -> bytes:
+        with database.begin() as transaction:
+            return transaction.get(key.encode()) or b''
+
+    return read, there
 
 
 # -------------------------------------------------------------------------------------------------- numbers and sizes
@@ -159,7 +327,10 @@ def _check_batch(images: int, dataset: dict, at: str, opt: dict, report: Report)
     factor = 1 if opt['dist'] else max(opt['num_gpu'], 1)
     batch = dataset['batch_size_per_gpu'] * factor
     samples = math.ceil(images * ratio / world)
-    if samples < batch:
+    if images * ratio > _MOST_SAMPLES:
+        report.add(f'{at}.dataset_enlarge_ratio', f'{images} images x {ratio} are more than {_MOST_SAMPLES} samples an '
+                   'epoch; lower it')
+    elif samples < batch:
         shared = f' shared by {world} processes' if world > 1 else ''
         gpus = f' ({factor} GPUs)' if factor > 1 else ''
         report.add(f'{at}.batch_size_per_gpu',
@@ -168,50 +339,49 @@ def _check_batch(images: int, dataset: dict, at: str, opt: dict, report: Report)
                    'or more, or lower batch_size_per_gpu')
 
 
-def _size(path: str, sizes: dict[str, Size]) -> Size:
-    if path in sizes:
-        return sizes[path]
-    with Image.open(path) as image:
-        if image.format == 'PNG' and not _ends_with(path, b'IEND\xaeB`\x82'):
-            # OpenCV, which the data sets read with, would hand out the part that is there and say nothing
-            raise ValueError(f'{path}: is cut off')
-        return image.size
+def _readable(pairs: list[Pair], at: str, report: Report, images: Images) -> dict[Pair, tuple[Size, Size]]:
+    """The sizes of the pairs of which both images can be read; the others are reported."""
+    broken = [f'{name}: {why}' for pair in pairs for name in pair if isinstance(why := images.known[name], str)]
+    if broken:
+        report.add(at, f'{len(broken)} of {2 * len(pairs)} images cannot be used: {_some(broken, "; ")}')
+    sizes = {pair: (images.known[pair.gt], images.known[pair.lq]) for pair in pairs}
+    return {pair: both for pair, both in sizes.items() if not any(isinstance(size, str) for size in both)}
 
 
-def _ends_with(path: str, ending: bytes) -> bool:
-    with open(path, 'rb') as file:
-        file.seek(0, os.SEEK_END)
-        file.seek(max(file.tell() - len(ending), 0))
-        return file.read() == ending
-
-
-def _check_sizes(pairs: list[Pair], sizes: dict[str, Size], scale: int, dataset: dict, at: str, report: Report) -> None:
+def _check_sizes(sizes: dict[Pair, tuple[Size, Size]], scale: int, dataset: dict, at: str, report: Report) -> None:
     train, patch = dataset['phase'] == 'train', dataset.get('gt_size')
-    checked = pairs
-    if len(pairs) > MAX_PAIRS:
-        checked = [pairs[i * (len(pairs) - 1) // (SAMPLE - 1)] for i in range(SAMPLE)]
-    wrong, unreadable, smallest = [], [], None
-    for gt_path, lq_path in checked:
-        try:
-            gt, lq = _size(gt_path, sizes), _size(lq_path, sizes)
-        except Exception as error:  # PIL raises many kinds for a broken file
-            unreadable.append(f'{gt_path}: {error}' if 'No such' in str(error) else f'{error}')
-            continue
-        # training wants exact sizes; validation crops what is left over, but no more than that is ever left over
-        if any(g != q * scale if train else not q * scale <= g < (q + 1) * scale for g, q in zip(gt, lq, strict=True)):
-            wrong.append(f'{osp.basename(gt_path)} GT {gt[0]}x{gt[1]}, LQ {lq[0]}x{lq[1]}')
-        if smallest is None or min(lq) < smallest[0]:
-            smallest = min(lq), osp.basename(lq_path)
-    of = f'{len(checked)} pairs' if checked is pairs else f'{len(checked)} sampled pairs (of {len(pairs)})'
-    if unreadable:
-        report.add(at, f'{len(unreadable)} of {of} cannot be read as images: {_some(unreadable)}')
+    # training wants exact sizes; validation crops what is left over, but no more than that is ever left over
+    wrong = [f'{osp.basename(pair.gt)} GT {gt[0]}x{gt[1]}, LQ {lq[0]}x{lq[1]}' for pair, (gt, lq) in sizes.items()
+             if any(g != q * scale if train else not q * scale <= g < (q + 1) * scale
+                    for g, q in zip(gt, lq, strict=True))]
     if wrong:
-        report.add(at, f'in {len(wrong)} of {of}, GT is not {scale} times LQ, as scale: {scale} says: {_some(wrong)}; '
-                   'is it the right folder?')
+        report.add(at, f'in {len(wrong)} of {len(sizes)} pairs, GT is not {scale} times LQ, as scale: {scale} says: '
+                   f'{_some(wrong, "; ")}; is it the right folder?')
     if not train or not isinstance(patch, int):
         return
     if patch % scale:
         report.add(f'{at}.gt_size', f'{patch} is no multiple of scale: {scale}; use {max(patch // scale, 1) * scale}')
-    elif smallest and patch // scale > smallest[0]:
-        report.add(f'{at}.gt_size', f'{patch} makes LQ patches of {patch // scale}, larger than {smallest[1]}, whose '
-                   f'short side is {smallest[0]}; use {smallest[0] * scale} or less, or remove the image')
+        return
+    small = {pair: min(lq) for pair, (_, lq) in sizes.items() if min(lq) < patch // scale}
+    if small:
+        pair = min(small, key=small.get)
+        others = f'; {len(small)} images are too small: {_some([osp.basename(p.lq) for p in small])}'
+        report.add(f'{at}.gt_size', f'{patch} makes LQ patches of {patch // scale}, larger than '
+                   f'{osp.basename(pair.lq)}, whose short side is {small[pair]}; use {small[pair] * scale} or less, or '
+                   f'remove the image{others if len(small) > 1 else ""}')
+
+
+def _check_metrics(sizes: dict[Pair, tuple[Size, Size]], scale: int, opt: dict, at: str, report: Report) -> None:
+    """That every metric gives a number for the smallest image that it will see."""
+    val = opt.get('val')
+    metrics = val.get('metrics') if isinstance(val, dict) else None
+    pair, (_, lq) = min(sizes.items(), key=lambda item: min(item[1][1]))
+    for name, block in metrics.items() if isinstance(metrics, dict) else ():
+        target = lookup('metric', block.get('type')) if isinstance(block, dict) else None
+        if target in (None, calculate_lpips) or report.has(f'val.metrics.{name}'):
+            continue
+        arguments = {k: v for k, v in block.items() if k not in ('type', 'better')}
+        border = arguments.get('crop_border') if isinstance(arguments.get('crop_border'), int) else 0
+        width, height = (min(side * scale, _LARGEST_TRIAL + 2 * border) for side in lq)
+        if problem := try_metric(target, arguments, height, width, 'log_scale' in parameters(target)[0]):
+            report.add(f'val.metrics.{name}', f'{problem}, as {osp.basename(pair.gt)} of {at} is')

@@ -1,0 +1,217 @@
+"""Trials: networks and losses are built and run on next to nothing, since only their code knows what they take.
+
+Nothing is left behind: random states, logs and the disk stay as they are, and what would need more time or memory than
+any network of this field is stopped.
+"""
+import contextlib
+import functools
+import itertools
+import json
+import logging
+import random
+import warnings
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as hooks
+from torch.utils.data import Dataset
+
+from udl_basicsr.models import step
+
+MOST_PARAMETERS = 2**32
+"""A network with more is a typing error: the largest of the field have some 10^8."""
+MOST_MODULES = 50_000
+
+
+class _TooLarge(ValueError):
+    pass
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Random states stay as they are, and nothing is printed or logged."""
+    states = random.getstate(), np.random.get_state()
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(None):
+            yield
+    finally:
+        logging.disable(disabled)
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+
+
+@contextlib.contextmanager
+def _bounded() -> Iterator[None]:
+    """Stops the building of a network that is larger than any, before it takes the memory."""
+    modules, numel = itertools.count(1), 0
+
+    def parameter(_module: nn.Module, _name: str, value: nn.Parameter | None) -> None:
+        nonlocal numel
+        if value is not None and not nn.parameter.is_lazy(value):
+            numel += value.numel()
+        if numel > MOST_PARAMETERS:
+            raise _TooLarge(f'it has more than {MOST_PARAMETERS:.1e} parameters')
+
+    def module(_module: nn.Module, _name: str, _value: nn.Module | None) -> None:
+        if next(modules) > MOST_MODULES:
+            raise _TooLarge(f'it has more than {MOST_MODULES} modules')
+
+    handles = [hooks.register_module_parameter_registration_hook(parameter),
+               hooks.register_module_module_registration_hook(module)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def why(error: BaseException) -> str:
+    """An exception from inside a library as one short line."""
+    lines = str(error).strip().splitlines()
+    text = f'{type(error).__name__}: {lines[0]}' if lines else type(error).__name__
+    return text if len(text) <= 300 else f'{text[:297]}...'
+
+
+def build_network(target: Callable[..., nn.Module], block: dict) -> nn.Module | str:
+    """The network of a block of options, or why it cannot be built.
+
+    On the meta device where its constructor allows that, which costs no memory.
+    """
+    return _build(target, json.dumps({k: v for k, v in block.items() if k != 'type'}, sort_keys=True))
+
+
+@functools.lru_cache(maxsize=32)
+def _build(target: Callable[..., nn.Module], arguments: str) -> nn.Module | str:
+    error = ''
+    for device in ('meta', 'cpu'):
+        try:
+            with quietly(), _bounded(), torch.device(device):
+                return target(**json.loads(arguments))
+        except Exception as e:
+            error = f'{target.__name__} cannot be built: {why(e)}'
+            if isinstance(e, (_TooLarge, MemoryError)):
+                break
+    return error
+
+
+def try_network(target: Callable[..., nn.Module], block: dict, channels: int, side: int, scale: int) -> str:
+    """Why a network makes no image of ``scale`` times the size from one of ``side``; empty where it does."""
+    arguments = json.dumps({k: v for k, v in block.items() if k != 'type'}, sort_keys=True)
+    return _forward(target, arguments, channels, side, scale)
+
+
+@functools.lru_cache(maxsize=128)
+def _forward(target: Callable[..., nn.Module], arguments: str, channels: int, side: int, scale: int) -> str:
+    network, problem = _build(target, arguments), ''
+    if isinstance(network, str):
+        return network
+    shape, expected = (1, channels, side, side), (1, channels, side * scale, side * scale)
+    for device in ('meta', 'cpu'):  # what looks at values cannot run on meta
+        if next(network.parameters(), torch.zeros(0)).device.type == 'meta' and device == 'cpu':
+            if sum(p.numel() for p in network.parameters()) > 10**8:
+                return ''
+            with quietly():
+                network = target(**json.loads(arguments))
+        try:
+            with quietly(), torch.no_grad(), torch.device(device):
+                out = network.to(device).eval()(torch.zeros(shape))
+        except Exception as error:
+            problem = f'{target.__name__} does not take an image of {channels} channels and {side}x{side}: {why(error)}'
+            continue
+        if not isinstance(out, Tensor) or out.shape != expected:
+            got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+            return f'{target.__name__} makes {got} of {shape}; expected {expected}, an image of scale: {scale}'
+        return ''
+    return problem
+
+
+def try_loss(key: str, target: type[nn.Module], block: dict, channels: int, side: int, scale: int) -> str:
+    """Why a loss cannot be trained with at this size (LQ pixels); empty where it can.
+
+    Losses with a network inside, which take a dictionary of its layers, are not tried.
+    """
+    arguments = {k: v for k, v in block.items() if k != 'type'}
+    if any(isinstance(v, (dict, list)) for v in arguments.values()):
+        return ''
+    try:
+        with quietly():
+            criterion = target(**arguments)
+            lq, gt = torch.rand(1, channels, side, side), torch.rand(1, channels, side * scale, side * scale)
+            pred = torch.rand_like(gt).requires_grad_()
+            s = torch.rand_like(gt).requires_grad_()
+            if key == 'likelihood_opt':
+                values = list(criterion.terms(pred, gt, s))
+            elif key in ('udl_opt', 'sigma_opt'):
+                values = [criterion(pred, gt, s)]
+            else:
+                values = list(step._call_loss(key, criterion, pred, gt, lq).values())
+            if wrong := [v for v in values if not isinstance(v, Tensor) or v.numel() != 1]:
+                return f'{target.__name__} gives {tuple(getattr(wrong[0], "shape", ()))}; training needs one number'
+            sum(values).sum().backward()
+    except Exception as error:
+        return f'{target.__name__} fails on images of {side * scale}x{side * scale}: {why(error)}'
+    return ''
+
+
+def try_optimizer(target: type[torch.optim.Optimizer], arguments: dict) -> None:
+    """Two steps of an optimizer, which raise what is wrong with its arguments."""
+    with quietly():
+        parameter = nn.Parameter(torch.ones(2, 2))
+        optimizer = target([parameter], **arguments)
+        for _ in range(2):
+            parameter.grad = torch.ones_like(parameter)
+            optimizer.step()
+
+
+def try_scheduler(target: type, arguments: dict) -> None:
+    """Three steps of a scheduler, which raise what is wrong with its arguments."""
+    with quietly():
+        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.)
+        scheduler = target(optimizer, **arguments)
+        for _ in range(3):
+            optimizer.step()
+            scheduler.step()
+
+
+def try_metric(target: Callable, arguments: dict, height: int, width: int, log_scale: bool) -> str:
+    """Why a metric gives no number for an image of this size; empty where it does."""
+    images = {key: np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+              for seed, key in enumerate(('img', 'img2'))}
+    if log_scale:
+        images['log_scale'] = images['img'].astype(np.float32) / 64
+    try:
+        with quietly(), warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # the mean of nothing is reported below
+            value = float(target(**images, **arguments))
+    except Exception as error:
+        return f'{target.__name__} fails on an image of {width}x{height}: {why(error)}'
+    return '' if np.isfinite(value) else f'{target.__name__} gives {value} on an image of {width}x{height}'
+
+
+def try_dataset(target: type[Dataset], block: dict, wanted: tuple[str, ...]) -> str:
+    """Why a data set gives no images under the names that are wanted; empty where its first sample has them."""
+    try:
+        with quietly():
+            sample = target(deepcopy(block))[0]
+    except Exception as error:
+        return f'{target.__name__} cannot give its first image: {why(error)}'
+    for key in wanted:
+        image = sample.get(key) if isinstance(sample, dict) else None
+        if not isinstance(image, Tensor) or image.ndim != 3:
+            return f'{target.__name__} gives no image {key} (C, H, W), which the model needs; use PairedImageDataset'
+    return ''
+
+
+def try_model(target: Callable, opt: dict) -> str:
+    """Why a model cannot be built; empty where it can."""
+    try:
+        with quietly():
+            target(deepcopy({**opt, 'dist': False}))
+    except Exception as error:
+        return f'{target.__name__} cannot be built from these options: {why(error)}'
+    return ''
