@@ -148,6 +148,8 @@ TRAIN = {
     '*_opt': Key(Built('loss'), 'further losses: pixel_opt, perceptual_opt, ...'),
     'accumulate': Key(COUNT, 'compute the batch in so many parts; default 1', ours=True),
     'grad_clip': Key(POSITIVE, 'largest norm of the gradient', ours=True, null=True),
+    'skip_nonfinite': Key(integer(0), 'leave out so many steps in a row whose loss or gradient is not finite; default '
+                          '0, which stops at the first', ours=True),
     'amp': Key(one_of('bf16', 'fp16'), 'mixed precision', ours=True, null=True),
     'channels_last': Key(BOOL, 'memory format; default false', ours=True),
     'compile': Key(BOOL, 'torch.compile; default false', ours=True),

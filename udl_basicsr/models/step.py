@@ -10,7 +10,6 @@ from copy import deepcopy
 from pathlib import Path
 from urllib.error import URLError
 
-import numpy as np
 import torch
 import torch.distributed as dist
 import torchvision
@@ -34,7 +33,8 @@ class StepModel(ValidatedModel):
 
     YAML keys beyond BasicSR's, all off unless given: ``train.accumulate`` (the batch is computed in that many parts:
     the same gradient, less memory), ``train.grad_clip`` (largest norm of the gradient), ``train.amp`` (``bf16`` or
-    ``fp16``; losses stay in float32), ``train.channels_last``, ``train.compile``, ``logger.keep_last``.
+    ``fp16``; losses stay in float32), ``train.channels_last``, ``train.compile``, ``train.skip_nonfinite`` (so many
+    steps in a row may be left out because a loss or gradient is not finite), ``logger.keep_last``.
 
     Attributes:
         trained (nn.Module): What the step runs and the optimiser owns, wrapped for several devices.
@@ -120,6 +120,8 @@ class StepModel(ValidatedModel):
         self.trained.train()
         self.accumulate = train_opt.get('accumulate') or 1
         self.grad_clip = train_opt.get('grad_clip')
+        self.skip_nonfinite = train_opt.get('skip_nonfinite') or 0
+        self.skipped, self.skipped_in_a_row = 0, 0
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=train_opt.get('amp') == 'fp16')
         self.ema_decay = train_opt.get('ema_decay') or 0
         if self.ema_decay > 0:
@@ -166,6 +168,7 @@ class StepModel(ValidatedModel):
         self.lq = data['lq'].to(self.device, memory_format=self.memory_format, non_blocking=True)
         self.gt = data['gt'].to(self.device, non_blocking=True) if 'gt' in data else None
         self.given = {key: data[key].to(self.device, non_blocking=True) for key in ('log_scale', ) if key in data}
+        self.images = data.get('lq_path', ())
 
     def listed_losses(self, pred: Tensor, gt: Tensor, lq: Tensor, skip: tuple = ()) -> dict:
         """The ``train.<x>_opt`` losses by their log names, in float32 outside of autocast."""
@@ -178,8 +181,15 @@ class StepModel(ValidatedModel):
         return losses
 
     def optimize_parameters(self, current_iter: int) -> None:
-        """One step: forward and backward in ``accumulate`` parts, clip, optimisers, EMA."""
+        """One step: forward and backward in ``accumulate`` parts, clip, optimisers, EMA.
+
+        Raises:
+            FloatingPointError: A loss or gradient is not finite, on any rank, and no more steps may be skipped. The
+                networks are as they were before the step.
+        """
         networks = self.networks_in_training()
+        # Batch norm takes in what it sees even where no step follows.
+        buffers = [(b, b.clone()) for n in networks.values() for b in n.buffers()] if self.skip_nonfinite else []
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         self._log = {}
@@ -197,14 +207,56 @@ class StepModel(ValidatedModel):
             for name, value in {**losses, **figures}.items():
                 self._log[name] = self._log.get(name, 0) + value.detach() * share
         for (label, network), optimizer in zip(networks.items(), self.optimizers, strict=True):
-            if self.grad_clip:
-                self.scaler.unscale_(optimizer)
-                name = 'grad_norm' if label == 'g' else f'grad_norm_{label}'
-                self._log[name] = nn.utils.clip_grad_norm_(network.parameters(), self.grad_clip)
-            self.scaler.step(optimizer)
-        self.scaler.update()
-        if self.ema_decay > 0:
-            self.model_ema(self.ema_decay)
+            self.scaler.unscale_(optimizer)
+            self._log['grad_norm' if label == 'g' else f'grad_norm_{label}'] = nn.utils.clip_grad_norm_(
+                network.parameters(), self.grad_clip or float('inf'))
+        if self._all_finite():
+            self.skipped_in_a_row = 0
+            for optimizer in self.optimizers:
+                self.scaler.step(optimizer)
+            self.scaler.update()
+            if self.ema_decay > 0:
+                self.model_ema(self.ema_decay)
+        else:
+            self._leave_out(current_iter)
+            for buffer, before in buffers:
+                buffer.copy_(before)
+            if self.scaler.is_enabled():
+                self.scaler.update(self.scaler.get_scale())  # NaN says nothing about the scale
+        if self.skipped:
+            self._log['skipped'] = torch.tensor(float(self.skipped))
+
+    def _all_finite(self) -> bool:
+        """Whether losses and gradients are finite on every rank: all of them step, or none does."""
+        # A scaler in search of its scale meets infinite gradients and skips those steps itself. At 1 nothing is scaled.
+        searching = self.scaler.is_enabled() and self.scaler.get_scale() > 1
+        names = [n for n in self._log if n.startswith('l_') or (n.startswith('grad_norm') and not searching)]
+        finite = torch.stack([self._log[name].float().to(self.device) for name in names]).isfinite().all().int()
+        if self.opt['dist']:
+            dist.all_reduce(finite, dist.ReduceOp.MIN)
+        return bool(finite)
+
+    def _leave_out(self, iteration: int) -> None:
+        """Reports a step that was not finite; raises where no more may be left out. Called by all ranks together."""
+        self.skipped += 1
+        self.skipped_in_a_row += 1
+        terms = ', '.join(f'{n} {float(v):.4g}' for n, v in self._log.items() if n.startswith(('l_', 'grad_norm')))
+        part = f'{terms}; images {", ".join(map(str, self.images)) or "unknown"}'
+        parts = [part]
+        if self.opt['dist']:
+            parts = [None] * self.opt['world_size']
+            dist.all_gather_object(parts, part)
+            parts = [f'rank {rank}: {text}' for rank, text in enumerate(parts)]
+        report = f'iteration {iteration}: a loss or gradient is not finite. ' + '. '.join(parts)
+        if self.skipped_in_a_row > self.skip_nonfinite:
+            row = f', {self.skipped_in_a_row} times in a row' if self.skip_nonfinite else ''
+            raise FloatingPointError(
+                f'{report}. Stopped{row}; the networks are no worse for it, and checkpoints are kept. Look at these '
+                'images, lower train.optim_g.lr, set train.grad_clip, use amp: bf16 in place of fp16, or let some '
+                'steps be left out by train.skip_nonfinite')
+        row = f'{self.skipped_in_a_row} of {self.skip_nonfinite} in a row'
+        get_root_logger().warning(f'{report}. Step left out ({row})')
+        self._log = {n: v if torch.isfinite(v) else torch.zeros_like(v) for n, v in self._log.items()}
 
     @torch.no_grad()
     def model_ema(self, decay: float = 0.999) -> None:
@@ -234,12 +286,7 @@ class StepModel(ValidatedModel):
         if self.opt['dist']:
             dist.all_reduce(values)
             values /= self.opt['world_size']
-        log = OrderedDict(zip(self._log, values.tolist(), strict=True))
-        broken = [name for name, value in log.items() if name.startswith('l_') and not np.isfinite(value)]
-        if broken:
-            raise FloatingPointError(f'{", ".join(broken)} is no longer finite: lower train.optim_g.lr, set '
-                                     'train.grad_clip, or use amp: bf16 in place of fp16. Checkpoints are kept')
-        return log
+        return OrderedDict(zip(self._log, values.tolist(), strict=True))
 
     # ------------------------------------------------------------------ checkpoints
 
