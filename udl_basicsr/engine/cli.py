@@ -13,6 +13,7 @@ from udl_basicsr.models.checkpoints import CheckpointError
 
 from .compat import LaunchError, init_dist
 from .options import OptionError, load_yaml, parse_options
+from .trials import forbid_pickles
 
 
 def run(action: Callable[..., None], is_train: bool, root_path: Path | None = None, does: str = '') -> int:
@@ -38,6 +39,7 @@ def run(action: Callable[..., None], is_train: bool, root_path: Path | None = No
     parser.add_argument('--force_yml', nargs='+', default=[], metavar='KEY:KEY=VALUE',
                         help='set options over the file, e.g. train:ema_decay=0.999')
     args = parser.parse_args()
+    forbid_pickles()
     command = ' '.join([Path(sys.executable).name, *sys.argv])
     try:
         if args.launcher != 'none':

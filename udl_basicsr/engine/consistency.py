@@ -385,6 +385,9 @@ class Checker(KeyChecker):
             return
         wandb = logger.get('wandb')
         project = wandb.get('project') if isinstance(wandb, dict) else None
+        run = wandb.get('resume_id') if isinstance(wandb, dict) else None
+        if isinstance(run, str) and not schema.FOLDER_NAME.accepts(run):  # wandb names a folder after it
+            self.report.add('logger.wandb.resume_id', f'expected {schema.FOLDER_NAME.label}, got {describe(run)}')
         if project and logger.get('use_tb_logger') is not True:
             self.report.add('logger.use_tb_logger', 'must be true, since wandb reads what TensorBoard is given')
         for wanted, package in ((project, 'wandb'), (logger.get('use_tb_logger'), 'tensorboard')):

@@ -222,6 +222,11 @@ def _names_outside(path: str) -> str:
 def _file_pairs(dataset: dict, gt_root: str, lq_root: str, at: str, report: Report) -> list[Pair]:
     template, meta = dataset.get('filename_tmpl', '{}'), dataset.get('meta_info_file')
     gt_there, lq_there = _listing(gt_root), _listing(lq_root)
+    for key, there in (('dataroot_gt', gt_there), ('dataroot_lq', lq_there)):
+        # they become those of results, and lines of logs and tables
+        if strange := sorted(ascii(name) for name in there if not name.isprintable()):
+            report.add(f'{at}.{key}', f'has files whose names have characters that cannot be seen: {_some(strange)}; '
+                       'rename them')
     names = sorted(gt_there)
     if meta is not None:
         names = [line.strip().split(' ')[0] for line in _lines(osp.expanduser(meta))]

@@ -8,6 +8,7 @@ import functools
 import itertools
 import json
 import logging
+import os
 import random
 import warnings
 from collections.abc import Callable, Iterator
@@ -26,21 +27,34 @@ MOST_PARAMETERS = 2**32
 MOST_MODULES = 50_000
 
 
+_PLAIN_TENSORS = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
+
+
 class _TooLarge(ValueError):
     pass
+
+
+def forbid_pickles() -> None:
+    """From here on ``torch.load`` runs no code, whoever calls it: some of BasicSR's networks load a file that is named
+    in their arguments (spynet_arch.py:40, basicvsr_arch.py:302), and torch before 2.6 would run what is in it."""
+    os.environ.pop('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', None)
+    os.environ[_PLAIN_TENSORS] = '1'
 
 
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
     """Random states stay as they are, and nothing is printed or logged."""
     states = random.getstate(), np.random.get_state()
-    disabled = logging.root.manager.disable
+    disabled, environment = logging.root.manager.disable, dict(os.environ)
     logging.disable(logging.WARNING)
+    forbid_pickles()
     try:
         with torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(None):
             yield
     finally:
         logging.disable(disabled)
+        if _PLAIN_TENSORS not in environment:
+            os.environ.pop(_PLAIN_TENSORS, None)
         random.setstate(states[0])
         np.random.set_state(states[1])
 
