@@ -2,8 +2,10 @@
 import errno
 import importlib.util
 import io
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import cv2
@@ -23,6 +25,7 @@ from torch.nn import functional as F
 
 from udl_basicsr.archs import UncertaintyNet
 from udl_basicsr.deploy import infer as module
+from udl_basicsr.deploy.export import export_safetensors
 from udl_basicsr.deploy.infer import Restorer, make_plan
 from udl_basicsr.deploy.pictures import read_header, read_picture
 from udl_basicsr.models.visuals import decode_log_scale
@@ -156,14 +159,24 @@ def test_every_kind_of_png_stays_what_it_is(run, planes, bits):
     width, height, depth, colour_type, content = parse_png(run.out / 'a.png')
     assert (width, height, depth) == (22, 18, bits)
     assert colour_type == {'L': 0, 'RGB': 2, 'LA': 4, 'RGBA': 6}[planes]
-    if content is not None:
-        np.testing.assert_array_equal(content, twice(image))
+    np.testing.assert_array_equal(content, twice(image))
 
 
-def png(image: np.ndarray) -> bytes:
+@pytest.mark.parametrize('count', [1, 3])
+def test_transparent_colours_of_16_bits(run, count):
+    image = noise(5, 6, count, bits=16)
+    (run.root / 'a.png').write_bytes(png(image, transparent=image[2, 3]))
+    run.nearest()
+    assert run(run.root / 'a.png') == 0
+    *_, content = parse_png(run.out / 'a.png')
+    opaque = np.full((5, 6), 65535)
+    opaque[2, 3] = 0
+    np.testing.assert_array_equal(content[..., :count], twice(image))
+    np.testing.assert_array_equal(content[..., count], twice(opaque))
+
+
+def png(image: np.ndarray, transparent: np.ndarray | None = None) -> bytes:
     """By the format's text, with no filter; the libraries at hand write no 16-bit gray with alpha."""
-    import struct
-    import zlib
     height, width, count = image.shape
     rows = image.astype(image.dtype.newbyteorder('>')).reshape(height, -1)
     data = zlib.compress(b''.join(b'\0' + row.tobytes() for row in rows))
@@ -172,7 +185,8 @@ def png(image: np.ndarray) -> bytes:
         return struct.pack('>I', len(content)) + kind + content + struct.pack('>I', zlib.crc32(kind + content))
 
     head = struct.pack('>IIBBBBB', width, height, 8 * image.itemsize, {1: 0, 2: 4, 3: 2, 4: 6}[count], 0, 0, 0)
-    return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', head) + chunk(b'IDAT', data) + chunk(b'IEND', b'')
+    key = b'' if transparent is None else chunk(b'tRNS', transparent.astype('>u2').tobytes())
+    return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', head) + key + chunk(b'IDAT', data) + chunk(b'IEND', b'')
 
 
 def parse_png(path: Path):
@@ -407,7 +421,7 @@ def test_deep_tiff_and_deep_to_jpeg(run):
 
 
 def test_safetensors_hold_their_options(run):
-    from udl_basicsr.deploy.export import export_safetensors
+    pytest.importorskip('safetensors')
     path = run.picture()
     export_safetensors(run.network.state_dict(), run.root / 'g.safetensors', {'network_g': {'type': 'EDSR', **SMALL}})
     assert run(path) == 0
