@@ -7,13 +7,17 @@ processes, nor the iteration a run was resumed at changes what is trained.
 import hashlib
 import math
 import random
+import signal
 from collections.abc import Iterator
 
 import numpy as np
 import torch
 from basicsr.data import build_dataset as build_basicsr_dataset
 from basicsr.data.prefetch_dataloader import CPUPrefetcher, CUDAPrefetcher, PrefetchDataLoader
+from basicsr.utils import get_root_logger
 from torch.utils.data import DataLoader, Dataset, Sampler
+
+_BROKEN_IN_A_ROW = 20
 
 
 def build_dataset(options: dict) -> Dataset:
@@ -33,8 +37,15 @@ def seed_all(*key: int) -> None:
     torch.manual_seed(seed % 2**63)
 
 
+class BrokenImageError(RuntimeError):
+    """A training image that cannot be read; the message names it."""
+
+
 class SeededDataset(Dataset):
     """A data set whose samples are asked for by (epoch, index) and augmented accordingly.
+
+    With ``skip_broken: true`` in its options a sample that cannot be read is replaced by the next one that can, and its
+    ``broken`` says how many could not.
 
     Args:
         dataset (Dataset): Any of BasicSR's, which draw their crops and flips from the global random states.
@@ -45,14 +56,33 @@ class SeededDataset(Dataset):
         self.dataset = dataset
         self.seed = seed
         self.opt = dataset.opt
+        self.skip_broken = bool(self.opt.get('skip_broken'))
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, key: tuple[int, int]):
         epoch, index = key
-        seed_all(self.seed, epoch, index)
-        return self.dataset[index % len(self.dataset)]
+        for broken in range(_BROKEN_IN_A_ROW):
+            seed_all(self.seed, epoch, index)
+            try:
+                sample = self.dataset[(index + broken) % len(self.dataset)]
+            except Exception as error:
+                problem = self._problem((index + broken) % len(self.dataset), error)
+                if not self.skip_broken:
+                    raise BrokenImageError(f'{problem}. Mend or remove the file and go on with --auto_resume, or let '
+                                           'such files be left out by datasets.train.skip_broken: true') from error
+                get_root_logger().warning(f'{problem}. Left out')
+                continue
+            return {**sample, 'broken': broken} if self.skip_broken else sample
+        raise BrokenImageError(f'{_BROKEN_IN_A_ROW} training images in a row cannot be read, the last one: {problem}. '
+                               'Is the disk still there?')
+
+    def _problem(self, index: int, error: Exception) -> str:
+        paths = getattr(self.dataset, 'paths', None) or {}
+        entry = paths[index] if index < len(paths) else index
+        files = ' or '.join(map(str, entry.values())) if isinstance(entry, dict) else str(entry)
+        return f'{files}: cannot be read for training ({type(error).__name__}: {error})'
 
 
 class TrainBatches(Sampler):
@@ -100,6 +130,12 @@ class TrainBatches(Sampler):
             yield [(epoch, index) for index in batch[self.rank::self.world_size]]
 
 
+def _leave_signals_to_the_parent(worker: int) -> None:
+    """A SIGTERM or Ctrl-C often goes to all processes; workers are needed until the step in progress is saved."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def train_batches(dataset: Dataset, opt: dict, start_iter: int = 0) -> tuple[TrainBatches, Iterator[dict]]:
     """The training data from ``start_iter`` on, as the YAML's ``datasets.train`` asks for.
 
@@ -117,6 +153,7 @@ def train_batches(dataset: Dataset, opt: dict, start_iter: int = 0) -> tuple[Tra
         'dataset': SeededDataset(dataset, opt['manual_seed']),
         'batch_sampler': sampler,
         'num_workers': workers,
+        'worker_init_fn': _leave_signals_to_the_parent,
         'pin_memory': bool(options.get('pin_memory', False)) and opt['num_gpu'] != 0,
     }
     mode = options.get('prefetch_mode')

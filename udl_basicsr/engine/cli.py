@@ -9,10 +9,13 @@ import torch.distributed as dist
 from basicsr.utils.dist_util import get_dist_info
 
 from udl_basicsr.archs import TapError
+from udl_basicsr.data.loader import BrokenImageError
 from udl_basicsr.models.checkpoints import CheckpointError
 
 from .compat import LaunchError, init_dist
+from .interrupt import EXIT_INTERRUPTED, Interrupted
 from .options import OptionError, load_yaml, parse_options
+from .run_folder import RunBusyError
 from .trials import forbid_pickles
 
 
@@ -26,8 +29,9 @@ def run(action: Callable[..., None], is_train: bool, root_path: Path | None = No
         does (str): What the command does, for its help; by default that it trains or tests.
 
     Returns:
-        int: Exit status: 0, 1 when a run failed in a way that is understood, 2 when its options are wrong. Any other
-            failure is raised, and ends the process with a traceback and status 1.
+        int: Exit status: 0, 1 when a run failed in a way that is understood, 2 when its options are wrong, 75 when it
+            was interrupted and has saved its state. Any other failure is raised, and ends the process with a
+            traceback and status 1.
     """
     parser = argparse.ArgumentParser(description=does or ('Train.' if is_train else 'Test.'))
     parser.add_argument('-opt', required=True, metavar='FILE', help='option file (YAML)')
@@ -40,6 +44,8 @@ def run(action: Callable[..., None], is_train: bool, root_path: Path | None = No
                         help='set options over the file, e.g. train:ema_decay=0.999')
     args = parser.parse_args()
     forbid_pickles()
+    # torchrun starts all processes anew when one has failed (--max-restarts): they go on.
+    restarted = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0
     command = ' '.join([Path(sys.executable).name, *sys.argv])
     try:
         if args.launcher != 'none':
@@ -47,13 +53,20 @@ def run(action: Callable[..., None], is_train: bool, root_path: Path | None = No
         rank, world_size = get_dist_info()
         parsed = parse_options(
             args.opt, root_path=str(root_path or Path.cwd()), is_train=is_train, force_yml=args.force_yml,
-            auto_resume=args.auto_resume, debug=args.debug, rank=rank, world_size=world_size,
+            auto_resume=args.auto_resume or restarted, debug=args.debug, rank=rank, world_size=world_size,
             dist=args.launcher != 'none', deep=args.deep)
         action(parsed, command)
     except (LaunchError, OptionError, TapError) as error:
         _say(f'{error}')
         return 2
-    except (CheckpointError, FloatingPointError) as error:
+    except Interrupted as error:
+        _say(f'{error}')
+        return EXIT_INTERRUPTED
+    except BrokenImageError as error:  # met by one rank alone, whichever it is
+        # A worker's error comes with its traceback, whose last line it is.
+        print(str(error).rsplit('BrokenImageError: ', 1)[-1].rstrip(), file=sys.stderr, flush=True)
+        return 1
+    except (CheckpointError, FloatingPointError, RunBusyError) as error:
         _say(f'{type(error).__name__}: {error}')
         return 1
     finally:

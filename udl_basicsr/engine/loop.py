@@ -4,21 +4,21 @@ import time
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from basicsr.models import build_model
-from basicsr.utils import AvgTimer, MessageLogger, get_env_info, get_time_str, mkdir_and_rename
+from basicsr.utils import AvgTimer, MessageLogger, get_env_info, get_time_str
 from basicsr.utils.logger import init_tb_logger
 from basicsr.utils.options import dict2str
 from torch.utils.data import DataLoader
 
 from udl_basicsr.data import uncertainty_cache
 from udl_basicsr.data.loader import build_dataset, seed_all, train_batches
-from udl_basicsr.models.checkpoints import CheckpointError, read_checkpoint
 from udl_basicsr.reports.scores import format_scores, mean_scores, protocol_sentence, write_scores
 
 from .compat import init_wandb_logger
+from .interrupt import Interrupted, Interrupts
 from .log import run_log
-from .options import Parsed, dump_flat
+from .options import Parsed
+from .run_folder import broadcast, make_folders, note_changes, resume_state
 
 
 def train(parsed: Parsed, command: str = '') -> None:
@@ -30,13 +30,19 @@ def train(parsed: Parsed, command: str = '') -> None:
 
     Raises:
         CheckpointError: A checkpoint that does not fit, or that cannot be read or saved.
+        BrokenImageError: An image that cannot be read.
+        FloatingPointError: A loss or gradient that is not finite.
+        Interrupted: SIGTERM or SIGINT came; the state is saved.
+        RunBusyError: Another process is training in the same folder.
     """
     opt = parsed.opt
     with run_log(opt['rank']) as log:
         logger = log.logger
         _begin(parsed, logger)
-        state = _resume_state(opt)
+        state = resume_state(opt)
         start_iter = state['iter'] if state else 0
+        if state and state.get('run', {}).get('manual_seed') is not None:
+            opt['manual_seed'] = parsed.flat['manual_seed'] = state['run']['manual_seed']
         total_iter = int(opt['train']['total_iter'])
         val_loaders = _loaders(opt, 'val')
         train_set = build_dataset(opt['datasets']['train'])
@@ -48,29 +54,41 @@ def train(parsed: Parsed, command: str = '') -> None:
         model.iters_per_epoch = sampler.iters_per_epoch  # for schedules in epochs
         if state:
             model.resume_training(state)
+            note_changes(state, _run(train_set, opt))
             logger.info(f"Resuming training from epoch: {state['epoch']}, iter: {start_iter}.")
 
-        _make_folders(parsed, command, keep=state is not None)
+        model.run = _run(train_set, opt)
+        lock = make_folders(parsed, command, keep=state is not None)
         if opt['rank'] == 0:
             log.to_file(Path(opt['path']['log']) / f"train_{opt['name']}_{get_time_str()}.log")
         tb_logger = _tb_logger(opt)
         logger.info(f'{len(train_set)} training images, batch {sampler.batch_size} x {opt["world_size"]} process(es), '
                     f'{sampler.iters_per_epoch} iterations an epoch, iterations {start_iter + 1} to {total_iter}.')
-        _iterate(model, batches, sampler, val_loaders, opt, tb_logger, start_iter, total_iter)
+        with Interrupts() as interrupts:
+            _iterate(model, batches, sampler, val_loaders, opt, tb_logger, start_iter, total_iter, interrupts)
         model.save(epoch=-1, current_iter=-1)  # BasicSR's way to say 'latest'
         if opt.get('val') and (total_iter % opt['val']['val_freq'] or start_iter >= total_iter):
             _validate(model, val_loaders, total_iter, tb_logger, opt)
         if tb_logger:
             tb_logger.close()
+        if lock:
+            lock.close()
 
 
-def _iterate(model, batches, sampler, val_loaders, opt, tb_logger, start_iter, total_iter) -> None:
+def _run(train_set, opt: dict) -> dict:
+    """What decides, beside the iteration, which images are trained next; kept with every state."""
+    return {'manual_seed': opt['manual_seed'], 'world_size': opt['world_size'], 'images': len(train_set),
+            'batch_size': opt['datasets']['train']['batch_size_per_gpu']}
+
+
+def _iterate(model, batches, sampler, val_loaders, opt, tb_logger, start_iter, total_iter, interrupts) -> None:
     logger_opt, val_opt, seed = opt['logger'], opt.get('val'), opt['manual_seed']
     message_logger = MessageLogger(opt, start_iter, tb_logger)
     data_timer, iter_timer, started = AvgTimer(), AvgTimer(), time.time()
-    logger = message_logger.logger
+    logger, broken = message_logger.logger, 0
     for iteration, batch in enumerate(batches, start_iter + 1):
         data_timer.record()
+        broken += int(batch.pop('broken', torch.zeros(1)).sum())
         epoch = (iteration - 1) // sampler.iters_per_epoch
         # What a step draws (dropout, sampling losses) depends on its number, not on what came before: a resumed run
         # draws the same, and no random state needs to be saved.
@@ -87,6 +105,7 @@ def _iterate(model, batches, sampler, val_loaders, opt, tb_logger, start_iter, t
                 'time': iter_timer.get_avg_time(),
                 'data_time': data_timer.get_avg_time(),
                 **model.get_current_log(),
+                **({'broken_images': broken} if broken else {}),
             })
         if val_opt and iteration % val_opt['val_freq'] == 0:
             _validate(model, val_loaders, iteration, tb_logger, opt)
@@ -94,6 +113,11 @@ def _iterate(model, batches, sampler, val_loaders, opt, tb_logger, start_iter, t
         if iteration % logger_opt['save_checkpoint_freq'] == 0:
             logger.info('Saving models and training states.')
             model.save(epoch, iteration)
+        if interrupts.agreed(model.device):
+            model.save(epoch, iteration)
+            by = interrupts.signal or 'a signal to another rank'
+            raise Interrupted(f'Stopped by {by} after iteration {iteration} of {total_iter}, which is saved. Go on with '
+                              '--auto_resume')
         data_timer.start()
         iter_timer.start()
     logger.info(f'End of training. Time consumed: {datetime.timedelta(seconds=int(time.time() - started))}')
@@ -116,7 +140,7 @@ def test(parsed: Parsed) -> dict:
         _begin(parsed, logger)
         loaders = _loaders(opt, 'test', 'val')
         model = build_model(opt)
-        _make_folders(parsed, '', keep=False)
+        make_folders(parsed, '', keep=False)
         if opt['rank'] == 0:
             log.to_file(Path(opt['path']['log']) / f"test_{opt['name']}_{get_time_str()}.log")
         for loader in loaders:
@@ -170,69 +194,9 @@ def _begin(parsed: Parsed, logger) -> None:
     torch.use_deterministic_algorithms(bool(opt.get('deterministic')))
 
 
-def _resume_state(opt: dict) -> dict | None:
-    """The training state to go on from, if any; points the networks at the checkpoints saved with it.
-
-    BasicSR looks for ``--auto_resume`` in the working directory (train.py:71) and needs a GPU to read (train.py:85).
-    """
-    path = opt['path'].get('resume_state')
-    if opt['auto_resume']:
-        states = [p for p in Path(opt['path']['training_states']).glob('*.state') if p.stem.isdigit()]
-        path = max(states, key=lambda p: int(p.stem), default=None)
-    path = broadcast(path)
-    if path is None:
-        return None
-    state = read_checkpoint(path)
-    absent = [key for key in ('iter', 'epoch', 'optimizers', 'schedulers') if key not in state]
-    if absent:
-        raise CheckpointError(f'{path}: is no training state, it lacks {", ".join(absent)}. '
-                              'Expected training_states/<iteration>.state of a run')
-    models = Path(path).parent.parent / 'models'
-    for label in ('g', 'u', 'w'):
-        saved = models / f"net_{label}_{state['iter']}.pth"
-        if saved.exists():
-            opt['path'][f'pretrain_network_{label}'] = str(saved)
-            opt['path'][f'param_key_{label}'] = 'params'
-        elif label == 'g' or (label == 'w' and opt.get('network_w')):
-            raise CheckpointError(f'{saved}: missing, though {path} was saved with it')
-    return state
-
-
-def _make_folders(parsed: Parsed, command: str, keep: bool) -> None:
-    """Makes the run's folder with its resolved YAML. One that is there is kept as ``_archived_<time>``."""
-    opt = parsed.opt
-    if opt['rank'] == 0:
-        path = opt['path']
-        root = Path(path['experiments_root'] if opt['is_train'] else path['results_root'])
-        if not keep:
-            mkdir_and_rename(str(root))
-            tb_folder = Path(opt['root_path']) / 'tb_logger' / opt['name']
-            if opt['is_train'] and tb_folder.exists():
-                mkdir_and_rename(str(tb_folder))
-        folders = [path['visualization']]
-        if opt['is_train']:
-            folders += [path['models'], path['training_states']]
-        for folder in folders:
-            Path(folder).mkdir(parents=True, exist_ok=True)
-        # Written, not copied: on resume the options may be this very file (BasicSR: SameFileError).
-        head = f'# {time.asctime()}\n' + (f'# {command}\n' if command else '')
-        (root / Path(parsed.file).name).write_text(head + dump_flat(parsed.flat), encoding='utf-8')
-    if opt['dist']:
-        dist.barrier()
-
-
 def _tb_logger(opt: dict):
     if 'debug' in opt['name'] or not opt['logger'].get('use_tb_logger'):
         return None
     if (opt['logger'].get('wandb') or {}).get('project') and opt['rank'] == 0:
         init_wandb_logger(opt)
     return init_tb_logger(log_dir=str(Path(opt['root_path']) / 'tb_logger' / opt['name']))
-
-
-def broadcast(value):
-    """Rank 0's value in every process: what depends on the disk or on chance is decided once."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return value
-    box = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]

@@ -16,6 +16,7 @@ from udl_basicsr.models.checkpoints import CheckpointError
 from . import loop
 from .log import run_log
 from .options import OptionError, Parsed, renamed
+from .run_folder import broadcast
 
 
 def train(parsed: Parsed, command: str = '') -> None:
@@ -29,7 +30,7 @@ def train(parsed: Parsed, command: str = '') -> None:
     if parsed.stage1 is not None:
         path = parsed.opt['path']
         needed = [path[key] for key in ('pretrain_network_g', 'pretrain_network_u') if path.get(key)]
-        missing = loop.broadcast([weights for weights in needed if not Path(weights).exists()])
+        missing = broadcast([weights for weights in needed if not Path(weights).exists()])
         if missing:
             get_root_logger().info(f'Stage 1 comes first ({missing[0]} is missing): {parsed.stage1.file}')
             # A stage 1 that was interrupted goes on where it was.
@@ -80,7 +81,7 @@ def _latest(parsed: Parsed, label: str) -> str:
 
 def _train_unless_done(parsed: Parsed, command: str, may_be_done: bool = True) -> None:
     """Of a chain that is resumed, the runs that have ended are left as they are."""
-    done = loop.broadcast(Path(_latest(parsed, 'g')).exists())
+    done = broadcast(Path(_latest(parsed, 'g')).exists())
     if may_be_done and parsed.opt['auto_resume'] and done:
         get_root_logger().info(f"{parsed.opt['name']} has ended.")
     else:

@@ -122,6 +122,7 @@ class StepModel(ValidatedModel):
         self.grad_clip = train_opt.get('grad_clip')
         self.skip_nonfinite = train_opt.get('skip_nonfinite') or 0
         self.skipped, self.skipped_in_a_row = 0, 0
+        self.run = {}  # what the loop wants to find again in a training state
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=train_opt.get('amp') == 'fp16')
         self.ema_decay = train_opt.get('ema_decay') or 0
         if self.ema_decay > 0:
@@ -314,6 +315,7 @@ class StepModel(ValidatedModel):
             'schedulers': [s.state_dict() for s in self.schedulers],
             'scaler': self.scaler.state_dict(),
             'best_metric_results': getattr(self, 'best_metric_results', {}),
+            'run': self.run,
         }
         save_atomic(state, Path(self.opt['path']['training_states']) / f'{current_iter}.state')
 

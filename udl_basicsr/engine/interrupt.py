@@ -1,0 +1,48 @@
+"""SIGTERM and Ctrl-C: the step in progress is finished and saved before the process ends."""
+import signal
+import threading
+
+import torch
+import torch.distributed as dist
+
+# BSD's EX_TEMPFAIL, "try again later": neither success, nor failure, nor what a killed process leaves.
+EXIT_INTERRUPTED = 75
+
+
+class Interrupted(Exception):
+    """A run that was asked to stop and has saved its state; the message says where, and how to go on."""
+
+
+class Interrupts:
+    """While active, the first SIGTERM or SIGINT is kept until asked for; a second one acts as if none were kept."""
+
+    def __init__(self):
+        self.signal = None
+        self._before = {}
+
+    def __enter__(self) -> 'Interrupts':
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers there alone
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._keep)
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def _keep(self, number: int, frame) -> None:
+        if self.signal is not None:
+            self.__exit__()
+            signal.raise_signal(number)
+            return
+        self.signal = signal.Signals(number).name
+
+    def agreed(self, device: torch.device) -> bool:
+        """Whether any rank was asked to stop. All ranks must ask at the same iteration, and get the same answer."""
+        asked = self.signal is not None
+        if not (dist.is_available() and dist.is_initialized()):
+            return asked
+        flag = torch.tensor(int(asked), device=device)
+        dist.all_reduce(flag, dist.ReduceOp.MAX)
+        return bool(flag)

@@ -1,0 +1,187 @@
+"""The folder of one run: made, kept apart from older ones, locked while it is trained, and found again on resume."""
+import os
+import socket
+import time
+from pathlib import Path
+
+import torch.distributed as dist
+from basicsr.utils import get_root_logger, mkdir_and_rename
+
+from udl_basicsr.models.checkpoints import CheckpointError, network_weights, read_checkpoint
+
+from .options import Parsed, dump_flat
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+_STATE_KEYS = ('iter', 'epoch', 'optimizers', 'schedulers')
+
+
+class RunBusyError(RuntimeError):
+    """Another process trains in this folder; the message names it."""
+
+
+def broadcast(value):
+    """Rank 0's value in every process: what depends on the disk or on chance is decided once."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def make_folders(parsed: Parsed, command: str, keep: bool):
+    """Makes the run's folder with its resolved YAML. One that is there is kept as ``_archived_<time>``.
+
+    Args:
+        keep (bool): Go on in the folder that is there.
+
+    Returns:
+        The lock of a training run, to be held until its end, or None.
+
+    Raises:
+        RunBusyError: Another process is training in it, on all ranks alike.
+    """
+    lock, busy = None, None
+    if parsed.opt['rank'] == 0:
+        try:
+            lock = _make_folders(parsed, command, keep)
+        except RunBusyError as error:
+            busy = str(error)
+    busy = broadcast(busy)
+    if busy:
+        raise RunBusyError(busy)
+    return lock
+
+
+def _make_folders(parsed: Parsed, command: str, keep: bool):
+    opt, path = parsed.opt, parsed.opt['path']
+    root = Path(path['experiments_root'] if opt['is_train'] else path['results_root'])
+    lock = _lock(root) if opt['is_train'] and root.is_dir() else None
+    if not keep:
+        mkdir_and_rename(str(root))  # the lock goes with it
+        tb_folder = Path(opt['root_path']) / 'tb_logger' / opt['name']
+        if opt['is_train'] and tb_folder.exists():
+            mkdir_and_rename(str(tb_folder))
+        lock = _lock(root) if opt['is_train'] else None
+    folders = [path['visualization']]
+    if opt['is_train']:
+        folders += [path['models'], path['training_states']]
+    for folder in folders:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    # Written, not copied: on resume the options may be this very file (BasicSR: SameFileError).
+    head = f'# {time.asctime()}\n' + (f'# {command}\n' if command else '')
+    (root / Path(parsed.file).name).write_text(head + dump_flat(parsed.flat), encoding='utf-8')
+    return lock
+
+
+def _lock(root: Path):
+    """Takes the lock of a run's folder; the system lets go of it when the process ends, however it does."""
+    if fcntl is None:
+        return None
+    file = open(root / '.lock', 'a+', encoding='utf-8')  # noqa: SIM115 - held open while the run goes on
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.seek(0)
+        holder = file.read().strip() or 'another process'
+        file.close()
+        raise RunBusyError(
+            f'{root}: is being trained by {holder}. Wait for it, end it, or give this run another name') from None
+    file.truncate(0)
+    file.write(f'process {os.getpid()} on {socket.gethostname()}')
+    file.flush()
+    return file
+
+
+def resume_state(opt: dict) -> dict | None:
+    """The training state to go on from, if any; points the networks at the checkpoints saved with it.
+
+    With ``--auto_resume`` the latest state of which every part can be read. BasicSR looks for it in the working
+    directory (train.py:71) and needs a GPU to read (train.py:85).
+
+    Raises:
+        CheckpointError: The state that ``path.resume_state`` names cannot be used, or not one of all those that
+            ``--auto_resume`` found.
+    """
+    named = opt['path'].get('resume_state')
+    chosen, problem = None, None
+    if opt['rank'] == 0:
+        try:
+            chosen = _latest_usable(opt) if opt['auto_resume'] else named and _check(Path(named), opt)
+        except CheckpointError as error:
+            problem = str(error)
+    chosen, problem = broadcast((chosen and str(chosen), problem))
+    if problem:
+        raise CheckpointError(problem)
+    if not chosen:
+        return None
+    state = read_checkpoint(chosen)
+    for label, file in _networks(Path(chosen), state['iter']).items():
+        opt['path'][f'pretrain_network_{label}'] = str(file)
+        opt['path'][f'param_key_{label}'] = 'params'
+    return state
+
+
+def _latest_usable(opt: dict) -> Path | None:
+    folder = Path(opt['path']['training_states'])
+    states = sorted((p for p in folder.glob('*.state') if p.stem.isdigit()), key=lambda p: -int(p.stem))
+    problems = []
+    for path in states:
+        try:
+            _check(path, opt)
+        except CheckpointError as error:
+            problems.append(str(error))
+            continue
+        for problem in problems:
+            get_root_logger().warning(f'{problem}\nGoing back to {path}, the latest state that is whole.')
+        return path
+    if problems:
+        raise CheckpointError('\n'.join([f'{folder}: none of the {len(states)} states can be used:', *problems, (
+            'Start anew without --auto_resume (this folder is then kept as _archived_<time>)')]))
+    return None
+
+
+def _check(path: Path, opt: dict) -> Path:
+    """Finds the state and the networks saved with it whole."""
+    state = read_checkpoint(path)
+    absent = [key for key in _STATE_KEYS if key not in state]
+    if absent:
+        raise CheckpointError(f'{path}: is no training state, it lacks {", ".join(absent)}. '
+                              'Expected training_states/<iteration>.state of a run')
+    networks = _networks(path, state['iter'])
+    for label in ('g', 'w') if opt.get('network_w') else ('g', ):
+        if label not in networks:
+            missing = path.parent.parent / 'models' / f"net_{label}_{state['iter']}.pth"
+            raise CheckpointError(f'{missing}: missing, though {path} was saved with it')
+    for file in networks.values():
+        network_weights(file)
+    return path
+
+
+def _networks(state: Path, iteration: int) -> dict[str, Path]:
+    models = state.parent.parent / 'models'
+    saved = {label: models / f'net_{label}_{iteration}.pth' for label in ('g', 'u', 'w')}
+    return {label: file for label, file in saved.items() if file.exists()}
+
+
+def note_changes(state: dict, run: dict) -> None:
+    """Says in the log what differs from the run that saved ``state``, where that decides what is trained next.
+
+    Args:
+        state (dict): A training state, with ``run`` as it was when it was saved (absent in BasicSR's).
+        run (dict): ``world_size``, ``batch_size`` (of one process) and ``images`` (of the training set) now.
+    """
+    before = state.get('run')
+    if not before:
+        get_root_logger().warning('This state does not say with how many processes and images it was trained: whether '
+                                  'what follows is what would have followed cannot be told.')
+        return
+    changed = [f'{name.replace("_", " ")} {before.get(name)} -> {value}' for name, value in run.items()
+               if before.get(name) != value]
+    if changed:
+        get_root_logger().warning(
+            f'Not as when the state was saved: {", ".join(changed)}. Training goes on at the same iteration, but the '
+            'images of each batch are no longer those of an uninterrupted run.')
