@@ -17,9 +17,9 @@ import yaml
 _FLOAT = re.compile(r'^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)$')  # YAML 1.1 wants a dot and a sign
 _REFERENCE = re.compile(r'\$\{(\w+)\}')
 # No honest option file comes near any of these; a hostile one must cost neither time nor memory.
-_MAX_BYTES = 2**18  # of a file with all its bases; PyYAML reads some 100 kB a second
+_MAX_BYTES = 2**16  # of a file with all its bases; PyYAML reads some 100 kB a second
 _MAX_FILES = 100  # a base that names two bases that name two bases grows exponentially
-_MAX_NODES = 100_000  # values once aliases are expanded: aliases of aliases grow exponentially
+_MAX_NODES = 20_000  # values once aliases are expanded: aliases of aliases grow exponentially
 _MAX_DEPTH = 32  # blocks within blocks
 _MAX_TEXT = 10_000  # characters of one text once its ``${key}`` are replaced, which grows exponentially as well
 _MAX_LINE = 8000  # characters of one line of an error message
@@ -63,6 +63,23 @@ class _Loader(yaml.SafeLoader):
         first: [(tag, pattern) for tag, pattern in pairs if not tag.endswith(':timestamp')]
         for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self.depth = getattr(self, 'depth', 0) + 1
+        if self.depth > _MAX_DEPTH + 1:
+            self.refuse_depth()
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def fetch_flow_collection_start(self, token_class: type[yaml.Token]) -> None:
+        if self.flow_level > _MAX_DEPTH:  # the scanner looks ahead of the composer, in time that grows with the square
+            self.refuse_depth()
+        super().fetch_flow_collection_start(token_class)
+
+    def refuse_depth(self) -> None:
+        raise yaml.composer.ComposerError(None, None, f'more than {_MAX_DEPTH} blocks within one another',
+                                          self.get_mark())
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen: set[str] = set()
@@ -178,8 +195,6 @@ def _read(text: str, source: str) -> Any:
         mark = error.problem_mark or error.context_mark
         where = f'{source}:{mark.line + 1}' if mark else source
         raise OptionError(f'{where}: {error.problem or error.context}') from None
-    except RecursionError:
-        raise OptionError(f'{source}: not valid YAML: more than {_MAX_DEPTH} blocks within one another') from None
     except (yaml.YAMLError, ValueError) as error:
         raise OptionError(f'{source}: not valid YAML: {str(error).splitlines()[0]}') from None
 
