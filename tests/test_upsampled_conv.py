@@ -106,3 +106,18 @@ def test_the_head_under_autocast():
     torch.testing.assert_close(out.float(), plain_head(head, features), rtol=0.05, atol=0.02)
     out.float().sum().backward()
     assert all(p.grad.dtype == torch.float32 for p in head.parameters())
+
+
+def test_a_step_on_the_cpu_does_not_wait_for_the_slopes_that_are_next_to_nothing(project):
+    def slope():
+        return torch.autograd.grad(F.elu(x), x)[0].item()
+
+    x = torch.tensor([-95.], requires_grad=True)
+    if not torch.set_flush_denormal(False):
+        pytest.skip('this processor has no such switch')
+    assert 0 < slope() < torch.finfo(torch.float32).tiny
+    try:
+        project.model('esu')
+        assert slope() == 0
+    finally:
+        torch.set_flush_denormal(False)
