@@ -116,8 +116,8 @@ def _iterate(model, batches, sampler, val_loaders, opt, tb_logger, start_iter, t
         if interrupts.agreed(model.device):
             model.save(epoch, iteration)
             by = interrupts.signal or 'a signal to another rank'
-            raise Interrupted(f'Stopped by {by} after iteration {iteration} of {total_iter}, which is saved. Go on with '
-                              '--auto_resume')
+            raise Interrupted(f'Stopped by {by} after iteration {iteration} of {total_iter}, which is saved. Go on '
+                              'with --auto_resume')
         data_timer.start()
         iter_timer.start()
     logger.info(f'End of training. Time consumed: {datetime.timedelta(seconds=int(time.time() - started))}')

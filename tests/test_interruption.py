@@ -1,0 +1,246 @@
+"""Runs that are stopped, broken or doubled: nothing is lost, and what happened is said."""
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import assert_same_weights
+
+from udl_basicsr.data.loader import BrokenImageError
+from udl_basicsr.engine import cli, run_folder, stages
+from udl_basicsr.engine.interrupt import EXIT_INTERRUPTED, Interrupted, Interrupts
+from udl_basicsr.models.checkpoints import CheckpointError
+from udl_basicsr.models.step import StepModel
+
+
+def train(project, stage, *force, **kwargs):
+    parsed = project.parse(stage, *force, **kwargs)
+    stages.train(parsed, 'the command')
+    return parsed
+
+
+def run_of(project, name) -> Path:
+    return project.root / 'experiments' / name
+
+
+@pytest.fixture
+def at_iteration(monkeypatch):
+    """Does something in the middle of a step, once."""
+
+    def arrange(number, action):
+        step = StepModel.optimize_parameters
+
+        def stepping(self, current_iter):
+            if current_iter == number:
+                action()
+            step(self, current_iter)
+
+        monkeypatch.setattr(StepModel, 'optimize_parameters', stepping)
+
+    yield arrange
+    monkeypatch.undo()
+
+
+# ------------------------------------------------------------------------------------------------------------- signals
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_run_after_the_step_with_all_saved(project, at_iteration, number, workers):
+    force = ('train:ema_decay=0.9', f'datasets:train:num_worker_per_gpu={workers}')
+    train(project, 'plain', 'name=straight', *force)
+    before = signal.getsignal(number)
+    at_iteration(3, lambda: signal.raise_signal(number))
+    with pytest.raises(Interrupted, match=f'Stopped by {number.name} after iteration 3 of 8, which is saved'):
+        train(project, 'plain', *force)
+    assert signal.getsignal(number) is before
+    assert {p.name for p in (run_of(project, 'plain') / 'training_states').iterdir()} == {'3.state'}
+    at_iteration(-1, None)
+    train(project, 'plain', *force, auto_resume=True)
+    for key in ('params', 'params_ema'):
+        assert_same_weights(project.weights('plain', key=key), project.weights('straight', key=key))
+
+
+def test_a_second_signal_is_not_kept():
+    with Interrupts() as interrupts:
+        signal.raise_signal(signal.SIGINT)
+        assert interrupts.agreed(torch.device('cpu'))
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_exit_statuses_of_the_command_line(project, at_iteration, monkeypatch, capsys):
+    def main(*extra):
+        monkeypatch.setattr(sys, 'argv', ['train.py', '-opt', str(project.root / 'plain.yml'), *extra])
+        return cli.run(stages.train, is_train=True, root_path=project.root)
+
+    at_iteration(2, lambda: signal.raise_signal(signal.SIGTERM))
+    assert main() == EXIT_INTERRUPTED == 75
+    assert 'after iteration 2 of 8, which is saved. Go on with --auto_resume' in capsys.readouterr().err
+    monkeypatch.setenv('TORCHELASTIC_RESTART_COUNT', '1')  # torchrun has started the processes anew
+    at_iteration(-1, None)
+    assert main() == 0
+    assert 'iterations 3 to 8' in project.log('plain')
+
+
+# --------------------------------------------------------------------------------------------------------- checkpoints
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(('broken', 'how'), [
+    ('training_states/6.state', cut),
+    ('training_states/6.state', lambda path: path.write_bytes(b'')),
+    ('models/net_g_6.pth', cut),
+    ('models/net_g_6.pth', Path.unlink),
+    ('models/net_u_6.pth', cut),
+])
+def test_a_broken_latest_state_falls_back_to_the_last_good_one(project, broken, how):
+    force = ('logger:save_checkpoint_freq=2', )
+    train(project, 'esu', *force)
+    straight = project.weights('esu', label='u')
+    run = run_of(project, 'esu')
+    for path in (*run.rglob('*_8.pth'), *run.rglob('*latest*'), run / 'training_states/8.state'):
+        path.unlink()
+    how(run / broken)
+    train(project, 'esu', *force, auto_resume=True)
+    assert f'{Path(broken).name}' in project.log('esu')
+    assert 'Going back to' in project.log('esu')
+    assert 'iterations 5 to 8' in project.log('esu')
+    assert_same_weights(project.weights('esu', label='u'), straight)
+
+
+def test_where_no_state_is_whole_nothing_is_touched(project):
+    train(project, 'plain')
+    run = run_of(project, 'plain')
+    for state in (run / 'training_states').iterdir():
+        cut(state)
+    before = {p: p.read_bytes() for p in run.rglob('*.*') if p.is_file()}
+    with pytest.raises(CheckpointError, match=r'none of the 2 states can be used:\n.*8\.state: cannot be read(.|\n)*'
+                                              r'4\.state(.|\n)*Start anew without --auto_resume'):
+        train(project, 'plain', auto_resume=True)
+    with pytest.raises(CheckpointError, match='8.state: cannot be read'):  # named: no other one will do
+        train(project, 'plain', f'path:resume_state={run}/training_states/8.state')
+    assert {p: p.read_bytes() for p in before} == before
+    assert [p.name for p in run.parent.iterdir()] == ['plain']
+
+
+def test_what_changed_since_the_state_was_saved_is_said(project):
+    train(project, 'plain', 'manual_seed=~', 'train:total_iter=4')
+    drawn = torch.load(run_of(project, 'plain') / 'training_states/4.state', weights_only=True)['run']['manual_seed']
+    train(project, 'plain', 'manual_seed=~', 'datasets:train:batch_size_per_gpu=2', auto_resume=True)
+    assert 'batch size 4 -> 2. Training goes on at the same iteration' in project.log('plain')
+    resumed = torch.load(run_of(project, 'plain') / 'training_states/8.state', weights_only=True)['run']
+    assert resumed == {'manual_seed': drawn, 'world_size': 1, 'images': 6, 'batch_size': 2}
+
+
+def test_two_runs_of_one_name(project):
+    train(project, 'plain')
+    before = {p: p.read_bytes() for p in run_of(project, 'plain').rglob('*.pth')}
+    held = run_folder._lock(run_of(project, 'plain'))
+    for kwargs in ({}, {'auto_resume': True}):
+        with pytest.raises(run_folder.RunBusyError, match=rf'plain: is being trained by process {os.getpid()} on '):
+            train(project, 'plain', **kwargs)
+    assert {p: p.read_bytes() for p in before} == before
+    assert [p.name for p in run_of(project, 'plain').parent.iterdir()] == ['plain']
+    held.close()
+    train(project, 'plain')
+    assert len(list(run_of(project, 'plain').parent.iterdir())) == 2  # the one before is archived, as ever
+
+
+# ---------------------------------------------------------------------------------------------------------------- data
+
+
+@pytest.fixture
+def broken_pairs(project, pairs):
+    """The project on data of its own, of which an image breaks once it has been checked."""
+    own = project.root / 'pairs'
+    shutil.copytree(pairs, own)
+    base = project.root / '_base_.yml'
+    base.write_text(base.read_text().replace(str(pairs), str(own)))
+    return own / 'train' / 'lq' / '3.png'
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_an_image_that_breaks_stops_the_run_by_its_name(project, broken_pairs, workers):
+    parsed = project.parse('plain', f'datasets:train:num_worker_per_gpu={workers}')
+    broken_pairs.write_bytes(b'')
+    with pytest.raises(BrokenImageError, match=r'lq/3\.png.*cannot be read for training(.|\n)*skip_broken: true'):
+        stages.train(parsed)
+    assert not list(run_of(project, 'plain').rglob('*latest*'))
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_or_is_left_out_and_counted(project, broken_pairs, workers):
+    parsed = project.parse('plain', f'datasets:train:num_worker_per_gpu={workers}', 'datasets:train:skip_broken=true')
+    broken_pairs.write_bytes(b'')
+    stages.train(parsed)
+    # 8 batches of 4, in epochs of 12 samples: each image twice in every 3 batches
+    assert 'broken_images: ' in project.log('plain')
+    last = project.log('plain').rsplit('broken_images: ', 1)[1].split()[0]
+    assert 4 <= float(last) <= 6
+
+
+def test_a_disk_that_is_gone_does_not_go_unnoticed(project, broken_pairs, at_iteration):
+    at_iteration(2, lambda: shutil.rmtree(broken_pairs.parent))
+    with pytest.raises(BrokenImageError, match='20 training images in a row cannot be read'):
+        train(project, 'plain', 'datasets:train:skip_broken=true')
+
+
+# ----------------------------------------------------------------------------------------------------- several processes
+
+_TWO_RANKS = """
+import sys
+import torch, torch.distributed as dist, udl_basicsr
+from udl_basicsr.engine import compat
+from udl_basicsr.engine.options import parse_options
+from basicsr.models import build_model
+compat.init_dist('pytorch')
+rank = dist.get_rank()
+parsed = parse_options(sys.argv[1], root_path=sys.argv[2], is_train=True, rank=rank, world_size=2, dist=True,
+                       force_yml=['train:skip_nonfinite=1'])
+model = build_model(parsed.opt)
+before = {k: v.clone() for k, v in model.net_g.state_dict().items()}
+for number in (1, 2):
+    data = {'lq': torch.rand(2, 3, 8, 8), 'gt': torch.rand(2, 3, 16, 16), 'lq_path': [f'rank{rank}.png'] * 2}
+    if rank == 1:  # the gradient is finite on both ranks, the loss on one of them is not
+        hook = model.criteria['pixel_opt'].register_forward_hook(lambda m, args, out: out + torch.tensor(torch.inf))
+    model.feed_data(data)
+    try:
+        model.optimize_parameters(number)
+        same = all(torch.equal(v, before[k]) for k, v in model.net_g.state_dict().items())
+        print(f'rank {rank} step {number}: skipped {model.skipped}, unchanged {same}', flush=True)
+    except FloatingPointError as error:
+        print(f'rank {rank} stopped: {error}', flush=True)
+    if rank == 1:
+        hook.remove()
+dist.barrier()
+dist.destroy_process_group()
+"""
+
+
+def test_all_ranks_leave_out_the_same_step(project):
+    script = project.root / 'ranks.py'
+    script.write_text(_TWO_RANKS)
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        free_port = probe.getsockname()[1]
+    done = subprocess.run(
+        [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', f'--master_port={free_port}', str(script),
+         str(project.root / 'plain.yml'), str(project.root)],
+        capture_output=True, text=True, timeout=240, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    assert done.returncode == 0, done.stderr[-3000:]
+    for rank in (0, 1):
+        assert f'rank {rank} step 1: skipped 1, unchanged True' in done.stdout
+        stopped = next(line for line in done.stdout.splitlines() if line.startswith(f'rank {rank} stopped'))
+        assert 'rank 0: l_pix 0.' in stopped
+        assert 'rank 1: l_pix inf' in stopped
+        assert 'images rank1.png, rank1.png' in stopped
