@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.functional import normalize
 
 from udl_basicsr.data import uncertainty_cache
-from udl_basicsr.data.loader import build_dataset, train_batches
+from udl_basicsr.data.loader import SeededDataset, build_dataset, train_batches
 from udl_basicsr.data.uncertainty_cache import CacheError, dequantise, fingerprint, prepare, quantise
 from udl_basicsr.engine import stages
 from udl_basicsr.engine.options import OptionError
@@ -441,6 +441,23 @@ def test_broken_files_are_refused(ready):
         refused(ready, f'{manifest}: is no manifest')
     shutil.rmtree(ready.cache)
     prepared(ready)  # as the messages said
+
+
+def test_a_broken_map_is_no_broken_image(ready):
+    """What leaves out broken images must not leave out those whose map is broken."""
+    opt = options(ready, 'datasets:train:skip_broken=true')
+    dataset = SeededDataset(prepare(build_dataset(opt['datasets']['train']), opt, torch.device('cpu')), 1)
+    (ready.cache / '2.png.npy').unlink()
+    with pytest.raises(CacheError, match=r's/2\.png\.npy: missing'):
+        dataset[0, 2]
+
+
+def test_a_broken_image_is_named(ready):
+    (ready.lq / '4.png').write_bytes((ready.lq / '4.png').read_bytes()[:60])
+    opt = ready.parse('udl', f'{KEY}={ready.cache}', check_files=False).opt
+    with pytest.raises(CacheError, match=r'lq/4\.png or its partner: cannot be read .*Mend or remove'):
+        prepare(build_dataset(opt['datasets']['train']), opt, torch.device('cpu'))
+    assert len(list(ready.cache.glob('*.npy'))) == 4  # what came before is kept
 
 
 def test_a_network_that_diverged_makes_no_cache(ready):

@@ -17,6 +17,8 @@ from basicsr.data.prefetch_dataloader import CPUPrefetcher, CUDAPrefetcher, Pref
 from basicsr.utils import get_root_logger
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from udl_basicsr.models.checkpoints import CheckpointError
+
 _BROKEN_IN_A_ROW = 20
 
 
@@ -67,6 +69,8 @@ class SeededDataset(Dataset):
             seed_all(self.seed, epoch, index)
             try:
                 sample = self.dataset[(index + broken) % len(self.dataset)]
+            except CheckpointError:  # of the uncertainty cache: its maps are to blame, and no image
+                raise
             except Exception as error:
                 problem = self._problem((index + broken) % len(self.dataset), error)
                 if not self.skip_broken:

@@ -104,8 +104,12 @@ class WholeImages(Dataset):
     def __getitem__(self, number: int) -> tuple[str, Tensor, dict]:
         """The name, the image (C, h, w) float32, and what identifies it."""
         name = self.names[number]
-        source = {'digest': self.digest(name), 'stamp': self.stamp(name)}
-        return name, self.dataset[self.indices[name]]['lq'], source
+        try:
+            source = {'digest': self.digest(name), 'stamp': self.stamp(name)}
+            return name, self.dataset[self.indices[name]]['lq'], source
+        except Exception as error:  # OpenCV and the backends raise almost anything for a broken image
+            raise CacheError(f'{self._path(name)} or its partner: cannot be read ({error}), and a map is needed for '
+                             'each. Mend or remove it and start again; what has been computed is kept') from error
 
     def stamp(self, name: str) -> list[int]:
         """Size and time of the file: where both are as they were, the content is taken to be so too."""
@@ -331,7 +335,7 @@ class UncertaintyDataset(Dataset):
     """
 
     def __init__(self, dataset: Dataset, cache: UncertaintyCache, images: WholeImages):
-        self.dataset, self.cache, self.opt = dataset, cache, dataset.opt
+        self.dataset, self.cache, self.opt, self.paths = dataset, cache, dataset.opt, dataset.paths
         self.names = [images.name(index) for index in range(len(dataset))]
 
     def __len__(self) -> int:
