@@ -162,7 +162,7 @@ def export_safetensors(weights: dict[str, Tensor], path: str | Path, blocks: dic
     # cloned: safetensors refuses tensors that share memory
     weights = {key: value.detach().cpu().contiguous().clone() for key, value in weights.items()}
     with written_aside(path) as aside:
-        safetensors.save_file(weights, str(aside), metadata)
+        aside.write_bytes(safetensors.save(weights, metadata))  # save_file makes files that others cannot read
         back = safetensors.load_file(str(aside))
         if back.keys() != weights.keys() or not all(_same(back[key], value) for key, value in weights.items()):
             raise ExportError(f'{path}: reads back as something else; nothing is kept. Is the disk in order?')
