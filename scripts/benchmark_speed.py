@@ -1,0 +1,66 @@
+#!/usr/bin/env python
+"""What a training step and a validation cost beside stock BasicSR and the published stage 2, as paired ratios.
+
+    python scripts/benchmark_speed.py --out results/speed.json            # an hour or two on a CPU
+    python scripts/benchmark_speed.py --out results/speed.json --quick    # two minutes
+
+Beside the JSON, with all raw samples, a figure of the same name is drawn.
+"""
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+import udl_basicsr  # noqa: F401 - registers
+from udl_basicsr.reports import speed
+
+
+def positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f'expected 1 or more, got {text}')
+    return value
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--out', type=Path, required=True, metavar='FILE', help='JSON to write; a .png goes beside it')
+    parser.add_argument('--quick', action='store_true', help='EDSR-S alone, on small patches, with few rounds')
+    parser.add_argument('--networks', nargs='+', choices=list(speed.NETWORKS), metavar='NAME',
+                        default=['EDSR-S', 'EDSR', 'RCAN', 'SwinIR'],
+                        help=f'of {", ".join(speed.NETWORKS)}; the figures are of the first (default: all but tiny)')
+    parser.add_argument('--batch', type=positive, help='default: 16 on a GPU, 4 or less on a CPU')
+    parser.add_argument('--patch', type=positive, help='LQ size of a patch (default: 48, or 24 on a CPU)')
+    parser.add_argument('--rounds', type=positive, help='of each comparison, at most (default: 20, quick: 9)')
+    parser.add_argument('--seconds', type=positive,
+                        help='for each comparison, which has 3 rounds at least (default: 300, quick: 18)')
+    parser.add_argument('--val', nargs=2, type=Path, metavar=('GT', 'LQ'),
+                        help='folders of images of the same names, GT four times as large; default: made here')
+    parser.add_argument('--device', choices=['auto', 'cpu', 'cuda'], default='auto')
+    args = parser.parse_args()
+    if args.out.suffix == '.png' or args.out.is_dir():
+        parser.error(f'--out {args.out}: expected the name of a JSON file')
+    there = next(p for p in args.out.absolute().parents if p.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        parser.error(f'--out {args.out}: {there} is no folder that can be written')
+    if args.device == 'cuda' and not torch.cuda.is_available():
+        parser.error('--device cuda: torch finds no GPU here')
+    device = torch.device('cuda' if args.device != 'cpu' and torch.cuda.is_available() else 'cpu')
+    try:
+        if args.val:
+            speed.check_folders(*args.val, scale=4)
+        plan = speed.make_plan(device, args.quick, args.networks, args.batch, args.patch, args.rounds, args.seconds)
+        report = speed.run(plan, device, args.val)
+    except speed.SpeedError as error:
+        print(error, file=sys.stderr)
+        return 1
+    files = speed.write(report, args.out)
+    print(speed.tables(report))
+    print('Written:', *files)
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
