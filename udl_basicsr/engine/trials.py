@@ -153,7 +153,7 @@ def try_loss(key: str, target: type[nn.Module], block: dict, channels: int, side
     if any(isinstance(v, (dict, list)) for v in arguments.values()):
         return ''
     try:
-        with quietly():
+        with quietly(), torch.enable_grad():  # whatever the caller has set
             criterion = target(**arguments)
             lq, gt = torch.rand(1, channels, side, side), torch.rand(1, channels, side * scale, side * scale)
             pred = torch.rand_like(gt).requires_grad_()
