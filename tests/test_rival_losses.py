@@ -288,6 +288,22 @@ def test_sigma_head_is_the_papers():
         SigmaHead(5, 3, 6)
 
 
+def test_the_sigma_branch_learns_a_small_error_and_does_not_die():
+    """A target of a few grey levels, 5 where the features are positive and 15 elsewhere."""
+    torch.manual_seed(0)
+    features = torch.randn(1, 1, 8, 8).sign()
+    target = torch.where(features > 0, 5 / 255, 15 / 255)
+    head = SigmaHead(1, 1, 1, num_feat=8)
+    assert head(features).mean().item() == pytest.approx(1 / (1 + math.exp(3)), rel=0.2)
+    optimizer = torch.optim.Adam(head.parameters(), lr=1e-3)
+    for _ in range(400):
+        optimizer.zero_grad()
+        loss = SigmaLoss(loss_weight=0.01, threshold='none')(torch.zeros_like(target), target, head(features))
+        loss.backward()
+        optimizer.step()
+    assert loss.item() / 0.01 * 255 < 2  # grey levels, on average
+
+
 def test_sigma_branch_of_an_uncertainty_net_learns_alone():
     """Eq. 10 beside l_E: sigma's loss moves the head and nothing but the head."""
     net = UncertaintyNet({'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 1, 'upscale': 2},

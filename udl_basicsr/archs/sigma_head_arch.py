@@ -10,6 +10,9 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
 
+_FIRST_LOGIT = -3.
+
+
 @ARCH_REGISTRY.register()
 class SigmaHead(nn.Module):
     """Four times conv3x3 PReLU at LR, pixel-shuffle upsampling, conv3x3, sigmoid.
@@ -33,6 +36,9 @@ class SigmaHead(nn.Module):
                                     for layer in (nn.Conv2d(before, after, 3, 1, 1), nn.PReLU())))
         self.upsample = Upsample(scale, num_feat)
         self.conv_last = nn.Conv2d(num_feat, num_out_ch, 3, 1, 1)
+        # The first sigma is then that of a usual error, 12 grey levels. From sigmoid(0), 128 grey levels, the way down
+        # is so long that sigma runs past it to 1e-6, where the sigmoid has no slope left to come back by.
+        nn.init.constant_(self.conv_last.bias, _FIRST_LOGIT)
 
     def forward(self, features: Tensor) -> Tensor:
         """(N, num_in_ch, h, w) features to sigma, (N, num_out_ch, scale*h, scale*w), in [0, 1] like the pixels."""
