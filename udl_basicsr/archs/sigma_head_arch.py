@@ -9,7 +9,6 @@ from basicsr.archs.arch_util import Upsample
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
-
 _FIRST_LOGIT = -3.
 
 
