@@ -35,7 +35,7 @@ def main() -> int:
     parser.add_argument('--patch', type=positive, help='LQ size of a patch (default: 48, or 24 on a CPU)')
     parser.add_argument('--rounds', type=positive, help='of each comparison, at most (default: 20, quick: 9)')
     parser.add_argument('--seconds', type=positive,
-                        help='for each comparison, which has 3 rounds at least (default: 300, quick: 18)')
+                        help='for each comparison, which has 3 rounds at least (default: 300, quick: 15)')
     parser.add_argument('--val', nargs=2, type=Path, metavar=('GT', 'LQ'),
                         help='folders of images of the same names, GT four times as large; default: made here')
     parser.add_argument('--device', choices=['auto', 'cpu', 'cuda'], default='auto')

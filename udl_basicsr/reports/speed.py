@@ -398,6 +398,7 @@ def peak_memory(make: Callable[[], Callable[[], None]], device: torch.device) ->
         run()
     run.model.optimizer_g.zero_grad()  # freeing what was there before the recording is not recorded
     there = _held(run.model)
+    os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # else it says on stderr that there is no GPU to record
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         run()
     events = [e for e in recorded.profiler.kineto_results.events() if e.name() == '[memory]']
@@ -623,7 +624,7 @@ def make_plan(device: torch.device, quick: bool, networks: Sequence[str] = ('EDS
     gpu = device.type == 'cuda'
     if quick:
         case = Case(batch=batch or (16 if gpu else 2), patch=patch or (48 if gpu else 24))
-        return Plan((case, ), rounds or 9, seconds or 18, with_compile=False, images=3)
+        return Plan((case, ), rounds or 9, seconds or 15, with_compile=False, images=3)
     base = Case(batch=batch or (16 if gpu else 4), patch=patch or 48)
     large = Case(batch=batch or (16 if gpu else 1), patch=patch or (48 if gpu else 24))
     cases = tuple(replace(base if name == 'EDSR-S' else large, network=name) for name in networks)
@@ -721,10 +722,11 @@ def measure_case(case: Case, device: torch.device, folder: Path, plan: Plan, pro
     del steps
     result['contenders'] = {name: {'seconds': figure(seconds)} for name, seconds in samples.items()}
     result['figures'] = {key: figure(ratios(samples[a], samples[b])) for key, (a, b) in FIGURES.items()}
+    contenders['udl_bf16'] = 'udl', Settings(amp='bf16', channels_last=True, fused=True, fast_head=True)
     result['memory'] = {}
     for name, args in contenders.items():
         result['memory'][name] = peak_memory(lambda args=args: trainer.step(*args), device)
-    for key, name in (('', 'udl'), ('_cached', 'udl_cached'), ('_float32', 'udl_float32')):
+    for key, name in (('', 'udl'), ('_cached', 'udl_cached'), ('_float32', 'udl_float32'), ('_bf16', 'udl_bf16')):
         result['figures'][f'memory_published_over_ours{key}'] = figure(
             [result['memory']['published'] / result['memory'][name]])
     return result

@@ -1,0 +1,275 @@
+"""The benchmark of speed: its reference is the published form, its arithmetic is right, its report is whole."""
+import json
+import runpy
+import statistics
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import photograph
+from torch.nn import functional as F
+
+from udl_basicsr.reports import speed
+
+CPU = torch.device('cpu')
+CASE = speed.Case('tiny', batch=2, patch=12)
+SCRIPT = Path(__file__).parents[1] / 'scripts' / 'benchmark_speed.py'
+
+
+def trainer(folder, case=CASE):
+    trainer = speed.Trainer(case, CPU, folder)
+    torch.manual_seed(1)
+    for value in trainer.weights.values():  # an untrained head says s = 0 nearly everywhere
+        value += 0.1 * torch.randn_like(value)
+    torch.save({'params': trainer.weights}, trainer.path)
+    return trainer
+
+
+# ---------------------------------------------------------------------------------------------------------- arithmetic
+
+
+class Clock:
+    """A clock that only the contenders move."""
+
+    def __init__(self):
+        self.time, self.calls = 0., []
+
+    def __call__(self):
+        return self.time
+
+    def contender(self, name, *seconds):
+        durations = iter(seconds)
+
+        def run():
+            self.calls.append(name)
+            self.time += next(durations)
+        return run
+
+
+def test_rounds_are_paired_and_their_order_alternates():
+    clock = Clock()
+    samples = speed.paired({'a': clock.contender('a', 9, 1, 2, 4), 'b': clock.contender('b', 9, 3, 3, 3),
+                            'c': clock.contender('c', 9, 5, 6, 7)}, rounds=3, warmup=1, clock=clock)
+    assert samples == {'a': [1, 2, 4], 'b': [3, 3, 3], 'c': [5, 6, 7]}  # the warm-up's 9 are in none
+    rounds = [''.join(clock.calls[i:i + 3]) for i in range(0, 12, 3)]
+    assert all(sorted(order) == ['a', 'b', 'c'] for order in rounds)
+    assert len(set(rounds[1:])) == 3
+    assert speed.ratios(samples['c'], samples['a']) == [5, 3, 1.75]
+
+
+def test_a_round_is_not_begun_after_its_time_but_there_are_three():
+    clock = Clock()
+    assert len(speed.paired({'a': clock.contender('a', *[2] * 9)}, 9, 0, seconds=7, clock=clock)['a']) == 4
+    assert len(speed.paired({'a': clock.contender('a', *[2] * 9)}, 9, 0, seconds=0, clock=clock)['a']) == 3
+
+
+def test_medians_and_quartiles():
+    values = [7., 1., 3., 10., 4.]
+    assert speed.figure(values) == {'low': np.percentile(values, 25), 'median': np.percentile(values, 50),
+                                    'high': np.percentile(values, 75), 'samples': values}
+    assert speed.quartiles([2.]) == (2., 2., 2.)
+
+
+# ------------------------------------------------------------------------------------------------------- the reference
+
+
+@pytest.mark.parametrize('scale', [2, 4])
+def test_the_published_step_is_our_step(tmp_path, scale):
+    ours_and_theirs = trainer(tmp_path, speed.Case('tiny', batch=2, patch=8, scale=scale))
+    data = {key: ours_and_theirs.data[key] for key in ('lq', 'gt')}
+    published, ours = ours_and_theirs.model('published'), ours_and_theirs.model('udl', speed.Settings(fast_head=True))
+    ours.net_g.load_state_dict(published.trained.mean_network.state_dict())
+    ours.criteria['udl_opt'].offset, ours.criteria['udl_opt'].min_over = 1.0, 'channel'
+
+    with torch.no_grad():  # trainer.py of the release, on paper: the weight multiplies both images
+        mean, s = published.trained(data['lq'])
+        weight = s - s.flatten(2).min(-1).values[..., None, None] + 1
+        expected = (weight * mean - weight * data['gt']).abs().mean()
+    assert s.std() > 0.01
+    assert published.step(data) == pytest.approx(expected.item(), rel=1e-5)
+    ours.feed_data(data)
+    ours.optimize_parameters(1)
+    assert ours.get_current_log()['l_udl'] == pytest.approx(expected.item(), rel=1e-5)
+
+    theirs = dict(published.trained.mean_network.named_parameters())
+    for name, parameter in ours.net_g.named_parameters():
+        torch.testing.assert_close(parameter.grad, theirs[name].grad, rtol=1e-3, atol=1e-7, msg=name)
+        torch.testing.assert_close(parameter, theirs[name], rtol=1e-4, atol=1e-6, msg=name)
+    unused = [*published.frozen.parameters(), *published.trained.var_conv.parameters()]
+    assert all(p.grad is None for p in unused)
+
+
+def test_the_published_head_is_convolutions_of_the_upsampled_map(tmp_path):
+    net = trainer(tmp_path).model('published').frozen.double()
+    conv1, conv2, conv3 = net.var_conv.conv1, net.var_conv.conv2, net.var_conv.conv3
+    features = torch.randn(1, 8, 3, 5, dtype=torch.float64)
+    out = features.repeat_interleave(4, -1).repeat_interleave(4, -2)
+    for conv in (conv1, conv2, conv3):
+        out = F.conv2d(out, conv.weight, conv.bias, padding=1)
+        out = torch.where(out > 0, out, out.exp() - 1)
+    torch.testing.assert_close(net.var_conv(features), out, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize('kind', ['esu', 'udl'])
+def test_levers_do_not_change_what_is_trained(tmp_path, kind):
+    given = trainer(tmp_path)
+    losses = {}
+    for settings in speed.levers(CPU, with_compile=False):
+        run = given.step(kind, settings, cached=False)
+        run.model.net_g.load_state_dict({k.removeprefix('mean_network.'): v for k, v in given.weights.items()
+                                         if k.startswith('mean_network.')})
+        run()
+        losses[settings] = sum(v for k, v in run.model.get_current_log().items() if k.startswith('l_'))
+    plain = losses.pop(speed.Settings())
+    for settings, loss in losses.items():
+        assert loss == pytest.approx(plain, rel=2e-2 if settings.amp else 1e-5), settings
+
+
+def test_a_head_that_is_not_fast_is_trained_all_the_same(tmp_path):
+    run = trainer(tmp_path).step('esu')
+    assert isinstance(run.model.net_u.head, speed.PlainHead)
+    before = run.model.net_u.head.conv2.weight.clone()
+    run()
+    assert not torch.equal(before, run.model.net_u.head.conv2.weight)
+
+
+def test_the_cached_step_reads_s_from_the_batch(tmp_path):
+    run = trainer(tmp_path).step('udl', cached=True)
+    run.model.net_u = None
+    run()
+    assert run.model.get_current_log()['s_mean'] == pytest.approx(0.5, abs=0.05)  # the batch's is uniform noise
+
+
+# ------------------------------------------------------------------------------------------------------------- memory
+
+
+class Step:
+    """A step that needs known amounts of memory."""
+
+    def __init__(self):
+        self.net_g = torch.nn.Linear(256, 256, bias=False)
+        self.optimizer_g = torch.optim.Adam(self.net_g.parameters())
+        self.model = self
+
+    def __call__(self):
+        one = torch.zeros(1 << 20)
+        two = torch.zeros(1 << 19)
+        del one, two
+        torch.zeros(1 << 18)
+
+
+def test_the_peak_is_what_is_held_and_the_most_that_is_there_at_once():
+    weights, at_once = 256 * 256 * 4, (2**20 + 2**19) * 4
+    assert speed.peak_memory(Step, CPU) == pytest.approx(weights + at_once, rel=0.01)
+
+
+def test_the_published_form_keeps_what_ours_does_not(tmp_path):
+    given = trainer(tmp_path)
+    peaks = {kind: speed.peak_memory(lambda kind=kind: given.step(kind, *([] if kind == 'published' else [
+        speed.Settings(fast_head=True)])), CPU) for kind in ('published', 'udl', 'l1')}
+    assert peaks['published'] > peaks['udl'] > peaks['l1']
+
+
+# -------------------------------------------------------------------------------------------------- validation and data
+
+
+def test_validation_figures_are_basicsrs(tmp_path):
+    folders = speed.make_images(tmp_path, 3, 64, 80, 4)
+    result = speed.validation(CASE, *folders, CPU, rounds=1)
+    assert result['images'] == 3
+    assert result['difference'] < 1e-9
+    assert 5 < result['figures']['psnr'] < 60
+    assert result['ratios'] == [result['beyond_network']['basicsr'][0] / result['beyond_network']['ours'][0]]
+    assert result['beyond_network']['ours'][0] == result['seconds']['ours'][0] - result['seconds']['network'][0]
+
+
+def test_figures_that_differ_are_an_error(tmp_path, monkeypatch):
+    folders = speed.make_images(tmp_path, 2, 64, 80, 4)
+    monkeypatch.setattr('udl_basicsr.models.udl_model.UDLModel._measure', lambda *_: {'psnr': 1., 'ssim': 1.})
+    with pytest.raises(speed.SpeedError, match='differ by more than 1e-4'):
+        speed.validation(CASE, *folders, CPU, rounds=1)
+
+
+def test_waiting_is_a_share_of_the_training_time(tmp_path):
+    folders = speed.make_images(tmp_path, 4, 64, 64, 4)
+    results = speed.waiting(speed.Trainer(CASE, CPU, tmp_path), speed.Settings(), *folders, ['disk', 'lmdb'], [0], 2)
+    assert list(results) == ['disk, 0 workers', 'lmdb, 0 workers']
+    for result in results.values():
+        assert 0 < result['wait'] < result['step']
+        assert result['share'] == pytest.approx(result['wait'] / result['step'])
+
+
+# -------------------------------------------------------------------------------------------------------- the whole run
+
+
+def test_the_quick_plan_is_small_and_measures_the_same_figures():
+    quick, full = (speed.make_plan(CPU, quick) for quick in (True, False))
+    assert [case.network for case in quick.cases] == ['EDSR-S']
+    assert [case.network for case in full.cases] == ['EDSR-S', 'EDSR', 'RCAN', 'SwinIR']
+    assert not quick.with_compile
+    assert full.with_compile
+    assert not quick.growth
+    assert {case.scale for case in full.growth} == {2, 3, 4}
+    assert quick.seconds * 3 < 100  # of the two minutes; three comparisons
+
+
+@pytest.mark.parametrize('network', ['EDSR-S', 'EDSR', 'RCAN', 'SwinIR'])
+def test_the_networks_are_those_of_the_papers(network):
+    net = speed.build_network(speed.Case(network).options())
+    millions = {'EDSR-S': 1.5, 'EDSR': 43.1, 'RCAN': 15.6, 'SwinIR': 11.9}
+    assert sum(p.numel() for p in net.parameters()) / 1e6 == pytest.approx(millions[network], abs=0.1)
+
+
+def script(monkeypatch, *args):
+    monkeypatch.setattr(sys, 'argv', [str(SCRIPT), *map(str, args)])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(SCRIPT), run_name='__main__')
+    return end.value.code
+
+
+def test_the_script_writes_all_figures_with_their_samples(tmp_path, monkeypatch, capsys):
+    gt, lq = speed.make_images(tmp_path, 2, 64, 80, 4)
+    plan = speed.Plan((CASE, ), rounds=2, seconds=60, with_compile=False, growth=(CASE, ), validated=('tiny', ))
+    monkeypatch.setattr(speed, 'make_plan', lambda *_: plan)
+    path = tmp_path / 'new' / 'speed.json'
+    assert script(monkeypatch, '--quick', '--out', path, '--val', gt, lq, '--device', 'cpu') == 0
+    out = capsys.readouterr().out
+    assert cv2.imread(str(path.with_suffix('.png'))).std() > 1
+    report = json.loads(path.read_text())
+    for key in speed.GOALS:
+        assert key in out
+        assert report[key] == statistics.median(report['figures'][key]['samples'])
+    network = report['networks']['tiny']
+    assert set(network['levers']) == {str(settings) for settings in speed.levers(CPU, False)}
+    assert speed.Settings(**network['best']) in speed.levers(CPU, False)
+    seconds = {name: value['seconds']['samples'] for name, value in network['contenders'].items()}
+    assert all(len(values) == 2 for values in seconds.values())
+    assert report['figures']['stage2_over_l1']['samples'] == [
+        a / b for a, b in zip(seconds['udl'], seconds['l1'], strict=True)]
+    assert report['memory_published_over_ours'] == network['memory']['published'] / network['memory']['udl']
+    assert report['machine']['versions']['torch'] == torch.__version__
+    assert report['validation']['tiny']['images'] == 2
+    assert report['growth'][0]['memory']['published'] == network['memory']['published']
+
+
+def test_the_script_refuses_images_that_do_not_fit(tmp_path, monkeypatch, capsys):
+    gt, lq = speed.make_images(tmp_path, 2, 64, 80, 4)
+    cv2.imwrite(str(gt / '0001.png'), photograph(0, 60, 80))
+    assert script(monkeypatch, '--out', tmp_path / 'speed.json', '--val', gt, lq) == 1
+    assert '60x80 is not 4 times 16x20' in capsys.readouterr().err
+    (lq / '0000.png').unlink()
+    assert script(monkeypatch, '--out', tmp_path / 'speed.json', '--val', gt, lq) == 1
+    assert 'only in one: 0000.png' in capsys.readouterr().err
+    assert script(monkeypatch, '--out', tmp_path / 'speed.json', '--val', gt, tmp_path / 'none') == 1
+    assert 'expected a folder' in capsys.readouterr().err
+    assert not (tmp_path / 'speed.json').exists()
+
+
+@pytest.mark.parametrize('args', [['--out', '{}'], ['--out', '{}/a.png'], ['--out', '{}/file/a.json'],
+                                  ['--out', '{}/a.json', '--rounds', '0']])
+def test_the_script_refuses_wrong_arguments(tmp_path, monkeypatch, args):
+    (tmp_path / 'file').touch()
+    assert script(monkeypatch, *(arg.format(tmp_path) for arg in args)) == 2
