@@ -474,3 +474,8 @@ def test_the_baseline_has_the_budget_of_both_stages():
 def test_the_table_of_keys_is_up_to_date():
     text = (ROOT / 'docs' / 'OPTIONS.md').read_text()
     assert schema.markdown() in text, 'write the table anew: python -m udl_basicsr.engine.schema docs/OPTIONS.md'
+
+
+def test_a_network_that_cannot_be_trained_says_why(project):
+    with pytest.raises(OptionError, match=r'network_g\.type: NAFNet cannot be trained here: its image has the size of'):
+        project.parse('plain', 'network_g={type: NAFNet}', check_files=False)

@@ -9,6 +9,8 @@ from basicsr.models import lr_scheduler
 from basicsr.utils import FileClient
 from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
 
+from udl_basicsr.archs.spandrel_archs import REFUSED
+
 from . import schema
 from .introspect import call_problems, describe, keys_needed, keys_read, names_compared
 from .schema import Built, Key
@@ -164,7 +166,10 @@ class KeyChecker:
         name = block.get('type')
         if not isinstance(name, str) or name not in names:
             problem = 'missing' if name is None else f'no {what} {name!r} is known'
-            self.report.add(f'{where}.type', problem + did_you_mean(name or '', names))
+            if what == 'network' and name in REFUSED:
+                self.report.add(f'{where}.type', f'{name} cannot be trained here: {REFUSED[name]}')
+            else:
+                self.report.add(f'{where}.type', problem + did_you_mean(name or '', names))
             return
         target, arguments = names[name], {k: v for k, v in block.items() if k != 'type'}
         if what == 'metric' and arguments.pop('better', 'higher') not in ('higher', 'lower'):
