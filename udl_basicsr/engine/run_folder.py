@@ -71,6 +71,10 @@ def _make_folders(parsed: Parsed, command: str, keep: bool):
         folders += [path['models'], path['training_states']]
     for folder in folders:
         Path(folder).mkdir(parents=True, exist_ok=True)
+    if lock:  # nobody else writes here: what lies aside is of a process that was killed
+        for kind in ('models', 'training_states'):
+            for unfinished in Path(path[kind]).glob('.*.part'):
+                unfinished.unlink(missing_ok=True)
     # Written, not copied: on resume the options may be this very file (BasicSR: SameFileError).
     head = f'# {time.asctime()}\n' + (f'# {command}\n' if command else '')
     (root / Path(parsed.file).name).write_text(head + dump_flat(parsed.flat), encoding='utf-8')
