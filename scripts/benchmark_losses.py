@@ -7,10 +7,10 @@ Each round takes one step of every model in turn, so that whatever else the mach
 of each round is taken against L1's step of the same round, and its median is printed.
 """
 import argparse
+import itertools
 import logging
 import statistics
 import tempfile
-import time
 from pathlib import Path
 
 import torch
@@ -23,6 +23,7 @@ from basicsr.models import build_model
 from udl_basicsr.engine.options import parse_options
 from udl_basicsr.models.checkpoints import save_atomic
 from udl_basicsr.reports.scores import markdown_table
+from udl_basicsr.reports.speed import paired, quartiles, ratios
 
 
 def build(file: Path, force: list[str], folder: Path):
@@ -40,16 +41,14 @@ def build(file: Path, force: list[str], folder: Path):
     return model
 
 
-def step_time(model, data: dict, iteration: int) -> float:
-    def now() -> float:
-        if model.device.type == 'cuda':
-            torch.cuda.synchronize()
-        return time.perf_counter()
+def step(model, data: dict):
+    """One step of ``model``, as a function."""
+    iteration = itertools.count(1)
 
-    begin = now()
-    model.feed_data(data)
-    model.optimize_parameters(iteration)
-    return now() - begin
+    def run() -> None:
+        model.feed_data(data)
+        model.optimize_parameters(next(iteration))
+    return run
 
 
 def main() -> None:
@@ -70,15 +69,11 @@ def main() -> None:
     batch, size = train['batch_size_per_gpu'], train['gt_size']
     data = {'lq': torch.rand(batch, 3, size // scale, size // scale), 'gt': torch.rand(batch, 3, size, size)}
 
-    ratios = {name: [] for name in models}
-    for number in range(1, args.rounds + 3):
-        times = {name: step_time(model, data, number) for name, model in models.items()}
-        if number > 2:  # the first two warm up
-            for name, seconds in times.items():
-                ratios[name].append(seconds / times['L1'])
+    samples = paired({name: step(model, data) for name, model in models.items()}, args.rounds, title='losses')
+    ratios_to_l1 = {name: ratios(seconds, samples['L1']) for name, seconds in samples.items()}
     rows = []
-    for name, values in sorted(ratios.items(), key=lambda item: statistics.median(item[1])):
-        low, middle, high = statistics.quantiles(values, n=4)
+    for name, values in sorted(ratios_to_l1.items(), key=lambda item: statistics.median(item[1])):
+        low, middle, high = quartiles(values)
         rows.append([name, f'{middle:.2f}', f'{low:.2f} to {high:.2f}'])
     on_gpu = models['L1'].device.type == 'cuda'
     device = torch.cuda.get_device_name() if on_gpu else f'CPU, {torch.get_num_threads()} thread(s)'
