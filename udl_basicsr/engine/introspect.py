@@ -184,6 +184,7 @@ def _kwargs_go_to_base(function: Callable, name: str) -> bool | None:
     return None if not uses else all(any(use is p for p in passed) for use in uses)
 
 
+@functools.cache
 def parameters(target: Callable) -> tuple[dict[str, inspect.Parameter], bool]:
     """Parameters by name, and whether others may be given as well.
 

@@ -18,6 +18,7 @@ from .checks import Report
 from .consistency import Checker
 from .data_check import Images, check_data, where
 from .schema import OPTIONS
+from .trials import try_model
 from .yaml_files import OptionError, apply_force_yml, dump_flat, interpolate, load_yaml
 
 __all__ = ['OptionError', 'Parsed', 'apply_force_yml', 'dump_flat', 'load_yaml', 'parse_options', 'renamed']
@@ -89,7 +90,8 @@ def _parse(file: str, parents: tuple[str, ...], *, root_path: str, is_train: boo
         promised = _fill_stage1_weights(flat, stage1, root_path)
     elif flat.get('stage1') is not None and not is_train:
         report.add('stage1', 'belongs in a training file; remove it')
-    Checker(flat, is_train, report).run()
+    checker = Checker(flat, is_train, report)
+    checker.run()
     if not _can_build(flat):
         raise _error(file, report)
 
@@ -101,6 +103,9 @@ def _parse(file: str, parents: tuple[str, ...], *, root_path: str, is_train: boo
     if images:
         _check_weights(flat, promised, root_path, is_train, report)
         check_data(opt, root_path, report, images)
+        # of models that are not ours, only their code knows what they need
+        if not (report.problems or checker.ours) and (problem := try_model(checker.model, opt)):
+            report.add('model_type', problem)
     if report.problems or report.elsewhere:
         raise _error(file, report)
     return Parsed(file, flat, opt, stage1, tuple(f'{file}: {w}' for w in report.warnings))
