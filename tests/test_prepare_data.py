@@ -237,8 +237,8 @@ def test_what_is_refused(data, message):
 
 
 def test_too_many_pixels(monkeypatch):
-    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 900)
-    with pytest.raises(ImageError, match='larger than the 1800 pixels that Pillow reads'):
+    monkeypatch.setattr('udl_basicsr.data.images.MAX_PIXELS', 900)
+    with pytest.raises(ImageError, match='larger than the 900 pixels that are read: cut it into smaller images'):
         decode_rgb(encode(COLOUR))
 
 
