@@ -61,8 +61,8 @@ environment() {
     fi
 
     PYTHON=$own
-    # An environment does not survive being moved, and what is to be installed may change.
-    content="$ROOT $(cksum < setup.py)"
+    # An environment does not survive being moved, and what is to be installed or looked for may change.
+    content="$ROOT $(cksum < setup.py) $*"
     if [ "$(cat "$stamp" 2> /dev/null)" = "$content" ] && [ -x "$PYTHON" ]; then
         echo 'Using the environment .venv'
         return
