@@ -161,7 +161,7 @@ def _parse_stage1(flat: dict, report: Report, parents: tuple[str, ...], **argume
             report.add(key, f'{flat.get(key)} is not what stage 1 trains, {stage1.flat.get(key)} ({first})')
     ours, theirs = ({'backbone': f.get('network_g'), **f['network_u']} if isinstance(f.get('network_u'), dict) else None
                     for f in (flat, stage1.flat))
-    if ours and theirs and ours != theirs:
+    if ours and theirs and ours != theirs and flat['network_u'] != stage1.flat['network_u']:  # else network_g said it
         report.add('network_u', f'{flat["network_u"]} is not what stage 1 trains, {stage1.flat["network_u"]} ({first})')
     if ours and not theirs and not flat['path'].get('pretrain_network_u'):
         report.add('stage1', f'trains no network_u ({first}); expected the option file of stage esu')
