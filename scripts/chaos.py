@@ -4,8 +4,8 @@
     python scripts/chaos.py --kills 30 --out chaos.json
 
 Both stages (ESU, then UDL) are trained on the demo's photographs, which are prepared first where they are missing.
-Half of the kills come at random moments from the start of the process on, half while a checkpoint is being written: as
-soon as the file that is written aside is seen, before it is whole and renamed. After each kill the same command goes on
+Half of the kills come at random moments, in start-up too, half while a checkpoint is being written: once the file that
+is written aside is seen, before it is whole and renamed. After each kill the same command goes on
 with `--auto_resume`. It must go on from the last state that was complete, and all that is left at the end (networks,
 their averages, the best ones, states of optimisers and schedulers) must be bit for bit what the undisturbed run left.
 
@@ -254,8 +254,8 @@ class Chaos:
             return
         self.start_up, self.training = start_up, run.seconds - start_up
         print(f'It took {run.seconds:.0f} s, {start_up:.0f} of them to start up. Now {self.wanted} kills.', flush=True)
-        # A process lives a while beyond its start-up, so that the kills are spread over the training.
-        self.beyond = 2.5 * self.training / max(self.wanted, 1)
+        # How long a process may train at most, so that the kills are spread over both stages.
+        self.beyond = 2 * self.training / max(self.wanted, 1)
         self.patience = 5 * (start_up + self.training) + 60
         while self.problem is None and (len(self.kills) < self.wanted or not self.chains):
             chain = Chain(self.folder / f'killed_{len(self.chains)}', self.data, self.iterations)
@@ -266,9 +266,13 @@ class Chaos:
         """Kills until there have been enough kills, or until the training is done."""
         while len(self.kills) < self.wanted and self.problem is None:
             run = chain.start()
-            alive = run.wait_until(self.random.uniform(0, self.start_up + self.beyond))
             writing = len(self.kills) % 2 == 1
             skip, delay = self.random.randrange(3), self.random.uniform(0, 0.003)
+            if not writing and self.random.random() < 1 / 3:
+                alive = run.wait_until(self.random.uniform(0, self.start_up))
+            else:
+                self._first_step(run)  # however long that takes on a busy machine
+                alive = run.wait_until(run.seconds + self.random.uniform(0, self.beyond))
             if alive and writing:
                 alive = run.kill_while_writing(chain, skip, delay)
             elif alive:
