@@ -1,16 +1,20 @@
 """Option files: how they are read, what is checked, and with which words."""
 import glob
+import json
+import random
 from copy import deepcopy
 from os import path as osp
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import yaml
 from basicsr.utils.options import ordered_yaml
 from basicsr.utils.registry import DATASET_REGISTRY, LOSS_REGISTRY, MODEL_REGISTRY
 from PIL import Image
 
-from udl_basicsr.engine import schema
+from udl_basicsr.engine import schema, trials
 from udl_basicsr.engine.options import OptionError, apply_force_yml, dump_flat, load_yaml, parse_options
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -290,6 +294,63 @@ def test_messages(parse, train_opt, tmp_path, force, message):
     assert message in text
     assert all(line.startswith(f'{tmp_path / "opt.yml"}: ') for line in text.splitlines())
     assert not (tmp_path / 'experiments').exists()
+
+
+@pytest.mark.parametrize(('force', 'message'), [
+    ('name=con', "name: 'con' (str) is the name of a device on Windows; choose another"),
+    ('datasets:train:num_worker_per_gpu=1000', 'num_worker_per_gpu: 1000 are too many processes; expected at most 128'),
+    ('datasets:train:dataset_enlarge_ratio=1e9', 'dataset_enlarge_ratio: 4 images x 1000000000 are more than 50000000'),
+    ('datasets:val:mean=[0.5, 0.5, 0.5]', 'datasets.val.std: missing; mean and std are given both or not at all'),
+    ('datasets:val={mean: [0, 0], std: [1, 1]}', 'datasets.val.mean: expected 1 or 3 numbers, got 2'),
+    ('datasets:val={mean: [0], std: [0]}', 'datasets.val.std: the images are divided by it, and it has a 0'),
+    ('network_g:num_block=10000000', 'network_g: EDSR cannot be built: it has more than 500 modules'),
+    ('network_g:num_feat=1000000', 'network_g: EDSR cannot be built: it has more than 4.3e+09 parameters'),
+    ('network_g:num_in_ch=1', 'network_g: EDSR does not take an image of 3 channels and 16x16'),
+    ('network_g={type: MSRResNet, num_out_ch: 1, num_feat: 8, num_block: 1, upscale: 2}', 'network_g: MSRResNet '),
+    ('network_g={type: TLWNet}', 'network_g: TLWNet does not take an image of 3 channels and 16x16: TypeError'),
+    ('network_g={type: VGGStyleDiscriminator, num_in_ch: 3, num_feat: 8}', 'network_g: VGGStyleDiscriminator does not'),
+    ('train:pixel_opt:reduction="none"', 'train.pixel_opt.reduction: expected mean or sum, got none'),
+    ('train={accumulate: 2, pixel_opt: {type: L1Loss, reduction: sum}}', 'reduction: expected mean, got sum'),
+    ('train:gv_opt={type: GradientVarianceLoss, patch_size: 33}',
+     'train.gv_opt: GradientVarianceLoss fails on images of 32x32: ValueError'),
+    ('train:gan_opt={type: GANLoss, gan_type: vanilla}', 'train.gan_opt: GANLoss fails on images of 32x32: '),
+    ('train:optim_g={type: Adam, lr: 1e-4, foreach: true, fused: true}', 'train.optim_g: Adam refuses these arguments'),
+    ('train:optim_g={type: Adam, lr: 1e-4, betas: [0.9]}', 'train.optim_g: Adam refuses these arguments'),
+    ('train:scheduler={restarts: [0, 5], restart_weights: [1]}',
+     'train.scheduler.restart_weights: expected one for each of restarts, 2, got [1]'),
+    ('train:scheduler={restarts: [7], restart_weights: [a]}',
+     "train.scheduler.restart_weights: expected a list of numbers > 0, got ['a']"),
+    ('val:metrics:psnr:input_order=CHW', 'val.metrics.psnr.input_order: images come as HWC here'),
+    ('val:metrics:psnr:crop_border=24', 'val.metrics.psnr: calculate_psnr '),
+    ('dist_params:port=70000', 'dist_params.port: expected integer, 1 ≤ x ≤ 65535, got 70000'),
+])
+def test_what_would_fail_later(parse, train_opt, force, message, monkeypatch):
+    """Networks, losses, metrics and optimizers are tried on next to nothing; random states do not notice."""
+    monkeypatch.setattr(trials, 'MOST_MODULES', 500)
+    opt = deepcopy(train_opt)
+    key, value = force.split('=', 1)
+    block = yaml.safe_load(value)
+    if isinstance(block, dict) and 'type' not in block:  # merged into what is there
+        force = [f'{key}:{k}={json.dumps(v)}' for k, v in block.items()]
+    state = torch.random.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    text = refused(parse, opt, *([force] if isinstance(force, str) else force))
+    assert message in text
+    assert len(text) < 1000
+    assert torch.equal(torch.random.get_rng_state(), state[0])
+    assert (np.random.get_state()[1] == state[1]).all()
+    assert random.getstate() == state[2]
+
+
+def test_the_head_is_tried(parse, two_stages):
+    text = refused(parse, two_stages[0], 'network_u:head={type: UDLHead, num_feat: -1}')
+    assert 'opt.yml: network_u: UncertaintyNet cannot be built: ' in text
+
+
+def test_models_of_basicsr_are_tried(parse, train_opt):
+    del train_opt['stage']
+    parse(train_opt, ['model_type=SRModel'])
+    assert "model_type: SRGANModel cannot be built from these options: KeyError: 'network_d'" in refused(
+        parse, train_opt, 'model_type=SRGANModel')
 
 
 def test_all_problems_at_once(parse, train_opt):

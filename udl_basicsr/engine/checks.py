@@ -166,7 +166,7 @@ class KeyChecker:
         name = block.get('type')
         if not isinstance(name, str) or name not in names:
             problem = 'missing' if name is None else f'no {what} {name!r} is known'
-            if what == 'network' and name in REFUSED:
+            if what == 'network' and isinstance(name, str) and name in REFUSED:
                 self.report.add(f'{where}.type', f'{name} cannot be trained here: {REFUSED[name]}')
             else:
                 self.report.add(f'{where}.type', problem + did_you_mean(name or '', names))

@@ -24,7 +24,7 @@ from udl_basicsr.models import step
 
 MOST_PARAMETERS = 2**32
 """A network with more is a typing error: the largest of the field have some 10^8."""
-MOST_MODULES = 50_000
+MOST_MODULES = 10_000
 
 
 _PLAIN_TENSORS = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
@@ -107,7 +107,7 @@ def _build(target: Callable[..., nn.Module], arguments: str) -> nn.Module | str:
             with quietly(), _bounded(), torch.device(device):
                 return target(**json.loads(arguments))
         except Exception as e:
-            error = f'{target.__name__} cannot be built: {why(e)}'
+            error = f'{target.__name__} cannot be built: {e if isinstance(e, _TooLarge) else why(e)}'
             if isinstance(e, (_TooLarge, MemoryError)):
                 break
     return error
