@@ -1,9 +1,7 @@
 """Option files: how they are read, what is checked, and with which words."""
-import glob
 import json
 import random
 from copy import deepcopy
-from os import path as osp
 from pathlib import Path
 
 import numpy as np
@@ -315,6 +313,9 @@ def test_messages(parse, train_opt, tmp_path, force, message):
      'train.gv_opt: GradientVarianceLoss fails on images of 32x32: ValueError'),
     ('train:gan_opt={type: GANLoss, gan_type: vanilla}', 'train.gan_opt: GANLoss fails on images of 32x32: '),
     ('train:optim_g={type: Adam, lr: 1e-4, foreach: true, fused: true}', 'train.optim_g: Adam refuses these arguments'),
+    ('train:optim_g=~', 'train.optim_g: missing'),
+    ('train:optim_g:lr=~', 'train.optim_g.lr: Adam expects'),
+    ('train:optim_g={type: Adam}', 'train.optim_g.lr: missing; expected the learning rate'),
     ('train:optim_g={type: Adam, lr: 1e-4, betas: [0.9]}', 'train.optim_g: Adam refuses these arguments'),
     ('train:scheduler={restarts: [0, 5], restart_weights: [1]}',
      'train.scheduler.restart_weights: expected one for each of restarts, 2, got [1]'),
@@ -494,42 +495,6 @@ def test_test_files(parse, train_opt, tmp_path):
     assert 'has none; remove the metric' in refused(
         parse, opt, f'datasets:test_1={{name: a, type: SingleImageDataset, dataroot_lq: {tmp_path / "lq"}, '
         'io_backend: {type: disk}}', is_train=False)
-
-
-# --------------------------------------------------------------------------------------------------- the repository's
-FILES = sorted(file for file in glob.glob(str(ROOT / 'options' / '**' / 't*.yml'), recursive=True)
-               if Path(file).parent.name != '_base_')
-
-
-@pytest.mark.parametrize('file', FILES, ids=lambda f: osp.relpath(f, ROOT / 'options'))
-def test_option_files_are_valid(file, tmp_path):
-    is_train = osp.basename(file).startswith('train_')
-    parsed = parse_options(file, root_path=str(tmp_path), is_train=is_train, check_files=False, num_gpu_available=0)
-    assert not parsed.warnings
-    assert Path(file).read_text().startswith('# ')
-    flat = parsed.flat
-    assert '${' not in dump_flat(flat)
-    if Path(file).parent.name == 'options':
-        kind, name = osp.splitext(osp.basename(file))[0].split('_', 1)
-        assert flat['name'] == name
-        assert flat['network_g']['upscale'] == flat['scale'] == int(name[-1])
-        assert (flat['network_g']['num_block'], flat['network_g']['num_feat']) == \
-            ((16, 64) if 'EDSR-S' in name else (32, 256))
-        if kind == 'train':
-            data = flat['datasets']['train']
-            assert data['gt_size'] == 48 * flat['scale']
-            assert ('bd' if 'BD' in name else 'bic') + f'x{flat["scale"]}' in data['dataroot_lq']
-            assert osp.exists(file.replace('train_', 'test_'))
-        else:
-            assert len(flat['datasets']) == 5
-            assert all(f'x{flat["scale"]}' in d['dataroot_lq'] for d in flat['datasets'].values())
-            assert flat['val']['metrics']['psnr']['crop_border'] == flat['scale']
-
-
-def test_the_baseline_has_the_budget_of_both_stages():
-    def total(method: str) -> int:
-        return load_yaml(str(ROOT / 'options' / f'train_EDSR-S_{method}_x4.yml'))['train']['total_iter']
-    assert total('L1') == total('ESU') + total('UDL')
 
 
 def test_the_table_of_keys_is_up_to_date():
