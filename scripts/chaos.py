@@ -138,6 +138,8 @@ class Chain:
 class Run:
     """One process of training with its workers, all in a process group of their own."""
 
+    last: Run | None = None
+
     def __init__(self, command: list[str], folder: Path, output: Path):
         self.output = output
         self.started = time.monotonic()
@@ -146,6 +148,7 @@ class Run:
         with open(output, 'wb') as file:
             self.process = subprocess.Popen(command, cwd=folder, env=environment, stdout=file,
                                             stderr=subprocess.STDOUT, start_new_session=True)
+        Run.last = self
 
     @property
     def seconds(self) -> float:
@@ -369,7 +372,12 @@ def main() -> int:
         parser.error(f'--out: {args.out.parent} is no folder')
     folder = Path(tempfile.mkdtemp(prefix='chaos_'))
     chaos = Chaos(args.kills, args.seed, folder, demo_data())
-    chaos.run()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        chaos.run()
+    finally:
+        if Run.last and not Run.last.ended():  # it has a group of its own, which Ctrl-C does not reach
+            Run.last.kill()
     report = chaos.report()
     args.out.write_text(json.dumps(report, indent=1) + '\n', encoding='utf-8')
     good = report['bitwise_equal'] and report['resumed'] == report['kills'] == args.kills

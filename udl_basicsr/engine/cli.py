@@ -1,5 +1,6 @@
 """BasicSR's command line: what ``train.py`` and ``test.py`` share."""
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -17,6 +18,8 @@ from .interrupt import EXIT_INTERRUPTED, Interrupted
 from .options import OptionError, load_yaml, parse_options
 from .run_folder import RunBusyError
 from .trials import forbid_pickles
+
+_NOT_WRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
 
 def run(action: Callable[..., None], is_train: bool, root_path: Path | None = None, does: str = '') -> int:
@@ -68,6 +71,13 @@ def run(action: Callable[..., None], is_train: bool, root_path: Path | None = No
         return 1
     except (CheckpointError, FloatingPointError, RunBusyError) as error:
         _say(f'{type(error).__name__}: {error}')
+        return 1
+    except OSError as error:  # of any rank
+        if error.errno not in _NOT_WRITABLE:
+            raise
+        print(f"{error.filename or 'experiments, results or tb_logger'}: {error.strerror}. What was saved before is "
+              'kept. Free some space or check the permissions, then go on with --auto_resume', file=sys.stderr,
+              flush=True)
         return 1
     finally:
         if dist.is_available() and dist.is_initialized() and sys.exc_info()[0] is None:

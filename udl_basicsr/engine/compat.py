@@ -67,7 +67,26 @@ def init_dist(launcher: str, backend: str | None = None, port: int | None = None
         torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', os.environ['RANK'])) % gpus)
     elif backend in (None, 'nccl'):
         backend = 'gloo'
-    dist.init_process_group(backend=backend or 'nccl', **kwargs)
+    dist.init_process_group(backend=backend or 'nccl', **_fresh_store(), **kwargs)
+
+
+def _fresh_store() -> dict:
+    """Where torchrun has started the processes of one machine anew: a part of its store that only these have seen.
+
+    Without ``--standalone`` or ``--rdzv_backend`` they meet in the store of their predecessors, find the addresses of
+    the dead ones there, and gloo cannot connect (as in pytorch/pytorch#135712). On several machines the number of
+    restarts is not the same everywhere; there ``--rdzv_backend=c10d`` makes a new store.
+    """
+    import os
+
+    from torch.distributed import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
+    restart = os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')
+    if restart == '0' or os.environ.get('GROUP_WORLD_SIZE') != '1':
+        return {}
+    store, rank, world_size = next(rendezvous('env://'))
+    return {'store': PrefixStore(f'restart_{restart}', store), 'rank': rank, 'world_size': world_size}
 
 
 def init_wandb_logger(opt: dict) -> None:

@@ -1,5 +1,6 @@
 """Checkpoints: written whole or not at all, read without running what is in them, refused with the reason."""
 import contextlib
+import errno
 import os
 import pickle
 import zipfile
@@ -32,7 +33,8 @@ def save_atomic(content: dict, path: str | Path) -> None:
             os.fsync(file.fileno())
         os.replace(aside, path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError of its zip writer
-        raise CheckpointError(f'{path}: cannot be saved ({error}); what was there before is kept. '
+        reason = error.__context__ if isinstance(error.__context__, OSError) else error
+        raise CheckpointError(f'{path}: cannot be saved ({reason}); what was there before is kept. '
                               'Free some space or check the permissions, then resume with --auto_resume') from error
     finally:
         with contextlib.suppress(OSError):
@@ -58,6 +60,10 @@ def read_checkpoint(path: str | Path, map_location='cpu') -> dict:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if 'Weights only load failed' in reason or isinstance(error, pickle.UnpicklingError):
             reason = 'it is no checkpoint of plain tensors (broken, or it holds pickled objects, which are never run)'
+        elif not path.stat().st_size:
+            reason = 'it is empty'
+        elif isinstance(error, EOFError) or getattr(error, 'errno', None) == errno.EINVAL:
+            reason = 'it is cut off'  # torch's reader seeks to where its end should be
         raise CheckpointError(f'{path}: cannot be read: {reason}') from error
     if not isinstance(content, dict):
         raise CheckpointError(f'{path}: expected a mapping, got {type(content).__name__}')

@@ -2,6 +2,7 @@
 
 Built on BasicSR's SRModel, whose faults are mended where they are (file:line of BasicSR 1.4.2).
 """
+import errno
 import inspect
 from pathlib import Path
 
@@ -120,7 +121,7 @@ class ValidatedModel(SRModel):
         """Saves and measures one image; in a thread of its own, so it must not touch what the next image changes."""
         sr = tensor2img([output])
         if path is not None:
-            imwrite(sr, str(path))
+            _write_image(sr, path)
         return None if gt is None else (image, self._measure(sr, tensor2img([gt]), log_scale))
 
     def _measure(self, sr: np.ndarray, gt: np.ndarray, log_scale: np.ndarray | None) -> dict:
@@ -140,7 +141,7 @@ class ValidatedModel(SRModel):
         """The map of s (C, H, W), mean over the channels, beside the SR image and in TensorBoard."""
         encoded = encode_log_scale(log_scale.mean(0))
         if save_img:
-            imwrite(encoded, str(self._image_path(dataset, image, current_iter, 'log_scale')))
+            _write_image(encoded, self._image_path(dataset, image, current_iter, 'log_scale'))
         if tb_logger is not None:
             tb_logger.add_image(f'log_scale/{dataset}/{image}', (encoded >> 8).astype(np.uint8), current_iter,
                                 dataformats='HW')
@@ -156,3 +157,10 @@ class ValidatedModel(SRModel):
 
 def _wants_log_scale(block: dict) -> bool:
     return 'log_scale' in inspect.signature(METRIC_REGISTRY.get(block['type'])).parameters
+
+
+def _write_image(image: np.ndarray, path: Path) -> None:
+    try:
+        imwrite(image, str(path))
+    except OSError as error:  # OpenCV says neither where nor why
+        raise OSError(errno.EIO, 'the image cannot be written', str(path)) from error
