@@ -67,9 +67,10 @@ class UDLModel(StepModel):
             return super().compute_losses(lq, gt)
         if self.stage == 'udl':
             with self.autocast():
-                self.output = self.trained(lq)
+                # First, so that what it needs is given back before the trained network keeps its own for the backward.
                 with torch.no_grad():
                     uncertainty = self.net_u.log_scale(lq) if log_scale is None else log_scale
+                self.output = self.trained(lq)
             losses = {'l_udl': self.criteria['udl_opt'](self.output, gt, uncertainty)}
         else:
             with self.autocast():
