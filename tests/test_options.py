@@ -342,6 +342,14 @@ def test_what_would_fail_later(parse, train_opt, force, message, monkeypatch):
     assert random.getstate() == state[2]
 
 
+@pytest.mark.parametrize('force', ['stage={a: 1}', 'network_g:type=[1]', 'stage=[plain]', 'train:pixel_opt:type={}'])
+def test_what_fuzzing_found(parse, train_opt, force):
+    """Values of a type that nobody writes, where they are looked up or looked into before their type is known."""
+    assert force.split('=')[0].replace(':', '.') in refused(parse, train_opt, force)
+    del train_opt['stage']
+    assert 'train.tlw_opt: ' in refused(parse, train_opt, 'model_type=TLWModel', 'train:tlw_opt=x')
+
+
 def test_the_head_is_tried(parse, two_stages):
     text = refused(parse, two_stages[0], 'network_u:head={type: UDLHead, num_feat: -1}')
     assert 'opt.yml: network_u: UncertaintyNet cannot be built: ' in text

@@ -225,7 +225,8 @@ class Checker(KeyChecker):
                 self.report.add(where, problem)
 
     def check_weighting(self, train: dict, losses: set[str]) -> None:
-        add, judge = self.report.add, (train.get('tlw_opt') or {}).get('judge', 'alex')
+        add, loss = self.report.add, train.get('tlw_opt')
+        judge = loss.get('judge', 'alex') if isinstance(loss, dict) else None
         if 'tlw_opt' not in losses:
             add('train.tlw_opt', f'missing; {self.model.__name__} needs it, such as {{type: TLWLoss, base: l1}}')
         if not isinstance(self.opt.get('network_w'), dict):
