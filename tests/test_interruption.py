@@ -1,5 +1,6 @@
 """Runs that are stopped, broken or doubled: nothing is lost, and what happened is said."""
 import os
+import re
 import shutil
 import signal
 import socket
@@ -187,6 +188,7 @@ def test_or_is_left_out_and_counted(project, broken_pairs, workers):
     assert 'broken_images: ' in project.log('plain')
     last = project.log('plain').rsplit('broken_images: ', 1)[1].split()[0]
     assert 4 <= float(last) <= 6
+    assert len(re.findall(r'Left out, now and whenever', project.log('plain'))) <= max(workers, 1)
 
 
 def test_a_disk_that_is_gone_does_not_go_unnoticed(project, broken_pairs, at_iteration):

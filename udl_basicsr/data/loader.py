@@ -59,6 +59,7 @@ class SeededDataset(Dataset):
         self.seed = seed
         self.opt = dataset.opt
         self.skip_broken = bool(self.opt.get('skip_broken'))
+        self._reported: set[int] = set()  # by this process or worker
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -66,17 +67,20 @@ class SeededDataset(Dataset):
     def __getitem__(self, key: tuple[int, int]):
         epoch, index = key
         for broken in range(_BROKEN_IN_A_ROW):
+            image = (index + broken) % len(self.dataset)
             seed_all(self.seed, epoch, index)
             try:
-                sample = self.dataset[(index + broken) % len(self.dataset)]
+                sample = self.dataset[image]
             except CheckpointError:  # of the uncertainty cache: its maps are to blame, and no image
                 raise
             except Exception as error:
-                problem = self._problem((index + broken) % len(self.dataset), error)
+                problem = self._problem(image, error)
                 if not self.skip_broken:
                     raise BrokenImageError(f'{problem}. Mend or remove the file and go on with --auto_resume, or let '
                                            'such files be left out by datasets.train.skip_broken: true') from error
-                get_root_logger().warning(f'{problem}. Left out')
+                if image not in self._reported:  # once, not in every epoch
+                    get_root_logger().warning(f'{problem}. Left out, now and whenever its turn comes')
+                    self._reported.add(image)
                 continue
             return {**sample, 'broken': broken} if self.skip_broken else sample
         raise BrokenImageError(f'{_BROKEN_IN_A_ROW} training images in a row cannot be read, the last one: {problem}. '
@@ -86,7 +90,8 @@ class SeededDataset(Dataset):
         paths = getattr(self.dataset, 'paths', None) or {}
         entry = paths[index] if index < len(paths) else index
         files = ' or '.join(map(str, entry.values())) if isinstance(entry, dict) else str(entry)
-        return f'{files}: cannot be read for training ({type(error).__name__}: {error})'
+        reason = ' '.join(str(error).split())  # OpenCV's end in a line break
+        return f'{files}: cannot be read for training ({type(error).__name__}: {reason})'
 
 
 class TrainBatches(Sampler):
