@@ -98,6 +98,23 @@ def test_a_dead_rank_is_restarted_once_and_then_ends_the_run(project):
     assert_same_weights(project.weights('plain'), project.weights('one'), rtol=1e-4, atol=1e-5)
 
 
+def test_an_error_ends_the_process_though_workers_hear_no_signal(project):
+    code = """
+import sys
+from pathlib import Path
+from udl_basicsr.models.step import StepModel
+from udl_basicsr.train import main
+StepModel.optimize_parameters = lambda self, iteration: {}['unforeseen']
+sys.exit(main(Path.cwd()))
+"""
+    done = subprocess.run(
+        [sys.executable, '-c', code, '-opt', 'plain.yml', '--force_yml', 'datasets:train:num_worker_per_gpu=2'],
+        cwd=project.root, capture_output=True, text=True, timeout=150,
+        env={**os.environ, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''})
+    assert done.returncode == 1
+    assert done.stderr.rstrip().endswith("KeyError: 'unforeseen'")
+
+
 def test_what_a_killed_process_was_writing_is_cleared_away(project):
     stages.train(project.parse('plain', 'train:total_iter=4'))
     run = project.root / 'experiments' / 'plain'

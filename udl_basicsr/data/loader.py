@@ -4,8 +4,10 @@ BasicSR's order depends on the epoch alone (data_sampler.py:32), and its workers
 (data/__init__.py:99), so that each epoch sees the same crops. Here neither the number of workers, nor that of
 processes, nor the iteration a run was resumed at changes what is trained.
 """
+import atexit
 import hashlib
 import math
+import multiprocessing
 import random
 import signal
 from collections.abc import Iterator
@@ -145,6 +147,15 @@ def _leave_signals_to_the_parent(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
+def _end_workers() -> None:
+    """After an error workers may still be there at exit, where Python sends SIGTERM and waits: they do not hear it."""
+    if hasattr(signal, 'SIGCHLD'):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # or torch reports that a worker was killed
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
+
+
 def train_batches(dataset: Dataset, opt: dict, start_iter: int = 0) -> tuple[TrainBatches, Iterator[dict]]:
     """The training data from ``start_iter`` on, as the YAML's ``datasets.train`` asks for.
 
@@ -158,6 +169,9 @@ def train_batches(dataset: Dataset, opt: dict, start_iter: int = 0) -> tuple[Tra
         ratio=options.get('dataset_enlarge_ratio', 1), seed=opt['manual_seed'], rank=opt['rank'],
         world_size=opt['world_size'])
     workers = options.get('num_worker_per_gpu', 0) * replicas
+    if workers:
+        atexit.unregister(_end_workers)  # once, however many runs a process makes
+        atexit.register(_end_workers)
     loader_args = {
         'dataset': SeededDataset(dataset, opt['manual_seed']),
         'batch_sampler': sampler,
