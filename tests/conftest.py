@@ -22,6 +22,12 @@ def _seed():
     torch.set_num_threads(1)  # the networks are tiny: more threads only wait for one another
 
 
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch):
+    # Reading options forbids pickles to the whole process; spandrel's loader, which one test uses, asks for one.
+    monkeypatch.delenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', raising=False)
+
+
 def photograph(seed: int, height: int, width: int) -> np.ndarray:
     """A smooth random image with edges, uint8 BGR: something a network can learn on in seconds."""
     generator = np.random.default_rng(seed)
