@@ -66,9 +66,11 @@ def train(parsed: Parsed, command: str = '') -> None:
                     f'{sampler.iters_per_epoch} iterations an epoch, iterations {start_iter + 1} to {total_iter}.')
         with Interrupts() as interrupts:
             _iterate(model, batches, sampler, val_loaders, opt, tb_logger, start_iter, total_iter, interrupts)
-        model.save(epoch=-1, current_iter=-1)  # BasicSR's way to say 'latest'
         if opt.get('val') and (total_iter % opt['val']['val_freq'] or start_iter >= total_iter):
             _validate(model, val_loaders, total_iter, tb_logger, opt)
+        # Last of all, since it tells the next stage that this one has ended: a run that was killed in its last
+        # validation has to make up for it, and for the best weights that it may find.
+        model.save(epoch=-1, current_iter=-1)  # BasicSR's way to say 'latest'
         if tb_logger:
             tb_logger.close()
         if lock:
