@@ -108,6 +108,8 @@ class TrainBatches(Sampler):
         batch_size (int): Of one process.
         total_iter (int): Iterations of the whole training.
         start_iter (int): Iterations already done.
+        first_iter (int): Where in the order of the samples this training begins, in iterations: after those of a stage
+            before it.
         ratio (float): ``dataset_enlarge_ratio``.
         seed (int): ``manual_seed`` of the YAML.
 
@@ -115,11 +117,11 @@ class TrainBatches(Sampler):
         ValueError: The enlarged data set does not fill one batch.
     """
 
-    def __init__(self, length: int, batch_size: int, total_iter: int, start_iter: int = 0, *, ratio: float = 1,
-                 seed: int = 0, rank: int = 0, world_size: int = 1):
+    def __init__(self, length: int, batch_size: int, total_iter: int, start_iter: int = 0, *, first_iter: int = 0,
+                 ratio: float = 1, seed: int = 0, rank: int = 0, world_size: int = 1):
         self.size = math.ceil(length * ratio)
         self.batch_size, self.rank, self.world_size, self.seed = batch_size, rank, world_size, seed
-        self.start_iter, self.total_iter = start_iter, total_iter
+        self.start_iter, self.total_iter, self.first_iter = start_iter, total_iter, first_iter
         self.iters_per_epoch = self.size // (batch_size * world_size)
         if self.iters_per_epoch == 0:
             raise ValueError(
@@ -131,7 +133,7 @@ class TrainBatches(Sampler):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         order, epoch = None, None
-        for iteration in range(self.start_iter, self.total_iter):
+        for iteration in range(self.first_iter + self.start_iter, self.first_iter + self.total_iter):
             if iteration // self.iters_per_epoch != epoch:
                 epoch = iteration // self.iters_per_epoch
                 seed = int.from_bytes(hashlib.blake2b(repr((self.seed, epoch)).encode(), digest_size=7).digest(), 'big')
@@ -166,8 +168,8 @@ def train_batches(dataset: Dataset, opt: dict, start_iter: int = 0) -> tuple[Tra
     replicas = 1 if opt['dist'] else max(opt['num_gpu'], 1)  # DataParallel shares one batch among the GPUs
     sampler = TrainBatches(
         len(dataset), options['batch_size_per_gpu'] * replicas, int(opt['train']['total_iter']), start_iter,
-        ratio=options.get('dataset_enlarge_ratio', 1), seed=opt['manual_seed'], rank=opt['rank'],
-        world_size=opt['world_size'])
+        first_iter=options.get('first_iter') or 0, ratio=options.get('dataset_enlarge_ratio', 1),
+        seed=opt['manual_seed'], rank=opt['rank'], world_size=opt['world_size'])
     workers = options.get('num_worker_per_gpu', 0) * replicas
     if workers:
         atexit.unregister(_end_workers)  # once, however many runs a process makes

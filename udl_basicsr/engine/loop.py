@@ -15,6 +15,7 @@ from udl_basicsr.data.loader import build_dataset, seed_all, train_batches
 from udl_basicsr.reports.scores import format_scores, mean_scores, protocol_sentence, write_scores
 
 from .compat import init_wandb_logger
+from .history import History, weights_digest
 from .interrupt import Interrupted, Interrupts
 from .log import run_log
 from .options import Parsed
@@ -52,6 +53,8 @@ def train(parsed: Parsed, command: str = '') -> None:
             train_set = uncertainty_cache.prepare(train_set, opt, model.device)
         sampler, batches = train_batches(train_set, opt, start_iter)
         model.iters_per_epoch = sampler.iters_per_epoch  # for schedules in epochs
+        network = getattr(model, 'net_g', None)  # models of other kinds may call theirs otherwise
+        head = {'initial_weights': network and weights_digest(network)}
         if state:
             model.resume_training(state)
             note_changes(state, _run(train_set, opt))
@@ -62,12 +65,13 @@ def train(parsed: Parsed, command: str = '') -> None:
         if opt['rank'] == 0:
             log.to_file(Path(opt['path']['log']) / f"train_{opt['name']}_{get_time_str()}.log")
         tb_logger = _tb_logger(opt)
+        history = _history(opt, start_iter, head)
         logger.info(f'{len(train_set)} training images, batch {sampler.batch_size} x {opt["world_size"]} process(es), '
                     f'{sampler.iters_per_epoch} iterations an epoch, iterations {start_iter + 1} to {total_iter}.')
         with Interrupts() as interrupts:
-            _iterate(model, batches, sampler, val_loaders, opt, tb_logger, start_iter, total_iter, interrupts)
+            _iterate(model, batches, sampler, val_loaders, opt, tb_logger, history, start_iter, total_iter, interrupts)
         if opt.get('val') and (total_iter % opt['val']['val_freq'] or start_iter >= total_iter):
-            _validate(model, val_loaders, total_iter, tb_logger, opt)
+            _validate(model, val_loaders, total_iter, tb_logger, history, opt)
         # Last of all, since it tells the next stage that this one has ended: a run that was killed in its last
         # validation has to make up for it, and for the best weights that it may find.
         model.save(epoch=-1, current_iter=-1)  # BasicSR's way to say 'latest'
@@ -83,7 +87,8 @@ def _run(train_set, opt: dict) -> dict:
             'batch_size': opt['datasets']['train']['batch_size_per_gpu']}
 
 
-def _iterate(model, batches, sampler, val_loaders, opt, tb_logger, start_iter, total_iter, interrupts) -> None:
+def _iterate(model, batches, sampler, val_loaders, opt, tb_logger, history, start_iter, total_iter,
+             interrupts) -> None:
     logger_opt, val_opt, seed = opt['logger'], opt.get('val'), opt['manual_seed']
     message_logger = MessageLogger(opt, start_iter, tb_logger)
     data_timer, iter_timer, started = AvgTimer(), AvgTimer(), time.time()
@@ -100,17 +105,20 @@ def _iterate(model, batches, sampler, val_loaders, opt, tb_logger, start_iter, t
         model.optimize_parameters(iteration)
         iter_timer.record()
         if iteration % logger_opt['print_freq'] == 0 or iteration == total_iter:
+            losses = model.get_current_log()
             message_logger({
                 'epoch': epoch,
                 'iter': iteration,
                 'lrs': model.get_current_learning_rate(),
                 'time': iter_timer.get_avg_time(),
                 'data_time': data_timer.get_avg_time(),
-                **model.get_current_log(),
+                **losses,
                 **({'broken_images': broken} if broken else {}),
             })
+            if history:
+                history.add(iteration, **losses)
         if val_opt and iteration % val_opt['val_freq'] == 0:
-            _validate(model, val_loaders, iteration, tb_logger, opt)
+            _validate(model, val_loaders, iteration, tb_logger, history, opt)
         # After validation, so that the state knows of the best metric that was just reached.
         if iteration % logger_opt['save_checkpoint_freq'] == 0:
             logger.info('Saving models and training states.')
@@ -125,9 +133,15 @@ def _iterate(model, batches, sampler, val_loaders, opt, tb_logger, start_iter, t
     logger.info(f'End of training. Time consumed: {datetime.timedelta(seconds=int(time.time() - started))}')
 
 
-def _validate(model, val_loaders, iteration, tb_logger, opt) -> None:
+def _history(opt: dict, start_iter: int, head: dict) -> History | None:
+    return History(Path(opt['path']['log']) / 'history.jsonl', start_iter, head) if opt['rank'] == 0 else None
+
+
+def _validate(model, val_loaders, iteration, tb_logger, history, opt) -> None:
     for loader in val_loaders:
-        model.validation(loader, iteration, tb_logger, opt['val'].get('save_img', False))
+        means = model.validation(loader, iteration, tb_logger, opt['val'].get('save_img', False))
+        if history and means:
+            history.add(iteration, dataset=loader.dataset.opt['name'], **means)
 
 
 def test(parsed: Parsed) -> dict:

@@ -110,6 +110,8 @@ LOADER = {
     'num_worker_per_gpu': Key(integer(0), 'loader processes, for each GPU or process'),
     'skip_broken': Key(BOOL, 'leave out, and count, training images that cannot be read; default false, which stops',
                        ours=True),
+    'first_iter': Key(integer(0), 'begin so many iterations into the order of the crops, where a stage before this one '
+                      'ended; default 0', ours=True),
     'dataset_enlarge_ratio': Key(COUNT, 'lengthens an epoch, for small data sets; default 1'),
     'use_shuffle': Key(BOOL, 'accepted as in the files of BasicSR, where training data are always shuffled'),
     'prefetch_mode': Key(one_of('cpu', 'cuda'), 'cuda needs a GPU and pin_memory: true', null=True),

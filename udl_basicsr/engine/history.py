@@ -1,0 +1,60 @@
+"""What a run logs, in numbers: ``experiments/<name>/history.jsonl``, one JSON object a line.
+
+The log is for people; this is for curves. The first line says what was trained from what, the others are
+``{"iter": 200, "l_pix": 0.03, ...}`` and ``{"iter": 500, "dataset": "Set5", "psnr": 29.1, ...}``. A run that is resumed
+goes on in the same file, from which the iterations that are trained again are taken out first.
+"""
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from torch import nn
+
+
+def weights_digest(network: nn.Module) -> str:
+    """A SHA-256 of the names and values of a network's parameters and buffers: equal for equal networks."""
+    digest = hashlib.sha256()
+    for name, value in network.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+class History:
+    """Writes the history of a run; rank 0 only.
+
+    Args:
+        path (Path): The file, whose folder exists.
+        start_iter (int): Iterations already done; what the file tells of later ones is dropped.
+        head (dict): First line of a new file.
+    """
+
+    def __init__(self, path: Path, start_iter: int, head: dict):
+        kept = [line for line in read_history(path) if line.get('iter', 0) <= start_iter] if start_iter else []
+        aside = path.with_name(f'.{path.name}.part')
+        aside.write_text(''.join(_line(entry) for entry in kept or [head]), encoding='utf-8')
+        os.replace(aside, path)
+        self._path = path
+
+    def add(self, iteration: int, **values: float | str) -> None:
+        with open(self._path, 'a', encoding='utf-8') as file:
+            file.write(_line({'iter': iteration, **values}))
+
+
+def _line(entry: dict) -> str:
+    return json.dumps(entry) + '\n'
+
+
+def read_history(path: Path) -> list[dict]:
+    """The entries of a history, without what a killed process left of its last line."""
+    return list(_entries(path)) if path.is_file() else []
+
+
+def _entries(path: Path) -> Iterator[dict]:
+    for line in path.read_text(encoding='utf-8').splitlines():
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            return

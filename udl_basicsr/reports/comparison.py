@@ -1,0 +1,227 @@
+"""The records of a comparison of losses, and what they say: means over seeds, paired differences, intervals.
+
+A record is one JSON file for each run, ``docs/results/<comparison>/<method>_x<scale>_seed<seed>.json``: the scores of its
+test (:mod:`udl_basicsr.reports.scores`), and what one must know to compare them with those of another run.
+"""
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .scores import ScoresError, check_scores, decimals, lower_is_better, metric_title, text_table, write_text
+
+FIELDS = {'comparison': str, 'method': str, 'label': str, 'reference': str, 'seed': int, 'degradation': str,
+          'network_title': str, 'parameters': int, 'stages': list, 'options': list, 'initial_weights': str,
+          'data_order': str, 'seconds': float, 'machine': str, 'date': str, 'curve': dict}
+SAMPLES = 10_000  # of the bootstrap
+# Student's t, 97.5 %, for 1 to 30 degrees of freedom; SciPy is too much for thirty numbers.
+_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
+      2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)
+
+
+# ---------------------------------------------------------------- records
+
+def record_file(folder: str | Path, method: str, scale: int, seed: int) -> Path:
+    """Where the record of a run lies."""
+    return Path(folder) / f'{method}_x{scale}_seed{seed}.json'
+
+
+def check_record(record: Any, source: str = 'record') -> dict:
+    """Checks a record against the schema.
+
+    Raises:
+        ScoresError: Says which field is missing or wrong.
+    """
+    record = check_scores(record, source)
+    for field, kind in FIELDS.items():
+        value = record.get(field)
+        accepted = (int, float) if kind is float else kind
+        if not isinstance(value, accepted) or isinstance(value, bool):
+            raise ScoresError(f'{source}: `{field}` should be of type {kind.__name__}, got {value!r}. '
+                              'scripts/compare_losses.py writes such records')
+    return record
+
+
+def write_record(record: Mapping, folder: str | Path) -> Path:
+    """Writes a record as a whole or not at all.
+
+    Raises:
+        ScoresError: It does not follow the schema; nothing is written.
+    """
+    record = check_record(record)
+    file = record_file(folder, record['method'], record['scale'], record['seed'])
+    return write_text(file, json.dumps(record, ensure_ascii=False, separators=(',', ':')) + '\n')
+
+
+def read_records(folder: str | Path) -> list[dict]:
+    """The records of a comparison, by method, scale and seed.
+
+    Args:
+        folder: ``docs/results/<comparison>``.
+
+    Raises:
+        FileNotFoundError: There are none; the message says how to make them.
+        ScoresError: A file that is no JSON or no record, or two runs of one seed that are no pair: they began with other
+            weights, saw other crops, or trained another network.
+    """
+    files = sorted(Path(folder).glob('*_x*_seed*.json'))
+    if not files:
+        raise FileNotFoundError(f'{folder}: no records <method>_x<scale>_seed<seed>.json. Make them: '
+                                'python scripts/compare_losses.py FILE.yml')
+    records = []
+    for file in files:
+        try:
+            record = json.loads(file.read_text(encoding='utf-8'))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ScoresError(f'{file} is no JSON file ({error}). Remove it and run the comparison again') from error
+        records.append(check_record(record, str(file)))
+    check_pairs(records)
+    return sorted(records, key=lambda r: (r['scale'], r['method'], r['seed']))
+
+
+def check_pairs(records: Iterable[Mapping]) -> None:
+    """Finds runs that cannot be compared pair by pair.
+
+    Raises:
+        ScoresError: Names both runs and what differs.
+    """
+    first: dict[tuple, Mapping] = {}
+    for record in records:
+        other = first.setdefault((record['scale'], record['seed']), record)
+        for field in ('network_title', 'initial_weights', 'data_order'):
+            if record[field] != other[field]:
+                raise ScoresError(f'{record["name"]} and {other["name"]} are no pair: `{field}` is {record[field]} in '
+                                  f'one and {other[field]} in the other. Keep them in different comparisons')
+
+
+# ---------------------------------------------------------------- statistics
+
+def scores_matrix(records: Iterable[Mapping], method: str, dataset: str, metric: str,
+                  scale: int) -> tuple[list[int], list[str], np.ndarray]:
+    """The scores of a method as (seeds, images, array of shape (S, I)); empty where it was not run."""
+    runs = {r['seed']: r['datasets'][dataset]['images'] for r in records
+            if r['method'] == method and r['scale'] == scale and dataset in r['datasets']
+            and metric in r['datasets'][dataset]['mean']}
+    seeds = sorted(runs)
+    images = sorted(set.intersection(*(set(run) for run in runs.values()))) if runs else []
+    return seeds, images, np.array([[runs[s][i][metric] for i in images] for s in seeds]).reshape(len(seeds), len(images))
+
+
+def means(records: Iterable[Mapping], method: str, dataset: str, metric: str, scale: int) -> dict[str, float] | None:
+    """Mean over seeds and images, and the standard deviation over seeds of the mean over images (NaN for one seed).
+
+    Returns:
+        ``{'mean', 'sd', 'seeds'}``, or None where the method was not run.
+    """
+    seeds, _, scores = scores_matrix(records, method, dataset, metric, scale)
+    if not scores.size:
+        return None
+    by_seed = scores.mean(axis=1)
+    return {'mean': float(by_seed.mean()), 'sd': float(by_seed.std(ddof=1)) if len(seeds) > 1 else float('nan'),
+            'seeds': len(seeds)}
+
+
+def paired_difference(records: Sequence[Mapping], method: str, dataset: str, metric: str, scale: int,
+                      reference: str | None = None, samples: int = SAMPLES) -> dict[str, Any] | None:
+    """A method against the reference, pair by pair: same seed, same image.
+
+    Two intervals of 95 % answer two questions. ``low`` and ``high``: would it hold for other images *and* other seeds?
+    A bootstrap that draws seeds and images with replacement. ``seed_low`` and ``seed_high``: would it hold on these very
+    images for other seeds? Student's t over the seeds' means; wide when seeds are few, as it should be.
+
+    Args:
+        records: As read by :func:`read_records`.
+        method: Id of the method.
+        dataset: Name of the test set.
+        metric: ``psnr``, ``ssim`` or ``lpips``.
+        scale: Upscaling factor.
+        reference: Id; by default the one that the records name.
+        samples: Bootstrap samples; the random numbers are always the same.
+
+    Returns:
+        ``{'mean', 'low', 'high', 'seed_low', 'seed_high', 'seeds', 'images', 'ahead', 'pairs'}``: differences in the
+        metric's units, positive where the method's value is larger; ``ahead`` of ``pairs`` (seed, image) on which the
+        method is better. None where the two have no seed in common.
+    """
+    mine = [r for r in records if r['method'] == method]
+    if not mine:
+        return None
+    reference = reference or mine[0]['reference']
+    (seeds, images, scores), (their_seeds, their_images, others) = (
+        scores_matrix(records, name, dataset, metric, scale) for name in (method, reference))
+    common, pictures = sorted({*seeds} & {*their_seeds}), sorted({*images} & {*their_images})
+    if not common or not pictures:
+        return None
+    a = scores[np.ix_([seeds.index(s) for s in common], [images.index(i) for i in pictures])]
+    b = others[np.ix_([their_seeds.index(s) for s in common], [their_images.index(i) for i in pictures])]
+    difference = a - b
+    low, high = bootstrap_interval(difference, samples)
+    by_seed, count = difference.mean(axis=1), len(common)
+    half = float('nan')
+    if count > 1:
+        half = (_T[count - 2] if count <= len(_T) + 1 else 1.96) * by_seed.std(ddof=1) / np.sqrt(count)
+    better = difference < 0 if lower_is_better(metric) else difference > 0
+    mean = float(by_seed.mean())
+    return {'mean': mean, 'low': low, 'high': high, 'seed_low': float(mean - half), 'seed_high': float(mean + half),
+            'seeds': count, 'images': len(pictures), 'ahead': int(better.sum()), 'pairs': difference.size}
+
+
+def bootstrap_interval(values: np.ndarray, samples: int = SAMPLES, level: float = 0.95) -> tuple[float, float]:
+    """Percentile interval of the mean of ``values`` (S, I) when rows and columns are both drawn with replacement."""
+    random = np.random.default_rng(0)
+    rows, columns = (random.multinomial(n, np.full(n, 1 / n), size=samples) / n for n in values.shape)
+    drawn = ((rows @ values) * columns).sum(axis=1)
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+# ---------------------------------------------------------------- tables
+
+def methods_of(records: Iterable[Mapping]) -> dict[str, str]:
+    """Ids and labels of the methods: the reference first, then by the order in the comparison's file, if kept."""
+    found: dict[str, tuple] = {}
+    for r in records:
+        found.setdefault(r['method'], (r['method'] != r['reference'], r.get('order', 0), r['method'], r['label']))
+    return {key[2]: key[3] for key in sorted(found.values())}
+
+
+def difference_cell(result: Mapping | None, metric: str) -> str:
+    """``+0.12 [+0.05, +0.19]``, or a dash."""
+    if result is None:
+        return '–'
+    mean, low, high = (f'{result[key]:+.{decimals(metric)}f}' for key in ('mean', 'low', 'high'))
+    return f'{mean} [{low}, {high}]'
+
+
+def summary_rows(records: Sequence[Mapping], scale: int,
+                 metrics: Sequence[str] = ('psnr', 'ssim')) -> tuple[list[str], list[list[str]]]:
+    """One row for each method: its mean on each data set, and its difference from the reference with its interval."""
+    records = [r for r in records if r['scale'] == scale]
+    datasets = list(dict.fromkeys(name for r in records for name in r['datasets']))
+    shown = [m for m in metrics if any(m in r['datasets'][d]['mean'] for r in records for d in r['datasets'])]
+    header = ['method', 'seeds', *(f'{d} {metric_title(m)}{tail}' for d in datasets for m in shown
+                                   for tail in ('', ' − reference'))]
+    rows = []
+    for method, label in methods_of(records).items():
+        row = [label, str(len({r['seed'] for r in records if r['method'] == method}))]
+        is_reference = any(r['method'] == method == r['reference'] for r in records)
+        for dataset in datasets:
+            for metric in shown:
+                value = means(records, method, dataset, metric, scale)
+                row.append('–' if value is None else f'{value["mean"]:.{decimals(metric)}f}')
+                result = None if is_reference else paired_difference(records, method, dataset, metric, scale)
+                row.append(difference_cell(result, metric))
+        rows.append(row)
+    return header, rows
+
+
+def format_summary(records: Sequence[Mapping], metrics: Sequence[str] = ('psnr', )) -> str:
+    """The table of a comparison as it stands, one for each scale, for the terminal."""
+    parts = []
+    for scale in sorted({r['scale'] for r in records}):
+        parts.append(f'×{scale}\n{text_table(*summary_rows(records, scale, metrics))}')
+    return '\n\n'.join(parts)
