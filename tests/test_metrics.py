@@ -11,6 +11,7 @@ import scipy.integrate
 import scipy.stats
 import torch
 from basicsr.metrics import calculate_metric
+from basicsr.metrics.metric_util import to_y_channel
 from basicsr.models import build_model
 from basicsr.utils import tensor2img
 from conftest import photograph
@@ -20,6 +21,7 @@ from udl_basicsr.data.loader import build_dataset
 from udl_basicsr.engine import loop, stages
 from udl_basicsr.engine.options import OptionError
 from udl_basicsr.metrics import functional as F
+from udl_basicsr.metrics.fidelity import Fidelity, y_channel
 from udl_basicsr.metrics.perceptual import _judge
 from udl_basicsr.models.visuals import encode_log_scale
 from udl_basicsr.reports.scores import lower_is_better, protocol_sentence
@@ -148,6 +150,53 @@ def test_constant_maps_and_no_error():
         for error, scale in ((e, zero), (e, one * np.nan), (-one, one), (e * np.inf, one), (e, one[0]), ([], [])):
             with pytest.raises(ValueError, match='expected'):
                 function(error, scale)
+
+
+# ------------------------------------------------------------------------------------------ PSNR and SSIM as BasicSR's
+
+
+def test_y_is_basicsrs_for_each_colour():
+    green, red = np.meshgrid(np.arange(256, dtype=np.uint8), np.arange(256, dtype=np.uint8))
+    for blue in range(256):
+        img = np.stack([np.full_like(green, blue), green, red], -1)
+        assert np.array_equal(y_channel(img), to_y_channel(img)[..., 0]), blue
+
+
+def fidelity_pairs():
+    generator = np.random.default_rng(0)
+    for size in ((11, 11), (12, 43), (48, 56), (97, 20)):  # 32 windows are a strip
+        noise = generator.integers(0, 256, (2, *size, 3), np.uint8)
+        flat = np.full((*size, 3), 200, np.uint8)
+        img = photograph(1, *size)
+        near = (img + generator.normal(0, 3, img.shape)).clip(0, 255).astype(np.uint8)
+        yield from (noise, (flat, flat), (flat, flat // 2), (img, near), (img, img), (flat, noise[0]))
+
+
+@pytest.mark.parametrize('border', [0, 1, 4])
+def test_psnr_and_ssim_are_basicsrs(border):
+    compared = 0
+    for img, img2 in fidelity_pairs():
+        fidelity = Fidelity(img, img2)
+        if min(img.shape[:2]) - 2 * border < 11:  # no window: left to BasicSR
+            assert fidelity({'type': 'calculate_ssim', 'crop_border': border, 'test_y_channel': True}) is None
+            continue
+        for name, tolerance in (('psnr', 0), ('ssim', 1e-10)):
+            block = {'type': f'calculate_{name}', 'crop_border': border, 'test_y_channel': True, 'better': 'higher'}
+            stock = calculate_metric({'img': img, 'img2': img2}, block)
+            assert fidelity(block) == stock or abs(fidelity(block) - stock) <= tolerance, (name, img.shape)
+            compared += 1
+    assert compared >= 20
+
+
+def test_other_metrics_and_images_are_left_to_basicsr():
+    block = {'type': 'calculate_psnr', 'crop_border': 2, 'test_y_channel': True}
+    img = photograph(1, 24, 30)
+    assert Fidelity(img, img[::-1])(block) is not None
+    for other in ({'type': 'calculate_niqe'}, {'test_y_channel': False}, {'input_order': 'CHW'}, {'crop_border': -1},
+                  {'crop_border': None}, {'crop_border': 7}, {'type': 'calculate_psnr_pt'}, {'unknown': 1}):
+        assert Fidelity(img, img[::-1])({**block, **other}) is None, other
+    for images in ((img[..., 0], img[..., 0]), (img[..., :1], img[..., :1]), (img / 255, img / 255), (img, img[1:])):
+        assert Fidelity(*images)(block) is None
 
 
 # -------------------------------------------------------------------------------------------------------- val.metrics

@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.utils.data import default_collate
 from tqdm import tqdm
 
+from udl_basicsr.metrics.fidelity import Fidelity
+
 from . import inference
 from .background import Background, read_ahead, spare_threads
 from .visuals import encode_log_scale
@@ -126,7 +128,7 @@ class ValidatedModel(SRModel):
 
     def _measure(self, sr: np.ndarray, gt: np.ndarray, log_scale: np.ndarray | None) -> dict:
         """Every metric of ``val.metrics`` on one image; s (C, H, W) goes to those with a parameter ``log_scale``."""
-        pair, values = {'img': sr, 'img2': gt}, {}
+        pair, values, fidelity = {'img': sr, 'img2': gt}, {}, Fidelity(sr, gt)
         for name, block in (self.opt['val'].get('metrics') or {}).items():
             data = pair
             if _wants_log_scale(block):
@@ -134,7 +136,8 @@ class ValidatedModel(SRModel):
                     raise ValueError(f'val.metrics.{name}: {block["type"]} measures an uncertainty, and this model has '
                                      'none: remove it, or give network_u and its weights, path.pretrain_network_u')
                 data = {**pair, 'log_scale': log_scale.transpose(1, 2, 0)[..., ::-1]}  # HWC in BGR, like the images
-            values[name] = float(calculate_metric(data, block))
+            value = fidelity(block)
+            values[name] = float(calculate_metric(data, block)) if value is None else value
         return values
 
     def _show_log_scale(self, log_scale: np.ndarray, dataset, image, current_iter, tb_logger, save_img) -> None:
