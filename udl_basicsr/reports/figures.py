@@ -1,21 +1,48 @@
-"""Figures of super-resolved photographs, computed from plain arrays and drawn without a display."""
+"""Figures of super-resolved photographs: pictures and maps beside one another, drawn without a display.
+
+What is drawn is computed in `maps.py`; curves, histograms and intervals are drawn in `plots.py`.
+"""
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import Normal, Stroke
-from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
-# kind of map → colour map and what its colour bar says
-MAPS = {'error': ('inferno', '|error|, grey levels'), 'scale': ('viridis', 'uncertainty θ, grey levels')}
+from udl_basicsr.data.images import write_atomically
+
+from .maps import busiest_box, error_map, nearest, scale_map
+
+__all__ = ['FORMATS', 'LOG_SCALE_LIMITS', 'MAPS', 'WIDTH', 'Panel', 'busiest_box', 'check_out', 'comparison_figure',
+           'crop', 'error_map', 'grid_figure', 'nearest', 'new_figure', 'save', 'scale_map']
+
+FORMATS = {'.png': {'Software': None}, '.pdf': {'CreationDate': None}, '.svg': {'Date': None}}
+"""Endings of figures, and what to leave out of a file so that the same figure is the same file."""
+WIDTH = 7.
+"""Inches: the text of a paper with two columns."""
+# kind of map → colour map, perceptually uniform and told apart by the colour-blind, and what its colour bar says
+MAPS = {
+    'error': ('inferno', '|error|, grey levels'),
+    'scale': ('viridis', 'uncertainty θ, grey levels'),
+    'log_scale': ('viridis', 's = ln θ, θ in grey levels'),
+    'stretched': ('viridis', 's, from its 1st to its 99th percentile'),
+    'weight': ('cividis', 'weight, mean = 1'),
+    'share': ('cividis', 'weight w'),
+}
+LOG_SCALE_LIMITS = (-1., 4.)
+"""The fixed scale of s: from the floor of ELU to θ = 55 grey levels."""
 MARK = '#00d9ff'  # found in few photographs
+_FRAME = {'linewidth': 0.6, 'color': '#666666'}
 
 
 @dataclass(frozen=True)
@@ -24,8 +51,10 @@ class Panel:
 
     Attributes:
         title: Printed above it; may have two lines.
-        image: (H, W, 3) uint8 RGB for the kind `image`, else a map (H, W) of non-negative numbers.
-        kind: `image`, `error` or `scale`. Maps of one kind share their colours, so that they can be compared.
+        image: (H, W, 3) uint8 RGB for the kind `image`, else a map (H, W).
+        kind: `image`, or one of `MAPS`. Maps of one kind share their colours, so that they can be compared:
+            `log_scale` lies on a fixed scale, `stretched` and `share` in [0, 1], the others from 0 to almost their
+            maximum, `scale` on a logarithmic scale.
     """
     title: str
     image: np.ndarray
@@ -41,58 +70,135 @@ class Panel:
             raise ValueError(f'panel {self.title!r}: expected an (H, W) map, got {self.image.shape}')
 
 
-def nearest(lq: np.ndarray, scale: int) -> np.ndarray:
-    """Enlarges an image by repeating its pixels: what a low-resolution image looks like at the size of the others."""
-    return lq.repeat(scale, axis=0).repeat(scale, axis=1)
+# ---------------------------------------------------------------- files
+
+def check_out(out: str | Path) -> Path:
+    """The file of a figure, refused with a ValueError unless its ending is one of `FORMATS` and it is no folder."""
+    out = Path(out)
+    if out.suffix.lower() not in FORMATS:
+        raise ValueError(f'{out}: expected a name that ends in {", ".join(FORMATS)}')
+    if out.is_dir():
+        raise ValueError(f'{out}: is a folder, expected a file to write')
+    return out
 
 
-def error_map(sr: np.ndarray, gt: np.ndarray) -> np.ndarray:
-    """|SR − GT| in grey levels, mean over the channels: two (H, W, 3) uint8 images to (H, W)."""
-    if sr.shape != gt.shape:
-        raise ValueError(f'expected two images of the same size, got {sr.shape} and {gt.shape}')
-    return np.abs(sr.astype(np.float64) - gt).mean(axis=2)
+def new_figure(width: float, height: float, dpi: int) -> Figure:
+    """An empty white figure of so many inches."""
+    figure = Figure(figsize=(width, height), dpi=dpi, facecolor='white')
+    FigureCanvasAgg(figure)
+    return figure
 
 
-def scale_map(log_scale: np.ndarray) -> np.ndarray:
-    """θ = exp(s), the Laplace scale in grey levels, mean over the channels: (H, W) or (H, W, C) to (H, W)."""
-    theta = np.exp(log_scale.astype(np.float64))
-    return theta if theta.ndim == 2 else theta.mean(axis=2)
-
-
-def busiest_box(image: np.ndarray, size: int, step: int = 8) -> tuple[int, int, int, int]:
-    """The square with the most detail, by the mean gradient magnitude of the gray image.
-
-    Args:
-        image: (H, W, 3).
-        size: Side of the square, at most the image's shorter side.
-        step: Distance between the squares that are looked at.
+def save(figure: Figure, out: str | Path) -> Path:
+    """Writes a figure, whole or not at all, with the fonts inside.
 
     Returns:
-        (left, top, width, height).
+        Path: `out`.
+
+    Raises:
+        ValueError: Its ending is none of `FORMATS`.
     """
-    size = min(size, *image.shape[:2])
-    rows, columns = np.gradient(image.astype(np.float64).mean(axis=2))
-    total = np.pad(np.hypot(rows, columns).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
-    sums = total[size:, size:] - total[:-size, size:] - total[size:, :-size] + total[:-size, :-size]
-    top, left = np.unravel_index(sums[::step, ::step].argmax(), sums[::step, ::step].shape)
-    return int(left) * step, int(top) * step, size, size
+    out, content = check_out(out), io.BytesIO()
+    suffix = out.suffix.lower()
+    # Type 3 fonts, matplotlib's default, are refused by many publishers; the salt makes names of SVG elements constant.
+    with matplotlib.rc_context({'pdf.fonttype': 42, 'svg.hashsalt': 'udl_basicsr'}):
+        figure.savefig(content, format=suffix[1:], dpi=figure.dpi, metadata=FORMATS[suffix])
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, content.getvalue())
+    return out
 
 
-def _norm(kind: str, values: np.ndarray) -> Normalize:
+# ---------------------------------------------------------------- colours
+
+def norm_of(kind: str, values: np.ndarray, limits: tuple[float, float] = LOG_SCALE_LIMITS) -> Normalize:
     """From values to colours; a few pixels far off must not darken all others.
 
     θ spans orders of magnitude between sky and edges, so its colours are logarithmic.
+
+    Args:
+        kind: One of `MAPS`.
+        values: All that share the colours.
+        limits: Ends of the fixed scale of `log_scale`.
     """
-    low, high = np.percentile(values, [0.5, 99.9])
+    if kind == 'log_scale':
+        return Normalize(*limits)
+    if kind in ('stretched', 'share'):
+        return Normalize(0, 1)
+    low, high = np.percentile(values, [0.5, 99. if kind == 'weight' else 99.9])
     if kind == 'scale':
         low = max(low, 1e-3)
         return LogNorm(low, max(high, 1.01 * low), clip=True)
     return Normalize(0, max(high, 1e-6))
 
 
+def _norms(panels: Sequence[Panel], limits: tuple[float, float] = LOG_SCALE_LIMITS) -> dict[str, Normalize]:
+    return {kind: norm_of(kind, np.stack([p.image for p in panels if p.kind == kind]), limits)
+            for kind in MAPS if any(p.kind == kind for p in panels)}
+
+
+def _draw(ax: Axes, panel: Panel, image: np.ndarray, norms: dict[str, Normalize], fontsize: float):
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.spines[:].set(**_FRAME)
+    colours = {} if panel.kind == 'image' else {'cmap': MAPS[panel.kind][0], 'norm': norms[panel.kind]}
+    ax.set_title(panel.title, fontsize=fontsize, pad=0.45 * fontsize, linespacing=1.15)
+    return ax.imshow(image, interpolation='nearest', **colours)
+
+
+def _mark(ax: Axes, box: tuple[int, int, int, int], width: float = 1.4) -> None:
+    left, top, box_width, box_height = box
+    mark = Rectangle((left - 0.5, top - 0.5), box_width, box_height, fill=False, edgecolor=MARK, linewidth=width)
+    mark.set_path_effects([Stroke(linewidth=width + 1.2, foreground='black'), Normal()])
+    ax.add_patch(mark)
+
+
+def _bar(figure: Figure, ax: Axes, drawn, kind: str, fontsize: float, orientation: str = 'vertical') -> None:
+    """The colour bar of a kind, in `ax`."""
+    extend = {'error': 'max', 'weight': 'max', 'stretched': 'neither', 'share': 'neither'}.get(kind, 'both')
+    bar = figure.colorbar(drawn, cax=ax, extend=extend, orientation=orientation)
+    axis = bar.ax.yaxis if orientation == 'vertical' else bar.ax.xaxis
+    if kind == 'scale':
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter(StrMethodFormatter('{x:g}'))
+    elif kind == 'stretched':
+        bar.set_ticks([0, 1], labels=['1 %', '99 %'])
+    else:
+        axis.set_major_locator(MaxNLocator(5, integer=kind in ('error', 'log_scale')))
+    bar.set_label(MAPS[kind][1], fontsize=fontsize)
+    bar.ax.tick_params(labelsize=fontsize - 1, length=2)
+    bar.outline.set_linewidth(0.6)
+
+
+def crop(image: np.ndarray, box: tuple[int, int, int, int] | None) -> np.ndarray:
+    """What lies in a box (left, top, width, height), all of it for None.
+
+    Raises:
+        ValueError: The box does not lie within the image.
+    """
+    if box is None:
+        return image
+    height, width = image.shape[:2]
+    left, top, box_width, box_height = box
+    if min(left, top) < 0 or min(box_width, box_height) < 1 or left + box_width > width or top + box_height > height:
+        raise ValueError(f'the box {box} does not lie within the {width}×{height} image')
+    return image[top:top + box_height, left:left + box_width]
+
+
+def _one_size(panels: Sequence[Panel]) -> tuple[int, int]:
+    if not panels:
+        raise ValueError('a figure needs at least one panel')
+    sizes = {panel.image.shape[:2] for panel in panels}
+    if len(sizes) > 1:
+        raise ValueError(f'all panels should have the same size, got {sorted(sizes)}')
+    return sizes.pop()
+
+
+# ---------------------------------------------------------------- figures
+
 def comparison_figure(panels: Sequence[Panel], box: tuple[int, int, int, int], out: str | Path,
                       whole: Sequence[Panel] = (), columns: int | None = None, title: str = '',
-                      dpi: int = 150) -> Path:
+                      dpi: int = 150, width: float | None = None) -> Path:
     """Draws whole pictures with a box marked, and beside them what is in that box, panel by panel.
 
     Args:
@@ -102,7 +208,9 @@ def comparison_figure(panels: Sequence[Panel], box: tuple[int, int, int, int], o
         whole: Panels shown in full, one above the other in the first column; the first panel when empty.
         columns: Columns of crops; by default as many as make two rows.
         title: Above everything.
-        dpi: Resolution of a PNG; a crop is 2 inches wide.
+        dpi: Resolution of a PNG.
+        width: Of the figure in inches; by default a crop is 2 inches wide. A single whole picture beside several rows
+            is as tall as they are where a width is given.
 
     Returns:
         Path: `out`.
@@ -111,73 +219,124 @@ def comparison_figure(panels: Sequence[Panel], box: tuple[int, int, int, int], o
         ValueError: No panels, panels of different sizes, or a box that does not lie within them.
     """
     panels, whole = list(panels), list(whole) or list(panels[:1])
-    if not panels:
-        raise ValueError('a figure needs at least one panel')
-    sizes = {panel.image.shape[:2] for panel in [*panels, *whole]}
-    if len(sizes) > 1:
-        raise ValueError(f'all panels should have the same size, got {sorted(sizes)}')
-    height, width = sizes.pop()
-    left, top, box_width, box_height = box
-    if min(left, top) < 0 or min(box_width, box_height) < 1 or left + box_width > width or top + box_height > height:
-        raise ValueError(f'the box {box} does not lie within the {width}×{height} image')
+    full_height, full_width = _one_size([*panels, *whole])
+    crop(panels[0].image, box)
+    box_width, box_height = box[2:]
 
     columns = columns or max(1, (len(panels) + 1) // 2)
     rows = max(-(-len(panels) // columns), len(whole))
-    cell = 2.  # inches, the width of a crop
+    font = 8.5 if width is None else 7.
+    gap, head, bar = (0.10, 0.42, 0.83) if width is None else (0.06, 0.33, 0.62)
+    norms = _norms([*panels, *whole])
+    span = rows if width is not None and len(whole) == 1 else 1  # rows that a whole picture is as tall as
+
+    cell, fixed = 2., (columns + 2) * gap + len(norms) * bar
+    if width is not None:  # of gap + wide + columns * cell …, in which wide = (span * tall + …) * aspect
+        aspect = full_width / full_height
+        cell = (width - fixed - (span - 1) * head * aspect) / (columns + span * aspect * box_height / box_width)
+        if cell < 0.3:
+            raise ValueError(f'{columns} columns do not fit into {width} inches: give fewer panels or more rows')
     tall = cell * box_height / box_width
-    wide = tall * width / height  # whole pictures are as tall as a crop
-    gap, head, bar = 0.10, 0.42, 0.58
-    top_margin = 0.45 if title else 0.1
-    kinds = [kind for kind in MAPS if any(panel.kind == kind for panel in [*panels, *whole])]
-    figure_width = gap + wide + columns * (cell + gap) + gap + len(kinds) * (bar + 0.25)
+    wide = (span * tall + (span - 1) * head) * full_width / full_height  # whole pictures are as tall as their rows
+    top_margin = 0.45 if title else 0.1 if width is None else 0.02
+    figure_width = fixed + wide + columns * cell
     figure_height = top_margin + rows * (tall + head) + gap
-    figure = Figure(figsize=(figure_width, figure_height), dpi=dpi, facecolor='white')
-    FigureCanvasAgg(figure)
+    figure = new_figure(figure_width, figure_height, dpi)
 
     def axes(x: float, row: float, w: float, h: float):
         y = figure_height - top_margin - row * (tall + head) - head - h
         return figure.add_axes((x / figure_width, y / figure_height, w / figure_width, h / figure_height))
 
-    norms = {kind: _norm(kind, np.stack([p.image for p in [*panels, *whole] if p.kind == kind])) for kind in kinds}
     drawn = {}
-
-    def draw(ax, panel: Panel, image: np.ndarray) -> None:
-        ax.set_xticks([])
-        ax.set_yticks([])
-        ax.spines[:].set(linewidth=0.6, color='#666666')
-        if panel.kind == 'image':
-            ax.imshow(image, interpolation='nearest')
-        else:
-            drawn[panel.kind] = ax.imshow(image, cmap=MAPS[panel.kind][0], norm=norms[panel.kind],
-                                          interpolation='nearest')
-        ax.set_title(panel.title, fontsize=8.5, pad=4, linespacing=1.15)
-
     for row, panel in enumerate(whole):
-        ax = axes(gap, row, wide, tall)
-        draw(ax, panel, panel.image)
-        mark = Rectangle((left - 0.5, top - 0.5), box_width, box_height, fill=False, edgecolor=MARK, linewidth=1.4)
-        mark.set_path_effects([Stroke(linewidth=2.6, foreground='black'), Normal()])
-        ax.add_patch(mark)
+        ax = axes(gap, row, wide, span * tall + (span - 1) * head)
+        drawn[panel.kind] = _draw(ax, panel, panel.image, norms, font)
+        _mark(ax, box)
     for index, panel in enumerate(panels):
         row, column = divmod(index, columns)
         ax = axes(2 * gap + wide + column * (cell + gap), row, cell, tall)
-        draw(ax, panel, panel.image[top:top + box_height, left:left + box_width])
+        drawn[panel.kind] = _draw(ax, panel, crop(panel.image, box), norms, font)
         ax.spines[:].set(linewidth=1.4, color=MARK)
-    for number, kind in enumerate(kinds):
-        x = 2 * gap + wide + columns * (cell + gap) + number * (bar + 0.25)
-        ax = axes(x, 0, 0.11, tall + (rows - 1) * (tall + head))
-        colour_bar = figure.colorbar(drawn[kind], cax=ax, extend='max' if kind == 'error' else 'both')
-        if kind == 'scale':
-            colour_bar.ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            colour_bar.ax.yaxis.set_minor_locator(NullLocator())
-            colour_bar.ax.yaxis.set_major_formatter(StrMethodFormatter('{x:g}'))
-        colour_bar.set_label(MAPS[kind][1], fontsize=8)
-        colour_bar.ax.tick_params(labelsize=7, length=2)
-        colour_bar.outline.set_linewidth(0.6)
+    for number, kind in enumerate(norms):
+        x = 2 * gap + wide + columns * (cell + gap) + number * bar
+        _bar(figure, axes(x, 0, 0.11, tall + (rows - 1) * (tall + head)), drawn[kind], kind, font - 0.5)
     if title:
         figure.suptitle(title, x=gap / figure_width, y=1 - 0.12 / figure_height, ha='left', va='top', fontsize=11,
                         fontweight='bold')
-    out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=dpi)
-    return out
+    return save(figure, out)
+
+
+def grid_figure(rows: Sequence[Sequence[Panel | None]], out: str | Path, row_labels: Sequence[str] = (),
+                bars: str = 'right', box: tuple[int, int, int, int] | None = None,
+                limits: tuple[float, float] = LOG_SCALE_LIMITS, title: str = '', dpi: int = 150,
+                width: float = WIDTH) -> Path:
+    """Draws pictures and maps in rows and columns, with one colour bar for each kind of map.
+
+    Args:
+        rows: Panels of one height and width; None leaves a place empty.
+        out: The picture to write; the format follows the ending.
+        row_labels: Printed at the left of each row.
+        bars: `right`: at the right of the rows in which a kind is found; `below`: beneath its columns. No two kinds may
+            have a row (a column) in common.
+        box: Marked in the panels of the kind `image`.
+        limits: Ends of the fixed scale of `log_scale`.
+        title: Above everything.
+        dpi: Resolution of a PNG.
+        width: Of the figure, in inches.
+
+    Returns:
+        Path: `out`.
+
+    Raises:
+        ValueError: No panels, panels of different sizes, or kinds that share a row (a column).
+    """
+    panels = [panel for row in rows for panel in row if panel is not None]
+    full_height, full_width = _one_size(panels)
+    norms, columns = _norms(panels, limits), max(map(len, rows))
+    places = {kind: sorted({r if bars == 'right' else c for r, row in enumerate(rows) for c, panel in enumerate(row)
+                            if panel is not None and panel.kind == kind}) for kind in norms}
+    taken = [place for found in places.values() for place in range(found[0], found[-1] + 1)]
+    if len(set(taken)) < len(taken):
+        raise ValueError(f'kinds of maps share a {"row" if bars == "right" else "column"}, so that there is no place '
+                         f'for their colour bars: {places}')
+
+    font, gap, label = 7., 0.06, 0.2 if row_labels else 0.02
+    heads = [max((1 + p.title.count('\n') for p in row if p is not None and p.title), default=0) * 0.125 + 0.06
+             for row in rows]
+    right, below = (0.6, 0.04) if bars == 'right' and norms else (0.02, 0.46 if norms else 0.04)
+    top_margin = 0.24 if title else 0.02
+    cell = (width - label - right - (columns - 1) * gap) / columns
+    if cell < 0.3:
+        raise ValueError(f'{columns} columns do not fit into {width} inches')
+    tall = cell * full_height / full_width
+    figure_height = top_margin + sum(heads) + len(rows) * tall + below
+    figure = new_figure(width, figure_height, dpi)
+    tops = [top_margin + sum(heads[:r + 1]) + r * tall for r in range(len(rows))]  # of the pictures, from above
+
+    def axes(x: float, top: float, w: float, h: float):
+        return figure.add_axes((x / width, 1 - (top + h) / figure_height, w / width, h / figure_height))
+
+    drawn = {}
+    for r, row in enumerate(rows):
+        for c, panel in enumerate(row):
+            if panel is None:
+                continue
+            ax = axes(label + c * (cell + gap), tops[r], cell, tall)
+            drawn[panel.kind] = _draw(ax, panel, panel.image, norms, font)
+            if box is not None and panel.kind == 'image':
+                _mark(ax, box, 1.)
+        if row_labels:
+            figure.text(0.08 / width, 1 - (tops[r] + tall / 2) / figure_height, row_labels[r], fontsize=font,
+                        rotation=90, ha='center', va='center')
+    for kind, found in places.items():
+        first, last = found[0], found[-1]
+        if bars == 'right':
+            ax = axes(width - right + 0.06, tops[first], 0.09, tops[last] + tall - tops[first])
+            _bar(figure, ax, drawn[kind], kind, font)
+        else:
+            length = (last - first + 1) * (cell + gap) - gap
+            ax = axes(label + first * (cell + gap) + 0.06 * length, tops[-1] + tall + 0.06, 0.88 * length, 0.08)
+            _bar(figure, ax, drawn[kind], kind, font, 'horizontal')
+    if title:
+        figure.text(label / width, 1 - 0.05 / figure_height, title, fontsize=9, fontweight='bold', va='top')
+    return save(figure, out)

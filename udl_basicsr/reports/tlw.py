@@ -1,0 +1,130 @@
+"""What the weighting network of a TLW run said at its checkpoints, from the run's folder alone."""
+from __future__ import annotations
+
+import inspect
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from udl_basicsr.deploy.export import build_loaded
+from udl_basicsr.engine.yaml_files import load_yaml
+from udl_basicsr.losses.tlw import relaxed_bernoulli
+from udl_basicsr.losses.tlw_loss import TLWLoss
+
+from .maps import to_tensor
+from .uncertainty import ReportError
+
+
+@dataclass(frozen=True)
+class TLWRun:
+    """A run of TLWModel.
+
+    Attributes:
+        folder: `experiments/<name>`.
+        options: Its resolved option file.
+        iterations: Those with a checkpoint of both networks, ascending.
+        iters_per_epoch: As the log says; None where `k_unit` is `iter`.
+    """
+    folder: Path
+    options: dict
+    iterations: tuple[int, ...]
+    iters_per_epoch: int | None
+
+    @property
+    def loss(self) -> TLWLoss:
+        """The criterion of the run, without its judge."""
+        block = dict(self.options['train']['tlw_opt'])
+        block.pop('type', None)
+        return TLWLoss(**block)
+
+    def position(self, iteration: int) -> int:
+        """The epoch, or the iterations done, that k follows in an iteration (1 is the first)."""
+        return iteration - 1 if self.iters_per_epoch is None else (iteration - 1) // self.iters_per_epoch
+
+    def k(self, iteration: int) -> float:
+        """k in that iteration."""
+        return self.loss.k(self.position(iteration))
+
+
+@dataclass(frozen=True)
+class TLWMaps:
+    """One image at one checkpoint; all (H, W, 3) of the GT's size.
+
+    Attributes:
+        iteration, k: When, and the mean that the weights had then.
+        sr: f, uint8.
+        weights: What the weighting network says, in [0, 1].
+        sample: One w drawn from it, in [0, 1].
+    """
+    iteration: int
+    k: float
+    sr: np.ndarray
+    weights: np.ndarray
+    sample: np.ndarray
+
+
+def open_tlw_run(folder: str | Path) -> TLWRun:
+    """Finds the checkpoints of a run.
+
+    Raises:
+        ReportError: No TLW run, or it kept no checkpoints.
+    """
+    folder = Path(folder)
+    found = [options for file in sorted(folder.glob('*.yml')) if 'tlw_opt' in ((options := load_yaml(str(file))).get(
+        'train') or {})]
+    if not found:
+        raise ReportError(f'{folder}: has no option file with train.tlw_opt. Expected experiments/<name> of a run of '
+                          'TLWModel')
+    iterations = {label: {int(m[1]) for p in (folder / 'models').glob(f'net_{label}_*.pth')
+                          if (m := re.fullmatch(rf'net_{label}_(\d+)', p.stem))} for label in 'gw'}
+    both = tuple(sorted(iterations['g'] & iterations['w']))
+    if not both:
+        raise ReportError(f'{folder}/models: has no net_g_<iter>.pth and net_w_<iter>.pth of the same iteration. '
+                          'Train with logger.save_checkpoint_freq')
+    options, per_epoch = found[0], None
+    default = inspect.signature(TLWLoss).parameters['k_unit'].default
+    if options['train']['tlw_opt'].get('k_unit', default) == 'epoch':
+        logs = ''.join(p.read_text(encoding='utf-8', errors='replace') for p in sorted(folder.glob('train_*.log')))
+        told = re.search(r'([\d,]+) iterations an epoch', logs)
+        if not told:
+            raise ReportError(f'{folder}: no train_*.log says how many iterations an epoch has, which k follows')
+        per_epoch = int(told[1].replace(',', ''))
+    return TLWRun(folder, options, both, per_epoch)
+
+
+@torch.no_grad()
+def tlw_maps(run: TLWRun, iteration: int, gt: np.ndarray, lq: np.ndarray) -> TLWMaps:
+    """Restores and weights one image as the networks of a checkpoint do.
+
+    As in training, except that the whole image stands for a patch (the mean of each channel is k) and that batch norm
+    uses its running statistics.
+
+    Args:
+        run: The run.
+        iteration: One of its `iterations`.
+        gt: x, (H, W, 3) uint8 RGB.
+        lq: y, (h, w, 3).
+
+    Raises:
+        ReportError: The image does not fit the network's scale.
+        ExportError, CheckpointError: A network cannot be built or loaded.
+    """
+    nets = {label: build_loaded(run.folder / 'models' / f'net_{label}_{iteration}.pth', run.options, 'params', label)
+            for label in 'gw'}
+    target, pred = to_tensor(gt), nets['g'](to_tensor(lq))
+    if pred.shape != target.shape:
+        raise ReportError(f'{run.folder}: makes {pred.shape[3]}×{pred.shape[2]} pixels of this LQ, but the GT has '
+                          f'{target.shape[3]}×{target.shape[2]}')
+    loss, k = run.loss, run.k(iteration)
+    weights = nets['w'](target, pred, k)
+    if loss.deterministic:
+        sample = weights
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            sample = relaxed_bernoulli(weights, loss.temperature, 1)[0]
+    sr = (pred.clamp(0, 1) * 255).round().to(torch.uint8)
+    return TLWMaps(iteration, k, *(t[0].permute(1, 2, 0).numpy() for t in (sr, weights, sample)))
