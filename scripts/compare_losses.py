@@ -1,0 +1,115 @@
+#!/usr/bin/env python
+"""Trains, tests and compares losses: same network, first weights, crops and budget, several seeds.
+
+    python scripts/compare_losses.py options/compare/tiny_x4.yml
+    python scripts/compare_losses.py options/compare/tiny_x4.yml --seeds 3 4     # two more seeds, another day
+    python scripts/compare_losses.py options/compare/tiny_x4.yml --dry_run       # what there is and what is missing
+
+Each run leaves a record in docs/results/<name>/, from which tables, figures and the report are made. What is there is
+not made again; stopped, it goes on with the same command. One run at a time on the CPU, one on each GPU.
+"""
+import argparse
+import signal
+import sys
+from pathlib import Path
+
+import torch
+
+import udl_basicsr  # noqa: F401 - registers
+from udl_basicsr.engine import compare
+from udl_basicsr.engine.interrupt import EXIT_INTERRUPTED
+from udl_basicsr.engine.options import OptionError, load_yaml
+from udl_basicsr.reports.comparison import format_summary, read_records
+from udl_basicsr.reports.scores import ScoresError
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description='Trains, tests and compares losses.')
+    parser.add_argument('plan', type=Path, help='YAML file, such as options/compare/tiny_x4.yml')
+    parser.add_argument('--methods', nargs='+', help='only these')
+    parser.add_argument('--seeds', nargs='+', type=int, help='these instead of the seeds of the plan')
+    parser.add_argument('--out', type=Path, help='folder of the records; default docs/results/<name>')
+    parser.add_argument('--root', type=Path, default=Path.cwd(),
+                        help='where experiments/ and results/ are; default: here')
+    parser.add_argument('--dry_run', action='store_true', help='say what is there and what is missing; train nothing')
+    args = parser.parse_args()
+    try:
+        return run(args)
+    except (OptionError, ScoresError) as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+def run(args: argparse.Namespace) -> int:
+    runs = compare.read_plan(args.plan, args.root.resolve(), args.seeds)
+    plan = load_yaml(str(args.plan))
+    unknown = [m for m in args.methods or () if m not in plan['methods']]
+    if unknown:
+        raise OptionError(f'--methods: {unknown[0]} is not in {args.plan}, which has {", ".join(plan["methods"])}')
+    runs = [r for r in runs if not args.methods or r.method in args.methods]
+    out = args.out or args.root / 'docs' / 'results' / plan['name']
+    if problems := [p for r in runs if (p := compare.made_with_other_options(r, out, args.root))]:
+        raise OptionError(problems)
+    missing = [r for r in runs if not compare.record_file(out, r.method, r.scale, r.seed).exists()]
+    print(f'{len(runs)} runs, {len(missing)} to be made; records in {out}', flush=True)
+    if missing and not args.dry_run:
+        compare.write_options(missing, args.root)
+        status = train(runs, missing, out, args.root)
+        if status:
+            return status
+    show(runs, out)
+    return 0
+
+
+def train(runs: list, missing: list, out: Path, root: Path) -> int:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the runs in progress save their state
+    gpus = list(range(torch.cuda.device_count())) or [None]
+    events = compare.make_all(missing, out, root, gpus)
+    failed, ended, last = [], 0, {}
+    try:
+        for event in events:
+            run, total = event.run, sum(stage.iterations for stage in event.run.stages)
+            if event.status is None:
+                if sys.stdout.isatty():
+                    last[run.name] = f'{run.label} ×{run.scale} seed {run.seed}: {event.iteration}/{total}'
+                    print('\r\033[K' + '   '.join(last.values()), end='', flush=True)
+                continue
+            last.pop(run.name, None)
+            ended += 1
+            clear = '\r\033[K' if sys.stdout.isatty() else ''
+            if event.status:
+                failed.append(event)
+                print(f'{clear}{run.name}: failed with status {event.status}; the end of {event.log}:\n'
+                      + '\n'.join(event.log.read_text(encoding='utf-8').splitlines()[-3:]), flush=True)
+            else:
+                print(clear, end='')
+                show(runs, out)
+            left = compare.seconds_left(missing, read_or_none(out), out, len(gpus))
+            about = '' if left is None else f'; about {left / 3600:.1f} h left' if left > 5400 else \
+                f'; about {left / 60:.0f} min left'
+            print(f'{run.label} ×{run.scale} seed {run.seed} has ended: {ended} of {len(missing)}{about}', flush=True)
+    except KeyboardInterrupt:
+        print('\nStopping; the runs in progress save their state', flush=True)
+        return EXIT_INTERRUPTED
+    finally:
+        events.close()
+    for event in failed:
+        print(f'{event.run.name}: failed, see {event.log}', file=sys.stderr)
+    return 1 if failed else 0
+
+
+def read_or_none(out: Path) -> list:
+    try:
+        return read_records(out)
+    except FileNotFoundError:
+        return []
+
+
+def show(runs: list, out: Path) -> None:
+    """The table of what there is."""
+    if records := read_or_none(out):
+        print(f'\n{format_summary(records)}\n', flush=True)
+
+
+if __name__ == '__main__':
+    sys.exit(main())
