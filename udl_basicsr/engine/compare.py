@@ -9,7 +9,7 @@ The plan is a YAML file (``options/compare/``)::
     reference: L1                   # the method that differences are taken to
     seeds: [0, 1, 2]
     scales:                         # and what changes in train and test for each
-      4: {}
+      x4: {}
     first:                          # stage 1, shared by the methods that come after it
       iterations: 500               # of the budget
       ESU: {stage: esu, train: {likelihood_opt: {type: ESULoss}}}
@@ -28,6 +28,7 @@ import json
 import multiprocessing
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -123,8 +124,8 @@ def read_plan(file: str | Path, root: Path, seeds: list[int] | None = None) -> l
     bases = {key: load_yaml(str(Path(file).parent / plan[key])) for key in ('train', 'test')}
     folder = root / 'results' / plan['name'] / 'options'
     runs = []
-    for scale, changes in plan['scales'].items():
-        changes = changes or {}
+    for label, changes in plan['scales'].items():
+        scale, changes = int(label[1:]), changes or {}
         train, test = (merge(bases[key], {'scale': scale, **(changes.get(key) or {})}) for key in ('train', 'test'))
         everyone = plan['seeds']
         for seed in dict.fromkeys([*everyone, *(s for m in plan['methods'].values() for s in m.get('seeds', ()))]):
@@ -167,9 +168,13 @@ def _check_plan(plan: dict, file: str) -> None:
                         f'{did_you_mean(plan["reference"], methods)}')
     if first and not isinstance(plan['first'].get('iterations'), int):
         problems.append(f'{file}: first.iterations: expected an integer, the length of stage 1')
-    for where, values in (('seeds', plan['seeds']), ('scales', list(plan['scales']))):
-        if not values or not all(isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in values):
-            problems.append(f'{file}: {where}: expected integers, got {values!r}')
+    if not plan['seeds'] or not all(type(v) is int and v >= 0 for v in plan['seeds']):
+        problems.append(f'{file}: seeds: expected a list of integers, got {plan["seeds"]!r}')
+    for name, changes in plan['scales'].items():
+        if not re.fullmatch(r'x[1-9]\d?', name) or not isinstance(changes or {}, dict):
+            problems.append(f'{file}: scales.{name}: expected x2, x3, x4, ... and a block {{train: {{...}}, test: {{...}}}}')
+    if not plan['scales']:
+        problems.append(f'{file}: scales: expected at least one, such as x4: {{}}')
     if problems:
         raise OptionError(problems)
 
@@ -453,7 +458,7 @@ def _progress(run: Run, root: Path) -> int:
 
 
 def seconds_left(runs: Iterable[Run], records: Iterable[dict], out: Path, jobs: int) -> float | None:
-    """What the missing runs will take, by those of the same method that are there, or of any; None if there are none."""
+    """What the missing runs will take, by those there are of the same method, or of any; None before the first."""
     by_method: dict[str, list[float]] = {}
     for record in records:
         by_method.setdefault(record['method'], []).append(record['seconds'])
