@@ -24,7 +24,7 @@ from udl_basicsr.data.images import write_atomically
 from .maps import busiest_box, error_map, nearest, scale_map
 
 __all__ = ['FORMATS', 'LOG_SCALE_LIMITS', 'MAPS', 'WIDTH', 'Panel', 'busiest_box', 'check_out', 'comparison_figure',
-           'crop', 'error_map', 'grid_figure', 'nearest', 'new_figure', 'save', 'scale_map']
+           'crop', 'draw_grid', 'error_map', 'nearest', 'new_figure', 'save', 'scale_map']
 
 FORMATS = {'.png': {'Software': None}, '.pdf': {'CreationDate': None}, '.svg': {'Date': None}}
 """Endings of figures, and what to leave out of a file so that the same figure is the same file."""
@@ -35,12 +35,12 @@ MAPS = {
     'error': ('inferno', '|error|, grey levels'),
     'scale': ('viridis', 'uncertainty θ, grey levels'),
     'log_scale': ('viridis', 's = ln θ, θ in grey levels'),
-    'stretched': ('viridis', 's, from its 1st to its 99th percentile'),
+    'stretched': ('viridis', 'percentile of s in its map'),
     'weight': ('cividis', 'weight, mean = 1'),
     'share': ('cividis', 'weight w'),
 }
-LOG_SCALE_LIMITS = (-1., 4.)
-"""The fixed scale of s: from the floor of ELU to θ = 55 grey levels."""
+LOG_SCALE_LIMITS = (-1., 5.)
+"""The fixed scale of s: from the floor of ELU to θ = 148 grey levels."""
 MARK = '#00d9ff'  # found in few photographs
 _FRAME = {'linewidth': 0.6, 'color': '#666666'}
 
@@ -124,7 +124,7 @@ def norm_of(kind: str, values: np.ndarray, limits: tuple[float, float] = LOG_SCA
         return Normalize(*limits)
     if kind in ('stretched', 'share'):
         return Normalize(0, 1)
-    low, high = np.percentile(values, [0.5, 99. if kind == 'weight' else 99.9])
+    low, high = np.percentile(values, [0.5, 99. if kind == 'weight' else 99.7])
     if kind == 'scale':
         low = max(low, 1e-3)
         return LogNorm(low, max(high, 1.01 * low), clip=True)
@@ -155,14 +155,15 @@ def _mark(ax: Axes, box: tuple[int, int, int, int], width: float = 1.4) -> None:
 def _bar(figure: Figure, ax: Axes, drawn, kind: str, fontsize: float, orientation: str = 'vertical') -> None:
     """The colour bar of a kind, in `ax`."""
     extend = {'error': 'max', 'weight': 'max', 'stretched': 'neither', 'share': 'neither'}.get(kind, 'both')
-    bar = figure.colorbar(drawn, cax=ax, extend=extend, orientation=orientation)
+    size = ax.get_window_extent().bounds[3 if orientation == 'vertical' else 2] / figure.dpi
+    bar = figure.colorbar(drawn, cax=ax, extend=extend, extendfrac=0.07 / size, orientation=orientation)
     axis = bar.ax.yaxis if orientation == 'vertical' else bar.ax.xaxis
     if kind == 'scale':
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.set_minor_locator(NullLocator())
         axis.set_major_formatter(StrMethodFormatter('{x:g}'))
     elif kind == 'stretched':
-        bar.set_ticks([0, 1], labels=['1 %', '99 %'])
+        bar.set_ticks([0, 1], labels=['1st', '99th'])
     else:
         axis.set_major_locator(MaxNLocator(5, integer=kind in ('error', 'log_scale')))
     bar.set_label(MAPS[kind][1], fontsize=fontsize)
@@ -266,77 +267,68 @@ def comparison_figure(panels: Sequence[Panel], box: tuple[int, int, int, int], o
     return save(figure, out)
 
 
-def grid_figure(rows: Sequence[Sequence[Panel | None]], out: str | Path, row_labels: Sequence[str] = (),
-                bars: str = 'right', box: tuple[int, int, int, int] | None = None,
-                limits: tuple[float, float] = LOG_SCALE_LIMITS, title: str = '', dpi: int = 150,
-                width: float = WIDTH) -> Path:
+def draw_grid(rows: Sequence[Sequence[Panel | str]], bars: str = 'right',
+              box: tuple[int, int, int, int] | None = None, limits: tuple[float, float] = LOG_SCALE_LIMITS,
+              foot: float = 0., dpi: int = 150, width: float = WIDTH) -> Figure:
     """Draws pictures and maps in rows and columns, with one colour bar for each kind of map.
 
     Args:
-        rows: Panels of one height and width; None leaves a place empty.
-        out: The picture to write; the format follows the ending.
-        row_labels: Printed at the left of each row.
+        rows: Panels of one height and width; a text is written where no picture is.
         bars: `right`: at the right of the rows in which a kind is found; `below`: beneath its columns. No two kinds may
             have a row (a column) in common.
         box: Marked in the panels of the kind `image`.
         limits: Ends of the fixed scale of `log_scale`.
-        title: Above everything.
+        foot: Inches left empty at the bottom, for something else.
         dpi: Resolution of a PNG.
         width: Of the figure, in inches.
-
-    Returns:
-        Path: `out`.
 
     Raises:
         ValueError: No panels, panels of different sizes, or kinds that share a row (a column).
     """
-    panels = [panel for row in rows for panel in row if panel is not None]
+    panels = [panel for row in rows for panel in row if isinstance(panel, Panel)]
     full_height, full_width = _one_size(panels)
     norms, columns = _norms(panels, limits), max(map(len, rows))
     places = {kind: sorted({r if bars == 'right' else c for r, row in enumerate(rows) for c, panel in enumerate(row)
-                            if panel is not None and panel.kind == kind}) for kind in norms}
+                            if isinstance(panel, Panel) and panel.kind == kind}) for kind in norms}
     taken = [place for found in places.values() for place in range(found[0], found[-1] + 1)]
     if len(set(taken)) < len(taken):
         raise ValueError(f'kinds of maps share a {"row" if bars == "right" else "column"}, so that there is no place '
                          f'for their colour bars: {places}')
 
-    font, gap, label = 7., 0.06, 0.2 if row_labels else 0.02
-    heads = [max((1 + p.title.count('\n') for p in row if p is not None and p.title), default=0) * 0.125 + 0.06
+    font, gap, margin = 7., 0.06, 0.02
+    heads = [max((1 + p.title.count('\n') for p in row if isinstance(p, Panel) and p.title), default=0) * 0.125 + 0.06
              for row in rows]
     right, below = (0.6, 0.04) if bars == 'right' and norms else (0.02, 0.46 if norms else 0.04)
-    top_margin = 0.24 if title else 0.02
-    cell = (width - label - right - (columns - 1) * gap) / columns
+    cell = (width - margin - right - (columns - 1) * gap) / columns
     if cell < 0.3:
-        raise ValueError(f'{columns} columns do not fit into {width} inches')
+        raise ValueError(f'{columns} columns do not fit into {width} inches: give fewer')
     tall = cell * full_height / full_width
-    figure_height = top_margin + sum(heads) + len(rows) * tall + below
+    figure_height = sum(heads) + len(rows) * tall + below + foot
     figure = new_figure(width, figure_height, dpi)
-    tops = [top_margin + sum(heads[:r + 1]) + r * tall for r in range(len(rows))]  # of the pictures, from above
+    tops = [sum(heads[:r + 1]) + r * tall for r in range(len(rows))]  # of the pictures, from above
 
-    def axes(x: float, top: float, w: float, h: float):
+    def axes(x: float, top: float, w: float, h: float) -> Axes:
         return figure.add_axes((x / width, 1 - (top + h) / figure_height, w / width, h / figure_height))
 
     drawn = {}
     for r, row in enumerate(rows):
         for c, panel in enumerate(row):
-            if panel is None:
+            x = margin + c * (cell + gap)
+            if isinstance(panel, str):
+                figure.text((x + cell / 2) / width, 1 - (tops[r] + tall / 2) / figure_height, panel, fontsize=font,
+                            ha='center', va='center')
                 continue
-            ax = axes(label + c * (cell + gap), tops[r], cell, tall)
+            ax = axes(x, tops[r], cell, tall)
             drawn[panel.kind] = _draw(ax, panel, panel.image, norms, font)
             if box is not None and panel.kind == 'image':
                 _mark(ax, box, 1.)
-        if row_labels:
-            figure.text(0.08 / width, 1 - (tops[r] + tall / 2) / figure_height, row_labels[r], fontsize=font,
-                        rotation=90, ha='center', va='center')
     for kind, found in places.items():
         first, last = found[0], found[-1]
         if bars == 'right':
-            ax = axes(width - right + 0.06, tops[first], 0.09, tops[last] + tall - tops[first])
+            ax = axes(width - right + 0.06, tops[first] + 0.04, 0.09, tops[last] + tall - tops[first] - 0.08)
             _bar(figure, ax, drawn[kind], kind, font)
         else:
             length = (last - first + 1) * (cell + gap) - gap
-            ax = axes(label + first * (cell + gap) + 0.06 * length, tops[-1] + tall + 0.06, 0.88 * length, 0.08)
+            ax = axes(margin + first * (cell + gap) + 0.06 * length, tops[-1] + tall + 0.06, 0.88 * length, 0.08)
             _bar(figure, ax, drawn[kind], kind, font, 'horizontal')
-    if title:
-        figure.text(label / width, 1 - 0.05 / figure_height, title, fontsize=9, fontweight='bold', va='top')
-    return save(figure, out)
+    return figure

@@ -17,6 +17,8 @@ from udl_basicsr.losses.tlw_loss import TLWLoss
 from .maps import to_tensor
 from .uncertainty import ReportError
 
+_DEFAULTS = inspect.signature(TLWLoss).parameters
+
 
 @dataclass(frozen=True)
 class TLWRun:
@@ -32,6 +34,11 @@ class TLWRun:
     options: dict
     iterations: tuple[int, ...]
     iters_per_epoch: int | None
+
+    @property
+    def k_tau(self) -> float:
+        """Time constant of the schedule, in epochs or iterations."""
+        return self.options['train']['tlw_opt'].get('k_tau', _DEFAULTS['k_tau'].default)
 
     @property
     def loss(self) -> TLWLoss:
@@ -85,8 +92,7 @@ def open_tlw_run(folder: str | Path) -> TLWRun:
         raise ReportError(f'{folder}/models: has no net_g_<iter>.pth and net_w_<iter>.pth of the same iteration. '
                           'Train with logger.save_checkpoint_freq')
     options, per_epoch = found[0], None
-    default = inspect.signature(TLWLoss).parameters['k_unit'].default
-    if options['train']['tlw_opt'].get('k_unit', default) == 'epoch':
+    if options['train']['tlw_opt'].get('k_unit', _DEFAULTS['k_unit'].default) == 'epoch':
         logs = ''.join(p.read_text(encoding='utf-8', errors='replace') for p in sorted(folder.glob('train_*.log')))
         told = re.search(r'([\d,]+) iterations an epoch', logs)
         if not told:

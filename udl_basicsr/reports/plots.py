@@ -1,0 +1,319 @@
+"""Plots for papers: intervals and training curves of a comparison, histograms of gradient variances, TLW's schedule."""
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from .comparison import methods_of, paired_difference
+from .figures import WIDTH, Panel, crop, draw_grid, new_figure, save
+from .maps import error_map, log_histogram, logarithmic_edges, variance_ratio
+from .scores import ScoresError, lower_is_better, metric_title
+from .tlw import TLWMaps, TLWRun
+
+COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#000000')  # of Okabe and Ito
+BETTER, WORSE, GRAY = COLOURS[0], COLOURS[1], '#777777'
+_DASHES = ('-', (0, (4, 1.5)), (0, (1, 1)))
+_FONT = 7.
+
+
+def style_of(number: int) -> dict:
+    """Colour and dashes of the curve of that number: 21 that can be told apart, the first seven by colour alone."""
+    return {'color': COLOURS[number % len(COLOURS)], 'linestyle': _DASHES[number // len(COLOURS) % len(_DASHES)]}
+
+
+def _tidy(ax: Axes, grid: str = 'both') -> None:
+    ax.grid(axis=grid, color='#e6e6e6', linewidth=0.6)
+    ax.set_axisbelow(True)
+    ax.spines[['top', 'right']].set_visible(False)
+    ax.spines[['left', 'bottom']].set_linewidth(0.6)
+    ax.tick_params(labelsize=_FONT - 0.5, length=2.5, width=0.6)
+    for text in (ax.xaxis.label, ax.yaxis.label):
+        text.set_fontsize(_FONT)
+    ax.title.set(fontsize=_FONT + 0.5, fontweight='bold')
+
+
+def _one_scale(records: Sequence[Mapping], scale: int | None) -> tuple[list[Mapping], int]:
+    scales = sorted({r['scale'] for r in records})
+    if scale is None and len(scales) > 1:
+        raise ScoresError(f'the records are of the scales {", ".join(map(str, scales))}: choose one, --scale')
+    scale = scales[0] if scale is None else scale
+    chosen = [r for r in records if r['scale'] == scale]
+    if not chosen:
+        raise ScoresError(f'no record is of scale {scale}, they are of {", ".join(map(str, scales))}')
+    return chosen, scale
+
+
+def _chosen_methods(records: Sequence[Mapping], methods: Sequence[str]) -> dict[str, str]:
+    known = methods_of(records)
+    unknown = [method for method in methods if method not in known]
+    if unknown:
+        raise ScoresError(f'no records of the method {", ".join(unknown)}. There are: {", ".join(known)}')
+    return {method: known[method] for method in (methods or known)}
+
+
+# ---------------------------------------------------------------- a comparison
+
+def differences_figure(records: Sequence[Mapping], out: str | Path, metric: str = 'psnr', scale: int | None = None,
+                       methods: Sequence[str] = (), width: float = WIDTH, dpi: int = 150) -> Path:
+    """Draws how far each method is from the reference on each data set, with its intervals of 95 %.
+
+    The thick whisker is the bootstrap over seeds and images, the thin one Student's t over seeds; see
+    :func:`~udl_basicsr.reports.comparison.paired_difference`. A dot is filled where the bootstrap excludes 0. Methods
+    are ordered by their mean over the data sets, the best first.
+
+    Args:
+        records: As read by `read_records`.
+        out: The picture to write; the format follows the ending.
+        metric: A metric of the records.
+        scale: Needed where the records have several.
+        methods: Ids; by default all.
+        width: In inches.
+        dpi: Resolution of a PNG.
+
+    Returns:
+        Path: `out`.
+
+    Raises:
+        ScoresError: Nothing to compare, or an unknown metric, method or scale.
+    """
+    records, scale = _one_scale(records, scale)
+    labels = _chosen_methods(records, methods)
+    reference = records[0]['reference']
+    labels.pop(reference, None)
+    datasets = list(dict.fromkeys(name for r in records for name in r['datasets']))
+    found = {method: {name: paired_difference(records, method, name, metric, scale) for name in datasets}
+             for method in labels}
+    found = {method: row for method, row in found.items() if any(row.values())}
+    datasets = [name for name in datasets if any(row[name] for row in found.values())]
+    if not found:
+        metrics = dict.fromkeys(m for r in records for d in r['datasets'].values() for m in d['mean'])
+        raise ScoresError(f'nothing to compare with {reference} in {metric} at ×{scale}: expected another method with '
+                          f'a seed in common, and one of the metrics {", ".join(metrics)}')
+    sign = -1 if lower_is_better(metric) else 1
+    order = sorted(found, key=lambda m: -sign * np.mean([r['mean'] for r in found[m].values() if r]))
+    digits, unit = (2, ', dB') if 'psnr' in metric else (4, '')
+
+    seeds = {m: max(r['seeds'] for r in found[m].values() if r) for m in order}
+    usual = max(seeds.values())
+    names = [labels[m] + ('' if seeds[m] == usual else f' ({seeds[m]} seed{"s" * (seeds[m] > 1)})') for m in order]
+    head, foot, row = 0.28, 0.62, 0.185
+    height = head + foot + row * len(order) + 0.1
+    figure = new_figure(width, height, dpi)
+    left = 0.12 + 0.056 * max(map(len, names))
+    each = (width - left - 0.05) / len(datasets)
+    ends = [0., *(r[key] for results in found.values() for r in results.values() if r for key in ('low', 'high'))]
+    margin = 0.06 * (max(ends) - min(ends)) + 1e-9
+    for column, dataset in enumerate(datasets):
+        ax = figure.add_axes(((left + column * each) / width, foot / height, (each - 0.42) / width,
+                              (height - head - foot) / height))
+        for y, method in enumerate(order):
+            result = found[method][dataset]
+            if result is None:
+                continue
+            low, high = sorted((sign * result['low'], sign * result['high']))
+            colour = BETTER if low > 0 else WORSE if high < 0 else GRAY
+            ax.hlines(y, result['seed_low'], result['seed_high'], color=colour, linewidth=0.8)
+            ax.hlines(y, result['low'], result['high'], color=colour, linewidth=2.6, alpha=0.55)
+            ax.plot(result['mean'], y, 'o', markersize=4, markeredgewidth=1, color=colour,
+                    markerfacecolor='white' if colour == GRAY else colour)
+            ax.text(1.02, y, f'{result["mean"]:+.{digits}f}', transform=ax.get_yaxis_transform(), fontsize=_FONT - 0.5,
+                    va='center', color=colour)
+        ax.axvline(0, color='black', linewidth=0.8, zorder=0.5)
+        ax.set(ylim=(len(order) - 0.4, -0.6), xlim=(min(ends) - margin, max(ends) + margin),
+               title=dataset)
+        ax.set_yticks(range(len(order)), names if column == 0 else [])
+        ax.xaxis.set_major_locator(MaxNLocator(4))
+        _tidy(ax, 'x')
+        ax.tick_params(axis='y', length=0, labelsize=_FONT)
+        ax.spines['left'].set_visible(False)
+    reference_label = methods_of(records).get(reference, reference)
+    title = metric_title(metric).split()[0]
+    middle = (left + (width - left) / 2) / width
+    figure.text(middle, 0.27 / height, f'{title} minus that of {reference_label}, ×{scale}{unit}'
+                + (' (lower is better)' if sign < 0 else ''), fontsize=_FONT, ha='center')
+    figure.text(middle, 0.09 / height, f'thick: 95 % over {usual} seed{"s" * (usual > 1)} and the images, bootstrap'
+                + ('; thin: 95 % over the seeds, t' if usual > 1 else '') + '; hollow: 0 is not excluded',
+                fontsize=_FONT - 0.5, color=GRAY, ha='center')
+    return save(figure, out)
+
+
+def validation_curves(records: Sequence[Mapping], method: str, dataset: str,
+                      metric: str) -> dict[int, dict[int, float]]:
+    """The validations of a method: seed → iteration → value; empty where there are none."""
+    curves = {}
+    for record in records:
+        curve = record['curve'].get('val', {}).get(dataset, {})
+        if record['method'] == method and metric in curve:
+            curves[record['seed']] = dict(zip(curve['iter'], curve[metric], strict=True))
+    return curves
+
+
+def curves_figure(records: Sequence[Mapping], dataset: str, out: str | Path, metric: str = 'psnr',
+                  scale: int | None = None, methods: Sequence[str] = (), width: float = WIDTH, dpi: int = 150) -> Path:
+    """Draws the validations during training, and beside them their differences from the reference, seed by seed.
+
+    Lines are means over the seeds, bands reach from the smallest to the largest seed. The losses themselves are not
+    drawn: each is in another unit.
+
+    Args:
+        records: As read by `read_records`.
+        dataset: That was validated on.
+        out: The picture to write; the format follows the ending.
+        metric: That was validated.
+        scale: Needed where the records have several.
+        methods: Ids; by default all.
+        width: In inches.
+        dpi: Resolution of a PNG.
+
+    Returns:
+        Path: `out`.
+
+    Raises:
+        ScoresError: No such validations, or an unknown method or scale.
+    """
+    records, scale = _one_scale(records, scale)
+    labels, reference = _chosen_methods(records, methods), records[0]['reference']
+    curves = {m: curve for m in labels if (curve := validation_curves(records, m, dataset, metric))}
+    if not curves:
+        there = {f'{name} ({", ".join(k for k in curve if k != "iter")})' for r in records
+                 for name, curve in r['curve'].get('val', {}).items()}
+        raise ScoresError(f'no record has a curve of {metric} on {dataset}. There are: '
+                          f'{", ".join(sorted(there)) or "none"}')
+    base = validation_curves(records, reference, dataset, metric)
+    figure = new_figure(width, 2.5, dpi)
+    left, right = (figure.add_axes((x, 0.16, 0.3, 0.74)) for x in (0.07, 0.44))
+
+    def line(ax: Axes, by_seed: Mapping[int, Mapping[int, float]], label: str, style: dict) -> None:
+        points = sorted(set.intersection(*(set(curve) for curve in by_seed.values())))
+        values = np.array([[curve[i] for i in points] for curve in by_seed.values()])
+        if points:
+            ax.plot(points, values.mean(0), linewidth=1.3, marker='o', markersize=2, label=label, **style)
+            ax.fill_between(points, values.min(0), values.max(0), color=style['color'], alpha=0.12, linewidth=0)
+
+    for number, (method, by_seed) in enumerate(curves.items()):
+        style = {'color': 'black', 'linestyle': '-'} if method == reference else \
+            style_of(number - (reference in list(curves)[:number]))
+        line(left, by_seed, labels[method], style)
+        paired = {seed: {i: value - base[seed][i] for i, value in curve.items() if i in base[seed]}
+                  for seed, curve in by_seed.items() if seed in base}
+        if method != reference and paired:
+            line(right, paired, labels[method], style)
+    title = metric_title(metric).split()[0] + (', dB' if 'psnr' in metric else '')
+    left.set(ylabel=title, xlabel='iteration', title=f'{dataset} ×{scale}')
+    right.axhline(0, color='black', linewidth=0.8, zorder=0.5)
+    right.set(xlabel='iteration', title=f'difference from {methods_of(records).get(reference, reference)}')
+    for ax in (left, right):
+        _tidy(ax)
+        ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    handles, texts = left.get_legend_handles_labels()
+    figure.legend(handles, texts, loc='center left', bbox_to_anchor=(0.765, 0.53), fontsize=_FONT, frameon=False)
+    return save(figure, out)
+
+
+# ---------------------------------------------------------------- gradient variance
+
+def variances_figure(gt: np.ndarray, runs: Mapping[str, np.ndarray], patch_size: int, out: str | Path,
+                     title: str = '', width: float = WIDTH, dpi: int = 150) -> Path:
+    """Draws how often which variance of the gradient occurs, in the GT and in SR images, and how much of it is kept.
+
+    Args:
+        gt: Variances of all patches (`maps.patch_variances`), flat.
+        runs: The same patches of each run, by label.
+        patch_size: Side of a patch, for the label.
+        out: The picture to write; the format follows the ending.
+        title: Of the histogram.
+        width: In inches.
+        dpi: Resolution of a PNG.
+
+    Returns:
+        Path: `out`.
+
+    Raises:
+        ValueError: A run has another number of patches.
+    """
+    for label, values in runs.items():
+        if values.shape != gt.shape:
+            raise ValueError(f'{label}: expected {gt.size} patches as in the GT, got {values.size}')
+    edges = logarithmic_edges([gt, *runs.values()])
+    figure = new_figure(width, 2.5, dpi)
+    left, right = (figure.add_axes((x, 0.17, 0.3, 0.73)) for x in (0.065, 0.44))
+
+    def share(values: np.ndarray) -> np.ndarray:
+        return 100 * log_histogram(values, edges) / values.size
+
+    left.stairs(share(gt), edges, fill=True, color='#d0d0d0', label='ground truth')
+    for number, (label, values) in enumerate(runs.items()):
+        style = style_of(number)
+        left.stairs(share(values), edges, linewidth=1.2, color=style['color'], linestyle=style['linestyle'])
+        loss = np.mean((values - gt) ** 2)  # what GradientVarianceLoss says of these patches, x plus y
+        right.plot(*variance_ratio(values, gt), linewidth=1.2, marker='o', markersize=2.5,
+                   label=f'{label}: {2 * loss:.4f}', **style)
+    left.set(xscale='log', xlim=(edges[0], edges[-1]), title=title, ylabel='patches, %',
+             xlabel=f'variance of the Sobel maps, {patch_size}×{patch_size} pixels')
+    decades = np.log10(edges[[0, -1]]).round().astype(int)
+    ticks = range(decades[0], decades[1] + 1, -(-(decades[1] - decades[0]) // 6))
+    left.set_xticks([10. ** t for t in ticks], [('≤' if t == ticks[0] else '') + f'$10^{{{t}}}$' for t in ticks])
+    right.axhline(1, color='black', linewidth=0.8, zorder=0.5)
+    right.set(xscale='log', xlabel='variance in the ground truth', ylabel='median of variance SR : GT',
+              title='variance that is kept', ylim=(0, max(1.1, right.get_ylim()[1])))
+    for ax in (left, right):
+        _tidy(ax)
+    handles, texts = left.get_legend_handles_labels()
+    more = right.get_legend_handles_labels()
+    legend = figure.legend([*handles, *more[0]], [*texts, *more[1]], loc='center left', bbox_to_anchor=(0.765, 0.53),
+                           fontsize=_FONT, frameon=False, title='run: gradient variance loss')
+    legend.get_title().set_fontsize(_FONT)
+    return save(figure, out)
+
+
+# ---------------------------------------------------------------- TLW
+
+def tlw_figure(run: TLWRun, maps: Sequence[TLWMaps], gt: np.ndarray, out: str | Path,
+               box: tuple[int, int, int, int] | None = None, width: float = WIDTH, dpi: int = 150) -> Path:
+    """Draws TLW's weights as training goes on, over the schedule of their mean.
+
+    A column for each checkpoint: |x − f|, the weights, and a map that was drawn from them; all means over the channels.
+
+    Args:
+        run: The run.
+        maps: Of some of its iterations.
+        gt: x, (H, W, 3) uint8 RGB.
+        out: The picture to write; the format follows the ending.
+        box: Shown of each map; None for all.
+        width: In inches.
+        dpi: Resolution of a PNG.
+
+    Returns:
+        Path: `out`.
+
+    Raises:
+        ValueError: The box does not lie within the image, or the columns are too many.
+    """
+    unit, foot = 'epoch' if run.iters_per_epoch else 'iteration', 1.55
+
+    def maps_of(kind: str, values: Iterable[np.ndarray], titles: Sequence[str] = ()) -> list[Panel]:
+        return [Panel(title, crop(value, box), kind) for value, title in zip_longest(values, titles, fillvalue='')]
+
+    titles = [f'iteration {m.iteration}\nk = {m.k:.3f}' for m in maps]
+    figure = draw_grid([[Panel('ground truth', crop(gt, box)),
+                         *maps_of('error', (error_map(m.sr, gt) for m in maps), titles)],
+                        ['weights w', *maps_of('share', (m.weights.mean(2) for m in maps))],
+                        ['one sample\nof relaxed\nBernoulli(w)', *maps_of('share', (m.sample.mean(2) for m in maps))]],
+                       foot=foot, dpi=dpi, width=width)
+    height = figure.get_figheight()
+    ax = figure.add_axes((0.42 / width, 0.42 / height, 1 - 0.6 / width, (foot - 0.52) / height))
+    done = np.array([run.position(m.iteration) for m in maps])
+    end = max(3 * run.k_tau, float(done.max()))
+    steps = np.linspace(0, end, 300)
+    ax.plot(steps, [run.loss.k(step) for step in steps], color=GRAY, linewidth=1.2, label=f'schedule k({unit})')
+    ax.plot(done, [m.weights.mean() for m in maps], 'o', color=COLOURS[0], markersize=3.5,
+            label='mean of w at the checkpoints')
+    ax.set(xlabel=unit, ylabel='mean weight', xlim=(-0.01 * end, end), ylim=(0, 1))
+    _tidy(ax)
+    ax.legend(fontsize=_FONT, frameon=False, loc='lower right')
+    return save(figure, out)
