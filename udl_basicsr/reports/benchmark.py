@@ -9,7 +9,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -27,6 +27,14 @@ from udl_basicsr.reports.scores import (
 DATASETS = ('Set5', 'Set14', 'BSD100', 'Urban100', 'Manga109')
 ALIASES = {'b100': 'BSD100', 'bsds100': 'BSD100'}  # BasicSR and the papers do not agree on its name
 FORMATS = ('text', 'md', 'csv', 'latex')
+MARKS = {'md': ('**{}**', '<u>{}</u>'), 'latex': ('\\textbf{{{}}}', '\\underline{{{}}}')}  # best, second-best
+
+_TEX = str.maketrans({
+    '\\': '\\textbackslash{}', '{': '\\{', '}': '\\}', '$': '\\$', '^': '\\textasciicircum{}', '_': '\\_',
+    '~': '\\textasciitilde{}', '%': '\\%', '&': '\\&', '#': '\\#', '<': '$<$', '>': '$>$', '|': '$|$',
+    '×': '$\\times$', '±': '$\\pm$', '−': '$-$', '–': '--', '·': '$\\cdot$', '→': '$\\rightarrow$', '√': '$\\surd$',
+    '↓': '$\\downarrow$', '↑': '$\\uparrow$', '†': '$\\dagger$', 'ℓ': '$\\ell$', 'σ': '$\\sigma$',
+    'θ': '$\\theta$', 'ŝ': '$\\hat{s}$', '…': '\\ldots{}', '’': "'"})
 
 Values = dict[str, dict[str, float | None]]
 
@@ -55,37 +63,101 @@ def dataset_name(name: str) -> str:
 
 
 def load_paper(file: str | Path | None = None) -> dict:
-    """Reads printed scores; the packaged ones unless a file of the same form is given."""
+    """Reads printed scores; the packaged ones unless a file of the same form is given.
+
+    Raises:
+        ScoresError: The file does not have the form of the packaged one, whose head describes it; says where.
+    """
     source = Path(file) if file else files('udl_basicsr.reports') / 'paper_scores.json'
     try:
         paper = json.loads(source.read_text(encoding='utf-8'))
+        tables = paper.setdefault('tables', {})
         for row in paper['rows']:
             _ = paper['sources'][row['source']]['title']
             _ = row['network'], row['method'], row['degradation'], row['scale']
-            _ = [(psnr, ssim) for psnr, ssim in row['scores'].values()]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:  # ValueError: no JSON, or no pair
+            _check_row(row, tables)
+        for name, table in tables.items():
+            _check_table(name, table, paper)
+        for misprint in paper.setdefault('misprints', []):
+            _ = tables[misprint['table']]
+            _ = float(misprint['printed']), misprint['dataset'], misprint['metric'], misprint['note']
+            for row in paper['rows']:
+                if all(row.get(key) == misprint[key] for key in ('table', 'network', 'method', 'scale')):
+                    value = printed_values(row).get(dataset_name(misprint['dataset']), {}).get(misprint['metric'])
+                    if value is not None:
+                        raise ValueError(f'{misprint["table"]}: the row of a misprint holds {value}, expected null')
+    except (KeyError, TypeError, ValueError, AttributeError) as error:  # ValueError: no JSON, or what the checks found
         raise ScoresError(f'{source} does not have the form of udl_basicsr/reports/paper_scores.json: '
                           f'{type(error).__name__} {error}') from error
     return paper
 
 
+def _check_row(row: Mapping, tables: Mapping) -> None:
+    where = f'{row["source"]} {row["network"]} {row["method"]} ×{row["scale"]}'
+    for dataset, values in row['scores'].items():
+        if len(values) != len(row_metrics(row)):
+            raise ValueError(f'{where}, {dataset}: {len(values)} values for the metrics {", ".join(row_metrics(row))}')
+        if not all(value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
+                   for value in values):
+            raise ValueError(f'{where}, {dataset}: expected numbers or null, got {values}')
+    if 'table' in row:
+        table = tables[row['table']]
+        if table['source'] != row['source']:
+            raise ValueError(f'{where}: the table {row["table"]} is of {table["source"]}')
+        if not table['read_from']:
+            raise ValueError(f'{where}: the table {row["table"]} has rows, but its `read_from` does not say where they '
+                             f'were read')
+
+
+def _check_table(name: str, table: Mapping, paper: Mapping) -> None:
+    for source in [table['source'], *table.get('also', [])]:
+        _ = paper['sources'][source]['title'], paper['sources'][source]['url']
+    _ = table['number'], table['title'], table['layout'], table['degradation'], table['read_from']
+    if not table['methods'] or not table['scales']:
+        raise ValueError(f'{name}: `methods` and `scales` hold the rows of the table and must not be empty')
+    for key in ('networks', 'methods'):
+        for label, names in table[key].items():
+            if not isinstance(names, list):
+                raise ValueError(f'{name}.{key}.{label}: expected a list of our names, got {names!r}')
+    for key in ('scales', 'datasets', 'metrics'):
+        if not isinstance(table[key], list):
+            raise ValueError(f'{name}.{key}: expected a list, got {table[key]!r}')
+
+
+def row_metrics(row: Mapping) -> list[str]:
+    """The metrics of a printed row, in the order of its values."""
+    return row.get('metrics', ['psnr', 'ssim'])
+
+
+def printed_values(row: Mapping) -> Values:
+    """A printed row as data set → metric → value."""
+    return {dataset_name(name): dict(zip(row_metrics(row), values, strict=True))
+            for name, values in row['scores'].items()}
+
+
 def printed_rows(paper: Mapping, network: str, degradation: str = 'BI') -> list[dict]:
-    """The printed scores of one network.
+    """The printed scores of one network; what a source prints in several of its tables, once.
 
     Raises:
         ScoresError: There are none; the message lists those that exist.
     """
-    rows = [row for row in paper['rows']
-            if row['network'].lower() == network.lower() and row['degradation'] == degradation]
+    rows = {(row['source'], row['method'], row['scale']): row for row in reversed(paper['rows'])
+            if row['network'].lower() == network.lower() and row['degradation'] == degradation}
     if not rows:
         known = sorted({f'{row["network"]} ({row["degradation"]})' for row in paper['rows']})
         raise ScoresError(f'No printed scores of {network} ({degradation}). There are: {", ".join(known) or "none"}. '
                           f'Others can be given as a file of the same form (--paper_file).')
-    return rows
+    return list(reversed(rows.values()))
 
 
 def _means(scores: Mapping) -> Values:
     return {dataset_name(name): dict(dataset['mean']) for name, dataset in scores['datasets'].items()}
+
+
+def _printed_label(row: Mapping, printed: Iterable[Mapping]) -> str:
+    twins = {other['source'] for other in printed
+             if all(other[key] == row[key] for key in ('network', 'method', 'scale'))}
+    return f'{row["network"]} {row["method"]} †' + (f' {row["source"]}' if len(twins) > 1 else '')
 
 
 def _difference(values: Values, base: Values) -> Values:
@@ -126,11 +198,10 @@ def join(results: Iterable[Mapping], reference: Sequence[str] = (), printed: Seq
     notes: list[str] = []
     for scale in dict.fromkeys(scores['scale'] for scores in results):
         runs = [scores for scores in results if scores['scale'] == scale]
-        papers = {row['method'].lower(): Row(scale, f'{row["network"]} {row["method"]} †', 'paper', {
-            dataset_name(name): {'psnr': psnr, 'ssim': ssim} for name, (psnr, ssim) in row['scores'].items()})
-            for row in printed if row['scale'] == scale}
+        papers = [(row['method'].lower(), Row(scale, _printed_label(row, printed), 'paper', printed_values(row)))
+                  for row in printed if row['scale'] == scale]
         bases = [scores for name in reference for scores in runs if scores['name'] == name]
-        rows += papers.values()
+        rows += [row for _, row in papers]
         for scores in runs:
             means = _means(scores)
             rows.append(Row(scale, scores['name'], 'run', means))
@@ -138,7 +209,7 @@ def join(results: Iterable[Mapping], reference: Sequence[str] = (), printed: Seq
                 rows.append(Row(scale, f'− {bases[0]["name"]}', 'difference', _difference(means, _means(bases[0]))))
             words = re.split(r'[^a-z0-9]+', scores['name'].lower())
             rows += [Row(scale, f'− {row.label}', 'difference', _difference(means, row.values))
-                     for method, row in papers.items() if method in words]
+                     for method, row in papers if method in words]
         protocols = {scores['protocol']: scores['name'] for scores in runs}
         notes += [f'×{scale}: {protocol}.' if len(protocols) == 1 else f'×{scale}, {name}: {protocol}.'
                   for protocol, name in protocols.items()]
@@ -152,13 +223,23 @@ def ranks(table: Table, scale: int, dataset: str, metric: str) -> dict[str, int]
 
     Printed scores take no part, and a lone run has nobody to win against.
     """
-    values = {row.label: row.values[dataset][metric] for row in table.rows
-              if row.kind == 'run' and row.scale == scale and row.values.get(dataset, {}).get(metric) is not None}
+    return places({row.label: row.values[dataset][metric] for row in table.rows
+                   if row.kind == 'run' and row.scale == scale
+                   and row.values.get(dataset, {}).get(metric) is not None}, metric)
+
+
+def places(values: Mapping[Hashable, float], metric: str) -> dict[Hashable, int]:
+    """Who is best (1) and second-best (2) by the value as it is printed; nobody, where there is nobody to win against.
+
+    Example:
+        >>> places({'L1': 30.001, 'UDL': 30.114, 'ESU': 30.109}, 'psnr')
+        {'L1': 2, 'UDL': 1, 'ESU': 1}
+    """
     if len(values) < 2:
         return {}
     order = sorted({round(value, decimals(metric)) for value in values.values()}, reverse=not lower_is_better(metric))
-    places = {name: order.index(round(value, decimals(metric))) + 1 for name, value in values.items()}
-    return {name: place for name, place in places.items() if place <= 2}
+    found = {key: order.index(round(value, decimals(metric))) + 1 for key, value in values.items()}
+    return {key: place for key, place in found.items() if place <= 2}
 
 
 def render(table: Table, fmt: str = 'text') -> str:
@@ -171,7 +252,7 @@ def render(table: Table, fmt: str = 'text') -> str:
     """
     if fmt == 'csv':
         return _csv(table)
-    marks = {'md': ('**{}**', '<u>{}</u>'), 'latex': ('\\textbf{{{}}}', '\\underline{{{}}}')}.get(fmt, ('{}', '{}'))
+    marks = MARKS.get(fmt, ('{}', '{}'))
 
     def cell(row: Row, dataset: str) -> str:
         values = row.values.get(dataset, {})
@@ -209,19 +290,23 @@ def _csv(table: Table) -> str:
     return text.getvalue()
 
 
-def _latex(table: Table, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    def escape(text: str) -> str:
-        for sign, command in {'_': '\\_', '%': '\\%', '&': '\\&', '#': '\\#', '×': '$\\times$', '−': '$-$', '–': '--',
-                              '†': '$\\dagger$', '↓': '$\\downarrow$', '…': '\\ldots '}.items():
-            text = text.replace(sign, command)
-        return text
+def latex_text(text: str) -> str:
+    """Text as LaTeX prints it: its special characters escaped, the signs of this module as mathematics.
 
+    Example:
+        >>> print(latex_text('rivals_L1 ×4: 5 % ±0.1'))
+        rivals\\_L1 $\\times$4: 5 \\% $\\pm$0.1
+    """
+    return text.translate(_TEX)
+
+
+def _latex(table: Table, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     columns = 'l' + 'c' * (len(header) - 1)
-    lines = [f'\\begin{{tabular}}{{{columns}}}', '\\toprule', ' & '.join(map(escape, header)) + ' \\\\']
+    lines = [f'\\begin{{tabular}}{{{columns}}}', '\\toprule', ' & '.join(map(latex_text, header)) + ' \\\\']
     previous = None
     for row, source in zip(rows, table.rows, strict=True):
         if source.scale != previous:
             lines.append('\\midrule')
         previous = source.scale
-        lines.append(' & '.join(map(escape, row)) + ' \\\\')
+        lines.append(' & '.join([*map(latex_text, row[:2]), *(cell.replace('–', '--') for cell in row[2:])]) + ' \\\\')
     return '\n'.join([*lines, '\\bottomrule', '\\end{tabular}', *(f'% {note}' for note in table.notes)]) + '\n'

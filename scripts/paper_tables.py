@@ -1,0 +1,65 @@
+#!/usr/bin/env python
+"""Makes the papers' tables of our comparisons, with the printed figures beside ours where they are known.
+
+Example:
+    python scripts/paper_tables.py --list
+    python scripts/paper_tables.py docs/results/rivals --table udl-3
+    python scripts/paper_tables.py docs/results/rivals docs/results/gpu --format latex --out tables
+"""
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from udl_basicsr.reports.benchmark import load_paper
+from udl_basicsr.reports.comparison import read_records
+from udl_basicsr.reports.paper_tables import FORMATS, make_table, render, render_csv
+from udl_basicsr.reports.scores import ScoresError, write_text
+
+
+def listing(paper: dict) -> str:
+    """The tables that can be made, with the printed rows of each that are known."""
+    counts = {name: sum(row.get('table') == name for row in paper['rows']) for name in paper['tables']}
+    return '\n'.join(f'{name:<8}{table["source"]}, {table["number"]}: {table["title"]} '
+                     f'({f"{counts[name]} printed rows" if counts[name] else "not transcribed"})'
+                     for name, table in paper['tables'].items())
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Makes the papers' tables of our comparisons.")
+    parser.add_argument('records', nargs='*', help='folders of records, docs/results/<comparison>')
+    parser.add_argument('--table', nargs='+', metavar='TABLE', help='which, e.g. udl-5 (default: all; see --list)')
+    parser.add_argument('--format', choices=FORMATS, default='md')
+    parser.add_argument('--out', metavar='FOLDER', help='write <table>.<suffix> there instead of printing')
+    parser.add_argument('--list', action='store_true', help='list the tables and end')
+    parser.add_argument('--paper_file', help='printed scores of your own, in the form of reports/paper_scores.json')
+    args = parser.parse_args(argv)
+    if not args.records and not args.list:
+        parser.error('give folders of records (scripts/compare_losses.py writes them), or --list')
+
+    try:
+        paper = load_paper(args.paper_file)
+        if args.list:
+            print(listing(paper))
+            return 0
+        records = [record for folder in args.records for record in read_records(folder)]
+        tables = [make_table(name, records, paper) for name in args.table or paper['tables']]
+        if args.out and Path(args.out).exists() and not Path(args.out).is_dir():
+            raise ScoresError(f'{args.out} is a file; --out takes a folder.')
+        if args.out:
+            for table in tables:
+                file = Path(args.out) / f'{table.name}.{FORMATS[args.format]}'
+                print(f'Wrote {write_text(file, render(table, args.format))}')
+        elif args.format == 'csv':
+            print(render_csv(tables), end='')
+        else:
+            print('\n'.join(render(table, args.format) for table in tables), end='')
+    except (ScoresError, OSError) as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
