@@ -27,8 +27,9 @@ def make_record(method, seed=0, scale=4, network='EDSR 4×16', name='rivals', it
             'protocol': 'PSNR/SSIM on Y', 'datasets': datasets, 'versions': {'torch': '2.4'}, 'comparison': name,
             'method': method, 'label': method, 'reference': 'L1', 'seed': seed, 'degradation': degradation,
             'network_title': network, 'parameters': 43211,
-            'stages': [{'name': 'x', 'iterations': count} for count in iterations], 'options': [{}], 'initial_weights': f'weights{seed}', 'data_order': f'order{seed}', 'seconds': 9.5,
-            'machine': 'two cores', 'date': '2026-11-21', 'commit': 'abc1234', 'curve': {}}
+            'stages': [{'name': 'x', 'iterations': count} for count in iterations], 'options': [{}],
+            'initial_weights': f'weights{seed}', 'data_order': f'order{seed}', 'seconds': 9.5, 'machine': 'two cores',
+            'date': '2026-11-21', 'commit': 'abc1234', 'curve': {}}
 
 
 @pytest.fixture
@@ -159,12 +160,16 @@ def test_a_new_printed_row_is_data_alone(records, paper):
 
 
 def test_figures_of_another_source_are_marked_and_not_ranked(records):
-    table = paper_tables.make_table('udl-5', records, benchmark.load_paper())
+    paper = benchmark.load_paper()
+    table = paper_tables.make_table('udl-5', records, paper)
     markdown = paper_tables.render(table)
     assert cells(markdown, 'EDSR', '×4', 'L1')[2] == '32.46/0.8968<sup>a</sup>'
     assert table.notes['a'].startswith('Not of this table, but printed in B. Lim')
     assert 'Printed: not transcribed.' in markdown
     assert 'table: udl-5' in markdown
+
+    paper['rows'] += [{**row, 'source': 'UDL', 'table': 'udl-5'} for row in paper['rows'] if row['network'] == 'EDSR']
+    assert not paper_tables.make_table('udl-5', records, paper).notes  # the table's own figures come first
 
 
 def test_misprints(records, paper, tmp_path):
@@ -189,7 +194,8 @@ def test_misprints(records, paper, tmp_path):
 def test_csv_reads_back_in_full_precision(records, paper):
     table = paper_tables.make_table('udl-5', records, paper)
     rows = list(csv.DictReader(paper_tables.render(table, 'csv').splitlines()))
-    by_key = {tuple(row[key] for key in ('network', 'scale', 'method', 'dataset', 'metric', 'kind')): row for row in rows}
+    keys = 'network', 'scale', 'method', 'dataset', 'metric', 'kind'
+    by_key = {tuple(row[key] for key in keys): row for row in rows}
     l1 = by_key['EDSR 4×16', '4', 'L1', 'Set5', 'psnr', 'ours']
     seeds = [30.0, 30.2, 30.4]
     assert float(l1['value']) == pytest.approx(statistics.fmean(seeds), abs=1e-13)
@@ -206,7 +212,8 @@ def test_latex(records, paper):
     text = paper_tables.render(paper_tables.make_table('udl-5', records, paper), 'latex')
     rows = latex_is_sound(text)
     assert ('EDSR 4$\\times$16 & $\\times$4 & UDL & 3 & '
-            '\\textbf{30.20} $\\pm$ 0.00 / \\textbf{0.8625} $\\pm$ 0.0000 & -- & 27.12 $\\pm$ 0.00 / 0.7500 $\\pm$ 0.0000') in '\n'.join(rows)
+            '\\textbf{30.20} $\\pm$ 0.00 / \\textbf{0.8625} $\\pm$ 0.0000 & '
+            '-- & 27.12 $\\pm$ 0.00 / 0.7500 $\\pm$ 0.0000') in '\n'.join(rows)
     assert 'comparison my\\_50\\%\\&\\#runs;' in text
     assert '32.46/0.8968\\textsuperscript{a}' in text
 

@@ -110,9 +110,9 @@ def make_table(name: str, records: Sequence[Mapping], paper: Mapping) -> PaperTa
     lines = tuple(line for scale in scales for line in _lines(scale, groups, networks, methods, metrics, printed))
     seen = sorted({dataset for line in lines for dataset, _ in [*line.printed, *line.ours]},
                   key=lambda dataset: (DATASETS.index(dataset) if dataset in DATASETS else len(DATASETS), dataset))
-    shown = {*layout['datasets'], *(dataset for line in lines for dataset, _ in line.printed)}
-    datasets = [*layout['datasets'], *(dataset for dataset in seen if dataset not in layout['datasets']
-                                       and (dataset in shown or not layout['datasets']))]
+    printed_sets = {dataset for line in lines for dataset, _ in line.printed}
+    datasets = layout['datasets'] + [dataset for dataset in seen if dataset not in layout['datasets']
+                                     and (dataset in printed_sets or not layout['datasets'])]
     measured = {metric for line in lines for _, metric in [*line.ours, *line.printed]}
     metrics = [metric for metric in metrics if metric in measured] or metrics
     source = paper['sources'][layout['source']]
@@ -165,15 +165,15 @@ def _printed_figures(layout: Mapping, rows: Iterable[Mapping], paper: Mapping, m
         cells.update({(dataset, metric): Printed(value) for dataset, values in printed_values(row).items()
                       for metric, value in values.items() if value is not None})
     for row in paper['rows']:
-        key = row['network'], row['method'], row['scale']
         if (row['source'] in layout.get('also', []) and row['degradation'] == layout['degradation']
                 and row['network'] in layout['networks'] and row['method'] in layout['methods']):
             source = paper['sources'][row['source']]
-            mark = note(f'Not of this table, but printed in {source["title"]}, {source["url"]}')
+            cells = figures.setdefault((row['network'], row['method'], row['scale']), {})
             for dataset, values in printed_values(row).items():
                 for metric, value in values.items():
-                    if value is not None:
-                        figures.setdefault(key, {}).setdefault((dataset, metric), Printed(value, mark))
+                    if value is not None and (dataset, metric) not in cells:
+                        cells[dataset, metric] = Printed(
+                            value, note(f'Not of this table, but printed in {source["title"]}, {source["url"]}'))
     for misprint in misprints:
         if misprint['method']:
             cells = figures.setdefault(tuple(misprint[key] for key in ('network', 'method', 'scale')), {})
