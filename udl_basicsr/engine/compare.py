@@ -172,7 +172,8 @@ def _check_plan(plan: dict, file: str) -> None:
         problems.append(f'{file}: seeds: expected a list of integers, got {plan["seeds"]!r}')
     for name, changes in plan['scales'].items():
         if not re.fullmatch(r'x[1-9]\d?', name) or not isinstance(changes or {}, dict):
-            problems.append(f'{file}: scales.{name}: expected x2, x3, x4, ... and a block {{train: {{...}}, test: {{...}}}}')
+            problems.append(f'{file}: scales.{name}: expected x2, x3, x4, ... and a block of what it changes in '
+                            'train and test')
     if not plan['scales']:
         problems.append(f'{file}: scales: expected at least one, such as x4: {{}}')
     if problems:
