@@ -298,6 +298,7 @@ def make(run: Run, out: Path, root: Path, log: Path, gpu: int | None, first_only
     Args:
         first_only: Trains the stage before and nothing else.
     """
+    multiprocessing.set_start_method(None, force=True)  # data workers need no server that imports all anew
     if gpu is not None:
         os.environ['CUDA_VISIBLE_DEVICES'] = str(gpu)
     log.parent.mkdir(parents=True, exist_ok=True)
