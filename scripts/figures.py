@@ -40,8 +40,8 @@ class _Pictures:
     def __init__(self, args: argparse.Namespace):
         self.dataset, self.image = args.dataset, args.image
         self.runs = [open_run(given) for given in args.runs]
-        self.gt = read_partner(args.gt, self.image)
         self.sr = [run.sr(self.dataset, self.image) for run in self.runs]
+        self.gt = read_partner(args.gt, self.image)
         same_size({'the GT': self.gt, **{run.source: sr for run, sr in zip(self.runs, self.sr, strict=True)}})
         self.box = _box(args.box, self.gt)
         self.lq, self.scale = None, self.runs[0].scale
@@ -171,7 +171,7 @@ def calibration(args, look: dict) -> Path:
         reports = [Report(**run) for run in json.loads(path.read_text(encoding='utf-8'))['runs']]
     except (ValueError, TypeError, KeyError) as error:
         raise ReportError(f'{path}: is no uncertainty.json of scripts/uncertainty_report.py ({error})') from error
-    return uncertainty_figure(reports, args.out, look['dpi'])
+    return uncertainty_figure(reports, args.out, **look)
 
 
 def differences(args, look: dict) -> Path:
@@ -189,12 +189,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description='Draws the figures of the papers.')
     kinds = parser.add_subparsers(dest='kind', required=True, metavar='KIND')
 
-    def kind(draw, told: str) -> argparse.ArgumentParser:
+    def kind(draw, told: str, width: bool = True) -> argparse.ArgumentParser:
         sub = kinds.add_parser(draw.__name__, help=told, description=told[0].upper() + told[1:] + '.')
         sub.set_defaults(draw=draw)
         sub.add_argument('--out', required=True, metavar='FILE', help='.png, .pdf or .svg')
-        sub.add_argument('--width', type=float, default=figures.WIDTH, metavar='INCHES',
-                         help='default 7, the text of a paper with two columns; letters have 7 points at any width')
+        if width:
+            sub.add_argument('--width', type=float, default=figures.WIDTH, metavar='INCHES',
+                             help='default 7, the text of a paper with two columns; letters have 7 points at any width')
         sub.add_argument('--dpi', type=int, default=150, help='resolution of a PNG; default 150')
         return sub
 
@@ -207,9 +208,10 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument('--dataset', required=True, help="the data set's name in the tests")
         sub.add_argument('--gt', required=True, metavar='FOLDER', help='its HR images')
 
-    def one_image(sub: argparse.ArgumentParser, box: str = 'default: all of it') -> None:
+    def one_image(sub: argparse.ArgumentParser, box: str = 'default: all of it', columns: bool = True) -> None:
         sub.add_argument('--image', required=True, help='its name in the scores')
-        sub.add_argument('--columns', type=int, help='of pictures')
+        if columns:
+            sub.add_argument('--columns', type=int, help='of pictures')
         boxed(sub, box)
 
     def boxed(sub: argparse.ArgumentParser, box: str = 'default: all of it') -> None:
@@ -227,7 +229,7 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = kind(uncertainty, 'the uncertainty of each run, on a fixed scale and from its 1st to its 99th percentile')
     pictures(sub)
-    one_image(sub)
+    one_image(sub, columns=False)
     sub.add_argument('--limits', type=float, nargs=2, default=figures.LOG_SCALE_LIMITS, metavar=('LOW', 'HIGH'),
                      help='of s on the fixed scale; default -1 5')
 
@@ -251,7 +253,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument('--iterations', type=int, nargs='+', metavar='N', help='of checkpoints; default: up to four')
     boxed(sub)
 
-    sub = kind(calibration, 'sparsification and calibration, from the uncertainty.json of uncertainty_report.py')
+    sub = kind(calibration, 'sparsification and calibration, from the uncertainty.json of uncertainty_report.py',
+               width=False)
     sub.add_argument('report', metavar='FILE', help='uncertainty.json')
 
     for sub in (kind(differences, 'differences of a comparison from its reference, with intervals of 95 %'),
@@ -274,7 +277,7 @@ def main(argv: list[str] | None = None) -> int:
             parser.error(f'--{name}: expected a number of at least {low:g}, got {value:g}')
     try:
         figures.check_out(args.out)
-        out = args.draw(args, {'width': args.width, 'dpi': args.dpi})
+        out = args.draw(args, {key: getattr(args, key) for key in ('width', 'dpi') if hasattr(args, key)})
     except (ValueError, OSError, CheckpointError, ExportError, OptionError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2

@@ -15,14 +15,14 @@ from .maps import error_map, log_histogram, logarithmic_edges, variance_ratio
 from .scores import ScoresError, lower_is_better, metric_title
 from .tlw import TLWMaps, TLWRun
 
-COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#000000')  # of Okabe and Ito
+COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9')  # of Okabe and Ito; black: the reference
 BETTER, WORSE, GRAY = COLOURS[0], COLOURS[1], '#777777'
 _DASHES = ('-', (0, (4, 1.5)), (0, (1, 1)))
 _FONT = 7.
 
 
 def style_of(number: int) -> dict:
-    """Colour and dashes of the curve of that number: 21 that can be told apart, the first seven by colour alone."""
+    """Colour and dashes of the curve of that number: 18 that can be told apart, the first six by colour alone."""
     return {'color': COLOURS[number % len(COLOURS)], 'linestyle': _DASHES[number // len(COLOURS) % len(_DASHES)]}
 
 
@@ -63,8 +63,8 @@ def differences_figure(records: Sequence[Mapping], out: str | Path, metric: str 
     """Draws how far each method is from the reference on each data set, with its intervals of 95 %.
 
     The thick whisker is the bootstrap over seeds and images, the thin one Student's t over seeds; see
-    :func:`~udl_basicsr.reports.comparison.paired_difference`. A dot is filled where the bootstrap excludes 0. Methods
-    are ordered by their mean over the data sets, the best first.
+    :func:`~udl_basicsr.reports.comparison.paired_difference`. A dot is filled where both exclude 0 (the only one where
+    there is one seed). Methods are ordered by their mean over the data sets, the best first.
 
     Args:
         records: As read by `read_records`.
@@ -106,8 +106,8 @@ def differences_figure(records: Sequence[Mapping], out: str | Path, metric: str 
     figure = new_figure(width, height, dpi)
     left = 0.12 + 0.056 * max(map(len, names))
     each = (width - left - 0.05) / len(datasets)
-    ends = [0., *(r[key] for results in found.values() for r in results.values() if r for key in ('low', 'high'))]
-    margin = 0.06 * (max(ends) - min(ends)) + 1e-9
+    seen = [0., *(r[end] for results in found.values() for r in results.values() if r for end in ('low', 'high'))]
+    margin = 0.06 * (max(seen) - min(seen)) + 1e-9  # t of two seeds is far wider, and may leave the picture
     for column, dataset in enumerate(datasets):
         ax = figure.add_axes(((left + column * each) / width, foot / height, (each - 0.42) / width,
                               (height - head - foot) / height))
@@ -115,16 +115,16 @@ def differences_figure(records: Sequence[Mapping], out: str | Path, metric: str 
             result = found[method][dataset]
             if result is None:
                 continue
-            low, high = sorted((sign * result['low'], sign * result['high']))
-            colour = BETTER if low > 0 else WORSE if high < 0 else GRAY
+            ends = [sign * result[end] for end in ('low', 'high', 'seed_low', 'seed_high') if np.isfinite(result[end])]
+            colour = BETTER if min(ends) > 0 else WORSE if max(ends) < 0 else GRAY
             ax.hlines(y, result['seed_low'], result['seed_high'], color=colour, linewidth=0.8)
             ax.hlines(y, result['low'], result['high'], color=colour, linewidth=2.6, alpha=0.55)
             ax.plot(result['mean'], y, 'o', markersize=4, markeredgewidth=1, color=colour,
                     markerfacecolor='white' if colour == GRAY else colour)
-            ax.text(1.02, y, f'{result["mean"]:+.{digits}f}', transform=ax.get_yaxis_transform(), fontsize=_FONT - 0.5,
-                    va='center', color=colour)
+            ax.text(1.02, y, f'{result["mean"]:+.{digits}f}'.replace('-', '−'), transform=ax.get_yaxis_transform(),
+                    fontsize=_FONT - 0.5, va='center', color=colour)
         ax.axvline(0, color='black', linewidth=0.8, zorder=0.5)
-        ax.set(ylim=(len(order) - 0.4, -0.6), xlim=(min(ends) - margin, max(ends) + margin),
+        ax.set(ylim=(len(order) - 0.4, -0.6), xlim=(min(seen) - margin, max(seen) + margin),
                title=dataset)
         ax.set_yticks(range(len(order)), names if column == 0 else [])
         ax.xaxis.set_major_locator(MaxNLocator(4))
@@ -137,7 +137,7 @@ def differences_figure(records: Sequence[Mapping], out: str | Path, metric: str 
     figure.text(middle, 0.27 / height, f'{title} minus that of {reference_label}, ×{scale}{unit}'
                 + (' (lower is better)' if sign < 0 else ''), fontsize=_FONT, ha='center')
     figure.text(middle, 0.09 / height, f'thick: 95 % over {usual} seed{"s" * (usual > 1)} and the images, bootstrap'
-                + ('; thin: 95 % over the seeds, t' if usual > 1 else '') + '; hollow: 0 is not excluded',
+                + ('; thin: 95 % over the seeds, t' if usual > 1 else '') + '; hollow: 0 is not ruled out',
                 fontsize=_FONT - 0.5, color=GRAY, ha='center')
     return save(figure, out)
 

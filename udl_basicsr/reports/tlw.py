@@ -118,19 +118,16 @@ def tlw_maps(run: TLWRun, iteration: int, gt: np.ndarray, lq: np.ndarray) -> TLW
         ReportError: The image does not fit the network's scale.
         ExportError, CheckpointError: A network cannot be built or loaded.
     """
-    nets = {label: build_loaded(run.folder / 'models' / f'net_{label}_{iteration}.pth', run.options, 'params', label)
-            for label in 'gw'}
-    target, pred = to_tensor(gt), nets['g'](to_tensor(lq))
-    if pred.shape != target.shape:
-        raise ReportError(f'{run.folder}: makes {pred.shape[3]}×{pred.shape[2]} pixels of this LQ, but the GT has '
-                          f'{target.shape[3]}×{target.shape[2]}')
-    loss, k = run.loss, run.k(iteration)
-    weights = nets['w'](target, pred, k)
-    if loss.deterministic:
-        sample = weights
-    else:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            sample = relaxed_bernoulli(weights, loss.temperature, 1)[0]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        nets = {label: build_loaded(run.folder / 'models' / f'net_{label}_{iteration}.pth', run.options, 'params', label)
+                for label in 'gw'}
+        target, pred = to_tensor(gt), nets['g'](to_tensor(lq))
+        if pred.shape != target.shape:
+            raise ReportError(f'{run.folder}: makes {pred.shape[3]}×{pred.shape[2]} pixels of this LQ, but the GT has '
+                              f'{target.shape[3]}×{target.shape[2]}')
+        loss, k = run.loss, run.k(iteration)
+        weights = nets['w'](target, pred, k)
+        sample = weights if loss.deterministic else relaxed_bernoulli(weights, loss.temperature, 1)[0]
     sr = (pred.clamp(0, 1) * 255).round().to(torch.uint8)
     return TLWMaps(iteration, k, *(t[0].permute(1, 2, 0).numpy() for t in (sr, weights, sample)))
