@@ -1,13 +1,21 @@
 """What is trained when: a function of (seed, epoch, index), whatever the workers, processes and interruptions."""
+import os
 import random
+import shutil
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import assert_same_weights
 from torch.utils.data import DataLoader, Dataset
 
-from udl_basicsr.data.loader import SeededDataset, TrainBatches, build_dataset
+from udl_basicsr.data import in_memory
+from udl_basicsr.data.loader import BrokenImageError, SeededDataset, TrainBatches, build_dataset, train_batches
+from udl_basicsr.engine import stages
+from udl_basicsr.engine.options import OptionError
+from udl_basicsr.reports.speed import as_lmdb
 
 
 def batches(**kwargs):
@@ -95,3 +103,112 @@ def test_workers_change_nothing():
     assert all(torch.equal(a, b) for a, b in zip(alone, shared, strict=True))
     draws = torch.cat(alone)[:, 1]
     assert len(draws.unique()) == len(draws)  # no crop is seen twice
+
+
+# ------------------------------------------------------------------------------------------------ images held in memory
+
+IN_MEMORY = 'datasets:train:in_memory=true'
+
+
+@pytest.fixture
+def own(tmp_path, pairs):
+    """Training images that a test may remove."""
+    shutil.copytree(pairs / 'train', tmp_path / 'own')
+    return tmp_path / 'own'
+
+
+def train_options(folder, **changes):
+    block = {'name': 'train', 'type': 'PairedImageDataset', 'phase': 'train', 'scale': 2, 'gt_size': 32,
+             'dataroot_gt': str(folder / 'gt'), 'dataroot_lq': str(folder / 'lq'), 'io_backend': {'type': 'disk'},
+             'use_hflip': True, 'use_rot': True, 'batch_size_per_gpu': 4, 'num_worker_per_gpu': 0,
+             'dataset_enlarge_ratio': 4, **changes}
+    return {'datasets': {'train': block}, 'train': {'total_iter': 18}, 'dist': False, 'num_gpu': 0, 'rank': 0,
+            'world_size': 1, 'manual_seed': 5}
+
+
+def loaded(folder, **changes):
+    opt = train_options(folder, **changes)
+    return train_batches(build_dataset(opt['datasets']['train']), opt)[1]
+
+
+@pytest.mark.parametrize('changes', [{}, {'use_hflip': False, 'use_rot': False}, {'color': 'y'},
+                                     {'mean': [0.4, 0.5, 0.6], 'std': [0.2, 0.3, 0.4]}, {'num_worker_per_gpu': 2},
+                                     {'io_backend': 'lmdb'}])
+def test_samples_from_memory_are_those_from_the_disk(own, changes):
+    """In each of three epochs, so that what was flipped in place would be seen; and once the files are gone."""
+    expected = list(loaded(own))
+    if changes.get('io_backend') == 'lmdb':
+        for key in ('gt', 'lq'):
+            changes[f'dataroot_{key}'] = str(as_lmdb(own / key))
+        changes['io_backend'] = {'type': 'lmdb'}
+    elif changes:
+        expected = list(loaded(own, **changes))
+    held = loaded(own, in_memory=True, **changes)
+    shutil.rmtree(own)
+    held = list(held)
+    assert len(held) == len(expected) == 18
+    for ours, theirs in zip(held, expected, strict=True):
+        assert ours.keys() == theirs.keys()
+        for key in ('lq', 'gt'):
+            assert ours[key].dtype == torch.float32
+            assert torch.equal(ours[key], theirs[key])
+        for key in ('lq_path', 'gt_path'):
+            assert [Path(p).stem for p in ours[key]] == [Path(p).stem for p in theirs[key]]
+
+
+@pytest.mark.parametrize('skip', [False, True])
+def test_an_image_that_breaks_before_it_is_read_is_named(own, skip):
+    (own / 'lq/3.png').write_bytes(b'none')
+    batches = loaded(own, in_memory=True, skip_broken=skip)
+    if skip:
+        assert sum(int(batch['broken'].sum()) for batch in batches) == 12  # its turn comes 4 times in each epoch
+    else:
+        with pytest.raises(BrokenImageError, match=r'lq/3\.png.*cannot be read for training'):
+            list(batches)
+
+
+def test_a_training_from_memory_is_the_one_from_the_disk(project):
+    """Both stages, with the uncertainty of the cache beside the pairs."""
+    weights, cache = [], f'datasets:train:uncertainty_cache={project.root}/s'
+    for number, held in enumerate(([], [IN_MEMORY])):
+        stages.train(project.parse('udl', f'name=udl{number}', cache, *held))
+        weights.append(project.weights(f'udl{number}'))
+    assert f'{in_memory.KEY}: 6 pairs are held in 0.1 MB' in project.log('udl1')
+    assert_same_weights(*weights)
+
+
+def test_too_little_memory_is_said_before_anything_begins(project, monkeypatch):
+    needed = 3 * 6 * (48 * 56 + 24 * 28)
+    monkeypatch.setattr(in_memory, 'free_memory', lambda: needed)
+    project.parse('plain', IN_MEMORY)
+    monkeypatch.setattr(in_memory, 'free_memory', lambda: needed - 1)
+    with pytest.raises(OptionError, match=r'train\.in_memory: the decoded images need 0\.1 MB, and 0\.1 MB'):
+        project.parse('plain', IN_MEMORY)
+    monkeypatch.setenv('LOCAL_WORLD_SIZE', '2')
+    monkeypatch.setattr(in_memory, 'free_memory', lambda: 2 * needed - 1)
+    with pytest.raises(OptionError, match='for 2 processes that hold a copy each'):
+        project.parse('plain', IN_MEMORY)
+    monkeypatch.setattr(in_memory, 'free_memory', lambda: None)  # not known: nothing is refused
+    project.parse('plain', IN_MEMORY)
+
+
+def test_memory_that_is_free_is_what_can_be_had():
+    free = in_memory.free_memory()
+    if free is None:
+        pytest.skip('the system does not say')
+    total = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    assert 2**20 < free < total
+
+
+@pytest.mark.parametrize(('key', 'message'), [
+    ('datasets:val:in_memory=true', r'datasets\.val\.in_memory: only the training set'),
+    (f'{IN_MEMORY[:-4]}maybe', r'datasets\.train\.in_memory: expected true \| false'),
+])
+def test_it_is_for_training_sets_alone(project, key, message):
+    with pytest.raises(OptionError, match=message):
+        project.parse('plain', key)
+
+
+def test_it_is_for_pairs_alone(project):
+    with pytest.raises(OptionError, match=r'in_memory: needs a PairedImageDataset, got SingleImageDataset'):
+        project.parse('plain', IN_MEMORY, 'datasets:train:type=SingleImageDataset')

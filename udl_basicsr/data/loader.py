@@ -21,12 +21,17 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from udl_basicsr.models.checkpoints import CheckpointError
 
+from .in_memory import PairsInMemory, processes_here
+
 _BROKEN_IN_A_ROW = 20
 
 
 def build_dataset(options: dict) -> Dataset:
-    """BasicSR's, with its images by name: it takes them as the file system lists them, which differs by machine."""
-    dataset = build_basicsr_dataset(options)
+    """BasicSR's, with its images by name: it takes them as the file system lists them, which differs by machine.
+
+    With ``in_memory: true`` it can hold them; :func:`train_batches` has them read.
+    """
+    dataset = PairsInMemory(options) if options.get('in_memory') else build_basicsr_dataset(options)
     if isinstance(getattr(dataset, 'paths', None), list):
         dataset.paths.sort(key=str)
     return dataset
@@ -159,7 +164,7 @@ def _end_workers() -> None:
 
 
 def train_batches(dataset: Dataset, opt: dict, start_iter: int = 0) -> tuple[TrainBatches, Iterator[dict]]:
-    """The training data from ``start_iter`` on, as the YAML's ``datasets.train`` asks for.
+    """The training data from ``start_iter`` on, as the YAML's ``datasets.train`` asks for, in memory if it says so.
 
     Returns:
         tuple: The sampler, and an iterator over exactly ``total_iter - start_iter`` batches.
@@ -170,6 +175,9 @@ def train_batches(dataset: Dataset, opt: dict, start_iter: int = 0) -> tuple[Tra
         len(dataset), options['batch_size_per_gpu'] * replicas, int(opt['train']['total_iter']), start_iter,
         first_iter=options.get('first_iter') or 0, ratio=options.get('dataset_enlarge_ratio', 1),
         seed=opt['manual_seed'], rank=opt['rank'], world_size=opt['world_size'])
+    images = getattr(dataset, 'dataset', dataset)  # within the one that adds the uncertainty to each
+    if isinstance(images, PairsInMemory):
+        images.load(processes_here(opt['world_size']), progress=opt['rank'] == 0)
     workers = options.get('num_worker_per_gpu', 0) * replicas
     if workers:
         atexit.unregister(_end_workers)  # once, however many runs a process makes

@@ -85,6 +85,11 @@ class Checker(KeyChecker):
             self.check_numbers(block, where)
             if block.get('uncertainty_cache') and phase != 'train':
                 self.report.add(f'{where}.uncertainty_cache', 'only the training set has one; remove it')
+            if block.get('in_memory') is True:
+                if phase != 'train':
+                    self.report.add(f'{where}.in_memory', 'only the training set is held in memory; remove it')
+                elif (cls := lookup('data set', block.get('type'))) not in (None, PairedImageDataset):
+                    self.report.add(f'{where}.in_memory', f'needs a PairedImageDataset, got {cls.__name__}; remove it')
         if self.is_train and not isinstance(datasets.get('train'), dict):
             self.report.add('datasets.train', 'missing; expected the training set')
         if not self.is_train and not any(k.split('_')[0] in ('test', 'val') for k in datasets):

@@ -20,6 +20,7 @@ from basicsr.data.paired_image_dataset import PairedImageDataset
 from tqdm import tqdm
 
 from udl_basicsr.data.images import SUFFIXES, ImageError, decode_rgb, read_header
+from udl_basicsr.data.in_memory import processes_here, why_too_large
 from udl_basicsr.data.uncertainty_cache import AUTO, why_no_folder
 from udl_basicsr.metrics import calculate_lpips
 
@@ -171,6 +172,9 @@ def _check_pairs(dataset: dict, at: str, opt: dict, report: Report, images: Imag
     scale = opt.get('scale')
     if sizes and isinstance(scale, int) and not report.has('scale'):
         _check_sizes(sizes, scale, dataset, at, report)
+        if dataset.get('in_memory') and (problem := why_too_large(
+                (size for both in sizes.values() for size in both), processes_here(opt['world_size']))):
+            report.add(f'{at}.in_memory', problem)
         if dataset['phase'] != 'train' and not report.has(at):
             _check_metrics(sizes, scale, opt, at, report)
 

@@ -542,7 +542,7 @@ def waiting(trainer: Trainer, settings: Settings, gt: Path, lq: Path, backends: 
     """
     model, results = trainer.step('udl', settings).model, {}
     for backend in backends:
-        roots = {'gt': gt, 'lq': lq} if backend == 'disk' else {key: _lmdb(path) for key, path in
+        roots = {'gt': gt, 'lq': lq} if backend == 'disk' else {key: as_lmdb(path) for key, path in
                                                                (('gt', gt), ('lq', lq))}
         for count in workers:
             options = {
@@ -575,8 +575,8 @@ def waiting(trainer: Trainer, settings: Settings, gt: Path, lq: Path, backends: 
     return results
 
 
-def _lmdb(folder: Path) -> Path:
-    """The images of a folder as BasicSR's LMDB, beside it."""
+def as_lmdb(folder: Path) -> Path:
+    """Makes BasicSR's LMDB of the PNG images of a folder, beside it; returns where."""
     from basicsr.utils.lmdb_util import make_lmdb_from_imgs
     path = folder.with_suffix('.lmdb')
     if not path.exists():
