@@ -1,0 +1,82 @@
+#!/usr/bin/env python
+"""Makes one HTML file of a comparison or of test runs, which opens in any browser, without a network.
+
+Examples:
+    python scripts/report.py docs/results/rivals --gt Set5=datasets/Set5/GTmod4 --lq Set5=datasets/Set5/LRbicx4
+    python scripts/report.py results/EDSR_L1_x4 results/EDSR_UDL_x4 --images Set5/butterfly --window 0
+
+Exit status: 0; 1 when the file could not be written; 2 when something is wrong with what was given, and nothing was.
+"""
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from udl_basicsr.reports.html import WINDOW, make_page
+from udl_basicsr.reports.scores import ScoresError, write_text
+from udl_basicsr.reports.uncertainty import ReportError
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parses the command line."""
+    def folder_of(text: str) -> tuple[str, Path]:
+        name, sign, folder = text.partition('=')
+        if not (name and sign and folder):
+            raise argparse.ArgumentTypeError(f'expected DATASET=FOLDER, got {text!r}')
+        return name, Path(folder)
+
+    def between(low: int, high: int):
+        def convert(text: str) -> int:
+            if not text.isdecimal() or not low <= int(text) <= high:
+                raise argparse.ArgumentTypeError(f'expected a whole number from {low} to {high}, got {text!r}')
+            return int(text)
+        return convert
+
+    parser = argparse.ArgumentParser(description='Makes one self-contained HTML file of a comparison or of test runs.')
+    parser.add_argument('folders', nargs='+', metavar='FOLDER', help='docs/results/<comparison>, with the records of '
+                        'scripts/compare_losses.py, or results/<name>, with the scores.json of test.py')
+    parser.add_argument('--out', metavar='FILE', help='default: report.html in the first folder')
+    parser.add_argument('--images', nargs='+', default=[], metavar='DATASET/NAME', help='which pictures to put in; '
+                        'default: one or two of each data set, by a rule that the page states, below 5 MB')
+    parser.add_argument('--gt', nargs='+', action='extend', default=[], type=folder_of, metavar='DATASET=FOLDER',
+                        help="HR images; default: those that the test's option file names")
+    parser.add_argument('--lq', nargs='+', action='extend', default=[], type=folder_of, metavar='DATASET=FOLDER',
+                        help='LR images, from which bicubic is made as well; default: likewise')
+    parser.add_argument('--seed', type=between(0, 2**32), metavar='S', help='whose pictures; default: the first that '
+                        'has any. The tables are over all seeds')
+    parser.add_argument('--window', type=between(0, 10**5), default=WINDOW, metavar='N', help='show N x N pixels, where '
+                        f'there is most detail, of larger pictures; 0: all; default {WINDOW}')
+    parser.add_argument('--quality', type=between(1, 100), metavar='Q', help='pictures as WebP with loss, 1 to 100; '
+                        'default: without loss, some ten times as large')
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit status."""
+    args = parse_args(argv)
+    folders: dict[str, dict[str, list[Path]]] = {'gt': {}, 'lq': {}}
+    for kind, found in folders.items():
+        for name, folder in getattr(args, kind):
+            found.setdefault(name, []).append(folder)
+    out = Path(args.out or Path(args.folders[0]) / 'report.html')
+    try:
+        if out.is_dir():
+            raise ReportError(f'--out {out}: is a folder, expected a file')
+        page, notes = make_page(args.folders, args.images, folders['gt'], folders['lq'], args.seed, args.quality,
+                                args.window)
+    except (ReportError, ScoresError, OSError) as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    try:
+        write_text(out, page)
+    except OSError as error:
+        print(f'{error.filename or out}: {error.strerror or error}', file=sys.stderr)
+        return 1
+    print(*notes, sep='\n')
+    print(f'Wrote {out}, {len(page.encode("utf-8")) / 1e6:.1f} MB')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
