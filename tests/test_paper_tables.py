@@ -144,6 +144,9 @@ def test_namesakes_share_rows_and_others_follow(records, paper):
     assert 'L1, ESU, UDL, charbonnier' in {line.method for line in table.lines}  # one row for what nobody has
     degraded = paper_tables.render(paper_tables.make_table('udl-6', records, paper))
     assert cells(degraded, 'EDSR', '×3', 'L1')[1] == '33.00/0.9000'
+    assert 'rivals' not in degraded
+    assert 'blurred' not in markdown
+    assert cells(markdown, 'EDSR', '×3', 'L1')[:3] == ['–', '–', '34.65/0.9282<sup>a</sup>']
     two = [*records, make_record('L1', 0, name='longer', Set5=[(31., 0.8)])]
     labels = {line.network for line in paper_tables.make_table('udl-5', two, paper).lines}
     assert {'EDSR 4×16 (rivals)', 'EDSR 4×16 (longer)'} <= labels
@@ -167,6 +170,8 @@ def test_figures_of_another_source_are_marked_and_not_ranked(records):
     assert table.notes['a'].startswith('Not of this table, but printed in B. Lim')
     assert 'Printed: not transcribed.' in markdown
     assert 'table: udl-5' in markdown
+    paper['tables']['udl-6']['also'] = ['EDSR']
+    assert not paper_tables.make_table('udl-6', records, paper).notes  # those figures are of another degradation
 
     paper['rows'] += [{**row, 'source': 'UDL', 'table': 'udl-5'} for row in paper['rows'] if row['network'] == 'EDSR']
     assert not paper_tables.make_table('udl-5', records, paper).notes  # the table's own figures come first
@@ -216,6 +221,8 @@ def test_latex(records, paper):
             '-- & 27.12 $\\pm$ 0.00 / 0.7500 $\\pm$ 0.0000') in '\n'.join(rows)
     assert 'comparison my\\_50\\%\\&\\#runs;' in text
     assert '32.46/0.8968\\textsuperscript{a}' in text
+    assert '\\underline{32.01}/-- &' in '\n'.join(latex_is_sound(
+        paper_tables.render(paper_tables.make_table('udl-2', records, paper), 'latex')))
 
 
 def test_special_characters_of_latex():
@@ -278,7 +285,9 @@ def test_broken_data_is_refused(paper, tmp_path, change, message):
 
 def test_benchmark_table_with_rows_of_two_sources(paper):
     """The same network and loss in the rows of two papers: both stand there, told apart."""
-    paper['rows'].append({**paper['rows'][-2], 'method': 'L1', 'scores': {'Set5': [32.5, 0.89]}})
+    for table, psnr in (('udl-5', 32.5), ('udl-6', 30.)):  # of one paper, the first table that has it
+        paper['rows'].append({**paper['rows'][-2], 'method': 'L1', 'table': table, 'network': 'EDSR', 'scale': 4,
+                              'scores': {'Set5': [psnr, 0.89]}})
     printed = benchmark.printed_rows(paper, 'EDSR')
     run = {**make_record('L1', Set5=[(32., 0.88)]), 'name': 'EDSR_L1_x4'}
     table = benchmark.join([run], printed=printed)
