@@ -6,7 +6,7 @@
     python scripts/compare_losses.py options/compare/tiny_x4.yml --dry_run       # what there is and what is missing
 
 Each run leaves a record in docs/results/<name>/, from which tables, figures and the report are made. What is there is
-not made again; stopped, it goes on with the same command. One run at a time on the CPU, one on each GPU.
+not made again; stopped, it goes on with the same command. One run on each GPU, or --jobs runs on the CPU.
 """
 import argparse
 import signal
@@ -28,6 +28,8 @@ def main() -> int:
     parser.add_argument('plan', type=Path, help='YAML file, such as options/compare/tiny_x4.yml')
     parser.add_argument('--methods', nargs='+', help='only these')
     parser.add_argument('--seeds', nargs='+', type=int, help='these instead of the seeds of the plan')
+    parser.add_argument('--jobs', type=int, default=1, help='runs at a time where there is no GPU, each best with '
+                        'OMP_NUM_THREADS=1; default 1')
     parser.add_argument('--out', type=Path, help='folder of the records; default docs/results/<name>')
     parser.add_argument('--root', type=Path, default=Path.cwd(),
                         help='where experiments/ and results/ are; default: here')
@@ -54,16 +56,15 @@ def run(args: argparse.Namespace) -> int:
     print(f'{len(runs)} runs, {len(missing)} to be made; records in {out}', flush=True)
     if missing and not args.dry_run:
         compare.write_options(missing, args.root)
-        status = train(runs, missing, out, args.root)
+        status = train(runs, missing, out, args.root, list(range(torch.cuda.device_count())) or [None] * args.jobs)
         if status:
             return status
     show(runs, out)
     return 0
 
 
-def train(runs: list, missing: list, out: Path, root: Path) -> int:
+def train(runs: list, missing: list, out: Path, root: Path, gpus: list) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the runs in progress save their state
-    gpus = list(range(torch.cuda.device_count())) or [None]
     events = compare.make_all(missing, out, root, gpus)
     failed, ended, last = [], 0, {}
     try:
