@@ -100,6 +100,12 @@ def save(figure: Figure, out: str | Path) -> Path:
     """
     out, content = check_out(out), io.BytesIO()
     suffix = out.suffix.lower()
+    if suffix == '.png':
+        for ax in figure.axes:
+            for picture in ax.images:
+                # Photographs alone: a map keeps its values.
+                if picture.get_array().ndim == 3 and picture.get_array().shape[1] > ax.get_window_extent().width:
+                    picture.set_interpolation('hanning')
     # Type 3 fonts, matplotlib's default, are refused by many publishers; the salt makes names of SVG elements constant.
     with matplotlib.rc_context({'pdf.fonttype': 42, 'svg.hashsalt': 'udl_basicsr'}):
         figure.savefig(content, format=suffix[1:], dpi=figure.dpi, metadata=FORMATS[suffix])
@@ -142,7 +148,7 @@ def _draw(ax: Axes, panel: Panel, image: np.ndarray, norms: dict[str, Normalize]
     ax.spines[:].set(**_FRAME)
     colours = {} if panel.kind == 'image' else {'cmap': MAPS[panel.kind][0], 'norm': norms[panel.kind]}
     ax.set_title(panel.title, fontsize=fontsize, pad=0.45 * fontsize, linespacing=1.15)
-    return ax.imshow(image, interpolation='nearest', **colours)
+    return ax.imshow(image, interpolation='none', **colours)  # so that PDF and SVG hold the very pixels
 
 
 def _mark(ax: Axes, box: tuple[int, int, int, int], width: float = 1.4) -> None:

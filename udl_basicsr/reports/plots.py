@@ -63,8 +63,8 @@ def differences_figure(records: Sequence[Mapping], out: str | Path, metric: str 
     """Draws how far each method is from the reference on each data set, with its intervals of 95 %.
 
     The thick whisker is the bootstrap over seeds and images, the thin one Student's t over seeds; see
-    :func:`~udl_basicsr.reports.comparison.paired_difference`. A dot is filled where both exclude 0 (the only one where
-    there is one seed). Methods are ordered by their mean over the data sets, the best first.
+    :func:`~udl_basicsr.reports.comparison.paired_difference`. A dot is filled where both exclude 0, never for a single
+    seed. Methods are ordered by their mean over the data sets, the best first.
 
     Args:
         records: As read by `read_records`.
@@ -115,8 +115,8 @@ def differences_figure(records: Sequence[Mapping], out: str | Path, metric: str 
             result = found[method][dataset]
             if result is None:
                 continue
-            ends = [sign * result[end] for end in ('low', 'high', 'seed_low', 'seed_high') if np.isfinite(result[end])]
-            colour = BETTER if min(ends) > 0 else WORSE if max(ends) < 0 else GRAY
+            ends = [sign * result[end] for end in ('low', 'high', 'seed_low', 'seed_high')]  # NaN: t of one seed
+            colour = BETTER if all(end > 0 for end in ends) else WORSE if all(end < 0 for end in ends) else GRAY
             ax.hlines(y, result['seed_low'], result['seed_high'], color=colour, linewidth=0.8)
             ax.hlines(y, result['low'], result['high'], color=colour, linewidth=2.6, alpha=0.55)
             ax.plot(result['mean'], y, 'o', markersize=4, markeredgewidth=1, color=colour,
@@ -137,7 +137,7 @@ def differences_figure(records: Sequence[Mapping], out: str | Path, metric: str 
     figure.text(middle, 0.27 / height, f'{title} minus that of {reference_label}, ×{scale}{unit}'
                 + (' (lower is better)' if sign < 0 else ''), fontsize=_FONT, ha='center')
     figure.text(middle, 0.09 / height, f'thick: 95 % over {usual} seed{"s" * (usual > 1)} and the images, bootstrap'
-                + ('; thin: 95 % over the seeds, t' if usual > 1 else '') + '; hollow: 0 is not ruled out',
+                + ('; thin: 95 % over the seeds, t' if usual > 1 else '') + '; hollow: 0 not ruled out, or a single seed',
                 fontsize=_FONT - 0.5, color=GRAY, ha='center')
     return save(figure, out)
 

@@ -120,7 +120,8 @@ def tlw_maps(run: TLWRun, iteration: int, gt: np.ndarray, lq: np.ndarray) -> TLW
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        nets = {label: build_loaded(run.folder / 'models' / f'net_{label}_{iteration}.pth', run.options, 'params', label)
+        models = run.folder / 'models'
+        nets = {label: build_loaded(models / f'net_{label}_{iteration}.pth', run.options, 'params', label)
                 for label in 'gw'}
         target, pred = to_tensor(gt), nets['g'](to_tensor(lq))
         if pred.shape != target.shape:
