@@ -13,7 +13,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from udl_basicsr.reports.html import WINDOW, make_page
+from udl_basicsr.reports.html import make_page
+from udl_basicsr.reports.html_pictures import WINDOW
 from udl_basicsr.reports.scores import ScoresError, write_text
 from udl_basicsr.reports.uncertainty import ReportError
 
@@ -45,8 +46,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                         help='LR images, from which bicubic is made as well; default: likewise')
     parser.add_argument('--seed', type=between(0, 2**32), metavar='S', help='whose pictures; default: the first that '
                         'has any. The tables are over all seeds')
-    parser.add_argument('--window', type=between(0, 10**5), default=WINDOW, metavar='N', help='show N x N pixels, where '
-                        f'there is most detail, of larger pictures; 0: all; default {WINDOW}')
+    parser.add_argument('--window', type=between(0, 10**5), default=WINDOW, metavar='N', help='show N x N pixels, '
+                        f'where there is most detail, of larger pictures; 0: all; default {WINDOW}')
     parser.add_argument('--quality', type=between(1, 100), metavar='Q', help='pictures as WebP with loss, 1 to 100; '
                         'default: without loss, some ten times as large')
     return parser.parse_args(argv)

@@ -8,178 +8,45 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import io
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from html import escape
 from importlib.resources import files
 from pathlib import Path
 from string import Template
 from typing import Any
 
-import cv2
 import numpy as np
-import yaml
-from basicsr.metrics import calculate_psnr
-from PIL import Image
 
-from udl_basicsr.data.degradations import resize_bicubic
+from .comparison import means
+from .html_groups import (
+    AHEAD,
+    BEHIND,
+    OPEN,
+    Group,
+    difference_text,
+    digits_of,
+    first_metric,
+    interval_text,
+    read_groups,
+    signed,
+    unit,
+    verdict,
+)
+from .html_pictures import WINDOW, choose_pictures, theta_ticks
+from .scores import ScoresError, decimals, format_value, lower_is_better, metric_title
 
-from .comparison import means, methods_of, paired_difference, read_records
-from .figures import busiest_box
-from .pictures import Run, read_partner
-from .scores import ScoresError, decimals, format_value, lower_is_better, metric_title, read_scores
-from .uncertainty import ReportError
-
-LIMIT = 5_000_000  # bytes; pictures that were not asked for by name are left out beyond it
-WINDOW = 224  # pixels; without loss 13 methods then take some 1.5 MB for each picture
 COLOURS = 16  # of methods, as in templates/report.css; further ones begin anew
-MAP_QUALITY = 85  # of WebP, for the maps of s, which lie over a picture and are looked at, not measured
-# Viridis, which is ordered by lightness in itself and for the colour-blind; the same stops are in report.css.
-_STOPS = np.array([[68, 1, 84], [71, 45, 123], [59, 82, 139], [44, 114, 142], [33, 145, 140], [40, 174, 128],
-                   [94, 201, 98], [173, 220, 48], [253, 231, 37]], dtype=np.float64)
-_AHEAD, _BEHIND, _OPEN = 'ahead', 'behind', 'open'
 
 
-@dataclass(frozen=True)
-class Group:
-    """Runs that are compared with each other: of one network, scale and degradation.
-
-    Attributes:
-        title: Its heading.
-        records: As :func:`udl_basicsr.reports.comparison.read_records` gives them; of plain test runs, what is known.
-        remedy: The command that makes the pictures where there are none.
-    """
-    title: str
-    records: list[dict]
-    remedy: str
-
-    @property
-    def scale(self) -> int:
-        return self.records[0]['scale']
-
-    @property
-    def methods(self) -> dict[str, str]:
-        """Ids and labels, the reference first."""
-        return methods_of(self.records)
-
-    @property
-    def reference(self) -> str | None:
-        """Id of the method that differences are taken to; None where it was not run or nothing is to be compared."""
-        name = self.records[0]['reference']
-        return name if name in self.methods and len(self.methods) > 1 else None
-
-    @property
-    def datasets(self) -> list[str]:
-        return list(dict.fromkeys(name for r in self.records for name in r['datasets']))
-
-    @property
-    def metrics(self) -> list[str]:
-        return list(dict.fromkeys(m for r in self.records for d in r['datasets'].values() for m in d['mean']))
-
-    def of(self, method: str) -> list[dict]:
-        """The runs of a method, by seed."""
-        return sorted((r for r in self.records if r['method'] == method), key=lambda r: r['seed'])
-
-    def difference(self, method: str, dataset: str, metric: str) -> dict | None:
-        """The paired difference from the reference; None for the reference and where there is none."""
-        if self.reference in (None, method):
-            return None
-        return paired_difference(self.records, method, dataset, metric, self.scale, self.reference)
-
-
-# ---------------------------------------------------------------- reading
-
-def read_groups(folders: Iterable[str | Path]) -> list[Group]:
-    """Reads folders of records, and results folders of test runs, which are compared with the first of them.
-
-    Args:
-        folders: ``docs/results/<comparison>`` or ``results/<name>``, in any mixture.
-
-    Raises:
-        FileNotFoundError: A folder that does not exist or holds neither.
-        ScoresError: Records or scores that are malformed.
-    """
-    groups: dict[tuple, list[dict]] = {}
-    remedies, tested = {}, []
-    for folder in map(Path, folders):
-        if not folder.is_dir():
-            raise FileNotFoundError(f'{folder}: no such folder. Expected docs/results/<comparison>, with the records '
-                                    'of scripts/compare_losses.py, or results/<name>, with the scores.json of test.py')
-        if (folder / 'scores.json').is_file():
-            tested.append(folder)
-            continue
-        for record in read_records(folder):
-            key = (record['comparison'], record['network_title'], record['scale'], record['degradation'])
-            groups.setdefault(key, []).append(record)
-            remedies[key] = 'python scripts/compare_losses.py FILE.yml'
-    for record in _as_records(tested):
-        key = ('tests', '', record['scale'], '')
-        groups.setdefault(key, []).append(record)
-        remedies[key] = 'python udl_basicsr/test.py -opt FILE.yml --force_yml val:save_img=true'
-    found = []
-    for key, records in groups.items():
-        comparison, network, scale, degradation = key
-        network = network or ', '.join(dict.fromkeys(r['network'] for r in records))
-        alone = len({k[0] for k in groups}) == 1
-        title = f'{network}, ×{scale}' + (f', {degradation}' if degradation else '')
-        found.append(Group(title if alone else f'{comparison}: {title}', records, remedies[key]))
-    return found
-
-
-def _as_records(folders: Sequence[Path]) -> list[dict]:
-    """Test runs in the form of records, as far as they say what records say."""
-    folders = [folder.resolve() for folder in folders]
-    scores = [read_scores(folder) for folder in folders]
-    for folder in folders:
-        if [f.name for f in folders].count(folder.name) > 1:
-            raise ScoresError(f'Two results folders are called {folder.name}. Rename one of them.')
-    first = {s['scale']: f.name for f, s in zip(reversed(folders), reversed(scores), strict=True)}
-    return [{**s, 'method': f.name, 'label': f.name, 'reference': first[s['scale']], 'seed': 0, 'order': i,
-             'pictures': str(f / 'visualization')} for i, (f, s) in enumerate(zip(folders, scores, strict=True))]
-
-
-# ---------------------------------------------------------------- words and numbers
-
-def signed(value: float, digits: int) -> str:
-    """A difference as it is printed, with a true minus sign; what rounds to zero has none."""
-    text = f'{value:+.{digits}f}'
-    return text[1:] if not float(text) else text.replace('-', '−')
-
-
-def _digits(metric: str) -> int:
-    """One more than the metric itself has: differences of losses are small."""
-    return decimals(metric) + 1
-
-
-def _interval(difference: Mapping, metric: str, keys: tuple[str, str] = ('low', 'high')) -> str:
-    return f'[{", ".join(signed(difference[key], _digits(metric)) for key in keys)}]'
-
-
-def verdict(difference: Mapping, metric: str) -> str:
-    """`ahead` or `behind` where the interval leaves out zero, else `open`."""
-    if difference['low'] <= 0 <= difference['high']:
-        return _OPEN
-    return _AHEAD if (difference['mean'] > 0) != lower_is_better(metric) else _BEHIND
-
-
-def _unit(metric: str) -> str:
-    return ' dB' if 'psnr' in metric.lower() else ''
-
-
-def _first_metric(group: Group) -> str | None:
-    return 'psnr' if 'psnr' in group.metrics else next(iter(group.metrics), None)
-
+# ---------------------------------------------------------------- headline
 
 def _count(number: int, what: str) -> str:
     return f'{number:,} {what}{"" if number == 1 else "s"}'.replace(',', ' ')
 
-
 def _some(values: Iterable[Any]) -> str:
     return ', '.join(dict.fromkeys(str(value) for value in values if value not in (None, '')))
-
 
 def _facts(group: Group) -> list[tuple[str, str]]:
     """What one must know of a group before its figures mean anything."""
@@ -199,18 +66,16 @@ def _facts(group: Group) -> list[tuple[str, str]]:
 
 def _budget(record: Mapping) -> str:
     stages = record.get('stages') or []
-    return _count(sum(int(s.get('iterations') or 0) for s in stages), 'iteration') if stages else ''
+    return _count(sum(s['iterations'] for s in stages), 'iteration') if stages else ''
 
 
 def _stages(record: Mapping) -> str:
-    return ' → '.join(f'{s.get("name", "")} {s.get("iterations", "")}' for s in record.get('stages') or [])
+    return ' → '.join(f'{s.get("name", "")} {s["iterations"]}' for s in record.get('stages') or [])
 
-
-# ---------------------------------------------------------------- headline
 
 def _cards(group: Group) -> str:
     """A card for each data set: the best mean, and its difference from the reference."""
-    metric, cards = _first_metric(group), []
+    metric, cards = first_metric(group), []
     for dataset in group.datasets if metric else ():
         found = {m: means(group.records, m, dataset, metric, group.scale) for m in group.methods}
         found = {m: value['mean'] for m, value in found.items() if value}
@@ -221,32 +86,32 @@ def _cards(group: Group) -> str:
         seeds = len({r['seed'] for r in group.of(best)})
         fewer = f', {_count(seeds, "seed")}' if seeds < len({r['seed'] for r in group.records}) else ''
         lines = [f'<p class="set">{escape(dataset)}</p>',
-                 f'<p class="big">{format_value(metric, found[best])}<span>{_unit(metric)}</span></p>',
+                 f'<p class="big">{format_value(metric, found[best])}<span>{unit(metric)}</span></p>',
                  f'<p class="who"><i class="swatch {_colour(group, best)}"></i>{escape(group.methods[best])}'
                  f'{", the highest mean" if len(found) > 1 and not lower_is_better(metric) else ""}{fewer}</p>']
         if difference:
-            lines.append(f'<p class="delta {verdict(difference, metric)}">{signed(difference["mean"], _digits(metric))}'
-                         f'{_unit(metric)} <span>{_interval(difference, metric)}</span></p>')
+            lines.append(f'<p class="delta {verdict(difference, metric)}">{difference_text(difference, metric)}'
+                         f'{unit(metric)} <span>{interval_text(difference, metric)}</span></p>')
         cards.append(f'<div class="card">{"".join(lines)}</div>')
     return f'<div class="cards">{"".join(cards)}</div>'
 
 
 def _summary(group: Group) -> str:
     """In words: which methods' intervals lie above or below zero on every data set."""
-    metric = _first_metric(group)
+    metric = first_metric(group)
     if group.reference is None or metric is None:
         return ''
-    kinds: dict[str, list[str]] = {_AHEAD: [], _BEHIND: [], _OPEN: []}
+    kinds: dict[str, list[str]] = {AHEAD: [], BEHIND: [], OPEN: []}
     for method, label in group.methods.items():
         found = [d for name in group.datasets if (d := group.difference(method, name, metric))]
         seen = {verdict(d, metric) for d in found}
         if found:
-            kinds[seen.pop() if len(seen) == 1 else _OPEN].append(label)
+            kinds[seen.pop() if len(seen) == 1 else OPEN].append(label)
     where = 'on every data set' if len(group.datasets) > 1 else f'on {escape(group.datasets[0])}'
     reference = escape(group.methods[group.reference])
 
-    titles = {_AHEAD: f'Ahead of {reference} {where}', _OPEN: 'Undecided, or not the same on all',
-              _BEHIND: f'Behind {reference} {where}'}
+    titles = {AHEAD: f'Ahead of {reference} {where}', OPEN: 'Undecided, or not the same on all',
+              BEHIND: f'Behind {reference} {where}'}
     rows = ''.join(f'<dt>{title}</dt><dd class="{kind}">'
                    + (''.join(f'<span>{escape(label)}</span>' for label in kinds[kind]) or 'none') + '</dd>'
                    for kind, title in titles.items())
@@ -284,11 +149,14 @@ def axis_range(intervals: Sequence[tuple[float, float]]) -> tuple[float, float]:
     Args:
         intervals: (low, high) of each method.
     """
-    reach = sorted(max(abs(low), abs(high)) for low, high in intervals)
+    # The reference itself, run twice, differs by nothing and says nothing of what is usual.
+    reach = sorted(r for low, high in intervals if (r := max(abs(low), abs(high)))) or [1e-3]
     usual = reach[math.ceil(0.75 * len(reach)) - 1]
-    limit = max(r for r in reach if r <= 3 * usual) or 1e-3
+    limit = max(r for r in reach if r <= 3 * usual)
     low = max(min(0., *(a for a, _ in intervals)), -limit)
     high = min(max(0., *(b for _, b in intervals)), limit)
+    if low == high:
+        low, high = -limit, limit
     margin = 0.05 * (high - low)
     return low - margin, high + margin
 
@@ -311,6 +179,9 @@ def _forest(group: Group, metric: str) -> str:
     def x(value: float) -> str:
         return f'{100 * (min(max(value, low), high) - low) / (high - low):.2f}%'
 
+    def line(kind: str, start: float, end: float) -> str:
+        return f'<line class="{kind}" x1="{x(start)}" x2="{x(end)}" y1="50%" y2="50%"/>'
+
     grid = ''.join(f'<line class="{"zero" if tick == 0 else "grid"}" x1="{x(tick)}" x2="{x(tick)}" y1="0" y2="100%"/>'
                    for tick in ticks)
     panels = []
@@ -322,20 +193,20 @@ def _forest(group: Group, metric: str) -> str:
             d, kind = found[method], verdict(found[method], metric)
             marks = []
             if math.isfinite(d.get('seed_low', math.nan)):
-                marks.append(f'<line class="seeds" x1="{x(d["seed_low"])}" x2="{x(d["seed_high"])}" y1="50%" y2="50%"/>')
-            marks.append(f'<line class="interval" x1="{x(d["low"])}" x2="{x(d["high"])}" y1="50%" y2="50%"/>')
+                marks.append(line('seeds', d['seed_low'], d['seed_high']))
+            marks.append(line('interval', d['low'], d['high']))
             if low <= d['mean'] <= high:
                 marks.append(f'<circle cx="{x(d["mean"])}" cy="50%" r="4.5"/>')
             else:
                 sign, anchor, place = ('◀', 'start', '0') if d['mean'] < low else ('▶', 'end', '100%')
                 marks.append(f'<text class="off" x="{place}" y="50%" dy=".35em" text-anchor="{anchor}">{sign}</text>')
-            says = (f'{group.methods[method]}: {signed(d["mean"], _digits(metric))}, 95 % interval '
-                    f'{_interval(d, metric)}, ahead on {d["ahead"]} of {d["pairs"]} pairs of seed and image')
+            says = (f'{group.methods[method]}: {difference_text(d, metric)}, 95 % interval '
+                    f'{interval_text(d, metric)}, ahead on {d["ahead"]} of {d["pairs"]} pairs of seed and image')
             rows.append(
                 f'<li><span class="name"><i class="swatch {_colour(group, method)}"></i>'
                 f'{escape(group.methods[method])}</span>'
                 f'<svg class="{kind}" role="img" aria-label="{escape(says)}"><title>{escape(says)}</title>{grid}'
-                f'{"".join(marks)}</svg><span class="num {kind}">{signed(d["mean"], _digits(metric))}</span></li>')
+                f'{"".join(marks)}</svg><span class="num {kind}">{difference_text(d, metric)}</span></li>')
         labels = ''.join(f'<text x="{x(tick)}" y="14" text-anchor="middle">'
                          f'{"0" if tick == 0 else signed(tick, tick_digits)}</text>' for tick in ticks)
         panels.append(f'<figure class="panel"><figcaption>{escape(name)}</figcaption><ul>{"".join(rows)}'
@@ -348,7 +219,7 @@ def _forest(group: Group, metric: str) -> str:
                'There is one seed, so the interval is over images only. ')
             + 'Filled: the interval leaves out zero. ◀ ▶: beyond the axis.')
     return (f'<h3>{escape(metric_title(metric))} minus that of {escape(group.methods[group.reference])}'
-            f'{escape(f" ({_unit(metric).strip()})") if _unit(metric) else ""} <small>{better}</small></h3>'
+            f'{escape(f" ({unit(metric).strip()})") if unit(metric) else ""} <small>{better}</small></h3>'
             f'<div class="forest">{"".join(panels)}</div><p class="note">{note}</p>')
 
 
@@ -388,11 +259,11 @@ def _table(group: Group, metric: str) -> str:
             tag = {1: 'b', 2: 'u'}.get(ranks[name].get(method), 'span')
             text = f'<{tag}>{text}</{tag}>'
             if math.isfinite(value['sd']):
-                text += f' <small class="sd">±{value["sd"]:.{_digits(metric)}f}</small>'
+                text += f' <small class="sd">±{value["sd"]:.{digits_of(metric)}f}</small>'
             difference = group.difference(method, name, metric)
             if difference:
-                text += (f'<small class="{verdict(difference, metric)}">{signed(difference["mean"], _digits(metric))} '
-                         f'<span>{_interval(difference, metric)}</span></small>')
+                text += (f'<small class="{verdict(difference, metric)}">{difference_text(difference, metric)} '
+                         f'<span>{interval_text(difference, metric)}</span></small>')
             cells.append(f'<td data-v="{value["mean"]!r}">{text}</td>')
         rows.append(f'<tr{" class=reference" if method == group.reference else ""}>{"".join(cells)}</tr>')
     how = 'Mean over seeds and images, ± standard deviation over seeds' if several else 'Mean over images'
@@ -431,7 +302,7 @@ def _results(groups: Sequence[Group]) -> str:
             parts.append(f'<h2>{escape(group.title)}</h2>')
         metrics = group.metrics
         if len(metrics) > 1:
-            first = _first_metric(group)
+            first = first_metric(group)
             choices = ''.join(f'<label><input type="radio" name="metric{number}" value="{escape(m)}"'
                               f'{" checked" if m == first else ""}><span>{escape(metric_title(m))}</span></label>'
                               for m in metrics)
@@ -544,293 +415,10 @@ def _curves(group: Group) -> dict | None:
     switches = []
     for method in group.methods:
         stages = group.of(method)[0].get('stages') or []
-        ends = np.cumsum([int(s.get('iterations') or 0) for s in stages])
+        ends = np.cumsum([s['iterations'] for s in stages])
         switches.append([int(end) for end in ends[:-1]])
     return {'title': group.title, 'charts': charts, 'methods': list(group.methods.values()), 'switches': switches,
             'reference': list(group.methods).index(group.reference) if group.reference else None}
-
-
-# ---------------------------------------------------------------- pictures
-
-@dataclass(frozen=True)
-class Layer:
-    """One picture that the slider can show.
-
-    Attributes:
-        key: What it is chosen by: `method:<id>`, `gt`, `bicubic` or `lq`.
-        label: How it is printed.
-        image: (H, W, 3) uint8 RGB; the LQ is smaller by the scale.
-        scores: Of the whole image; empty for GT and LQ.
-        log_scale: s, (H, W), where the method has an uncertainty.
-    """
-    key: str
-    label: str
-    image: np.ndarray
-    scores: Mapping[str, float]
-    log_scale: np.ndarray | None = None
-
-
-@dataclass(frozen=True)
-class Picture:
-    """An image of a test set in all its versions; all but the LQ are of one size, ``whole`` is (width, height)."""
-    group: Group
-    dataset: str
-    image: str
-    layers: tuple[Layer, ...]
-    whole: tuple[int, int]
-
-    @property
-    def name(self) -> str:
-        return f'{self.dataset}/{self.image}'
-
-
-def picture_folder(record: Mapping) -> Path | None:
-    """The folder of a run's pictures; a relative one is looked for from here."""
-    folder = record.get('pictures')
-    return Path(folder) if isinstance(folder, str) and folder and Path(folder).is_dir() else None
-
-
-def _roots(group: Group, key: str) -> dict[str, list[Path]]:
-    """GT or LQ folders of the data sets, where a test.yml beside the pictures names them and they are there."""
-    found: dict[str, list[Path]] = {}
-    for record in group.records:
-        folder = picture_folder(record)
-        file = folder.parent / 'test.yml' if folder else None
-        if file is None or not file.is_file():
-            continue
-        try:
-            datasets = (yaml.safe_load(file.read_text(encoding='utf-8')) or {}).get('datasets') or {}
-            roots = {d['name']: Path(d[key]) for d in datasets.values() if d and d.get('name') and d.get(key)}
-        except (yaml.YAMLError, AttributeError, TypeError, UnicodeDecodeError):
-            continue  # no option file of ours: --gt and --lq say what it would
-        for name, root in roots.items():
-            if root.is_dir() and root not in found.setdefault(name, []):
-                found[name].append(root)
-    return found
-
-
-def _partner(folders: Sequence[Path], image: str, what: str, size: tuple[int, int]) -> np.ndarray | None:
-    """The GT or LQ of the given (height, width) from the first folder that has it so: folders of several scales."""
-    errors = []
-    for folder in folders:
-        found = read_partner(folder, image, what)
-        if found.shape[:2] == size:
-            return found
-        errors.append(f'{folder} has {image} with {found.shape[1]}×{found.shape[0]} pixels')
-    if errors:
-        raise ReportError(f'{"; ".join(errors)}, but its {what} should have {size[1]}×{size[0]}. Is it the {what} '
-                          'folder of this scale?')
-    return None
-
-
-def _layers(group: Group, dataset: str, image: str, seed: int | None, gt: Sequence[Path],
-            lq: Sequence[Path]) -> tuple[Layer, ...]:
-    """Every version of an image that there is, the methods first; empty where no method kept it."""
-    if any(Path(part).name != part for part in (dataset, image)):
-        return ()  # a name that leads elsewhere: no picture of ours
-    layers: list[Layer] = []
-    for method, label in group.methods.items():
-        for record in group.of(method):
-            folder = picture_folder(record)
-            if folder is None or (seed is not None and record['seed'] != seed):
-                continue
-            if image not in record['datasets'].get(dataset, {'images': {}})['images']:
-                continue
-            if not any((folder / dataset).glob('*.png')):
-                continue
-            run = Run(label, str(folder), folder, group.scale, record['datasets'])
-            has_s = (folder / dataset / f'{image}_log_scale.png').is_file()
-            layers.append(Layer(f'method:{method}', label, run.sr(dataset, image), run.scores(dataset, image),
-                                run.log_scale(dataset, image) if has_s else None))
-            break
-    if not layers:
-        return ()
-    size = layers[0].image.shape[:2]
-    for layer in layers:
-        for array in (layer.image, layer.log_scale):
-            if array is not None and array.shape[:2] != size:
-                raise ReportError(f'{dataset}/{image}: {layer.label} has a picture of {array.shape[1]}×'
-                                  f'{array.shape[0]} pixels, {layers[0].label} one of {size[1]}×{size[0]}. They are '
-                                  'not of one test: make them again')
-    truth = _partner(gt, image, 'GT', size)
-    if any(n % group.scale for n in size):
-        lq = ()
-    small = _partner(lq, image, 'LQ', (size[0] // group.scale, size[1] // group.scale))
-    if small is not None:
-        bicubic = resize_bicubic(small, group.scale)
-        layers[:0] = [Layer('lq', 'Low resolution', small, {}),
-                      Layer('bicubic', 'Bicubic', bicubic, _bicubic_scores(group, bicubic, truth))]
-    if truth is not None:
-        layers.append(Layer('gt', 'Ground truth', truth, {}))
-    return tuple(layers)
-
-
-def _bicubic_scores(group: Group, bicubic: np.ndarray, truth: np.ndarray | None) -> dict[str, float]:
-    """PSNR of the bicubic image, where the runs were measured by the papers' protocol, which is computed here."""
-    usual = f'on Y (ITU-R BT.601), border of {group.scale} px cropped'
-    if truth is None or not all(r['protocol'].startswith('PSNR') and usual in r['protocol'] for r in group.records):
-        return {}
-    return {'psnr': float(calculate_psnr(bicubic[..., ::-1], truth[..., ::-1], crop_border=group.scale,
-                                         test_y_channel=True))}
-
-
-def _cut(picture: Picture, window: int) -> Picture:
-    """The part of ``window`` × ``window`` pixels that has most detail; small pictures stay whole."""
-    height, width = picture.layers[-1].image.shape[:2]
-    if not window or (height <= window and width <= window):
-        return picture
-    scale = picture.group.scale
-    side = max(min(window, height, width) // scale, 1) * scale
-    left, top, *_ = (n // scale * scale for n in busiest_box(picture.layers[-1].image, side))
-
-    def part(array: np.ndarray | None) -> np.ndarray | None:
-        if array is None:
-            return None
-        by = 1 if array.shape[:2] == (height, width) else scale
-        return array[top // by:(top + side) // by, left // by:(left + side) // by]
-
-    return replace(picture, layers=tuple(replace(layer, image=part(layer.image), log_scale=part(layer.log_scale))
-                                         for layer in picture.layers))
-
-
-def _order(group: Group, dataset: str) -> list[str]:
-    """The images of a data set: that on which the methods' scores spread most, then that of median spread, the rest."""
-    metric = _first_metric(group)
-    values: dict[str, list[float]] = {}
-    for record in group.records:
-        for image, scores in record['datasets'].get(dataset, {'images': {}})['images'].items():
-            values.setdefault(image, []).append(scores.get(metric, 0.))
-    order = sorted(values, key=lambda image: -np.std(values[image]))
-    middle = order[len(order) // 2:len(order) // 2 + 1]
-    return list(dict.fromkeys([*order[:1], *middle, *order]))
-
-
-def encode(image: np.ndarray, quality: int | None) -> str:
-    """A picture as a data URL: WebP, without loss unless a quality from 1 to 100 is given."""
-    data = io.BytesIO()
-    how = {'lossless': True} if quality is None else {'quality': quality}
-    Image.fromarray(np.ascontiguousarray(image)).save(data, 'WEBP', method=4, **how)
-    return 'data:image/webp;base64,' + base64.b64encode(data.getvalue()).decode('ascii')
-
-
-def colour_map(log_scale: np.ndarray, low: float, high: float) -> np.ndarray:
-    """s (H, W) in the colours of viridis from ``low`` to ``high``: (H, W, 3) uint8."""
-    at = ((log_scale - low) / (high - low)).clip(0, 1) * (len(_STOPS) - 1)
-    return np.stack([np.interp(at, range(len(_STOPS)), _STOPS[:, c]) for c in range(3)], -1).round().astype(np.uint8)
-
-
-def _encoded(picture: Picture, quality: int | None) -> dict:
-    """A picture for the script, but for the maps of s, whose colours depend on all pictures."""
-    height, width = picture.layers[-1].image.shape[:2]
-    metrics = picture.group.metrics
-    layers = [{'key': layer.key, 'label': layer.label, 'src': encode(layer.image, quality), 'scores': [
-        f'{format_value(m, layer.scores[m])}{_unit(m) or " " + metric_title(m)}' for m in metrics if m in layer.scores]}
-        for layer in picture.layers]
-    part = '' if (width, height) == picture.whole else f'{width}×{height} of {picture.whole[0]}×{picture.whole[1]} px'
-    for entry, layer in zip(layers, picture.layers, strict=True):
-        if (first := _first_metric(picture.group)) in layer.scores:
-            entry['rank'] = -layer.scores[first] if lower_is_better(first) else layer.scores[first]
-    group, reference = picture.group, picture.group.reference
-    return {'name': picture.name, 'group': group.title, 'scale': group.scale, 'width': width, 'height': height,
-            'part': part, 'layers': layers, 'reference': f'method:{reference}' if reference else None}
-
-
-def choose_pictures(groups: Sequence[Group], wanted: Sequence[str] = (), gt: Mapping[str, Sequence[Path]] | None = None,
-                    lq: Mapping[str, Sequence[Path]] | None = None, seed: int | None = None,
-                    quality: int | None = None, window: int = WINDOW,
-                    limit: int = LIMIT) -> tuple[list[dict], tuple[float, float] | None, list[str]]:
-    """Reads, cuts and encodes the pictures of a page.
-
-    Args:
-        groups: As :func:`read_groups` gives them.
-        wanted: ``DATASET/NAME``; by default, in turns over the data sets, those that `_order` puts first, one or two
-            for each set, as many as ``limit`` bytes hold.
-        gt: Folders of HR images for each data set.
-        lq: Folders of LR images for each data set.
-        seed: Whose pictures; by default the first that has any.
-        quality: Of WebP with loss; None: without.
-        window: Side of the part that is shown of larger pictures; 0: all of it.
-        limit: Bytes of all pictures that were not asked for by name.
-
-    Returns:
-        The pictures for the script, the range of s that their maps' colours span, and what was left out, in words.
-
-    Raises:
-        ReportError: A picture that was asked for does not exist, or pictures that do not belong together.
-    """
-    gt, lq = dict(gt or {}), dict(lq or {})
-    names = {f'{d}/{i}' for g in groups for d in g.datasets for i in _order(g, d)}
-    for name in wanted:
-        if name not in names:
-            near = sorted(names)
-            shown = ', '.join(near[:20]) + (f' and {len(near) - 20} more' if len(near) > 20 else '')
-            raise ReportError(f'--images: there is no {name}. There are: {shown}')
-    for what, given in (('--gt', gt), ('--lq', lq)):
-        known = list(dict.fromkeys(d for g in groups for d in g.datasets))
-        for name, folders in given.items():
-            if name not in known:
-                raise ReportError(f'{what}: there is no data set {name}. There are: {", ".join(known)}')
-            for folder in folders:
-                if not folder.is_dir():
-                    raise ReportError(f'{what} {name}={folder}: no such folder')
-
-    if seed is not None and not any(r['seed'] == seed for g in groups for r in g.records):
-        raise ReportError(f'--seed: there is no run of seed {seed}. There are: '
-                          f'{", ".join(map(str, sorted({r["seed"] for g in groups for r in g.records})))}')
-
-    candidates = []
-    for group in groups:
-        roots = {key: {**_roots(group, key), **given} for key, given in (('dataroot_gt', gt), ('dataroot_lq', lq))}
-        for dataset in group.datasets:
-            images = [i for i in _order(group, dataset) if not wanted or f'{dataset}/{i}' in wanted]
-            candidates += [(place, group, dataset, image, roots) for place, image in
-                           enumerate(images if wanted else images[:2])]
-    if not wanted:
-        candidates.sort(key=lambda c: c[0])  # stable: the first of every set, then the second
-    chosen, maps, notes, left_out, total, without = [], [], [], [], 0, []
-    for _, group, dataset, image, roots in candidates:
-        layers = _layers(group, dataset, image, seed, *(roots[k].get(dataset, ()) for k in roots))
-        if not layers:
-            without.append(f'{dataset}/{image}')
-            continue
-        picture = Picture(group, dataset, image, layers, layers[-1].image.shape[1::-1])
-        picture = _cut(picture, window)
-        entry = _encoded(picture, quality)
-        size = sum(len(layer['src']) for layer in entry['layers'])
-        if not wanted and total + size > limit:
-            left_out.append(f'{picture.name} ({size / 1e6:.1f} MB)')
-            continue
-        total += size
-        chosen.append(entry)
-        maps.append([layer.log_scale for layer in picture.layers])
-    if wanted and without:
-        raise ReportError(f'{", ".join(without)}: {"no run" if seed is None else f"no run of seed {seed}"} kept this '
-                          f'picture here. They are made by: {groups[0].remedy}')
-    if left_out:
-        notes.append(f'Left out to stay below {limit / 1e6:g} MB: {", ".join(left_out)}. --quality 90 takes a tenth '
-                     'of the space, with some loss; --images DATASET/NAME puts in what you name.')
-    return chosen, _add_maps(chosen, maps), notes
-
-
-def _add_maps(chosen: Sequence[dict], maps: Sequence[Sequence[np.ndarray | None]]) -> tuple[float, float] | None:
-    """Adds the maps of s in colours that mean the same in all pictures; returns the range that they span."""
-    every = [m.ravel() for layers in maps for m in layers if m is not None]
-    if not every:
-        return None
-    low, high = (float(v) for v in np.percentile(np.concatenate(every), (1, 99)))
-    high = max(high, low + 0.1)
-    for picture, layers in zip(chosen, maps, strict=True):
-        for entry, log_scale in zip(picture['layers'], layers, strict=True):
-            if log_scale is not None:
-                entry['map'] = encode(colour_map(log_scale, low, high), MAP_QUALITY)
-    return low, high
-
-
-def _theta_ticks(low: float, high: float) -> list[tuple[float, str]]:
-    """Places in [0, 1] and labels of θ = exp(s) in grey levels, at 1, 2, 5 times powers of ten."""
-    values = [k * 10. ** p for p in range(-1, 3) for k in (1, 2, 5)]
-    return [((math.log(v) - low) / (high - low), f'{v:g}') for v in values if low <= math.log(v) <= high]
-
 
 # ---------------------------------------------------------------- page
 
@@ -878,13 +466,14 @@ def make_page(folders: Sequence[str | Path], images: Sequence[str] = (), gt: Map
     templates = files('udl_basicsr.reports') / 'templates'
     page, style, script = ((templates / f'report.{kind}').read_text(encoding='utf-8')
                            for kind in ('html', 'css', 'js'))
-    data = {'curves': curves, 'pictures': pictures, 'ticks': _theta_ticks(*span) if span else []}
+    data = {'curves': curves, 'pictures': pictures, 'ticks': theta_ticks(*span) if span else []}
     policy = (f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}; "
               "base-uri 'none'; form-action 'none'")
     return Template(page).substitute(
         policy=policy, title=escape(title), style=style, script=script, header=_header(groups, title),
         results=_results(groups), runs=_runs(groups), data=_safe_json(data),
-        bare='' if pictures else 'bare', no_curves='hidden' if not curves else '', no_pictures='hidden' if not pictures else '',
+        bare='' if pictures else 'bare', no_curves='' if curves else 'hidden',
+        no_pictures='' if pictures else 'hidden',
         notes=''.join(f'<p class="note">{escape(note)}</p>' for note in notes)), notes
 
 

@@ -1,0 +1,157 @@
+"""What a page shows, in groups: the runs that are compared with each other, and how their numbers are put."""
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .comparison import methods_of, paired_difference, read_records
+from .scores import ScoresError, decimals, lower_is_better, read_scores
+
+AHEAD, BEHIND, OPEN = 'ahead', 'behind', 'open'  # also the classes that templates/report.css colours
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that are compared with each other: of one network, scale and degradation.
+
+    Attributes:
+        title: Its heading.
+        records: As :func:`udl_basicsr.reports.comparison.read_records` gives them; of plain test runs, what is known.
+        remedy: The command that makes the pictures where there are none.
+    """
+    title: str
+    records: list[dict]
+    remedy: str
+    _differences: dict[tuple[str, str, str], dict | None] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def scale(self) -> int:
+        return self.records[0]['scale']
+
+    @property
+    def methods(self) -> dict[str, str]:
+        """Ids and labels, the reference first."""
+        return methods_of(self.records)
+
+    @property
+    def reference(self) -> str | None:
+        """Id of the method that differences are taken to; None where it was not run or nothing is to be compared."""
+        name = self.records[0]['reference']
+        return name if name in self.methods and len(self.methods) > 1 else None
+
+    @property
+    def datasets(self) -> list[str]:
+        return list(dict.fromkeys(name for r in self.records for name in r['datasets']))
+
+    @property
+    def metrics(self) -> list[str]:
+        return list(dict.fromkeys(m for r in self.records for d in r['datasets'].values() for m in d['mean']))
+
+    def of(self, method: str) -> list[dict]:
+        """The runs of a method, by seed."""
+        return sorted((r for r in self.records if r['method'] == method), key=lambda r: r['seed'])
+
+    def difference(self, method: str, dataset: str, metric: str) -> dict | None:
+        """The paired difference from the reference; None for the reference and where there is none."""
+        if self.reference in (None, method):
+            return None
+        key = (method, dataset, metric)
+        if key not in self._differences:  # a bootstrap takes a while
+            found = paired_difference(self.records, method, dataset, metric, self.scale, self.reference)
+            # Where an image was restored without any error its PSNR is infinite, and nothing can be said of means.
+            self._differences[key] = found if found and math.isfinite(found['mean']) else None
+        return self._differences[key]
+
+
+# ---------------------------------------------------------------- reading
+
+def read_groups(folders: Iterable[str | Path]) -> list[Group]:
+    """Reads folders of records, and results folders of test runs, which are compared with the first of them.
+
+    Args:
+        folders: ``docs/results/<comparison>`` or ``results/<name>``, in any mixture.
+
+    Raises:
+        FileNotFoundError: A folder that does not exist or holds neither.
+        ScoresError: Records or scores that are malformed.
+    """
+    groups: dict[tuple, list[dict]] = {}
+    remedies, tested = {}, []
+    for folder in map(Path, folders):
+        if not folder.is_dir():
+            raise FileNotFoundError(f'{folder}: no such folder. Expected docs/results/<comparison>, with the records '
+                                    'of scripts/compare_losses.py, or results/<name>, with the scores.json of test.py')
+        if (folder / 'scores.json').is_file():
+            tested.append(folder)
+            continue
+        for record in read_records(folder):
+            if not all(isinstance(s, dict) and isinstance(s.get('iterations'), int) for s in record['stages']):
+                raise ScoresError(f'{folder}: {record["name"]}: `stages` should hold objects with `name` and '
+                                  f'`iterations`, got {record["stages"]!r}')
+            key = (str(folder), record['network_title'], record['scale'], record['degradation'])
+            groups.setdefault(key, []).append(record)
+            remedies[key] = 'python scripts/compare_losses.py FILE.yml'
+    for record in _as_records(tested):
+        key = ('tests', '', record['scale'], '')
+        groups.setdefault(key, []).append(record)
+        remedies[key] = 'python udl_basicsr/test.py -opt FILE.yml --force_yml val:save_img=true'
+    found = []
+    for key, records in groups.items():
+        folder, network, scale, degradation = key
+        network = network or ', '.join(dict.fromkeys(r['network'] for r in records))
+        alone = len({k[0] for k in groups}) == 1
+        title = f'{network}, ×{scale}' + (f', {degradation}' if degradation else '')
+        found.append(Group(title if alone else f'{Path(folder).name}: {title}', records, remedies[key]))
+    return found
+
+
+def _as_records(folders: Sequence[Path]) -> list[dict]:
+    """Test runs in the form of records, as far as they say what records say."""
+    folders = [folder.resolve() for folder in folders]
+    scores = [read_scores(folder) for folder in folders]
+    for folder in folders:
+        if [f.name for f in folders].count(folder.name) > 1:
+            raise ScoresError(f'Two results folders are called {folder.name}. Rename one of them.')
+    first = {s['scale']: f.name for f, s in zip(reversed(folders), reversed(scores), strict=True)}
+    return [{**s, 'method': f.name, 'label': f.name, 'reference': first[s['scale']], 'seed': 0, 'order': i,
+             'pictures': str(f / 'visualization')} for i, (f, s) in enumerate(zip(folders, scores, strict=True))]
+
+
+# ---------------------------------------------------------------- words and numbers
+
+def signed(value: float, digits: int) -> str:
+    """A difference as it is printed, with a true minus sign; what rounds to zero has none."""
+    text = f'{value:+.{digits}f}'
+    return text[1:] if not float(text) else text.replace('-', '−')
+
+
+def digits_of(metric: str) -> int:
+    """One more than the metric itself has: differences of losses are small."""
+    return decimals(metric) + 1
+
+
+def difference_text(difference: Mapping, metric: str) -> str:
+    """The mean of a paired difference."""
+    return signed(difference['mean'], digits_of(metric))
+
+
+def interval_text(difference: Mapping, metric: str) -> str:
+    """The bootstrap interval of a paired difference."""
+    return f'[{signed(difference["low"], digits_of(metric))}, {signed(difference["high"], digits_of(metric))}]'
+
+
+def verdict(difference: Mapping, metric: str) -> str:
+    """`ahead` or `behind` where the interval leaves out zero, else `open`."""
+    if difference['low'] <= 0 <= difference['high']:
+        return OPEN
+    return AHEAD if (difference['mean'] > 0) != lower_is_better(metric) else BEHIND
+
+
+def unit(metric: str) -> str:
+    return ' dB' if 'psnr' in metric.lower() else ''
+
+
+def first_metric(group: Group) -> str | None:
+    return 'psnr' if 'psnr' in group.metrics else next(iter(group.metrics), None)

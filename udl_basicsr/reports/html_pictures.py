@@ -1,0 +1,317 @@
+"""The pictures of a page: read, cut to a window, and encoded so that they lie in the page itself."""
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import yaml
+from basicsr.metrics import calculate_psnr
+from PIL import Image
+
+from udl_basicsr.data.degradations import resize_bicubic
+
+from .figures import busiest_box
+from .html_groups import Group, first_metric, unit
+from .pictures import Run, read_partner
+from .scores import format_value, lower_is_better, metric_title
+from .uncertainty import ReportError
+
+LIMIT = 5_000_000  # bytes; pictures that were not asked for by name are left out beyond it
+WINDOW = 224  # pixels; without loss 13 methods then take some 1.5 MB for each picture
+MAP_QUALITY = 85  # of WebP, for the maps of s, which lie over a picture and are looked at, not measured
+# Viridis, which is ordered by lightness in itself and for the colour-blind; the same stops are in report.css.
+_STOPS = np.array([[68, 1, 84], [71, 45, 123], [59, 82, 139], [44, 114, 142], [33, 145, 140], [40, 174, 128],
+                   [94, 201, 98], [173, 220, 48], [253, 231, 37]], dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One picture that the slider can show.
+
+    Attributes:
+        key: What it is chosen by: `method:<id>`, `gt`, `bicubic` or `lq`.
+        label: How it is printed.
+        image: (H, W, 3) uint8 RGB; the LQ is smaller by the scale.
+        scores: Of the whole image; empty for GT and LQ.
+        log_scale: s, (H, W), where the method has an uncertainty.
+    """
+    key: str
+    label: str
+    image: np.ndarray
+    scores: Mapping[str, float]
+    log_scale: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image of a test set in all its versions; all but the LQ are of one size, ``whole`` is (width, height)."""
+    group: Group
+    dataset: str
+    image: str
+    layers: tuple[Layer, ...]
+    whole: tuple[int, int]
+
+    @property
+    def name(self) -> str:
+        return f'{self.dataset}/{self.image}'
+
+
+def picture_folder(record: Mapping) -> Path | None:
+    """The folder of a run's pictures; a relative one is looked for from here."""
+    folder = record.get('pictures')
+    return Path(folder) if isinstance(folder, str) and folder and Path(folder).is_dir() else None
+
+
+def _roots(group: Group, key: str) -> dict[str, list[Path]]:
+    """GT or LQ folders of the data sets, where a test.yml beside the pictures names them and they are there."""
+    found: dict[str, list[Path]] = {}
+    for record in group.records:
+        folder = picture_folder(record)
+        file = folder.parent / 'test.yml' if folder else None
+        if file is None or not file.is_file():
+            continue
+        try:
+            datasets = (yaml.safe_load(file.read_text(encoding='utf-8')) or {}).get('datasets') or {}
+            roots = {d['name']: Path(d[key]) for d in datasets.values() if d and d.get('name') and d.get(key)}
+        except (yaml.YAMLError, AttributeError, TypeError, UnicodeDecodeError):
+            continue  # no option file of ours: --gt and --lq say what it would
+        for name, root in roots.items():
+            if root.is_dir() and root not in found.setdefault(name, []):
+                found[name].append(root)
+    return found
+
+
+def _partner(folders: Sequence[Path], image: str, what: str, size: tuple[int, int]) -> np.ndarray | None:
+    """The GT or LQ of the given (height, width) from the first folder that has it so: folders of several scales."""
+    errors = []
+    for folder in folders:
+        found = read_partner(folder, image, what)
+        if found.shape[:2] == size:
+            return found
+        errors.append(f'{folder} has {image} with {found.shape[1]}×{found.shape[0]} pixels')
+    if errors:
+        raise ReportError(f'{"; ".join(errors)}, but its {what} should have {size[1]}×{size[0]}. Is it the {what} '
+                          'folder of this scale?')
+    return None
+
+
+def _layers(group: Group, dataset: str, image: str, seed: int | None, gt: Sequence[Path],
+            lq: Sequence[Path]) -> tuple[Layer, ...]:
+    """Every version of an image that there is, the methods first; empty where no method kept it."""
+    if any(Path(part).name != part or part in ('', '..') for part in (dataset, image)):
+        return ()  # a name that leads elsewhere: no picture of ours
+    layers: list[Layer] = []
+    for method, label in group.methods.items():
+        for record in group.of(method):
+            folder = picture_folder(record)
+            if folder is None or (seed is not None and record['seed'] != seed):
+                continue
+            if image not in record['datasets'].get(dataset, {'images': {}})['images']:
+                continue
+            if not any((folder / dataset).glob('*.png')):
+                continue
+            run = Run(label, str(folder), folder, group.scale, record['datasets'])
+            has_s = (folder / dataset / f'{image}_log_scale.png').is_file()
+            layers.append(Layer(f'method:{method}', label, run.sr(dataset, image), run.scores(dataset, image),
+                                run.log_scale(dataset, image) if has_s else None))
+            break
+    if not layers:
+        return ()
+    size = layers[0].image.shape[:2]
+    for layer in layers:
+        for array in (layer.image, layer.log_scale):
+            if array is not None and array.shape[:2] != size:
+                raise ReportError(f'{dataset}/{image}: {layer.label} has a picture of {array.shape[1]}×'
+                                  f'{array.shape[0]} pixels, {layers[0].label} one of {size[1]}×{size[0]}. They are '
+                                  'not of one test: make them again')
+    truth = _partner(gt, image, 'GT', size)
+    if any(n % group.scale for n in size):
+        lq = ()
+    small = _partner(lq, image, 'LQ', (size[0] // group.scale, size[1] // group.scale))
+    if small is not None:
+        bicubic = resize_bicubic(small, group.scale)
+        layers[:0] = [Layer('lq', 'Low resolution', small, {}),
+                      Layer('bicubic', 'Bicubic', bicubic, _bicubic_scores(group, bicubic, truth))]
+    if truth is not None:
+        layers.append(Layer('gt', 'Ground truth', truth, {}))
+    return tuple(layers)
+
+
+def _bicubic_scores(group: Group, bicubic: np.ndarray, truth: np.ndarray | None) -> dict[str, float]:
+    """PSNR of the bicubic image, where the runs were measured by the papers' protocol, which is computed here."""
+    usual = f'on Y (ITU-R BT.601), border of {group.scale} px cropped'
+    if truth is None or not all(r['protocol'].startswith('PSNR') and usual in r['protocol'] for r in group.records):
+        return {}
+    return {'psnr': float(calculate_psnr(bicubic[..., ::-1], truth[..., ::-1], crop_border=group.scale,
+                                         test_y_channel=True))}
+
+
+def _cut(picture: Picture, window: int) -> Picture:
+    """The part of ``window`` × ``window`` pixels that has most detail; small pictures stay whole."""
+    height, width = picture.layers[-1].image.shape[:2]
+    if not window or (height <= window and width <= window):
+        return picture
+    scale = picture.group.scale
+    side = max(min(window, height, width) // scale, 1) * scale
+    left, top, *_ = (n // scale * scale for n in busiest_box(picture.layers[-1].image, side))
+
+    def part(array: np.ndarray | None) -> np.ndarray | None:
+        if array is None:
+            return None
+        by = 1 if array.shape[:2] == (height, width) else scale
+        return array[top // by:(top + side) // by, left // by:(left + side) // by]
+
+    return replace(picture, layers=tuple(replace(layer, image=part(layer.image), log_scale=part(layer.log_scale))
+                                         for layer in picture.layers))
+
+
+def _order(group: Group, dataset: str) -> list[str]:
+    """The images of a data set: that on which the methods' scores spread most, then that of median spread, the rest."""
+    metric = first_metric(group)
+    values: dict[str, list[float]] = {}
+    for record in group.records:
+        for image, scores in record['datasets'].get(dataset, {'images': {}})['images'].items():
+            values.setdefault(image, []).append(scores.get(metric, 0.))
+    order = sorted(values, key=lambda image: -np.std(values[image]))
+    middle = order[len(order) // 2:len(order) // 2 + 1]
+    return list(dict.fromkeys([*order[:1], *middle, *order]))
+
+
+def encode(image: np.ndarray, quality: int | None) -> str:
+    """A picture as a data URL: WebP, without loss unless a quality from 1 to 100 is given."""
+    data = io.BytesIO()
+    how = {'lossless': True} if quality is None else {'quality': quality}
+    Image.fromarray(np.ascontiguousarray(image)).save(data, 'WEBP', method=4, **how)
+    return 'data:image/webp;base64,' + base64.b64encode(data.getvalue()).decode('ascii')
+
+
+def colour_map(log_scale: np.ndarray, low: float, high: float) -> np.ndarray:
+    """s (H, W) in the colours of viridis from ``low`` to ``high``: (H, W, 3) uint8."""
+    at = ((log_scale - low) / (high - low)).clip(0, 1) * (len(_STOPS) - 1)
+    return np.stack([np.interp(at, range(len(_STOPS)), _STOPS[:, c]) for c in range(3)], -1).round().astype(np.uint8)
+
+
+def _encoded(picture: Picture, quality: int | None) -> dict:
+    """A picture for the script, but for the maps of s, whose colours depend on all pictures."""
+    height, width = picture.layers[-1].image.shape[:2]
+    metrics = picture.group.metrics
+    layers = [{'key': layer.key, 'label': layer.label, 'src': encode(layer.image, quality), 'scores': [
+        f'{format_value(m, layer.scores[m])}{unit(m) or " " + metric_title(m)}' for m in metrics if m in layer.scores]}
+        for layer in picture.layers]
+    part = '' if (width, height) == picture.whole else f'{width}×{height} of {picture.whole[0]}×{picture.whole[1]} px'
+    for entry, layer in zip(layers, picture.layers, strict=True):
+        if math.isfinite(layer.scores.get(first := first_metric(picture.group), math.nan)):
+            entry['rank'] = -layer.scores[first] if lower_is_better(first) else layer.scores[first]
+    group, reference = picture.group, picture.group.reference
+    return {'name': picture.name, 'group': group.title, 'scale': group.scale, 'width': width, 'height': height,
+            'part': part, 'layers': layers, 'reference': f'method:{reference}' if reference else None}
+
+
+def choose_pictures(groups: Sequence[Group], wanted: Sequence[str] = (), gt: Mapping[str, Sequence[Path]] | None = None,
+                    lq: Mapping[str, Sequence[Path]] | None = None, seed: int | None = None,
+                    quality: int | None = None, window: int = WINDOW,
+                    limit: int = LIMIT) -> tuple[list[dict], tuple[float, float] | None, list[str]]:
+    """Reads, cuts and encodes the pictures of a page.
+
+    Args:
+        groups: As :func:`read_groups` gives them.
+        wanted: ``DATASET/NAME``; by default, in turns over the data sets, those that `_order` puts first, one or two
+            for each set, as many as ``limit`` bytes hold.
+        gt: Folders of HR images for each data set.
+        lq: Folders of LR images for each data set.
+        seed: Whose pictures; by default the first that has any.
+        quality: Of WebP with loss; None: without.
+        window: Side of the part that is shown of larger pictures; 0: all of it.
+        limit: Bytes of all pictures that were not asked for by name.
+
+    Returns:
+        The pictures for the script, the range of s that their maps' colours span, and what was left out, in words.
+
+    Raises:
+        ReportError: A picture that was asked for does not exist, or pictures that do not belong together.
+    """
+    gt, lq = dict(gt or {}), dict(lq or {})
+    names = {f'{d}/{i}' for g in groups for d in g.datasets for i in _order(g, d)}
+    for name in wanted:
+        if name not in names:
+            near = sorted(names)
+            shown = ', '.join(near[:20]) + (f' and {len(near) - 20} more' if len(near) > 20 else '')
+            raise ReportError(f'--images: there is no {name}. There are: {shown}')
+    for what, given in (('--gt', gt), ('--lq', lq)):
+        known = list(dict.fromkeys(d for g in groups for d in g.datasets))
+        for name, folders in given.items():
+            if name not in known:
+                raise ReportError(f'{what}: there is no data set {name}. There are: {", ".join(known)}')
+            for folder in folders:
+                if not folder.is_dir():
+                    raise ReportError(f'{what} {name}={folder}: no such folder')
+
+    if seed is not None and not any(r['seed'] == seed for g in groups for r in g.records):
+        raise ReportError(f'--seed: there is no run of seed {seed}. There are: '
+                          f'{", ".join(map(str, sorted({r["seed"] for g in groups for r in g.records})))}')
+
+    candidates = []
+    for group in groups:
+        roots = {key: {**_roots(group, key), **given} for key, given in (('dataroot_gt', gt), ('dataroot_lq', lq))}
+        for dataset in group.datasets:
+            images = [i for i in _order(group, dataset) if not wanted or f'{dataset}/{i}' in wanted]
+            candidates += [(place, group, dataset, image, roots) for place, image in
+                           enumerate(images if wanted else images[:2])]
+    if not wanted:
+        candidates.sort(key=lambda c: c[0])  # stable: the first of every set, then the second
+    chosen, maps, notes, left_out, total, without = [], [], [], [], 0, []
+    for _, group, dataset, image, roots in candidates:
+        layers = _layers(group, dataset, image, seed, *(roots[k].get(dataset, ()) for k in roots))
+        if not layers:
+            without.append(f'{dataset}/{image}')
+            continue
+        picture = Picture(group, dataset, image, layers, layers[-1].image.shape[1::-1])
+        picture = _cut(picture, window)
+        entry = _encoded(picture, quality)
+        size = sum(len(layer['src']) for layer in entry['layers'])
+        # The maps' colours depend on all pictures; in colours of their own they take as much space.
+        size += sum(len(encode(colour_map(s, *_span([s])), MAP_QUALITY)) for layer in picture.layers
+                    if (s := layer.log_scale) is not None)
+        if not wanted and total + size > limit:
+            left_out.append(f'{picture.name} ({size / 1e6:.1f} MB)')
+            continue
+        total += size
+        chosen.append(entry)
+        maps.append([layer.log_scale for layer in picture.layers])
+    if wanted and without:
+        raise ReportError(f'{", ".join(without)}: {"no run" if seed is None else f"no run of seed {seed}"} kept this '
+                          f'picture here. They are made by: {groups[0].remedy}')
+    if left_out:
+        notes.append(f'Left out to stay below {limit / 1e6:g} MB: {", ".join(left_out)}. --quality 90 takes a tenth '
+                     'of the space, with some loss; --images DATASET/NAME puts in what you name.')
+    return chosen, _add_maps(chosen, maps), notes
+
+
+def _span(maps: Sequence[np.ndarray]) -> tuple[float, float]:
+    """The range of s that colours are given to: a few pixels far off must not darken all others."""
+    low, high = (float(v) for v in np.percentile(np.concatenate([m.ravel() for m in maps]), (1, 99)))
+    return low, max(high, low + 0.1)
+
+
+def _add_maps(chosen: Sequence[dict], maps: Sequence[Sequence[np.ndarray | None]]) -> tuple[float, float] | None:
+    """Adds the maps of s in colours that mean the same in all pictures; returns the range that they span."""
+    every = [m for layers in maps for m in layers if m is not None]
+    if not every:
+        return None
+    low, high = _span(every)
+    for picture, layers in zip(chosen, maps, strict=True):
+        for entry, log_scale in zip(picture['layers'], layers, strict=True):
+            if log_scale is not None:
+                entry['map'] = encode(colour_map(log_scale, low, high), MAP_QUALITY)
+    return low, high
+
+
+def theta_ticks(low: float, high: float) -> list[tuple[float, str]]:
+    """Places in [0, 1] and labels of θ = exp(s) in grey levels, at 1, 2, 5 times powers of ten."""
+    values = [k * 10. ** p for p in range(-1, 3) for k in (1, 2, 5)]
+    return [((math.log(v) - low) / (high - low), f'{v:g}') for v in values if low <= math.log(v) <= high]
