@@ -213,8 +213,9 @@ def test_crops_fit_the_width(tmp_path, count):
 def test_vector_formats_hold_the_very_pixels(tmp_path):
     gt = rgb(0)
     out = figures.comparison_figure([Panel('p', gt)], (8, 8, 20, 12), tmp_path / 'f.pdf', width=5)
-    sizes = re.findall(rb'/Height (\d+).*?/Width (\d+)', out.read_bytes(), re.DOTALL)
-    assert sorted(sizes) == [(b'12', b'20'), (b'48', b'64')]
+    content = out.read_bytes()
+    heights, widths = ([int(n) for n in re.findall(rb'/%b (\d+)' % side, content)] for side in (b'Height', b'Width'))
+    assert sorted(zip(heights, widths, strict=True)) == [(12, 20), (48, 64)]
 
 
 def test_a_photograph_made_smaller_is_no_sieve(tmp_path):

@@ -137,7 +137,7 @@ def differences_figure(records: Sequence[Mapping], out: str | Path, metric: str 
     figure.text(middle, 0.27 / height, f'{title} minus that of {reference_label}, ×{scale}{unit}'
                 + (' (lower is better)' if sign < 0 else ''), fontsize=_FONT, ha='center')
     figure.text(middle, 0.09 / height, f'thick: 95 % over {usual} seed{"s" * (usual > 1)} and the images, bootstrap'
-                + ('; thin: 95 % over the seeds, t' if usual > 1 else '') + '; hollow: 0 not ruled out, or a single seed',
+                + ('; thin: 95 % over the seeds, t' if usual > 1 else '') + '; hollow: 0 not ruled out, or one seed',
                 fontsize=_FONT - 0.5, color=GRAY, ha='center')
     return save(figure, out)
 
