@@ -38,6 +38,12 @@ def main() -> int:
                         help='for each comparison, which has 3 rounds at least (default: 300, quick: 15)')
     parser.add_argument('--val', nargs=2, type=Path, metavar=('GT', 'LQ'),
                         help='folders of images of the same names, GT four times as large; default: made here')
+    parser.add_argument('--compile', nargs='*', choices=list(speed.NETWORKS), metavar='NAME',
+                        help='networks with torch.compile among the levers, which costs minutes each on a CPU '
+                             '(default: all, quick: none)')
+    parser.add_argument('--clock', choices=list(speed.CLOCKS), default='wall',
+                        help='what a step is timed by; processor, for one thread on a CPU: the time that it computes, '
+                             'where others compute on the same machine (default: wall)')
     parser.add_argument('--device', choices=['auto', 'cpu', 'cuda'], default='auto')
     args = parser.parse_args()
     if args.out.suffix == '.png' or args.out.is_dir():
@@ -47,11 +53,14 @@ def main() -> int:
         parser.error(f'--out {args.out}: {there} is no folder that can be written')
     if args.device == 'cuda' and not torch.cuda.is_available():
         parser.error('--device cuda: torch finds no GPU here')
+    if args.clock == 'processor' and (args.device == 'cuda' or torch.get_num_threads() > 1):
+        parser.error('--clock processor: adds up the time of all threads; set OMP_NUM_THREADS=1, and --device cpu')
     device = torch.device('cuda' if args.device != 'cpu' and torch.cuda.is_available() else 'cpu')
     try:
         if args.val:
             speed.check_folders(*args.val, scale=4)
-        plan = speed.make_plan(device, args.quick, args.networks, args.batch, args.patch, args.rounds, args.seconds)
+        plan = speed.make_plan(device, args.quick, args.networks, args.batch, args.patch, args.rounds, args.seconds,
+                               args.clock, args.compile)
         report = speed.run(plan, device, args.val)
     except speed.SpeedError as error:
         print(error, file=sys.stderr)

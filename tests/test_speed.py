@@ -3,6 +3,7 @@ import json
 import runpy
 import statistics
 import sys
+import time
 from pathlib import Path
 
 import cv2
@@ -64,6 +65,13 @@ def test_a_round_is_not_begun_after_its_time_but_there_are_three():
     clock = Clock()
     assert len(speed.paired({'a': clock.contender('a', *[2] * 9)}, 9, 0, seconds=7, clock=clock)['a']) == 4
     assert len(speed.paired({'a': clock.contender('a', *[2] * 9)}, 9, 0, seconds=0, clock=clock)['a']) == 3
+
+
+def test_a_plan_times_by_its_clock():
+    """That of the processor does not run while others do."""
+    measured = {clock: speed.Plan((), 1, 9, clock=clock).time({'sleep': lambda: time.sleep(0.05)}, 0)['sleep']
+                for clock in speed.CLOCKS}
+    assert measured['wall'][0] >= 0.05 > 0.02 > measured['processor'][0]
 
 
 def test_medians_and_quartiles():
@@ -182,8 +190,16 @@ def test_validation_figures_are_basicsrs(tmp_path):
     assert result['images'] == 3
     assert result['difference'] < 1e-9
     assert 5 < result['figures']['psnr'] < 60
-    assert result['ratios'] == [result['beyond_network']['basicsr'][0] / result['beyond_network']['ours'][0]]
+    for times, key in (('seconds', 'ratios'), ('cpu_seconds', 'cpu_ratios')):
+        theirs, ours, network = (result[times][name][0] for name in ('basicsr', 'ours', 'network'))
+        assert theirs > network > 0
+        assert result[key] == [(theirs - network) / max(ours - network, (theirs - network) / 100)]
     assert result['beyond_network']['ours'][0] == result['seconds']['ours'][0] - result['seconds']['network'][0]
+
+
+def test_validation_beyond_the_network_is_never_less_than_nothing():
+    beyond = {'basicsr': [8., 8., 8., -1.], 'ours': [2., 0.01, -3., 1.]}
+    assert speed._beyond_ratios(beyond) == [4, 100, 100, 0]
 
 
 def test_figures_that_differ_are_an_error(tmp_path, monkeypatch):
@@ -195,8 +211,9 @@ def test_figures_that_differ_are_an_error(tmp_path, monkeypatch):
 
 def test_waiting_is_a_share_of_the_training_time(tmp_path):
     folders = speed.make_images(tmp_path, 4, 64, 64, 4)
-    results = speed.waiting(speed.Trainer(CASE, CPU, tmp_path), speed.Settings(), *folders, ['disk', 'lmdb'], [0], 2)
-    assert list(results) == ['disk, 0 workers', 'lmdb, 0 workers']
+    trainer = speed.Trainer(CASE, CPU, tmp_path)
+    results = speed.waiting(trainer, speed.Settings(), *folders, ['disk', 'lmdb', 'memory'], [0], 2)
+    assert list(results) == ['disk, 0 workers', 'lmdb, 0 workers', 'memory, 0 workers']
     for result in results.values():
         assert 0 < result['wait'] < result['step']
         assert result['share'] == pytest.approx(result['wait'] / result['step'])
@@ -209,8 +226,11 @@ def test_the_quick_plan_is_small_and_measures_the_same_figures():
     quick, full = (speed.make_plan(CPU, quick) for quick in (True, False))
     assert [case.network for case in quick.cases] == ['EDSR-S']
     assert [case.network for case in full.cases] == ['EDSR-S', 'EDSR', 'RCAN', 'SwinIR']
-    assert not quick.with_compile
-    assert full.with_compile
+    assert {case.batch for case in full.growth} == {1, 2, 4}
+    assert {case.patch for case in full.growth} == {24, 48, 96}
+    assert not quick.compiled
+    assert full.compiled == ('EDSR-S', 'EDSR', 'RCAN', 'SwinIR')
+    assert speed.make_plan(CPU, False, compiled=[]).compiled == ()
     assert not quick.growth
     assert {case.scale for case in full.growth} == {2, 3, 4}
     assert quick.seconds * 3 < 100  # of the two minutes; three comparisons
@@ -232,7 +252,7 @@ def script(monkeypatch, *args):
 
 def test_the_script_writes_all_figures_with_their_samples(tmp_path, monkeypatch, capsys):
     gt, lq = speed.make_images(tmp_path, 2, 64, 80, 4)
-    plan = speed.Plan((CASE, ), rounds=2, seconds=60, with_compile=False, growth=(CASE, ), validated=('tiny', ))
+    plan = speed.Plan((CASE, ), rounds=2, seconds=60, growth=(CASE, ), validated=('tiny', ))
     monkeypatch.setattr(speed, 'make_plan', lambda *_: plan)
     path = tmp_path / 'new' / 'speed.json'
     assert script(monkeypatch, '--quick', '--out', path, '--val', gt, lq, '--device', 'cpu') == 0
@@ -244,6 +264,8 @@ def test_the_script_writes_all_figures_with_their_samples(tmp_path, monkeypatch,
         assert report[key] == statistics.median(report['figures'][key]['samples'])
     network = report['networks']['tiny']
     assert set(network['levers']) == {str(settings) for settings in speed.levers(CPU, False)}
+    assert network['unavailable'] == {'compile': 'not tried, compiling takes minutes'}
+    assert report['machine']['clock'] == 'wall'
     assert speed.Settings(**network['best']) in speed.levers(CPU, False)
     seconds = {name: value['seconds']['samples'] for name, value in network['contenders'].items()}
     assert all(len(values) == 2 for values in seconds.values())
@@ -269,7 +291,8 @@ def test_the_script_refuses_images_that_do_not_fit(tmp_path, monkeypatch, capsys
 
 
 @pytest.mark.parametrize('args', [['--out', '{}'], ['--out', '{}/a.png'], ['--out', '{}/file/a.json'],
-                                  ['--out', '{}/a.json', '--rounds', '0']])
+                                  ['--out', '{}/a.json', '--rounds', '0'],
+                                  ['--out', '{}/a.json', '--clock', 'processor', '--device', 'cuda']])
 def test_the_script_refuses_wrong_arguments(tmp_path, monkeypatch, args):
     (tmp_path / 'file').touch()
     assert script(monkeypatch, *(arg.format(tmp_path) for arg in args)) == 2
