@@ -268,7 +268,7 @@ def test_axis():
 
 def test_curves_are_means_and_paired_differences(trial):
     charts = {chart['title']: chart for chart in data_of(trial['page'])['curves'][0]['charts']}
-    assert list(charts) == ['Set5: PSNR', 'Training loss: l_pix']
+    assert list(charts) == ['Set5: PSNR', 'Training: l_pix']
     lines = {line['m']: line for line in charts['Set5: PSNR']['lines']}
     methods = data_of(trial['page'])['curves'][0]['methods']
     udl, evil = lines[methods.index('ESU → UDL')], lines[methods.index(HOSTILE)]

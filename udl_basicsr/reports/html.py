@@ -272,9 +272,9 @@ def _table(group: Group, metric: str) -> str:
                 'interval')
     marks = 'Best in bold, second-best underlined. ' if len(group.methods) > 1 else ''
     return (f'<div class="scroll" tabindex="0" role="region" aria-label="Table of {escape(metric_title(metric))}">'
-            f'<table class="sortable"><caption><b>{escape(metric_title(metric))}</b>, {escape(group.title)}. {how}. '
-            f'{marks}The headings sort.</caption><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
-            '</div>')
+            f'<table class="sortable"><caption><div><b>{escape(metric_title(metric))}</b>, {escape(group.title)}. '
+            f'{how}. {marks}The headings sort.</div></caption><thead><tr>{head}</tr></thead>'
+            f'<tbody>{"".join(rows)}</tbody></table></div>')
 
 
 def _image_table(group: Group, dataset: str) -> str:
@@ -332,7 +332,7 @@ def _runs(groups: Sequence[Group]) -> str:
             cells = ''.join('<tr>' + ''.join(f'<{"th scope=row" if not i else "td"}>{escape(row[i] or "–")}</'
                                              f'{"td" if i else "th"}>' for i in kept) + '</tr>' for row in rows)
             parts.append('<div class="scroll" tabindex="0" role="region" aria-label="Runs"><table class="plain">'
-                         f'<caption>{escape(group.title)}</caption><thead><tr>'
+                         f'<caption><div>{escape(group.title)}</div></caption><thead><tr>'
                          + ''.join(f'<th scope="col">{header[i]}</th>' for i in kept)
                          + f'</tr></thead><tbody>{cells}</tbody></table></div>')
         protocols = dict.fromkeys(r['protocol'] for r in group.records)
@@ -395,7 +395,7 @@ def _curves(group: Group) -> dict | None:
     charts = []
     vals = [r['curve'].get('val') for r in group.records if isinstance(r.get('curve'), Mapping)]
     sets = list(dict.fromkeys(name for val in vals if isinstance(val, Mapping) for name in val))
-    kinds = [(('val', name), name, True) for name in sets] + [(('loss', ), 'Training loss', False)]
+    kinds = [(('val', name), name, True) for name in sets] + [(('loss', ), 'Training', False)]
     for path, title, val in kinds:
         runs = found(*path)
         keys = dict.fromkeys(k for seeds in runs.values() for run in seeds.values() for k in run if k != 'iter')

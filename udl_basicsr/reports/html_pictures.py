@@ -68,21 +68,19 @@ def picture_folder(record: Mapping) -> Path | None:
 
 
 def _roots(group: Group, key: str) -> dict[str, list[Path]]:
-    """GT or LQ folders of the data sets, where a test.yml beside the pictures names them and they are there."""
+    """GT or LQ folders of the data sets, where the test's option file, beside the pictures, names what is there."""
     found: dict[str, list[Path]] = {}
     for record in group.records:
         folder = picture_folder(record)
-        file = folder.parent / 'test.yml' if folder else None
-        if file is None or not file.is_file():
-            continue
-        try:
-            datasets = (yaml.safe_load(file.read_text(encoding='utf-8')) or {}).get('datasets') or {}
-            roots = {d['name']: Path(d[key]) for d in datasets.values() if d and d.get('name') and d.get(key)}
-        except (yaml.YAMLError, AttributeError, TypeError, UnicodeDecodeError):
-            continue  # no option file of ours: --gt and --lq say what it would
-        for name, root in roots.items():
-            if root.is_dir() and root not in found.setdefault(name, []):
-                found[name].append(root)
+        for file in sorted(folder.parent.glob('*.yml')) if folder else ():
+            try:
+                datasets = (yaml.safe_load(file.read_text(encoding='utf-8')) or {}).get('datasets') or {}
+                roots = {d['name']: Path(d[key]) for d in datasets.values() if d and d.get('name') and d.get(key)}
+            except (yaml.YAMLError, AttributeError, TypeError, UnicodeDecodeError):
+                continue  # no option file of ours: --gt and --lq say what it would
+            for name, root in roots.items():
+                if root.is_dir() and root not in found.setdefault(name, []):
+                    found[name].append(root)
     return found
 
 
@@ -286,6 +284,10 @@ def choose_pictures(groups: Sequence[Group], wanted: Sequence[str] = (), gt: Map
     if wanted and without:
         raise ReportError(f'{", ".join(without)}: {"no run" if seed is None else f"no run of seed {seed}"} kept this '
                           f'picture here. They are made by: {groups[0].remedy}')
+    found = {c[2] for c in candidates if f'{c[2]}/{c[3]}' not in without}
+    bare = [name for name in dict.fromkeys(c[2] for c in candidates) if name not in found]
+    if chosen and bare:
+        notes.append(f'No pictures of {", ".join(bare)} are here. They are made by: {groups[0].remedy}')
     if left_out:
         notes.append(f'Left out to stay below {limit / 1e6:g} MB: {", ".join(left_out)}. --quality 90 takes a tenth '
                      'of the space, with some loss; --images DATASET/NAME puts in what you name.')

@@ -165,7 +165,7 @@ function curves(box) {
       ...here.map(h => make('circle', {class: `dot ${colour(h.m)}`, cx: x(at), cy: y(h.v), r: 3.5})));
     const digits = chart.digits + (delta ? 1 : 0);
     read.replaceChildren(make('p', {}, make('b', {}, `${at.toLocaleString('en').replaceAll(',', ' ')} iterations`)),
-      ...here.map(h => make('p', {}, make('i', {class: `swatch ${colour(h.m)}`}), methods[h.m],
+      ...here.map(h => make('p', {}, make('i', {class: `swatch ${colour(h.m)}`}), make('em', {}, methods[h.m]),
         make('span', {}, delta ? signed(h.v, digits) : h.v.toFixed(digits)))));
     const right = x(at) > plot.width / 2;
     read.style.left = right ? 'auto' : `${x(at) + 24}px`;
@@ -173,13 +173,13 @@ function curves(box) {
     read.style.top = `${Math.max(14, (plot.height - read.offsetHeight) / 2)}px`;
   }
 
-  svg.addEventListener('pointermove', event => {
+  for (const kind of ['pointermove', 'pointerdown']) svg.addEventListener(kind, event => {
     if (!plot) return;
     const px = event.clientX - svg.getBoundingClientRect().left;
     at = plot.steps.reduce((a, b) => Math.abs(plot.x(b) - px) < Math.abs(plot.x(a) - px) ? b : a);
     readOut();
   });
-  const leave = () => { at = null; readOut(); };
+  const leave = event => { if (event.pointerType !== 'touch') { at = null; readOut(); } };
   svg.addEventListener('pointerleave', leave);
   svg.addEventListener('blur', leave);
   svg.addEventListener('keydown', event => {
@@ -285,7 +285,7 @@ function viewer() {
     const any = panes.some(pane => layer(pane.side).map), shown = mode !== 'difference' && any ? Number(byId('opacity').value) : 0;
     byId('map-box').hidden = mode === 'difference' || !picture.layers.some(l => l.map);
     byId('opacity').disabled = !any;
-        byId('map-box').querySelector('output').textContent = any ? `${byId('opacity').value} %` : 'on neither side; see θ';
+        byId('map-box').querySelector('output').textContent = any ? `${byId('opacity').value} %` : 'none here, see θ';
     byId('colours').hidden = !shown;
     byId('gain-box').hidden = mode !== 'difference';
     byId('gain-box').querySelector('output').textContent = `×${byId('gain').value}`;
