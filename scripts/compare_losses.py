@@ -23,7 +23,7 @@ from udl_basicsr.reports.comparison import format_summary, read_records
 from udl_basicsr.reports.scores import ScoresError
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description='Trains, tests and compares losses.')
     parser.add_argument('plan', type=Path, help='YAML file, such as options/compare/tiny_x4.yml')
     parser.add_argument('--methods', nargs='+', help='only these')
@@ -34,7 +34,7 @@ def main() -> int:
     parser.add_argument('--root', type=Path, default=Path.cwd(),
                         help='where experiments/ and results/ are; default: here')
     parser.add_argument('--dry_run', action='store_true', help='say what is there and what is missing; train nothing')
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     try:
         return run(args)
     except (OptionError, ScoresError) as error:

@@ -13,7 +13,7 @@ import torch
 from conftest import assert_same_weights
 
 from udl_basicsr.data.loader import BrokenImageError
-from udl_basicsr.engine import cli, run_folder, stages
+from udl_basicsr.engine import cli, loop, run_folder, stages
 from udl_basicsr.engine.interrupt import EXIT_INTERRUPTED, Interrupted, Interrupts
 from udl_basicsr.models.checkpoints import CheckpointError
 from udl_basicsr.models.step import StepModel
@@ -141,6 +141,27 @@ def test_what_changed_since_the_state_was_saved_is_said(project):
     assert 'batch size 4 -> 2. Training goes on at the same iteration' in project.log('plain')
     resumed = torch.load(run_of(project, 'plain') / 'training_states/8.state', weights_only=True)['run']
     assert resumed == {'manual_seed': drawn, 'world_size': 1, 'images': 6, 'batch_size': 2}
+
+
+def test_a_run_that_dies_in_its_last_validation_has_not_ended(project, monkeypatch):
+    validate = loop._validate
+
+    def dies_at_the_end(model, loaders, iteration, *args):
+        if iteration == 6:
+            raise KeyboardInterrupt
+        validate(model, loaders, iteration, *args)
+
+    monkeypatch.setattr(loop, '_validate', dies_at_the_end)
+    rule = 'val:save_best={metric: psnr, dataset: val}'
+    with pytest.raises(KeyboardInterrupt):
+        train(project, 'plain', 'train:total_iter=6', rule)
+    models = run_of(project, 'plain') / 'models'
+    assert not (models / 'net_g_latest.pth').exists()  # or the next stage would take it for done
+    monkeypatch.undo()
+    train(project, 'plain', 'train:total_iter=6', rule, auto_resume=True)
+    train(project, 'plain', 'train:total_iter=6', rule, 'name=whole')
+    for label in ('best', 'latest'):
+        assert_same_weights(project.weights('plain', label), project.weights('whole', label))
 
 
 def test_two_runs_of_one_name(project):

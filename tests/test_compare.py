@@ -1,0 +1,270 @@
+"""Comparisons: runs that differ in their loss alone, records that are added to, and statistics against closed forms."""
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from udl_basicsr.data.loader import TrainBatches
+from udl_basicsr.engine import compare
+from udl_basicsr.engine.options import OptionError
+from udl_basicsr.reports import comparison
+from udl_basicsr.reports.scores import ScoresError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def record(method: str, seed: int, scores: dict, **fields) -> dict:
+    images = {name: {'psnr': value} for name, value in scores.items()}
+    return {'name': f'{method}_{seed}', 'scale': 2, 'network': 'EDSR', 'weights': 'w', 'protocol': 'p', 'versions': {},
+            'datasets': {'Set5': {'images': images, 'mean': {'psnr': sum(scores.values()) / len(scores)}}},
+            'comparison': 'c', 'method': method, 'label': method, 'reference': 'L1', 'seed': seed, 'degradation': 'BI',
+            'network_title': 'EDSR', 'parameters': 1, 'stages': [], 'options': [], 'initial_weights': f'w{seed}',
+            'data_order': f'd{seed}', 'seconds': 1, 'machine': 'm', 'date': '2026-01-01', 'curve': {}, **fields}
+
+
+# ---------------------------------------------------------------------------------------------------------- statistics
+
+
+def test_means_and_paired_differences_in_closed_form():
+    records = [record('L1', 0, {'a': 30., 'b': 20.}), record('L1', 1, {'a': 31., 'b': 21.}),
+               record('UDL', 0, {'a': 30.5, 'b': 20.5}), record('UDL', 1, {'a': 31.1, 'b': 21.1}),
+               record('UDL', 2, {'a': 99., 'b': 99.})]  # a seed that L1 lacks is no pair
+    assert comparison.means(records[:4], 'L1', 'Set5', 'psnr', 2) == {
+        'mean': 25.5, 'sd': pytest.approx(np.sqrt(.5)), 'seeds': 2}
+    result = comparison.paired_difference(records, 'UDL', 'Set5', 'psnr', 2)
+    assert (result['seeds'], result['images'], result['ahead'], result['pairs']) == (2, 2, 4, 4)
+    assert result['mean'] == pytest.approx(0.3)
+    # every image differs alike, so that the bootstrap has the seeds alone: means of two draws out of 0.5 and 0.1
+    assert (result['low'], result['high']) == (pytest.approx(0.1), pytest.approx(0.5))
+    # Student's t with one degree of freedom: 12.706 standard errors, 0.2
+    assert result['seed_low'] == pytest.approx(0.3 - 12.706 * 0.2)
+    assert result['seed_high'] == pytest.approx(0.3 + 12.706 * 0.2)
+    assert comparison.paired_difference(records, 'none', 'Set5', 'psnr', 2) is None
+    assert comparison.paired_difference(records, 'UDL', 'Set14', 'psnr', 2) is None
+
+
+def test_the_reference_differs_from_itself_by_nothing():
+    records = [record('L1', seed, {'a': 30. + seed, 'b': 20.}) for seed in range(3)]
+    result = comparison.paired_difference(records, 'L1', 'Set5', 'psnr', 2)
+    assert (result['mean'], result['low'], result['high'], result['ahead']) == (0, 0, 0, 0)
+
+
+def test_bootstrap_of_one_seed_is_that_of_a_mean():
+    values = np.random.default_rng(1).normal(0.2, 1, (1, 400))
+    low, high = comparison.bootstrap_interval(values)
+    error = values.std() / 20  # of the mean of 400
+    assert low == pytest.approx(values.mean() - 1.96 * error, abs=0.1 * error)
+    assert high == pytest.approx(values.mean() + 1.96 * error, abs=0.1 * error)
+
+
+def test_bootstrap_covers_what_it_should():
+    # 95 % intervals of many data sets with a seed effect and an image effect contain the truth nearly that often. With
+    # few seeds they fall short, as bootstrap intervals do; with 20 they come close.
+    random, hits = np.random.default_rng(2), 0
+    for _ in range(200):
+        seeds, images = random.normal(0, 1, (20, 1)), random.normal(0, 1, (1, 40))
+        low, high = comparison.bootstrap_interval(0.3 + seeds + images + random.normal(0, 1, (20, 40)), 500)
+        hits += low <= 0.3 <= high
+    assert 0.88 <= hits / 200 <= 0.99
+
+
+def test_records_are_read_back_and_checked(tmp_path):
+    comparison.write_record(record('L1', 0, {'a': 30.}), tmp_path)
+    comparison.write_record(record('UDL', 0, {'a': 31.}), tmp_path)
+    assert [r['method'] for r in comparison.read_records(tmp_path)] == ['L1', 'UDL']
+    with pytest.raises(FileNotFoundError, match=r'compare_losses\.py'):
+        comparison.read_records(tmp_path / 'none')
+    with pytest.raises(ScoresError, match='`seed` should be of type int'):
+        comparison.write_record(record('L1', '0', {'a': 30.}), tmp_path)
+    for field, value in (('initial_weights', 'others'), ('data_order', 'other'), ('network_title', 'RCAN')):
+        comparison.write_record(record('UDL', 0, {'a': 31.}, **{field: value}), tmp_path)
+        with pytest.raises(ScoresError, match=f'are no pair: `{field}`'):
+            comparison.read_records(tmp_path)
+    (tmp_path / 'UDL_x2_seed0.json').write_text('{')
+    with pytest.raises(ScoresError, match=r'UDL_x2_seed0\.json is no JSON'):
+        comparison.read_records(tmp_path)
+
+
+def test_the_summary_says_what_was_found():
+    records = [record('L1', 0, {'a': 30.}), record('UDL', 0, {'a': 30.25}), record('EU', 0, {'a': 29.}, label='EU!')]
+    lines = comparison.format_summary(records).splitlines()
+    assert any(line.split()[:3] == ['UDL', '1', '30.25'] and '+0.25 [+0.25, +0.25]' in line for line in lines)
+    assert any(line.split()[:3] == ['EU!', '1', '29.00'] and '-1.00' in line for line in lines)
+
+
+# ------------------------------------------------------------------------------------------------------ order of crops
+
+
+def test_a_stage_goes_on_in_the_order_of_the_one_before():
+    arguments = {'length': 10, 'batch_size': 3, 'ratio': 2, 'seed': 5}
+    whole = list(TrainBatches(total_iter=11, **arguments))
+    assert list(TrainBatches(total_iter=4, **arguments)) == whole[:4]
+    assert list(TrainBatches(total_iter=7, first_iter=4, **arguments)) == whole[4:]
+    assert list(TrainBatches(total_iter=7, start_iter=5, first_iter=4, **arguments)) == whole[9:]
+
+
+# ------------------------------------------------------------------------------------------------------------ the plan
+
+
+@pytest.fixture
+def plan(tmp_path, pairs):
+    """A plan of tiny runs with a stateless optimiser: two stages of L1 are then one."""
+    data = {'type': 'PairedImageDataset', 'io_backend': {'type': 'disk'}}
+
+    def split(name):
+        return {**data, 'name': name, 'dataroot_gt': f'{pairs}/{name}/gt', 'dataroot_lq': f'{pairs}/{name}/lq'}
+
+    network = {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 1, 'upscale': 2}
+    metrics = {'psnr': {'type': 'calculate_psnr', 'crop_border': 2, 'test_y_channel': True}}
+    (tmp_path / 'train.yml').write_text(yaml.safe_dump({
+        'model_type': 'UDLModel', 'num_gpu': 0, 'network_g': network, 'network_u': {
+            'type': 'UncertaintyNet', 'head': {'type': 'UDLHead'}},
+        'datasets': {'train': {**split('train'), 'gt_size': 32, 'use_hflip': True, 'use_rot': True,
+                               'num_worker_per_gpu': 0, 'batch_size_per_gpu': 4}, 'val': split('val')},
+        'train': {'optim_g': {'type': 'SGD', 'lr': 0.01}, 'grad_clip': 1.0, 'total_iter': 6,
+                  'scheduler': {'type': 'MultiStepLR', 'milestones': [6], 'gamma': 0.5}},
+        'val': {'val_freq': 3, 'metrics': metrics}, 'logger': {'print_freq': 1, 'save_checkpoint_freq': 2}}))
+    (tmp_path / 'test.yml').write_text(yaml.safe_dump({
+        'datasets': {'test': {**split('val'), 'name': 'Set5'}}, 'val': {'metrics': metrics}, 'num_gpu': 0}))
+    l1 = {'stage': 'plain', 'network_u': None, 'train': {'pixel_opt': {'type': 'L1Loss'}}}
+    content = {
+        'name': 'trial', 'title': 'EDSR 1×8', 'train': 'train.yml', 'test': 'test.yml', 'reference': 'L1', 'seeds': [7],
+        'scales': {'x2': None},
+        'first': {'iterations': 4, 'L1': l1, 'ESU': {'stage': 'esu', 'train': {'likelihood_opt': {'type': 'ESULoss'}}}},
+        'methods': {'L1': {'label': 'ℓ1', 'options': l1}, 'twice': {'after': 'L1', 'options': l1},
+                    'UDL': {'after': 'ESU', 'options': {'stage': 'udl', 'train': {'udl_opt': {'type': 'UDLLoss'}}}}}}
+
+    def write(**changes) -> Path:
+        (tmp_path / 'plan.yml').write_text(yaml.safe_dump({**content, **changes}))
+        return tmp_path / 'plan.yml'
+    write.content = content
+    return write
+
+
+def command(plan: Path, *arguments: str) -> list[str]:
+    script = ROOT / 'scripts' / 'compare_losses.py'
+    return [sys.executable, str(script), str(plan), '--root', str(plan.parent), *arguments]
+
+
+def run(plan: Path, *arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(command(plan, *arguments), capture_output=True, text=True, timeout=900,
+                          env={**os.environ, 'OMP_NUM_THREADS': '1'})
+
+
+def run_here(plan: Path, *arguments: str) -> int:
+    """The same in this process, which saves the time of importing all anew."""
+    spec = importlib.util.spec_from_file_location('compare_losses', ROOT / 'scripts' / 'compare_losses.py')
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    return script.main([str(plan), '--root', str(plan.parent), *arguments])
+
+
+def test_a_comparison_from_its_plan(plan, capsys):
+    file = plan()
+    out = file.parent / 'docs' / 'results' / 'trial'
+    result = run(file)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert 'has ended: 3 of 3' in result.stdout
+    records = {r['method']: r for r in comparison.read_records(out)}  # which checks that they are pairs
+    assert records.keys() == {'L1', 'twice', 'UDL'}
+    assert records['L1']['label'] == 'ℓ1'
+    assert records['UDL']['network_title'] == 'EDSR 1×8'
+    assert [s['iterations'] for s in records['UDL']['stages']] == [4, 2]
+    # Four iterations and two more from the weights they left are six, if the crops go on where they were: bit for bit,
+    # since SGD remembers nothing.
+    assert records['twice']['datasets'] == records['L1']['datasets']
+    assert records['UDL']['datasets'] != records['L1']['datasets']
+    l1, udl = records['L1']['curve'], records['UDL']['curve']
+    assert l1['loss']['iter'] == udl['loss']['iter'] == [1, 2, 3, 4, 5, 6]
+    assert l1['loss']['l_pix'] == records['twice']['curve']['loss']['l_pix']
+    assert udl['loss']['l_udl'][:4] == [None] * 4
+    assert all(udl['loss']['l_udl'][4:])
+    assert udl['loss']['l_fidelity'][4:] == [None] * 2
+    assert all(udl['loss']['l_fidelity'][:4])
+    assert l1['val']['val']['iter'] == [3, 6]
+    assert list((file.parent / records['UDL']['pictures'] / 'Set5').glob('*_log_scale.png'))
+    # which crops there were decides about the loss: were they others, so were this
+    assert records['L1']['data_order'] == compare.data_order(compare.read_plan(file, file.parent)[0].stages)
+
+    before = {p: p.stat().st_mtime_ns for p in out.iterdir()}
+    assert run_here(file) == 0  # nothing is made twice
+    assert '3 runs, 0 to be made' in capsys.readouterr().out
+    assert {p: p.stat().st_mtime_ns for p in out.iterdir()} == before
+    changed = plan(methods={**plan.content['methods'], 'L1': {'options': {
+        **plan.content['methods']['L1']['options'], 'train': {'pixel_opt': {'type': 'MSELoss'}}}}})
+    assert run_here(changed) == 2
+    said = capsys.readouterr().err
+    assert 'L1_x2_seed7.json: was made with train.pixel_opt.type: L1Loss, and the plan now says MSELoss' in said
+    assert {p: p.stat().st_mtime_ns for p in out.iterdir()} == before
+
+
+def test_a_comparison_that_was_stopped_goes_on_and_one_failure_stops_no_other(plan, pairs):
+    methods = plan.content['methods']
+    broken = {'options': {'stage': 'plain', 'network_u': None,
+                          'train': {'pixel_opt': {'type': 'L1Loss'}, 'optim_g': {'lr': 1e30}}}}
+    file = plan(methods={'L1': methods['L1'], 'explodes': broken, 'twice': methods['twice']})
+    out = file.parent / 'docs' / 'results' / 'trial'
+    process = subprocess.Popen(command(file), stdout=subprocess.PIPE, text=True,
+                               env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    state = file.parent / 'experiments' / 'trial_L1_x2_seed7' / 'history.jsonl'
+    deadline = time.time() + 600
+    while not state.exists() and time.time() < deadline and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    printed, _ = process.communicate(timeout=600)
+    assert process.returncode == 75, printed
+    assert not (out / 'twice_x2_seed7.json').exists()
+
+    result = run(file)
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert 'trial_explodes_x2_seed7: failed with status 1' in result.stdout
+    assert 'not finite' in result.stdout
+    records = {r['method']: r for r in comparison.read_records(out)}
+    assert records.keys() == {'L1', 'twice'}
+    assert records['twice']['datasets'] == records['L1']['datasets']
+
+
+@pytest.mark.parametrize(('changes', 'message'), [
+    ({'sedes': [1]}, "sedes: unknown key; did you mean 'seeds'?"),
+    ({'seeds': [1.5]}, 'seeds: expected a list of integers'),
+    ({'seeds': []}, 'seeds: expected a list of integers'),
+    ({'reference': 'L2'}, "reference: 'L2' is not under methods; did you mean 'L1'?"),
+    ({'scales': {'2': {}}}, 'scales.2: expected x2, x3, x4'),
+    ({'methods': {'L1': {'label': 'a'}}}, 'methods.L1.options: missing'),
+    ({'methods': {'L1': {'after': 'EU', 'options': {}}}}, "methods.L1.after: 'EU' is not under first"),
+    ({'methods': {'../L1': {'options': {}}}}, 'expected a name of letters'),
+    ({'first': {'iterations': 6, 'L1': {'stage': 'plain'}},
+      'methods': {'L1': {'after': 'L1', 'options': {}}}}, 'first.iterations: 6 leaves none of the 6 iterations'),
+])
+def test_what_is_wrong_with_a_plan_is_said(plan, changes, message):
+    file = plan(**changes)
+    with pytest.raises(OptionError) as error:
+        compare.read_plan(file, file.parent)
+    assert message in str(error.value)
+    assert not (file.parent / 'results').exists()
+
+
+def test_options_that_cannot_work_are_found_before_anything_is_trained(plan):
+    file = plan(methods={**plan.content['methods'], 'typo': {'options': {
+        'stage': 'plain', 'network_u': None, 'train': {'pixel_opt': {'type': 'L2Loss'}}}}})
+    with pytest.raises(OptionError, match=r'train\.pixel_opt\.type'):
+        compare.write_options(compare.read_plan(file, file.parent), file.parent)
+    assert not (file.parent / 'experiments').exists()
+
+
+def test_the_plans_of_the_repository_can_be_read():
+    for file in sorted((ROOT / 'options' / 'compare').glob('*.yml')):
+        runs = compare.read_plan(file, ROOT)
+        assert {r.reference for r in runs} <= {r.method for r in runs}
+        assert len({r.name for r in runs}) == len(runs)
+        totals = {r.scale: set() for r in runs}
+        for r in runs:
+            totals[r.scale].add(sum(stage.iterations for stage in r.stages))
+        assert all(len(budgets) == 1 for budgets in totals.values())  # the same budget for all
