@@ -1,7 +1,7 @@
 """The records of a comparison of losses, and what they say: means over seeds, paired differences, intervals.
 
-A record is one JSON file for each run, ``docs/results/<comparison>/<method>_x<scale>_seed<seed>.json``: the scores of its
-test (:mod:`udl_basicsr.reports.scores`), and what one must know to compare them with those of another run.
+A record is one JSON file for each run, ``docs/results/<comparison>/<method>_x<scale>_seed<seed>.json``: the scores of
+its test (:mod:`udl_basicsr.reports.scores`), and what one must know to compare them with those of another run.
 """
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ def read_records(folder: str | Path) -> list[dict]:
 
     Raises:
         FileNotFoundError: There are none; the message says how to make them.
-        ScoresError: A file that is no JSON or no record, or two runs of one seed that are no pair: they began with other
-            weights, saw other crops, or trained another network.
+        ScoresError: A file that is no JSON or no record, or two runs of one seed that are no pair: they began with
+            other weights, saw other crops, or trained another network.
     """
     files = sorted(Path(folder).glob('*_x*_seed*.json'))
     if not files:
@@ -108,7 +108,8 @@ def scores_matrix(records: Iterable[Mapping], method: str, dataset: str, metric:
             and metric in r['datasets'][dataset]['mean']}
     seeds = sorted(runs)
     images = sorted(set.intersection(*(set(run) for run in runs.values()))) if runs else []
-    return seeds, images, np.array([[runs[s][i][metric] for i in images] for s in seeds]).reshape(len(seeds), len(images))
+    scores = np.array([[runs[s][i][metric] for i in images] for s in seeds])
+    return seeds, images, scores.reshape(len(seeds), len(images))
 
 
 def means(records: Iterable[Mapping], method: str, dataset: str, metric: str, scale: int) -> dict[str, float] | None:
@@ -130,8 +131,8 @@ def paired_difference(records: Sequence[Mapping], method: str, dataset: str, met
     """A method against the reference, pair by pair: same seed, same image.
 
     Two intervals of 95 % answer two questions. ``low`` and ``high``: would it hold for other images *and* other seeds?
-    A bootstrap that draws seeds and images with replacement. ``seed_low`` and ``seed_high``: would it hold on these very
-    images for other seeds? Student's t over the seeds' means; wide when seeds are few, as it should be.
+    A bootstrap that draws seeds and images with replacement. ``seed_low`` and ``seed_high``: would it hold on these
+    very images for other seeds? Student's t over the seeds' means; wide when seeds are few, as it should be.
 
     Args:
         records: As read by :func:`read_records`.
