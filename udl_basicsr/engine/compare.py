@@ -47,7 +47,7 @@ from udl_basicsr.reports.scores import read_scores, write_text
 from . import cli, loop, stages
 from .history import read_history
 from .options import OptionError, load_yaml, parse_options
-from .yaml_files import did_you_mean, dump_flat, merge
+from .yaml_files import did_you_mean, dump_flat, interpolate, merge
 
 _PLAN = {'name': str, 'title': str, 'train': str, 'test': str, 'reference': str, 'seeds': list, 'scales': dict,
          'first': dict, 'methods': dict}
@@ -121,7 +121,7 @@ def read_plan(file: str | Path, root: Path, seeds: list[int] | None = None) -> l
         plan['seeds'] = seeds
         plan['methods'] = {name: {k: v for k, v in block.items() if k != 'seeds'}
                            for name, block in plan['methods'].items()}
-    bases = {key: load_yaml(str(Path(file).parent / plan[key])) for key in ('train', 'test')}
+    bases = {key: load_yaml(str(Path(file).parent / plan[key]), references=False) for key in ('train', 'test')}
     folder = root / 'results' / plan['name'] / 'options'
     runs = []
     for label, changes in plan['scales'].items():
@@ -192,7 +192,7 @@ def _run(plan: dict, order: int, method: str, train: dict, test: dict, scale: in
                          'scheduler': _stretched(flat['train']['scheduler'], iterations / total)}
         if before:
             flat['datasets'] = {**flat['datasets'], 'train': {**flat['datasets']['train'], 'first_iter': before}}
-        return Stage(flat['name'], folder / f'{name}_{tail}.yml', flat)
+        return Stage(flat['name'], folder / f'{name}_{tail}.yml', interpolate(flat, plan['train']))
 
     chain, before, after = [], 0, block.get('after')
     if after:
@@ -216,6 +216,7 @@ def _run(plan: dict, order: int, method: str, train: dict, test: dict, scale: in
         tested['path']['pretrain_network_u'] = str(source.weights(root, 'u'))
     # Pictures of one seed are enough to look at.
     tested['val'] = {**tested.get('val', {}), 'save_img': seed == plan['seeds'][0]}
+    tested = interpolate(tested, plan['test'])
     return Run(plan['name'], plan['title'], plan['reference'], method, block.get('label', method), order, scale, seed,
                tuple(chain), folder / f'test_{method}_{tail}.yml', tested)
 
