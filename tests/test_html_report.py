@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import io
 import json
+import math
 import os
 import re
 import select
@@ -248,11 +249,15 @@ def test_signed(value, text):
     assert html_groups.signed(value, 3) == text
 
 
-@pytest.mark.parametrize(('metric', 'low', 'high', 'verdict'), [
-    ('psnr', .1, .2, 'ahead'), ('psnr', -.2, -.1, 'behind'), ('psnr', -.1, .1, 'open'),
-    ('lpips', .1, .2, 'behind'), ('lpips', -.2, -.1, 'ahead'), ('ssim', 0., .1, 'open')])
-def test_verdict(metric, low, high, verdict):
-    assert html_groups.verdict({'low': low, 'high': high, 'mean': (low + high) / 2}, metric) == verdict
+@pytest.mark.parametrize(('metric', 'ends', 'verdict', 'of_weights'), [
+    ('psnr', (.1, .2, .1, .3), 'ahead', 'ahead'), ('psnr', (-.2, -.1, -.3, -.1), 'behind', 'behind'),
+    ('psnr', (-.1, .1, .1, .2), 'open', 'open'), ('psnr', (.1, .2, -.1, .3), 'open', 'ahead'),
+    ('lpips', (.1, .2, .1, .3), 'behind', 'behind'), ('lpips', (-.2, -.1, -.3, -.1), 'ahead', 'ahead'),
+    ('ssim', (0., .1, .1, .2), 'open', 'open'), ('psnr', (.1, .2, math.nan, math.nan), 'open', 'ahead')])
+def test_verdict(metric, ends, verdict, of_weights):
+    difference = dict(zip(('low', 'high', 'seed_low', 'seed_high'), ends, strict=True))
+    assert html_groups.verdict(difference, metric) == verdict
+    assert html_groups.verdict(difference, metric, trained=False) == of_weights
 
 
 def test_axis():
@@ -375,6 +380,8 @@ def test_pictures_that_spread_most_come_first():
             'X': {'images': {k: {'psnr': v} for k, v in scores.items()}, 'mean': {'psnr': 0.}}}}
     group = html_groups.Group('', [record('a', p=30, q=30, r=30), record('b', p=30.1, q=32, r=30.5)], '')
     assert html_pictures._order(group, 'X') == ['q', 'r', 'p']
+    group = html_groups.Group('', [record('b', p=30.1, q=32, r=30.5)], '')
+    assert html_pictures._order(group, 'X') == ['p', 'r', 'q']  # of one run the worst
 
 
 def test_names_do_not_lead_out_of_the_folder(tmp_path):

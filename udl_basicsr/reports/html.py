@@ -32,7 +32,6 @@ from .html_groups import (
     read_groups,
     signed,
     unit,
-    verdict,
 )
 from .html_pictures import WINDOW, choose_pictures, theta_ticks
 from .scores import ScoresError, decimals, format_value, lower_is_better, metric_title
@@ -59,7 +58,7 @@ def _facts(group: Group) -> list[tuple[str, str]]:
              ('Scale', f'×{group.scale}' + ''.join(f', {d}' for d in {r.get('degradation') for r in records} if d)),
              ('Test data', ', '.join(f'{name} ({count})' for name, count in images.items())),
              ('Budget', _some(_budget(r) for r in records)),
-             ('Seeds', ', '.join(map(str, seeds)) if 'stages' in records[0] else ''),
+             ('Seeds', ', '.join(map(str, seeds)) if group.trained else ''),
              ('Machine', _some(r.get('machine') for r in records))]
     return [(name, value) for name, value in facts if value]
 
@@ -90,7 +89,7 @@ def _cards(group: Group) -> str:
                  f'<p class="who"><i class="swatch {_colour(group, best)}"></i>{escape(group.methods[best])}'
                  f'{", the highest mean" if len(found) > 1 and not lower_is_better(metric) else ""}{fewer}</p>']
         if difference:
-            lines.append(f'<p class="delta {verdict(difference, metric)}">{difference_text(difference, metric)}'
+            lines.append(f'<p class="delta {difference["verdict"]}">{difference_text(difference, metric)}'
                          f'{unit(metric)} <span>{interval_text(difference, metric)}</span></p>')
         cards.append(f'<div class="card">{"".join(lines)}</div>')
     return f'<div class="cards">{"".join(cards)}</div>'
@@ -104,7 +103,7 @@ def _summary(group: Group) -> str:
     kinds: dict[str, list[str]] = {AHEAD: [], BEHIND: [], OPEN: []}
     for method, label in group.methods.items():
         found = [d for name in group.datasets if (d := group.difference(method, name, metric))]
-        seen = {verdict(d, metric) for d in found}
+        seen = {d['verdict'] for d in found}
         if found:
             kinds[seen.pop() if len(seen) == 1 else OPEN].append(label)
     where = 'on every data set' if len(group.datasets) > 1 else f'on {escape(group.datasets[0])}'
@@ -115,8 +114,14 @@ def _summary(group: Group) -> str:
     rows = ''.join(f'<dt>{title}</dt><dd class="{kind}">'
                    + (''.join(f'<span>{escape(label)}</span>' for label in kinds[kind]) or 'none') + '</dd>'
                    for kind, title in titles.items())
-    return (f'<dl class="verdicts">{rows}</dl><p class="note">Ahead and behind: the 95 % interval of the difference in '
-            f'{escape(metric_title(metric))}, over seeds and images, leaves out zero.</p>')
+    return (f'<dl class="verdicts">{rows}</dl><p class="note">Ahead and behind: zero lies outside '
+            f'{_intervals(group)}, for {escape(metric_title(metric))}.</p>')
+
+
+def _intervals(group: Group) -> str:
+    if not group.trained:
+        return 'the 95 % interval over images, which says nothing of other seeds'
+    return 'both 95 % intervals: that over seeds and images, and that over seeds'
 
 
 def _header(groups: Sequence[Group], title: str) -> str:
@@ -169,6 +174,7 @@ def _forest(group: Group, metric: str) -> str:
     every = [d for found in results.values() for d in found.values()]
     if not every:
         return ''
+    usual = max(d['seeds'] for d in every)
     low, high = axis_range([(d['low'], d['high']) for d in every])
     ticks = axis_ticks(low, high)
     tick_digits = max((len(f'{tick:g}'.partition('.')[2]) for tick in ticks), default=0)
@@ -190,7 +196,7 @@ def _forest(group: Group, metric: str) -> str:
         for method in order:
             if method not in found:
                 continue
-            d, kind = found[method], verdict(found[method], metric)
+            d, kind = found[method], found[method]['verdict']
             marks = []
             if math.isfinite(d.get('seed_low', math.nan)):
                 marks.append(line('seeds', d['seed_low'], d['seed_high']))
@@ -204,7 +210,7 @@ def _forest(group: Group, metric: str) -> str:
                     f'{interval_text(d, metric)}, ahead on {d["ahead"]} of {d["pairs"]} pairs of seed and image')
             rows.append(
                 f'<li><span class="name"><i class="swatch {_colour(group, method)}"></i>'
-                f'{escape(group.methods[method])}</span>'
+                f'{escape(group.methods[method])}{"" if d["seeds"] == usual else " ({})".format(d["seeds"])}</span>'
                 f'<svg class="{kind}" role="img" aria-label="{escape(says)}"><title>{escape(says)}</title>{grid}'
                 f'{"".join(marks)}</svg><span class="num {kind}">{difference_text(d, metric)}</span></li>')
         labels = ''.join(f'<text x="{x(tick)}" y="14" text-anchor="middle">'
@@ -212,12 +218,14 @@ def _forest(group: Group, metric: str) -> str:
         panels.append(f'<figure class="panel"><figcaption>{escape(name)}</figcaption><ul>{"".join(rows)}'
                       f'<li class="axis" aria-hidden="true"><span></span><svg>{labels}</svg><span></span></li></ul>'
                       '</figure>')
+    fewer = f' In brackets: seeds, where they are not {usual}.' if any(d['seeds'] != usual for d in every) else ''
     better = '← better' if lower_is_better(metric) else 'better →'
-    seeds = any(math.isfinite(d.get('seed_low', math.nan)) for d in every)
-    note = ('Line: 95 % bootstrap interval over seeds and images. '
-            + ('Pale band: 95 % interval of Student’s t over the seeds alone, on these very images. ' if seeds else
-               'There is one seed, so the interval is over images only. ')
-            + 'Filled: the interval leaves out zero. ◀ ▶: beyond the axis.')
+    if group.trained:
+        note = ('Line: 95 % bootstrap interval over seeds and images. Pale band: 95 % interval of Student’s t over the '
+                'seeds, on these very images; one seed has none, and decides nothing.')
+    else:
+        note = 'Line: 95 % bootstrap interval over images, for these very weights.'
+    note += f' Coloured and filled: zero lies outside {_intervals(group)}. ◀ ▶: beyond the axis.{fewer}'
     return (f'<h3>{escape(metric_title(metric))} minus that of {escape(group.methods[group.reference])}'
             f'{escape(f" ({unit(metric).strip()})") if unit(metric) else ""} <small>{better}</small></h3>'
             f'<div class="forest">{"".join(panels)}</div><p class="note">{note}</p>')
@@ -240,7 +248,6 @@ def _table(group: Group, metric: str) -> str:
     values = {name: {m: v for m in group.methods if (v := means(group.records, m, name, metric, group.scale))}
               for name in datasets}
     ranks = {name: places({m: v['mean'] for m, v in values[name].items()}, metric) for name in datasets}
-    several = any('stages' in r for r in group.records)
     head = ''.join(f'<th scope="col" aria-sort="none"><button type="button">{escape(name)}</button></th>'
                    for name in ['Method', *datasets])
     rows = []
@@ -249,7 +256,7 @@ def _table(group: Group, metric: str) -> str:
         cells = [f'<th scope="row" data-v="{escape(label)}"><span><i class="swatch {_colour(group, method)}"></i>'
                  f'{escape(label)}</span>'
                  + (f'<small>{_count(len(runs), "seed")}{", reference" if method == group.reference else ""}</small>'
-                    if several else '') + '</th>']
+                    if group.trained else '') + '</th>']
         for name in datasets:
             value = values[name].get(method)
             if value is None:
@@ -262,11 +269,11 @@ def _table(group: Group, metric: str) -> str:
                 text += f' <small class="sd">±{value["sd"]:.{digits_of(metric)}f}</small>'
             difference = group.difference(method, name, metric)
             if difference:
-                text += (f'<small class="{verdict(difference, metric)}">{difference_text(difference, metric)} '
+                text += (f'<small class="{difference["verdict"]}">{difference_text(difference, metric)} '
                          f'<span>{interval_text(difference, metric)}</span></small>')
             cells.append(f'<td data-v="{value["mean"]!r}">{text}</td>')
         rows.append(f'<tr{" class=reference" if method == group.reference else ""}>{"".join(cells)}</tr>')
-    how = 'Mean over seeds and images, ± standard deviation over seeds' if several else 'Mean over images'
+    how = 'Mean over seeds and images, ± standard deviation over seeds' if group.trained else 'Mean over images'
     if group.reference:
         how += (f'; below it the difference from {escape(group.methods[group.reference])} with its 95 % bootstrap '
                 'interval')
@@ -324,7 +331,7 @@ def _runs(groups: Sequence[Group]) -> str:
             runs = group.of(method)
             seconds = [r['seconds'] for r in runs if 'seconds' in r]
             rows.append([label, _some(map(_stages, runs)),
-                         ', '.join(str(r['seed']) for r in runs) if 'stages' in runs[0] else '',
+                         ', '.join(str(r['seed']) for r in runs) if group.trained else '',
                          f'{np.mean(seconds) / 60:.1f}' if seconds else '',
                          *(_some(r.get(key) for r in runs) for key in ('machine', 'date', 'commit'))])
         kept = [i for i in range(len(header)) if any(row[i] for row in rows)]
@@ -458,8 +465,9 @@ def make_page(folders: Sequence[str | Path], images: Sequence[str] = (), gt: Map
         how = 'without loss' if quality is None else f'with some loss (WebP, quality {quality})'
         notes.insert(0, f'{_count(len(names), "picture")} {how}: {", ".join(names)}.')
         if not images:
-            notes.insert(1, 'Chosen by rule: of each data set the image on which the scores spread most, and that of '
-                            'median spread.')
+            what = 'scores spread most, and that of median spread' if len(groups[0].records) > 1 else \
+                'score is worst, and that of median score'
+            notes.insert(1, f'Chosen by rule: of each data set the image on which the {what}.')
     else:
         notes.insert(0, 'There are no pictures here, only scores. They are made by: ' + groups[0].remedy)
 

@@ -42,6 +42,11 @@ class Group:
         return name if name in self.methods and len(self.methods) > 1 else None
 
     @property
+    def trained(self) -> bool:
+        """Whether these are the runs of a comparison, of which it is known how they were trained; else mere tests."""
+        return 'stages' in self.records[0]
+
+    @property
     def datasets(self) -> list[str]:
         return list(dict.fromkeys(name for r in self.records for name in r['datasets']))
 
@@ -54,14 +59,15 @@ class Group:
         return sorted((r for r in self.records if r['method'] == method), key=lambda r: r['seed'])
 
     def difference(self, method: str, dataset: str, metric: str) -> dict | None:
-        """The paired difference from the reference; None for the reference and where there is none."""
+        """The paired difference from the reference with its `verdict`; None for the reference or where it has none."""
         if self.reference in (None, method):
             return None
         key = (method, dataset, metric)
         if key not in self._differences:  # a bootstrap takes a while
             found = paired_difference(self.records, method, dataset, metric, self.scale, self.reference)
             # Where an image was restored without any error its PSNR is infinite, and nothing can be said of means.
-            self._differences[key] = found if found and math.isfinite(found['mean']) else None
+            self._differences[key] = None if found is None or not math.isfinite(found['mean']) else {
+                **found, 'verdict': verdict(found, metric, self.trained)}
         return self._differences[key]
 
 
@@ -142,11 +148,21 @@ def interval_text(difference: Mapping, metric: str) -> str:
     return f'[{signed(difference["low"], digits_of(metric))}, {signed(difference["high"], digits_of(metric))}]'
 
 
-def verdict(difference: Mapping, metric: str) -> str:
-    """`ahead` or `behind` where the interval leaves out zero, else `open`."""
-    if difference['low'] <= 0 <= difference['high']:
-        return OPEN
-    return AHEAD if (difference['mean'] > 0) != lower_is_better(metric) else BEHIND
+def verdict(difference: Mapping, metric: str, trained: bool = True) -> str:
+    """`ahead` or `behind` where the intervals leave out zero, else `open`.
+
+    Args:
+        difference: As :func:`udl_basicsr.reports.comparison.paired_difference` gives it.
+        metric: Its metric.
+        trained: Asks both intervals, that over seeds and images and that over seeds, so that a single seed decides
+            nothing. Otherwise that over images: it is weights that are compared then, not ways to train.
+    """
+    ends = [difference[end] for end in ('low', 'high', *(('seed_low', 'seed_high') if trained else ()))]
+    if all(end > 0 for end in ends):
+        return BEHIND if lower_is_better(metric) else AHEAD
+    if all(end < 0 for end in ends):
+        return AHEAD if lower_is_better(metric) else BEHIND
+    return OPEN  # NaN too, the interval over one seed
 
 
 def unit(metric: str) -> str:

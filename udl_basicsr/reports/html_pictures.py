@@ -169,13 +169,15 @@ def _cut(picture: Picture, window: int) -> Picture:
 
 
 def _order(group: Group, dataset: str) -> list[str]:
-    """The images of a data set: that on which the methods' scores spread most, then that of median spread, the rest."""
+    """The images of a data set: that on which scores spread most (of one run: the worst), the middle one, the rest."""
     metric = first_metric(group)
     values: dict[str, list[float]] = {}
     for record in group.records:
         for image, scores in record['datasets'].get(dataset, {'images': {}})['images'].items():
             values.setdefault(image, []).append(scores.get(metric, 0.))
-    order = sorted(values, key=lambda image: -np.std(values[image]))
+    alone = len(group.records) == 1
+    sign = 1 if alone and metric and not lower_is_better(metric) else -1
+    order = sorted(values, key=lambda image: sign * (values[image][0] if alone else np.std(values[image])))
     middle = order[len(order) // 2:len(order) // 2 + 1]
     return list(dict.fromkeys([*order[:1], *middle, *order]))
 

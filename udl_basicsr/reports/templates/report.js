@@ -75,7 +75,7 @@ function curves(box) {
     ...charts.map((c, i) => make('option', {value: i}, c.title)));
   const minus = make('input', {type: 'checkbox', onchange: () => update()});
   const minusBox = make('label', {class: 'check'}, minus, box.reference === null ? '' : `minus ${methods[box.reference]}`);
-  const svg = make('svg', {role: 'application', tabindex: 0}), read = make('div', {class: 'read', hidden: ''});
+  const svg = make('svg', {role: 'application', tabindex: 0}), read = make('div', {class: 'read', hidden: '', 'aria-live': 'polite'});
   const said = make('p', {class: 'note', 'aria-live': 'polite'});
   const legend = make('div', {class: 'legend', role: 'group', 'aria-label': 'Lines shown'});
   byId('curves').append(make('div', {class: 'chart-head'}, pick, minusBox),
