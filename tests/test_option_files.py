@@ -13,7 +13,7 @@ from udl_basicsr.engine.options import dump_flat, parse_options
 
 OPTIONS = Path(__file__).resolve().parents[1] / 'options'
 FILES = sorted(str(file.relative_to(OPTIONS)) for file in OPTIONS.rglob('*.yml')
-               if file.parent.name != '_base_' and not file.name.startswith('_'))
+               if file.parent.name not in ('_base_', 'compare') and not file.name.startswith('_'))
 TRAIN = [file for file in FILES if Path(file).name.startswith('train_')]
 # Made tiny, EDSR-S is EDSR.
 TO_TRAIN = [file for file in TRAIN if not file.startswith('train_EDSR_')]
@@ -135,8 +135,12 @@ def test_no_base_is_left_over():
     files = {file.resolve() for file in OPTIONS.rglob('*.yml')}
     named = set()
     for file in files:
-        bases = yaml.safe_load(file.read_text()).get('_base_') or []
-        named |= {(file.parent / base).resolve() for base in ([bases] if isinstance(bases, str) else bases)}
+        content = yaml.safe_load(file.read_text())
+        bases = content.get('_base_') or []
+        bases = [bases] if isinstance(bases, str) else bases
+        # the plan of a comparison names the file that its trainings share
+        bases += [content['train']] if isinstance(content.get('train'), str) else []
+        named |= {(file.parent / base).resolve() for base in bases}
     assert {file for file in files if file.name.startswith('_') or file.parent.name == '_base_'} <= named <= files
 
 
