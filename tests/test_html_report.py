@@ -633,7 +633,10 @@ class Browser:
 
 @pytest.fixture(scope='module')
 def browser(tmp_path_factory):
-    browser = Browser(tmp_path_factory.mktemp('browser'))
+    try:
+        browser = Browser(tmp_path_factory.mktemp('browser'))
+    except (AssertionError, OSError) as error:
+        pytest.skip(f'{CHROMIUM} does not start: {error}')
     yield browser
     try:
         browser.end()
