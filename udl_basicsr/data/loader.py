@@ -8,10 +8,12 @@ import atexit
 import hashlib
 import math
 import multiprocessing
+import os
 import random
 import signal
 from collections.abc import Iterator
 
+import cv2
 import numpy as np
 import torch
 from basicsr.data import build_dataset as build_basicsr_dataset
@@ -96,7 +98,8 @@ class SeededDataset(Dataset):
     def _problem(self, index: int, error: Exception) -> str:
         paths = getattr(self.dataset, 'paths', None) or {}
         entry = paths[index] if index < len(paths) else index
-        files = ' or '.join(map(str, entry.values())) if isinstance(entry, dict) else str(entry)
+        files = list(map(str, entry.values())) if isinstance(entry, dict) else [str(entry)]
+        files = ' or '.join([f for f in files if not os.path.isfile(f) or cv2.imread(f) is None] or files)
         reason = ' '.join(str(error).split())  # OpenCV's end in a line break
         return f'{files}: cannot be read for training ({type(error).__name__}: {reason})'
 
