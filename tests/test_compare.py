@@ -251,6 +251,17 @@ def test_what_is_wrong_with_a_plan_is_said(plan, changes, message):
     assert not (file.parent / 'results').exists()
 
 
+def test_lpips_is_measured_where_its_weights_are(plan, monkeypatch, tmp_path):
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'torch'))
+    runs = compare.read_plan(plan(), tmp_path)
+    assert list(runs[0].test_flat['val']['metrics']) == ['psnr']
+    cache = tmp_path / 'torch' / 'hub' / 'checkpoints'
+    cache.mkdir(parents=True)
+    (cache / 'alexnet-owt-7be5be79.pth').touch()
+    runs = compare.read_plan(plan(), tmp_path)
+    assert runs[0].test_flat['val']['metrics'].keys() == {'lpips', 'psnr'}
+
+
 def test_options_that_cannot_work_are_found_before_anything_is_trained(plan):
     file = plan(methods={**plan.content['methods'], 'typo': {'options': {
         'stage': 'plain', 'network_u': None, 'train': {'pixel_opt': {'type': 'L2Loss'}}}}})

@@ -18,7 +18,7 @@ The plan is a YAML file (``options/compare/``)::
       UDL: {label: ESU → UDL, after: ESU, options: {stage: udl, train: {udl_opt: {type: UDLLoss}}}}
 
 A method with a stage before it takes its iterations from the same budget, and goes on in the same order of crops. The
-schedule of ``train`` is stretched to the length of each stage.
+schedule of ``train`` is stretched to the length of each stage. LPIPS is measured too where its weights are at hand.
 """
 from __future__ import annotations
 
@@ -41,6 +41,8 @@ import torch
 from basicsr.archs import build_network
 
 from udl_basicsr.data.loader import TrainBatches, build_dataset
+from udl_basicsr.losses.perceptual import find_backbone_weights
+from udl_basicsr.models.checkpoints import CheckpointError
 from udl_basicsr.reports.comparison import record_file, write_record
 from udl_basicsr.reports.scores import read_scores, write_text
 
@@ -214,11 +216,21 @@ def _run(plan: dict, order: int, method: str, train: dict, test: dict, scale: in
     if source:
         tested['network_u'] = last.flat['network_u']
         tested['path']['pretrain_network_u'] = str(source.weights(root, 'u'))
+    val = tested.get('val', {})
     # Pictures of one seed are enough to look at.
-    tested['val'] = {**tested.get('val', {}), 'save_img': seed == plan['seeds'][0]}
+    tested['val'] = {**val, 'save_img': seed == plan['seeds'][0],
+                     'metrics': {**_lpips_if_there(scale), **val.get('metrics', {})}}
     tested = interpolate(tested, plan['test'])
     return Run(plan['name'], plan['title'], plan['reference'], method, block.get('label', method), order, scale, seed,
                tuple(chain), folder / f'test_{method}_{tail}.yml', tested)
+
+
+def _lpips_if_there(scale: int) -> dict:
+    try:
+        find_backbone_weights('alex')
+    except CheckpointError:
+        return {}
+    return {'lpips': {'type': 'calculate_lpips', 'net': 'alex', 'crop_border': scale, 'better': 'lower'}}
 
 
 def _stretched(scheduler: dict, factor: float) -> dict:
