@@ -4,11 +4,13 @@
     python scripts/benchmark_speed.py --out results/speed.json            # an hour or two on a CPU
     python scripts/benchmark_speed.py --out results/speed.json --quick    # two minutes
 
-Beside the JSON, with all raw samples, a figure of the same name is drawn.
+The JSON, with all raw samples, is written anew whenever a part has been measured; at the end a figure of the same name
+is drawn beside it.
 """
 import argparse
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -31,8 +33,8 @@ def main() -> int:
     parser.add_argument('--networks', nargs='+', choices=list(speed.NETWORKS), metavar='NAME',
                         default=['EDSR-S', 'EDSR', 'RCAN', 'SwinIR'],
                         help=f'of {", ".join(speed.NETWORKS)}; the figures are of the first (default: all but tiny)')
-    parser.add_argument('--batch', type=positive, help='default: 16 on a GPU, 4 or less on a CPU')
-    parser.add_argument('--patch', type=positive, help='LQ size of a patch (default: 48, or 24 on a CPU)')
+    parser.add_argument('--batch', type=positive, help='of EDSR-S (default: 16 on a GPU, 4 or less on a CPU)')
+    parser.add_argument('--patch', type=positive, help='of EDSR-S, in LQ pixels (default: 48, quick on a CPU: 24)')
     parser.add_argument('--rounds', type=positive, help='of each comparison, at most (default: 20, quick: 9)')
     parser.add_argument('--seconds', type=positive,
                         help='for each comparison, which has 3 rounds at least (default: 300, quick: 15)')
@@ -61,7 +63,7 @@ def main() -> int:
             speed.check_folders(*args.val, scale=4)
         plan = speed.make_plan(device, args.quick, args.networks, args.batch, args.patch, args.rounds, args.seconds,
                                args.clock, args.compile)
-        report = speed.run(plan, device, args.val)
+        report = speed.run(plan, device, args.val, save=partial(speed.save, path=args.out))
     except speed.SpeedError as error:
         print(error, file=sys.stderr)
         return 1

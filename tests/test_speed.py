@@ -227,7 +227,8 @@ def test_the_quick_plan_is_small_and_measures_the_same_figures():
     assert [case.network for case in quick.cases] == ['EDSR-S']
     assert [case.network for case in full.cases] == ['EDSR-S', 'EDSR', 'RCAN', 'SwinIR']
     assert {case.batch for case in full.growth} == {1, 2, 4}
-    assert {case.patch for case in full.growth} == {24, 48, 96}
+    assert {case.patch for case in full.growth} == {12, 24, 48}
+    assert (full.memory.network, full.memory.batch, full.memory.patch) == ('EDSR-S', 4, 48)
     assert not quick.compiled
     assert full.compiled == ('EDSR-S', 'EDSR', 'RCAN', 'SwinIR')
     assert speed.make_plan(CPU, False, compiled=[]).compiled == ()
@@ -275,6 +276,17 @@ def test_the_script_writes_all_figures_with_their_samples(tmp_path, monkeypatch,
     assert report['machine']['versions']['torch'] == torch.__version__
     assert report['validation']['tiny']['images'] == 2
     assert report['growth'][0]['memory']['published'] == network['memory']['published']
+
+
+def test_what_is_measured_is_saved_at_once(tmp_path, monkeypatch):
+    """Of a run of hours that is interrupted, what was done is not lost."""
+    folders, path = speed.make_images(tmp_path, 2, 64, 80, 4), tmp_path / 'speed.json'
+    monkeypatch.setattr(speed, 'validation', lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        speed.run(speed.Plan((CASE, ), 1, 60), CPU, folders, False, lambda report: speed.save(report, path))
+    report = json.loads(path.read_text())
+    assert report['stage2_over_l1'] == report['figures']['stage2_over_l1']['median'] > 0
+    assert report['validation_basicsr_over_ours'] is None
 
 
 def test_the_script_refuses_images_that_do_not_fit(tmp_path, monkeypatch, capsys):

@@ -378,7 +378,7 @@ def levers(device: torch.device, with_compile: bool) -> list[Settings]:
 def peak_memory(make: Callable[[], Callable[[], None]], device: torch.device) -> int:
     """Bytes that a step needs at its worst moment: networks, gradients, optimiser and all that a step makes.
 
-    On a GPU the allocator keeps count. On the CPU its calls are recorded during a third step and added up, on top of
+    On a GPU the allocator keeps count. On the CPU its calls are recorded during a second step and added up, on top of
     what was there before: what the process holds (``ru_maxrss``) also counts what the C library has not given back,
     and differs from run to run by a tenth; this count is the same every time. Scratch space inside of oneDNN is in
     neither a recorded call nor this count.
@@ -392,14 +392,12 @@ def peak_memory(make: Callable[[], Callable[[], None]], device: torch.device) ->
         torch.cuda.empty_cache()
         before = torch.cuda.memory_allocated()
         run = make()
-        for _ in range(2):
-            run()
+        run()
         torch.cuda.reset_peak_memory_stats()
         run()
         return torch.cuda.max_memory_allocated() - before
     run = make()
-    for _ in range(2):
-        run()
+    run()
     run.model.optimizer_g.zero_grad()  # freeing what was there before the recording is not recorded
     there = _held(run.model)
     os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # else it says on stderr that there is no GPU to record
@@ -621,6 +619,7 @@ class Plan:
         cases (tuple): The first is the one that the figures are of.
         rounds (int): Of every comparison, at most.
         seconds (float): For every comparison: it ends with the round in which they are over, but not before three.
+        memory (Case | None): What the memory of the first network is measured of; None: of the first case.
         compiled (tuple): Networks with torch.compile among the levers.
         growth (tuple): Cases, of which time and memory are put side by side.
         validated (tuple): Networks whose validation is measured; the first is the one that the figure is of.
@@ -634,6 +633,7 @@ class Plan:
     cases: tuple[Case, ...]
     rounds: int
     seconds: float
+    memory: Case | None = None
     compiled: tuple[str, ...] = ()
     growth: tuple[Case, ...] = ()
     validated: tuple[str, ...] = ('tiny', )
@@ -657,28 +657,33 @@ def make_plan(device: torch.device, quick: bool, networks: Sequence[str] = ('EDS
     gpu = device.type == 'cuda'
     if quick:
         case = Case(batch=batch or (16 if gpu else 2), patch=patch or (48 if gpu else 24))
-        return Plan((case, ), rounds or 9, seconds or 15, compiled or (), images=10, clock=clock)
+        return Plan((case, ), rounds or 9, seconds or 15, compiled=tuple(compiled or ()), images=10, clock=clock)
     base = Case(batch=batch or (16 if gpu else 4), patch=patch or 48)
-    large = Case(batch=batch or (16 if gpu else 1), patch=patch or (48 if gpu else 24))
+    large = Case(batch=16 if gpu else 1, patch=48 if gpu else 16)
     cases = tuple(replace(base if name == 'EDSR-S' else large, network=name) for name in networks)
-    middle = base if gpu else replace(base, batch=1)
-    growth = [replace(middle, patch=n) for n in (24, 48, 96)]
+    middle = base if gpu else replace(base, batch=1, patch=24)
+    growth = [replace(middle, patch=n) for n in ((24, 48, 96) if gpu else (12, 24, 48))]
     growth += [replace(middle, batch=n) for n in ((1, 4, 16, 64) if gpu else (1, 2, 4))]
     growth += [replace(middle, scale=n) for n in (2, 3, 4)]
     growth += [replace(middle, width=n) for n in (32, 64, 128)]
-    return Plan(cases, rounds or 20, seconds or 300, tuple(networks if compiled is None else compiled),
-                growth=tuple(dict.fromkeys(growth)), validated=('tiny', 'EDSR-S') if gpu else ('tiny', ), images=20,
-                backends=('disk', 'lmdb', 'memory'), workers=(0, 1, 2), clock=clock)
+    return Plan(
+        cases, rounds or 20, seconds or 300,
+        memory=replace(base, batch=16 if gpu else 4, patch=48) if cases[0] == base else None,
+        compiled=tuple(networks if compiled is None else compiled), growth=tuple(dict.fromkeys(growth)),
+        validated=('tiny', 'EDSR-S') if gpu else ('tiny', ), images=20, backends=('disk', 'lmdb', 'memory'),
+        workers=(0, 1, 2), clock=clock)
 
 
-def run(plan: Plan, device: torch.device, folders: tuple[Path, Path] | None = None, progress: bool = True) -> dict:
-    """Measures what a plan says.
+def run(plan: Plan, device: torch.device, folders: tuple[Path, Path] | None = None, progress: bool = True,
+        save: Callable[[dict], object] = lambda report: None) -> dict:
+    """Measures what a plan says, the first network and all that is measured with it first.
 
     Args:
         plan (Plan): See :func:`make_plan`.
         device (torch.device): Where the networks run.
         folders (tuple | None): GT and LQ images to validate on; None makes some.
         progress (bool): Whether to show progress, with the time that is left, on stderr.
+        save (Callable): Called with the report whenever a part of it is there; the other figures are None.
 
     Returns:
         dict: What :func:`write` writes.
@@ -692,11 +697,11 @@ def run(plan: Plan, device: torch.device, folders: tuple[Path, Path] | None = No
                'validation': {}, 'data': {}}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        for case in plan.cases:
-            report['networks'][case.network] = measure_case(case, device, folder, plan, progress)
-        first = report['networks'][plan.cases[0].network]
+        first = report['networks'][plan.cases[0].network] = measure_case(plan.cases[0], device, folder, plan, progress,
+                                                                         plan.memory)
         report['figures'] |= first['figures']
         best = Settings(**first['best'])
+        _headlines(report, save)
         gt, lq = folders or make_images(folder / 'val', plan.images, *plan.image_size, plan.cases[0].scale)
         for network in plan.validated:
             measured = validation(replace(plan.cases[0], network=network), gt, lq, device, plan.rounds, plan.seconds,
@@ -705,24 +710,42 @@ def run(plan: Plan, device: torch.device, folders: tuple[Path, Path] | None = No
         measured = report['validation'][plan.validated[0]]
         report['figures']['validation_basicsr_over_ours'] = figure(measured['ratios'])
         report['figures']['validation_basicsr_over_ours_processor_time'] = figure(measured['cpu_ratios'])
+        _headlines(report, save)
         if plan.backends:
             case = plan.cases[0]
             trained_on = make_images(folder / 'train', max(8, case.batch), 480, 480, case.scale)
             report['data'] = waiting(Trainer(case, device, folder), best, *trained_on, plan.backends, plan.workers,
                                      steps=10 if device.type == 'cuda' else 5)
+            _headlines(report, save)
         if plan.growth:
             # Compiled anew for each size, and so without.
             report['growth'] = growth(plan.growth, replace(best, compile=False), device, folder, plan, progress)
-    for key in GOALS:
-        report[key] = report['figures'][key]['median']
+            _headlines(report, save)
+        for case in plan.cases[1:]:
+            report['networks'][case.network] = measure_case(case, device, folder, plan, progress)
+            _headlines(report, save)
     return report
 
 
-def measure_case(case: Case, device: torch.device, folder: Path, plan: Plan, progress: bool = True) -> dict:
+def _headlines(report: dict, save: Callable[[dict], object]) -> None:
+    report |= {key: report['figures'][key]['median'] for key in GOALS if key in report['figures']}
+    save(report)
+
+
+def measure_case(case: Case, device: torch.device, folder: Path, plan: Plan, progress: bool = True,
+                 memory: Case | None = None) -> dict:
     """All contenders of one network.
 
     The levers are compared first, and the best settings are chosen from that; then these are measured anew against the
     published form and stock BasicSR, so that the figures owe nothing to having been picked.
+
+    Args:
+        case (Case): What is timed.
+        device (torch.device): Where to train.
+        folder (Path): For weights.
+        plan (Plan): Rounds and levers.
+        progress (bool): Whether to show progress on stderr.
+        memory (Case | None): What the memory is measured of; None: of ``case``.
 
     Returns:
         dict: ``best`` settings, ``levers`` and ``contenders`` (seconds a step), ``figures`` and ``memory`` in bytes.
@@ -742,7 +765,7 @@ def measure_case(case: Case, device: torch.device, folder: Path, plan: Plan, pro
             result['unavailable'][str(settings)] = f'{type(error).__name__}: {str(error).splitlines()[0][:200]}'
             continue
         steps[settings] = step
-    samples = plan.time(steps, 1, f'{case.network}: levers' if progress else '')
+    samples = plan.time(steps, 0, f'{case.network}: levers' if progress else '')  # each has made a step above
     del step, steps
     for settings, seconds in samples.items():
         result['levers'][str(settings)] = {'settings': asdict(settings), 'seconds': seconds,
@@ -758,13 +781,15 @@ def measure_case(case: Case, device: torch.device, folder: Path, plan: Plan, pro
         contenders[f'{kind}_float32'] = kind, plain
     contenders['udl_cached'] = 'udl', best, True
     steps = {name: trainer.step(*args) for name, args in contenders.items()}
-    samples = plan.time(steps, 2, f'{case.network}: against others' if progress else '')
+    samples = plan.time(steps, 1, f'{case.network}: against others' if progress else '')
     del steps
     result['contenders'] = {name: {'seconds': figure(seconds)} for name, seconds in samples.items()}
     result['figures'] = {key: figure(ratios(samples[a], samples[b])) for key, (a, b) in FIGURES.items()}
     contenders['udl_bf16'] = 'udl', Settings(amp='bf16', channels_last=True, fused=True, fast_head=True)
-    result['memory'] = {}
-    for name, args in contenders.items():
+    if memory:
+        trainer = Trainer(memory, device, folder)
+    result['memory'], result['memory_case'] = {}, asdict(trainer.case)
+    for name, args in tqdm(contenders.items(), f'{case.network}: memory', disable=not progress, dynamic_ncols=True):
         result['memory'][name] = peak_memory(lambda args=args: trainer.step(*args), device)
     for key, name in (('', 'udl'), ('_cached', 'udl_cached'), ('_float32', 'udl_float32'), ('_bf16', 'udl_bf16')):
         result['figures'][f'memory_published_over_ours{key}'] = figure(
@@ -820,7 +845,8 @@ def tables(report: Mapping) -> str:
             [lever, f"{statistics.median(values['seconds']):.4f}", *_cells(values['speedup'])]
             for lever, values in result['levers'].items()]))
         parts += [f'not available: {lever} ({why})' for lever, why in result['unavailable'].items()]
-        parts.append(text_table(['contender', 's a step', 'quartiles', 'peak MiB'], [
+        of = Case(**result['memory_case'])
+        parts.append(text_table(['contender', 's a step', 'quartiles', f'peak MiB, {of.batch} of {of.patch}'], [
             [kind, f"{values['seconds']['median']:.4f}",
              f"{values['seconds']['low']:.4f} to {values['seconds']['high']:.4f}",
              f"{result['memory'][kind] / 2**20:.0f}"] for kind, values in result['contenders'].items()]))
@@ -879,10 +905,15 @@ def draw(report: Mapping, path: str | Path) -> None:
     drawing.savefig(path, dpi=110)
 
 
+def save(report: Mapping, path: str | Path) -> None:
+    """Writes the JSON alone."""
+    write_text(Path(path), json.dumps(report, indent=1) + '\n')
+
+
 def write(report: Mapping, path: str | Path) -> tuple[Path, Path]:
     """Writes the JSON and, beside it, the figure; returns both paths."""
     path = Path(path)
     picture = path.with_suffix('.png')
-    write_text(path, json.dumps(report, indent=1) + '\n')
+    save(report, path)
     draw(report, picture)
     return path, picture
