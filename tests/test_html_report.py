@@ -339,6 +339,20 @@ def test_the_window_cuts_all_versions_alike(trial):
         assert pictures[0]['part'] == f'{side}×{side} of 64×64 px'
 
 
+def test_the_window_begins_where_a_pixel_of_the_lq_begins():
+    lq = np.zeros((30, 30, 3), np.uint8)
+    lq[14:22, 11:19] = np.random.default_rng(0).integers(0, 256, (8, 8, 3))  # the detail, at no multiple of 8
+    gt = lq.repeat(3, 0).repeat(3, 1)
+    group = html_groups.Group('', [{'scale': 3}], '')
+    whole = html_pictures.Picture(group, 'Set5', 'bird', (html_pictures.Layer('lq', '', lq, {}),
+                                                          html_pictures.Layer('gt', '', gt, {}, gt[..., 0])), (90, 90))
+    small, large = html_pictures._cut(whole, 25).layers
+    assert large.image.shape == (24, 24, 3)
+    assert large.image.any()
+    assert np.array_equal(small.image.repeat(3, 0).repeat(3, 1), large.image)
+    assert np.array_equal(large.log_scale, large.image[..., 0])
+
+
 def test_lossy_pictures_are_smaller_and_say_so(trial):
     generator = np.random.default_rng(1)
     noise = cv2.GaussianBlur(generator.integers(0, 256, (128, 128, 3), dtype=np.uint8), (0, 0), 1)
@@ -387,6 +401,7 @@ def test_pictures_that_spread_most_come_first():
 def test_names_do_not_lead_out_of_the_folder(tmp_path):
     write_png(tmp_path / 'secret' / 'a_run.png', picture('L1'))
     (tmp_path / 'results' / 'visualization' / 'Set5').mkdir(parents=True)
+    write_png(tmp_path / 'results' / 'a_run.png', picture('L1'))
     for dataset, image in (('Set5', '../../../secret/a'), ('..', 'a'), ('../../secret', 'a')):
         scores = {'images': {image: {'psnr': 30.}}, 'mean': {'psnr': 30.}}
         record = {'method': 'a', 'label': 'a', 'reference': 'a', 'seed': 0, 'scale': 2, 'datasets': {dataset: scores},
