@@ -98,8 +98,8 @@ def read_groups(folders: Iterable[str | Path]) -> list[Group]:
                                   f'`iterations`, got {record["stages"]!r}')
             key = (str(folder), record['network_title'], record['scale'], record['degradation'])
             groups.setdefault(key, []).append(record)
-            remedies[key] = ('python scripts/compare_losses.py FILE.yml --out FOLDER (a new one: a run that has a record '
-                             'there is not made again)')
+            remedies[key] = ('python scripts/compare_losses.py FILE.yml --out FOLDER (a new one: runs with a record '
+                             'there are not made again)')
     for record in _as_records(tested):
         key = ('tests', '', record['scale'], '')
         groups.setdefault(key, []).append(record)
