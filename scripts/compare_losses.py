@@ -11,6 +11,7 @@ not made again; stopped, it goes on with the same command. One run on each GPU, 
 import argparse
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -33,6 +34,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--out', type=Path, help='folder of the records; default docs/results/<name>')
     parser.add_argument('--root', type=Path, default=Path.cwd(),
                         help='where experiments/ and results/ are; default: here')
+    parser.add_argument('--metrics', nargs='+', default=['psnr'], help='in the last table; default: psnr')
+    parser.add_argument('--markdown', action='store_true', help='print the last table as Markdown')
     parser.add_argument('--dry_run', action='store_true', help='say what is there and what is missing; train nothing')
     args = parser.parse_args(argv)
     try:
@@ -56,14 +59,14 @@ def run(args: argparse.Namespace) -> int:
     print(f'{len(runs)} runs, {len(missing)} to be made; records in {out}', flush=True)
     if missing and not args.dry_run:
         compare.write_options(missing, args.root)
-        status = train(runs, missing, out, args.root, list(range(torch.cuda.device_count())) or [None] * args.jobs)
+        status = train(missing, out, args.root, list(range(torch.cuda.device_count())) or [None] * args.jobs)
         if status:
             return status
-    show(runs, out)
+    show(out, args.metrics, args.markdown)
     return 0
 
 
-def train(runs: list, missing: list, out: Path, root: Path, gpus: list) -> int:
+def train(missing: list, out: Path, root: Path, gpus: list) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the runs in progress save their state
     events = compare.make_all(missing, out, root, gpus)
     failed, ended, last = [], 0, {}
@@ -84,7 +87,7 @@ def train(runs: list, missing: list, out: Path, root: Path, gpus: list) -> int:
                       + '\n'.join(event.log.read_text(encoding='utf-8').splitlines()[-3:]), flush=True)
             else:
                 print(clear, end='')
-                show(runs, out)
+                show(out)
             left = compare.seconds_left(missing, read_or_none(out), out, len(gpus))
             about = '' if left is None else f'; about {left / 3600:.1f} h left' if left > 5400 else \
                 f'; about {left / 60:.0f} min left'
@@ -106,10 +109,10 @@ def read_or_none(out: Path) -> list:
         return []
 
 
-def show(runs: list, out: Path) -> None:
+def show(out: Path, metrics: Sequence[str] = ('psnr', ), markdown: bool = False) -> None:
     """The table of what there is."""
     if records := read_or_none(out):
-        print(f'\n{format_summary(records)}\n', flush=True)
+        print(f'\n{format_summary(records, metrics, markdown)}\n', flush=True)
 
 
 if __name__ == '__main__':

@@ -12,7 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from .scores import ScoresError, check_scores, decimals, lower_is_better, metric_title, text_table, write_text
+from .scores import (
+    ScoresError,
+    check_scores,
+    decimals,
+    lower_is_better,
+    markdown_table,
+    metric_title,
+    text_table,
+    write_text,
+)
 
 FIELDS = {'comparison': str, 'method': str, 'label': str, 'reference': str, 'seed': int, 'degradation': str,
           'network_title': str, 'parameters': int, 'stages': list, 'options': list, 'initial_weights': str,
@@ -220,9 +229,8 @@ def summary_rows(records: Sequence[Mapping], scale: int,
     return header, rows
 
 
-def format_summary(records: Sequence[Mapping], metrics: Sequence[str] = ('psnr', )) -> str:
-    """The table of a comparison as it stands, one for each scale, for the terminal."""
-    parts = []
-    for scale in sorted({r['scale'] for r in records}):
-        parts.append(f'×{scale}\n{text_table(*summary_rows(records, scale, metrics))}')
-    return '\n\n'.join(parts)
+def format_summary(records: Sequence[Mapping], metrics: Sequence[str] = ('psnr', ), markdown: bool = False) -> str:
+    """The table of a comparison as it stands, one for each scale, for the terminal or in Markdown."""
+    table, gap = (markdown_table, '\n\n') if markdown else (text_table, '\n')
+    return '\n\n'.join(f'×{scale}{gap}{table(*summary_rows(records, scale, metrics))}'
+                       for scale in sorted({r['scale'] for r in records}))
