@@ -81,6 +81,12 @@ def test_medians_and_quartiles():
     assert speed.quartiles([2.]) == (2., 2., 2.)
 
 
+def test_the_fastest_settings_and_compiling_for_a_tenth_alone():
+    plain, fused, compiled = speed.Settings(), speed.Settings(fused=True), speed.Settings(compile=True)
+    assert speed.fastest({plain: [1, 1, 9], fused: [2, 2, 1], compiled: [0.92, 0.92, 0]}) == plain
+    assert speed.fastest({plain: [1, 1, 9], fused: [2, 2, 1], compiled: [0.88, 0.88, 9]}) == compiled
+
+
 # ------------------------------------------------------------------------------------------------------- the reference
 
 
