@@ -29,6 +29,7 @@ import multiprocessing
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -243,10 +244,27 @@ def write_options(runs: Iterable[Run], root: Path) -> None:
     """Writes the option files of all runs and checks them, the data too, before the first of them begins.
 
     Raises:
-        OptionError: What is wrong; a file that could not stand is left for reading.
+        OptionError: What is wrong, by the plan's own names; no folder is left that was not there.
     """
-    checked: set[tuple] = set()
     runs = list(runs)
+    folder = runs[0].test_file.parent
+    made = [f for f in (folder, *folder.parents) if f.is_relative_to(root) and not f.exists()]
+    try:
+        _write_and_check(runs, root)
+    except OptionError as error:
+        if made:
+            shutil.rmtree(made[-1])
+        names = {f'{stage.file}:': f'{run.plan}: {stage.file.stem}:' for run in runs for stage in run.stages}
+        names |= {f'{run.test_file}:': f'{run.plan}: {run.test_file.stem}:' for run in runs}
+        raise OptionError([_renamed(problem, names) for problem in error.problems]) from None
+
+
+def _renamed(problem: str, names: dict[str, str]) -> str:
+    return next((name + problem[len(file):] for file, name in names.items() if problem.startswith(file)), problem)
+
+
+def _write_and_check(runs: list[Run], root: Path) -> None:
+    checked: set[tuple] = set()
     for run in runs:
         for stage in run.stages:
             write_text(stage.file, dump_flat(stage.flat))
