@@ -278,6 +278,9 @@ def test_the_script_writes_all_figures_with_their_samples(tmp_path, monkeypatch,
     assert all(len(values) == 2 for values in seconds.values())
     assert report['figures']['stage2_over_l1']['samples'] == [
         a / b for a, b in zip(seconds['udl'], seconds['l1'], strict=True)]
+    figures = report['figures']
+    assert figures['validation_basicsr_over_ours'] == figures['validation_basicsr_over_ours_wall']
+    assert figures['validation_basicsr_over_ours_processor']['samples'] == report['validation']['tiny']['cpu_ratios']
     assert report['memory_published_over_ours'] == network['memory']['published'] / network['memory']['udl']
     assert report['machine']['versions']['torch'] == torch.__version__
     assert report['validation']['tiny']['images'] == 2
