@@ -473,7 +473,8 @@ def validation(case: Case, gt: Path, lq: Path, device: torch.device, rounds: int
     """BasicSR's validation against ours: PSNR and SSIM on Y of the same network and images, beyond the network's time.
 
     Ours reads and measures beside the network. By the clock it may thus take no longer than the network alone, which
-    counts as a hundredth of BasicSR's time beyond it; the processor's time says what is computed, hidden or not.
+    counts as a tenth of BasicSR's time beyond it: 10 means 10 or more; the processor's time says what is computed,
+    hidden or not.
 
     Args:
         case (Case): The network; its batch and patch play no part.
@@ -537,7 +538,7 @@ def validation(case: Case, gt: Path, lq: Path, device: torch.device, rounds: int
 
 
 def _beyond_ratios(beyond: Mapping[str, Sequence[float]]) -> list[float]:
-    return [theirs / max(ours, theirs / 100) if theirs > 0 else 0.
+    return [theirs / max(ours, theirs / 10) if theirs > 0 else 0.
             for theirs, ours in zip(beyond['basicsr'], beyond['ours'], strict=True)]
 
 
