@@ -1,15 +1,10 @@
 """The uncertainty head of Ning et al., Uncertainty-Driven Loss for Single Image Super-Resolution (NeurIPS 2021)."""
-from functools import partial
-
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .upsampled_conv import upsampled_conv2d
-
-# In place: what a convolution puts out is not needed for its backward, and memory at the image's size costs time.
-_elu = partial(F.elu, inplace=True)
 
 
 @ARCH_REGISTRY.register()
@@ -41,14 +36,14 @@ class UDLHead(nn.Module):
         elif features.device.type == 'cpu':
             # On the CPU convolutions at the image's size are 1.3 times faster so, whatever the network around uses.
             features = features.contiguous(memory_format=torch.channels_last)
-        log_scale = _elu(self.conv3(_elu(self.conv2(self._first(features)))))
+        log_scale = F.elu(self.conv3(F.elu(self.conv2(self._first(features)))))
         return log_scale.contiguous(memory_format=memory_format)
 
     def _first(self, features: Tensor) -> Tensor:
         # Measured on a CPU: at x4 computing on the small map is faster, below it is not, as the copying to pixels
         # costs what the multiplications save. Not measured on a GPU, where fewer bytes are moved as well.
         if self.scale >= 4:
-            return upsampled_conv2d(features, self.conv1.weight, self.conv1.bias, self.scale, _elu)
+            return upsampled_conv2d(features, self.conv1.weight, self.conv1.bias, self.scale, F.elu)
         if self.scale > 1:
             features = F.interpolate(features, scale_factor=self.scale, mode='nearest')
-        return _elu(self.conv1(features))
+        return F.elu(self.conv1(features))
