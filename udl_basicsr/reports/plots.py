@@ -26,7 +26,7 @@ def style_of(number: int) -> dict:
     return {'color': COLOURS[number % len(COLOURS)], 'linestyle': _DASHES[number // len(COLOURS) % len(_DASHES)]}
 
 
-def _tidy(ax: Axes, grid: str = 'both') -> None:
+def tidy(ax: Axes, grid: str = 'both') -> None:
     ax.grid(axis=grid, color='#e6e6e6', linewidth=0.6)
     ax.set_axisbelow(True)
     ax.spines[['top', 'right']].set_visible(False)
@@ -128,7 +128,7 @@ def differences_figure(records: Sequence[Mapping], out: str | Path, metric: str 
                title=dataset)
         ax.set_yticks(range(len(order)), names if column == 0 else [])
         ax.xaxis.set_major_locator(MaxNLocator(4))
-        _tidy(ax, 'x')
+        tidy(ax, 'x')
         ax.tick_params(axis='y', length=0, labelsize=_FONT)
         ax.spines['left'].set_visible(False)
     reference_label = methods_of(records).get(reference, reference)
@@ -208,7 +208,7 @@ def curves_figure(records: Sequence[Mapping], dataset: str, out: str | Path, met
     right.axhline(0, color='black', linewidth=0.8, zorder=0.5)
     right.set(xlabel='iteration', title=f'difference from {methods_of(records).get(reference, reference)}')
     for ax in (left, right):
-        _tidy(ax)
+        tidy(ax)
         ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     handles, texts = left.get_legend_handles_labels()
     figure.legend(handles, texts, loc='center left', bbox_to_anchor=(0.765, 0.53), fontsize=_FONT, frameon=False)
@@ -262,7 +262,7 @@ def variances_figure(gt: np.ndarray, runs: Mapping[str, np.ndarray], patch_size:
     right.set(xscale='log', xlabel='variance in the ground truth', ylabel='median of variance SR : GT',
               title='variance that is kept', ylim=(0, max(1.1, right.get_ylim()[1])))
     for ax in (left, right):
-        _tidy(ax)
+        tidy(ax)
     handles, texts = left.get_legend_handles_labels()
     more = right.get_legend_handles_labels()
     legend = figure.legend([*handles, *more[0]], [*texts, *more[1]], loc='center left', bbox_to_anchor=(0.765, 0.53),
@@ -314,6 +314,6 @@ def tlw_figure(run: TLWRun, maps: Sequence[TLWMaps], gt: np.ndarray, out: str | 
     ax.plot(done, [m.weights.mean() for m in maps], 'o', color=COLOURS[0], markersize=3.5,
             label='mean of w at the checkpoints')
     ax.set(xlabel=unit, ylabel='mean weight', xlim=(-0.01 * end, end), ylim=(0, 1))
-    _tidy(ax)
+    tidy(ax)
     ax.legend(fontsize=_FONT, frameon=False, loc='lower right')
     return save(figure, out)

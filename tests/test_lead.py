@@ -1,0 +1,91 @@
+"""Where a lead comes from and how it moves, against values worked out by hand."""
+import cv2
+import numpy as np
+import pytest
+from scipy.stats import spearmanr
+
+from udl_basicsr.models.visuals import encode_log_scale
+from udl_basicsr.reports import lead
+from udl_basicsr.reports.pictures import Run
+from udl_basicsr.reports.scores import ScoresError
+
+
+def record(method, seed, psnr, stages=(400, 800), comparison='c', **more):
+    images = {name: {'psnr': value} for name, value in psnr.items()}
+    return {'method': method, 'seed': seed, 'scale': 2, 'reference': 'L1', 'parameters': 1000, 'comparison': comparison,
+            'stages': [{'name': 's', 'iterations': n} for n in stages],
+            'datasets': {'toys': {'images': images, 'mean': {'psnr': float(np.mean(list(psnr.values())))}}}, **more}
+
+
+def save(path, rgb):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), rgb[..., ::-1])
+
+
+def test_texture_share_of_stripes():
+    image = np.zeros((9, 9, 3), np.uint8)
+    image[:, 4:] = 200  # one edge, between columns 3 and 4: one of the 8 differences of each row
+    assert lead.texture_share(image) == pytest.approx(1 / 8)
+    assert lead.texture_share(image, steep=201) == 0
+
+
+def test_gains_by_texture(tmp_path):
+    names, random = [f'i{n}' for n in range(6)], np.random.default_rng(0)
+    for n, name in enumerate(names):  # more and more noise, so more and more texture
+        save(tmp_path / f'{name}.png', random.integers(0, 4 + 10 * n, (24, 24, 3)).astype(np.uint8))
+    gain = dict(zip(names, (0.1, 0.0, 0.3, 0.2, 0.5, 0.4), strict=True))
+    base = dict.fromkeys(names, 30.0)
+    records = [record('L1', seed, base) for seed in (0, 1)]
+    records += [record('UDL', seed, {n: base[n] + gain[n] + shift for n in names})
+                for seed, shift in ((0, 0.1), (1, -0.1))]
+    found = lead.gains_by_texture(records, 'UDL', 'toys', tmp_path, scale=2)
+    assert found.gains == pytest.approx([gain[name] for name in found.images])  # the seeds' shifts cancel
+    assert found.correlation == pytest.approx(spearmanr(found.shares, found.gains).statistic)
+    assert found.low <= found.correlation <= found.high
+    assert lead.texture_figure(found, 'UDL', 'toys', tmp_path / 'texture.png').stat().st_size > 0
+    with pytest.raises(ScoresError, match='0 seeds'):
+        lead.gains_by_texture(records[:3], 'GRAM', 'toys', tmp_path, scale=2)
+
+
+def test_errors_by_decile(tmp_path):
+    """s rises from row to row; the method halves the error where s is high and leaves it where s is low."""
+    side, datasets = 44, {'toys': {'images': {'a': {}, 'b': {}}, 'mean': {}}}
+    rows = np.arange(side)[:, None]
+    inside = rows[2:-2]
+    high = rows >= np.median(inside)
+    for name in 'ab':
+        gt = np.full((side, side, 3), 100, np.uint8)
+        save(tmp_path / 'gt' / f'{name}.png', gt)
+        for run, error in (('l1', np.full((side, 1), 8)), ('udl', np.where(high, 4, 8))):
+            picture = gt + np.broadcast_to(error[..., None], gt.shape).astype(np.uint8)
+            save(tmp_path / run / 'toys' / f'{name}_{run}.png', picture)
+            s = np.broadcast_to(rows / side, (side, side))
+            cv2.imwrite(str(tmp_path / run / 'toys' / f'{name}_log_scale.png'), encode_log_scale(s))
+    l1, udl = (Run(name, name, tmp_path / name, 2, datasets) for name in ('l1', 'udl'))
+    found = lead.errors_by_decile(l1, udl, udl, 'toys', tmp_path / 'gt')
+    assert found.reference == pytest.approx(np.full(10, 8.))
+    assert found.method == pytest.approx([8.] * 5 + [4.] * 5)
+    assert found.squares[1] == pytest.approx([64.] * 5 + [16.] * 5)
+    assert found.low == pytest.approx([0.] * 5 + [-0.5] * 5)  # both images say the same
+    assert found.high == pytest.approx(found.low)
+    assert (np.diff(found.edges) > 0).all()
+    assert lead.deciles_figure(found, ('L1', 'UDL'), 'toys', tmp_path / 'deciles.png').stat().st_size > 0
+    same = lead.errors_by_decile(l1, l1, udl, 'toys', tmp_path / 'gt')
+    assert same.method == pytest.approx(same.reference)
+
+
+@pytest.mark.parametrize(('axis', 'values'), [('budget', (900, 1800)), ('share', (1 / 3, 1 / 3)), ('scale', (2, 2)),
+                                              ('parameters', (1000, 2000))])
+def test_lead_points(axis, values, tmp_path):
+    def comparison(factor, gain):
+        return [record('L1', 0, {'a': 30., 'b': 31.}, (900 * factor, ), parameters=1000 * factor),
+                record('UDL', 0, {'a': 30. + gain, 'b': 31. + gain}, (300 * factor, 600 * factor),
+                       parameters=1000 * factor)]
+
+    points = lead.lead_points({'long': comparison(2, 0.2), 'short': comparison(1, 0.1), 'empty': []}, 'UDL', 'toys',
+                              axis)
+    assert sorted(p.x for p in points) == pytest.approx(values)
+    assert {p.name: round(p.difference['mean'], 9) for p in points} == {'short': 0.1, 'long': 0.2}
+    assert lead.lead_figure({'toys': points}, axis, 'UDL', tmp_path / 'lead.png').stat().st_size > 0
+    with pytest.raises(ScoresError, match='nothing to draw'):
+        lead.lead_figure({'toys': []}, axis, 'UDL', tmp_path / 'no.png')
