@@ -13,7 +13,7 @@ from udl_basicsr.engine.options import dump_flat, parse_options
 
 OPTIONS = Path(__file__).resolve().parents[1] / 'options'
 FILES = sorted(str(file.relative_to(OPTIONS)) for file in OPTIONS.rglob('*.yml')
-               if file.parent.name not in ('_base_', 'compare') and not file.name.startswith('_'))
+               if not {'_base_', 'compare', 'papers'} & {*file.parts} and not file.name.startswith('_'))
 TRAIN = [file for file in FILES if Path(file).name.startswith('train_')]
 # Made tiny, EDSR-S is EDSR.
 TO_TRAIN = [file for file in TRAIN if not file.startswith('train_EDSR_')]
