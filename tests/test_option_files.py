@@ -138,8 +138,8 @@ def test_no_base_is_left_over():
         content = yaml.safe_load(file.read_text())
         bases = content.get('_base_') or []
         bases = [bases] if isinstance(bases, str) else bases
-        # the plan of a comparison names the file that its trainings share
-        bases += [content['train']] if isinstance(content.get('train'), str) else []
+        # the plan of a comparison names the files that its trainings and tests share
+        bases += [content[key] for key in ('train', 'test') if isinstance(content.get(key), str)]
         named |= {(file.parent / base).resolve() for base in bases}
     assert {file for file in files if file.name.startswith('_') or file.parent.name == '_base_'} <= named <= files
 
