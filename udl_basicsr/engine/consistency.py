@@ -25,6 +25,13 @@ _LARGEST_PATCH = 512  # LQ pixels; networks that can be trained on larger ones a
 _MOST_WORKERS = 128
 
 
+def _detaches(block: Any) -> bool:
+    """Whether a loss of the sigma branch takes the image as a constant."""
+    target = lookup('loss', block.get('type')) if isinstance(block, dict) else None
+    named = inspect.signature(target).parameters if target else {}
+    return bool(block.get('detach', named['detach'].default)) if 'detach' in named else target is None
+
+
 def _bad_name(name: str, longest: int) -> str:
     """Why text is no name for a folder or file on any system; empty where it is one."""
     if not name.isprintable():
@@ -255,8 +262,9 @@ class Checker(KeyChecker):
             add('rounds', 'only stage udl with a stage1 can be gone through several times')
         for key in sorted(losses - ordinary - {wanted}):
             add(f'train.{key}', f'not used in stage {stage}; remove it, or change stage')
-        if stage in ('plain', 'sigma') and not ordinary:
-            add('train', 'no loss: add pixel_opt: {type: L1Loss, loss_weight: 1.0, reduction: mean}')
+        if not ordinary and (stage == 'plain' or (stage == 'sigma' and _detaches(train.get('sigma_opt')))):
+            alone = ', or let sigma_opt train the image as well, by detach: false' if stage == 'sigma' else ''
+            add('train', 'no loss: add pixel_opt: {type: L1Loss, loss_weight: 1.0, reduction: mean}' + alone)
         has_u = isinstance(self.opt.get('network_u'), dict)
         if stage == 'plain' and has_u:
             add('network_u', 'not used in stage plain; remove it, or change stage')

@@ -150,7 +150,7 @@ TRAIN = {
     'scheduler_w': Key(Built('scheduler'), 'of network_w; default: as scheduler', ours=True, only='network_w'),
     'likelihood_opt': Key(Built('loss'), 'stage esu: EULoss, ESULoss, GRAMLoss', ours=True, only='stage'),
     'udl_opt': Key(Built('loss'), 'stage udl: UDLLoss', ours=True, only='stage'),
-    'sigma_opt': Key(Built('loss'), 'stage sigma: SigmaLoss', ours=True, only='stage'),
+    'sigma_opt': Key(Built('loss'), 'stage sigma: SigmaLoss, TrainedExpectedL1Loss', ours=True, only='stage'),
     'tlw_opt': Key(Built('loss'), 'TLWModel: TLWLoss', ours=True, only='network_w'),
     '*_opt': Key(Built('loss'), 'further losses: pixel_opt, perceptual_opt, ...'),
     'accumulate': Key(COUNT, 'compute the batch in so many parts; default 1', ours=True),
@@ -194,7 +194,7 @@ OPTIONS = {
     'name': Key(FOLDER_NAME, 'name of the experiment, and of its folder', need='both'),
     'model_type': Key(TEXT, "a class of MODEL_REGISTRY: UDLModel, TLWModel, or BasicSR's SRModel, ...", need='both'),
     'stage': Key(one_of(*STAGES), 'UDLModel: plain trains with ordinary losses, esu learns the uncertainty, udl '
-                 'weights with it, sigma learns a sigma branch beside ordinary losses', ours=True, only='stage'),
+                 'weights with it, sigma learns a sigma branch that shares the features', ours=True, only='stage'),
     'stage1': Key(TEXT, 'the option file of stage 1, relative to this file: trained first when its weights are missing',
                   ours=True, null=True),
     'rounds': Key(COUNT, 'go through stage 1 and stage 2 so many times, each from where the last ended; default 1',
