@@ -8,6 +8,7 @@ from basicsr.data.paired_image_dataset import PairedImageDataset
 from torch import nn
 
 from udl_basicsr.data.uncertainty_cache import AUTO
+from udl_basicsr.losses import TLWLoss
 from udl_basicsr.losses.perceptual import NETS, VERSIONS, find_backbone_weights, smallest_image
 from udl_basicsr.metrics import calculate_lpips
 from udl_basicsr.models.checkpoints import CheckpointError
@@ -238,7 +239,8 @@ class Checker(KeyChecker):
 
     def check_weighting(self, train: dict, losses: set[str]) -> None:
         add, loss = self.report.add, train.get('tlw_opt')
-        judge = loss.get('judge', 'alex') if isinstance(loss, dict) else None
+        judge = loss.get('judge', inspect.signature(TLWLoss).parameters['judge'].default) if isinstance(
+            loss, dict) else None
         if 'tlw_opt' not in losses:
             add('train.tlw_opt', f'missing; {self.model.__name__} needs it, such as {{type: TLWLoss, base: l1}}')
         if not isinstance(self.opt.get('network_w'), dict):
