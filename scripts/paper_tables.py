@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--table', nargs='+', metavar='TABLE', help='which, e.g. udl-5 (default: all; see --list)')
     parser.add_argument('--format', choices=FORMATS, default='md')
     parser.add_argument('--out', metavar='FOLDER', help='write <table>.<suffix> there instead of printing')
-    parser.add_argument('--time', action='store_true', help='measure the run time of our networks on this machine, where '
+    parser.add_argument('--time', action='store_true', help='measure the run time of our networks here, where '
                         'the table has it; large ones need minutes without a GPU')
     parser.add_argument('--list', action='store_true', help='list the tables and end')
     parser.add_argument('--paper_file', help='printed scores of your own, in the form of reports/paper_scores.json')

@@ -248,17 +248,18 @@ def _match(group: _Group, layout: Mapping, networks: Mapping[str, list[str]], me
            pairs: set[tuple[str, str]]) -> dict[str, str]:
     """The table's methods and our ids of them, each id once.
 
-    An id or a label by this file's names comes first. The paper's own label may stand for several losses: `VDSR + GV`
-    and `EDSR + GV` are two, so that of a network of the paper only what it prints for that network is looked for.
+    What the paper prints for this network comes first: its labels and our ids may stand for several losses, since
+    `VDSR + GV` is MSE + GV, and `EDSR + GV` L1 + GV. Ids come before labels, and the names of this project first.
     """
     ids, labels = ({_plainly(record[key]): record['method'] for record in group.records} for key in ('method', 'label'))
     same = [network for network, names in networks.items() if _is_one_of(group, network, names)]
     ours = {method: [method, *names] for method, names in methods.items() if method not in layout.get('cited', ())}
-    printed = {method: [_label(layout, method, network) for network in same or [group.network]
-                        if not same or (network, method) in pairs] for method in ours}
+    printed = {method: [_label(layout, method, network) for network in same or [group.network]] for method in ours}
+    expected = [method for method in ours if any((network, method) in pairs for network in same)]
     found: dict[str, str] = {}
-    for known, names in ((ids, ours), (labels, ours), (labels, printed)):
-        for method in ours:
+    for chosen, known, names in ((expected, ids, ours), (expected, labels, ours), (expected, labels, printed),
+                                 (ours, ids, ours), (ours, labels, ours), ([] if same else ours, labels, printed)):
+        for method in chosen:
             here = (known.get(_plainly(name)) for name in names[method])
             if method not in found and (match := next((m for m in here if m and m not in found.values()), None)):
                 found[method] = match
