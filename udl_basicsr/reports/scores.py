@@ -45,8 +45,8 @@ def metric_title(metric: str) -> str:
 
 
 def decimals(metric: str) -> int:
-    """Decimals a metric is printed with: two for PSNR, four for the rest, as in the papers."""
-    return 2 if 'psnr' in metric.lower() else 4
+    """Decimals a metric is printed with: two for PSNR and log-likelihoods, four for the rest, as in the papers."""
+    return 2 if 'psnr' in metric.lower() or metric.lower() == 'pll' else 4
 
 
 def format_value(metric: str, value: float | None) -> str:
