@@ -2,6 +2,9 @@
 import csv
 import json
 import math
+import re
+import shutil
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -11,9 +14,11 @@ import yaml
 from torch.utils.data import DataLoader
 
 from udl_basicsr import test as test_script
+from udl_basicsr import train as train_script
 from udl_basicsr.data.loader import build_dataset
 from udl_basicsr.engine import loop
 from udl_basicsr.engine.history import read_history
+from udl_basicsr.engine.options import OptionError
 from udl_basicsr.models import validation
 from udl_basicsr.reports import scores
 
@@ -133,3 +138,43 @@ def test_a_run_whose_validation_breaks_says_so_and_ends(project, monkeypatch):
     assert not [e for e in read_history(project.root / 'experiments/plain/history.jsonl') if 'dataset' in e]
     assert 'not finite for 3 of 3 images' in project.log('plain')
     assert (project.root / 'experiments/plain/models/net_g_latest.pth').exists()
+
+
+# ------------------------------------------------------------------------------------------------- images in mid-run
+def images_of_our_own(pairs, tmp_path) -> str:
+    shutil.copytree(pairs / 'val', tmp_path / 'val')
+    return f'datasets:val={{name: val, type: PairedImageDataset, dataroot_gt: {tmp_path}/val/gt, ' \
+           f'dataroot_lq: {tmp_path}/val/lq, io_backend: {{type: disk}}}}'
+
+
+@pytest.mark.parametrize('kind', ['gt', 'lq'])
+@pytest.mark.parametrize('harm', [
+    Path.unlink, lambda p: p.write_bytes(p.read_bytes()[:-30]), lambda p: p.write_text('')], ids=['gone', 'cut', '0'])
+def test_a_validation_image_that_breaks_in_mid_run_is_named(project, pairs, tmp_path, monkeypatch, capsys, kind, harm):
+    own = images_of_our_own(pairs, tmp_path)
+    broken = tmp_path / 'val' / kind / '1.png'
+    validate = loop._validate
+
+    def breaks(model, loaders, iteration, *rest):
+        if iteration == 8:
+            harm(broken)
+        validate(model, loaders, iteration, *rest)
+
+    monkeypatch.setattr(loop, '_validate', breaks)
+    monkeypatch.setattr('sys.argv', ['train.py', '-opt', str(tmp_path / 'plain.yml'), '--force_yml', own])
+    assert train_script.main(root_path=tmp_path) == 1
+    said = capsys.readouterr().err
+    assert re.search(rf'(^|\n){broken}: .*(cannot be read for validation|is cut off|is empty).*--auto_resume', said)
+    assert (tmp_path / 'experiments/plain/models/net_g_4.pth').exists()
+
+
+def test_channels_that_the_network_does_not_take(project, tmp_path):
+    """Training on Y and validating on RGB passed every check, and failed at the first validation."""
+    network = 'network_g={type: MSRResNet, num_in_ch: 1, num_out_ch: 1, num_feat: 8, num_block: 1, upscale: 2}'
+    one = (network, 'datasets:train:color=y', 'val:metrics:psnr:test_y_channel=false')
+    with pytest.raises(OptionError, match=r'val.color: gives images of 3 channel\(s\) and datasets.train of 1, '):
+        project.parse('plain', *one)
+    with pytest.raises(OptionError, match=r'val.color: gives images of 1 channel\(s\)'):
+        project.parse('plain', 'datasets:val:color=y')
+    loop.train(project.parse('plain', *one, 'datasets:val:color=y', 'train:total_iter=4'))
+    assert '# psnr' in project.log('plain')

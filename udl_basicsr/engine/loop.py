@@ -11,7 +11,7 @@ from basicsr.utils.options import dict2str
 from torch.utils.data import DataLoader
 
 from udl_basicsr.data import uncertainty_cache
-from udl_basicsr.data.loader import build_dataset, seed_all, train_batches
+from udl_basicsr.data.loader import ValidationImages, build_dataset, seed_all, train_batches
 from udl_basicsr.reports.scores import format_scores, mean_scores, protocol_sentence, unmeasured, write_scores
 
 from .compat import init_wandb_logger
@@ -201,7 +201,7 @@ def _versions() -> dict:
 
 def _loaders(opt: dict, *phases: str) -> list[DataLoader]:
     """One loader for each ``val``, ``val_1``, ... (or ``test``, ...) block, by name, as BasicSR orders them."""
-    return [DataLoader(build_dataset(block), batch_size=1)
+    return [DataLoader(ValidationImages(build_dataset(block)), batch_size=1)
             for key, block in sorted(opt['datasets'].items()) if key.split('_')[0] in phases]
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 from tqdm import tqdm
 
+from udl_basicsr.data.images import BrokenImageError
 from udl_basicsr.metrics.fidelity import Fidelity
 
 from . import inference
@@ -77,6 +78,7 @@ class ValidatedModel(SRModel):
 
         Raises:
             FloatingPointError: Outputs are not finite in a test. On all ranks alike; it names network and images.
+            BrokenImageError: Two images have the same name.
         """
         dataset, rank, world_size = dataloader.dataset, self.opt['rank'], self.opt['world_size']
         name = dataset.opt['name']
@@ -109,6 +111,10 @@ class ValidatedModel(SRModel):
             dist.all_gather_object(gathered, results)
             results = {index: result for part in gathered for index, result in part.items()}
         results = [result for _, result in sorted(results.items())]
+        names = [image for image, _ in results]
+        if twice := sorted({image for image in names if names.count(image) > 1}):  # of sets whose files cannot be seen
+            raise BrokenImageError(f'{name}: several images are called {shown(twice)}, and one would take the place of '
+                                   'the other in scores and results: rename them')
         self.scores[name] = {image: values for image, values in results if isinstance(values, dict)}
         for what in ('output', 'uncertainty'):
             self._refuse_not_finite(what, name, [image for image, value in results if value == what], len(results),
