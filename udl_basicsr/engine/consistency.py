@@ -123,6 +123,8 @@ class Checker(KeyChecker):
         if self.ours and scale is None:
             self.report.add('scale', 'missing; expected the upscaling factor, an integer ≥ 1')
         network = self.check_network(block, 'network_g', scale)
+        if isinstance(network, nn.Module) and self.ours and not self.report.has('network_g'):
+            self.check_channels(block, scale)
         uncertainty = self.opt.get('network_u')
         if not isinstance(uncertainty, dict):
             return
@@ -175,9 +177,20 @@ class Checker(KeyChecker):
         datasets = self.opt.get('datasets')
         return {k: d for k, d in datasets.items() if isinstance(d, dict)} if isinstance(datasets, dict) else {}
 
-    def channels(self) -> int:
-        """Of the images that the data sets give: BasicSR reads gray images as RGB too."""
-        return 1 if any(d.get('color') == 'y' for d in self.blocks().values()) else 3
+    def channels(self, key: str = 'train') -> int:
+        """Of the images that a data set gives, or the first of a test: BasicSR reads gray images as RGB too."""
+        blocks = self.blocks()
+        return 1 if blocks.get(key, next(iter(blocks.values()), {})).get('color') == 'y' else 3
+
+    def check_channels(self, block: dict, scale: Any) -> None:
+        """That the network, which takes the images of one data set, takes those of the others."""
+        target, first = lookup('network', block.get('type')), 'train' if 'train' in self.blocks() else next(
+            iter(self.blocks()), '')
+        for key in self.blocks():
+            if isinstance(scale, int) and not self.report.has('scale') and self.channels(key) != self.channels() and (
+                    problem := try_network(target, block, self.channels(key), self.patch(scale), scale)):
+                self.report.add(f'datasets.{key}.color', f'gives images of {self.channels(key)} channel(s) and '
+                                f'datasets.{first} of {self.channels()}, and {problem}; give both the same color')
 
     def patch(self, scale: int) -> int:
         """Side of an LQ image that the networks are going to see."""
