@@ -255,7 +255,7 @@ def little_memory():
     ('{"network_g": 5}', 'no network_g'), ('{"network_g": {"type": "x\\u001b[2J"}}', 'control character'),
     (json.dumps({'network_g': {**EDSR, 'type': 'Nothing'}}), r"network_g\.type: no network 'Nothing' is known"),
     (json.dumps({'network_g': {**EDSR, 'num_feat': 100_000}}), r'network_g: .*more than 4\.3e\+09 parameters'),
-    (json.dumps({'network_g': {**EDSR, 'num_block': 10**7}}), r'network_g: .*more than 10000 modules'),
+    (json.dumps({'network_g': {**EDSR, 'num_block': 10**8}}), r'network_g: .*more than 10000 modules'),
     (json.dumps({'network_g': {**EDSR, 'num_feat': 4000}}), r'\(8, 3, 3, 3\) in the file, \(4000, 3, 3, 3\)'),
     (json.dumps({'network_g': {**EDSR, 'num_feat': [8]}}), r'network_g\.num_feat: EDSR expects'),
     (json.dumps({'network_g': EDSR, 'network_u': {'type': 'EDSR', 'tap': 5}}), 'network_u'),
