@@ -2,6 +2,7 @@
 import importlib.util
 import inspect
 import re
+from copy import deepcopy
 from typing import Any
 
 from basicsr.data.paired_image_dataset import PairedImageDataset
@@ -14,16 +15,17 @@ from udl_basicsr.metrics import calculate_lpips
 from udl_basicsr.models.checkpoints import CheckpointError
 
 from . import schema
-from .checks import KeyChecker, lookup
+from .checks import KeyChecker, Report, lookup
 from .introspect import call_problems, describe, keys_read, parameters
 from .trials import build_network, try_loss, try_network
-from .yaml_files import did_you_mean
+from .yaml_files import OptionError, did_you_mean
 
 _LONGEST_NAME = 150  # bytes; file systems allow 255, and `train_<name>_<time>.log` is to fit
 _LONGEST_SUFFIX = 50
 _RESERVED = re.compile(r'(con|prn|aux|nul|com\d|lpt\d)(\..*)?', re.IGNORECASE)  # results are looked at on Windows too
 _LARGEST_PATCH = 512  # LQ pixels; networks that can be trained on larger ones are not tried on them
 _MOST_WORKERS = 128
+_NETWORKS = ('network_g', 'network_u', 'network_w')
 
 
 def _detaches(block: Any) -> bool:
@@ -42,6 +44,20 @@ def _bad_name(name: str, longest: int) -> str:
     if _RESERVED.fullmatch(name):
         return 'is the name of a device on Windows'
     return 'begins with ~ or -, or ends with a dot' if name[0] in '~-' or name[-1] == '.' else ''
+
+
+def check_networks(blocks: dict, where: str) -> None:
+    """Checks the blocks ``network_*`` alone, where there is no option file around them: arguments and sizes.
+
+    Raises:
+        OptionError: Names ``where`` they stand and the key. Nothing has been built that takes memory.
+    """
+    blocks = {key: value for key, value in deepcopy(blocks).items() if key in _NETWORKS}
+    checker = Checker(blocks, False, Report())
+    checker.walk(blocks, {key: schema.OPTIONS[key] for key in _NETWORKS}, ())
+    checker.check_networks()
+    if checker.report.problems:
+        raise OptionError(f'{where}: {problem}' for problem in checker.report.problems)
 
 
 class Checker(KeyChecker):
