@@ -135,6 +135,7 @@ VAL = {
     'save_best': Key({'metric': Key(TEXT, 'a name in val.metrics', need='both'),
                       'dataset': Key(TEXT, 'the `name` of a validation set', need='both')},
                      'keep the checkpoint that is best by this metric on this set', ours=True, null=True),
+    'rounded': Key(BOOL, 'measure the SR image rounded to 8 bits, as it is saved; default true', ours=True),
     'tile': Key({'size': Key(COUNT, 'side of a tile in LR pixels', need='both'),
                  'overlap': Key(integer(0), 'LR pixels by which neighbours overlap, less than size', need='both')},
                 'super-resolve in tiles, where whole images are too large', ours=True, null=True),

@@ -30,7 +30,8 @@ class ValidatedModel(SRModel):
     """Validates ``net_g``, or its EMA, in float32.
 
     YAML keys beyond BasicSR's, all off unless given: ``val.tile: {size, overlap}`` (in low-quality pixels),
-    ``val.self_ensemble``, ``val.save_best: {metric, dataset}``.
+    ``val.self_ensemble``, ``val.save_best: {metric, dataset}``, ``val.rounded: false`` (metrics see the image before it
+    is rounded to 8 bits).
 
     Attributes:
         net_g (nn.Module): The bare mean network, which is validated and saved.
@@ -124,6 +125,8 @@ class ValidatedModel(SRModel):
         sr = tensor2img([output])
         if path is not None:
             _write_image(sr, path)
+        if not self.opt['val'].get('rounded', True):
+            sr = 255 * tensor2img([output], out_type=np.float32)
         return None if gt is None else (image, self._measure(sr, tensor2img([gt]), log_scale))
 
     def _measure(self, sr: np.ndarray, gt: np.ndarray, log_scale: np.ndarray | None) -> dict:
