@@ -3,7 +3,8 @@
 
     python scripts/compare_losses.py options/compare/tiny_x4.yml
     python scripts/compare_losses.py options/compare/tiny_x4.yml --seeds 3 4     # two more seeds, another day
-    python scripts/compare_losses.py options/compare/tiny_x4.yml --dry_run       # what there is and what is missing
+    python scripts/compare_losses.py options/compare/tiny_x4.yml --dry_run       # what is missing, and for how long
+    python scripts/compare_losses.py options/compare/tiny_x4.yml --trial         # all of it in minutes, of no value
 
 Each run leaves a record in docs/results/<name>/, from which tables, figures and the report are made. What is there is
 not made again; stopped, it goes on with the same command. One run on each GPU, or --jobs runs on the CPU.
@@ -17,26 +18,33 @@ from pathlib import Path
 import torch
 
 import udl_basicsr  # noqa: F401 - registers
-from udl_basicsr.engine import compare
 from udl_basicsr.engine.interrupt import EXIT_INTERRUPTED
-from udl_basicsr.engine.options import OptionError, load_yaml
+from udl_basicsr.engine.options import OptionError
+from udl_basicsr.experiments import runner
+from udl_basicsr.experiments.plan import Plan, Run, read_plan, select
+from udl_basicsr.experiments.records import made_with_other_options
+from udl_basicsr.reports.benchmark import load_paper
 from udl_basicsr.reports.comparison import format_summary, read_records
+from udl_basicsr.reports.paper_tables import make_table, render
 from udl_basicsr.reports.scores import ScoresError
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description='Trains, tests and compares losses.')
     parser.add_argument('plan', type=Path, help='YAML file, such as options/compare/tiny_x4.yml')
+    parser.add_argument('--only', nargs='+', default=[], metavar='WORD', help='only the runs of these networks, scales '
+                        '(x4), methods and seeds (seed0)')
     parser.add_argument('--methods', nargs='+', help='only these')
     parser.add_argument('--seeds', nargs='+', type=int, help='these instead of the seeds of the plan')
-    parser.add_argument('--jobs', type=int, default=1, help='runs at a time where there is no GPU, each best with '
+    parser.add_argument('--jobs', type=_count, default=1, help='runs at a time where there is no GPU, each best with '
                         'OMP_NUM_THREADS=1; default 1')
     parser.add_argument('--out', type=Path, help='folder of the records; default docs/results/<name>')
     parser.add_argument('--root', type=Path, default=Path.cwd(),
                         help='where experiments/ and results/ are; default: here')
     parser.add_argument('--metrics', nargs='+', default=['psnr'], help='in the last table; default: psnr')
     parser.add_argument('--markdown', action='store_true', help='print the last table as Markdown')
-    parser.add_argument('--dry_run', action='store_true', help='say what is there and what is missing; train nothing')
+    parser.add_argument('--dry_run', action='store_true', help='say what is there, what is missing, which data it '
+                        'needs and how long it will take; train nothing')
     args = parser.parse_args(argv)
     try:
         return run(args)
@@ -45,37 +53,45 @@ def main(argv: list[str] | None = None) -> int:
         return 2
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f'expected an integer ≥ 1, got {text!r}')
+    return int(text)
+
+
 def run(args: argparse.Namespace) -> int:
-    runs = compare.read_plan(args.plan, args.root.resolve(), args.seeds)
-    plan = load_yaml(str(args.plan))
-    unknown = [m for m in args.methods or () if m not in plan['methods']]
+    plan = read_plan(args.plan, args.root.resolve(), args.seeds)
+    runs = select(plan, args.only)
+    methods = list(dict.fromkeys(r.method for r in plan.runs))
+    unknown = [m for m in args.methods or () if m not in methods]
     if unknown:
-        raise OptionError(f'--methods: {unknown[0]} is not in {args.plan}, which has {", ".join(plan["methods"])}')
+        raise OptionError(f'--methods: {unknown[0]} is not in {args.plan}, which has {", ".join(methods)}')
     runs = [r for r in runs if not args.methods or r.method in args.methods]
-    out = args.out or args.root / 'docs' / 'results' / plan['name']
-    if problems := [p for r in runs if (p := compare.made_with_other_options(r, out, args.root))]:
+    out = args.out or args.root / 'docs' / 'results' / plan.name
+    if problems := [p for r in runs if (p := made_with_other_options(r, out, args.root))]:
         raise OptionError(problems)
-    missing = [r for r in runs if not compare.record_file(out, r.method, r.scale, r.seed).exists()]
+    missing = [r for r in runs if not r.record(out).exists()]
     print(f'{len(runs)} runs, {len(missing)} to be made; records in {out}', flush=True)
     if missing and not args.dry_run:
-        compare.write_options(missing, args.root)
-        status = train(missing, out, args.root, list(range(torch.cuda.device_count())) or [None] * args.jobs)
+        runner.check(missing, args.root, plan.file)
+        runner.write_options(missing)
+        status = train(plan, missing, out, args.root, list(range(torch.cuda.device_count())) or [None] * args.jobs)
         if status:
             return status
-    show(out, args.metrics, args.markdown)
+    show(plan, out, args.metrics, args.markdown)
     return 0
 
 
-def train(missing: list, out: Path, root: Path, gpus: list) -> int:
+def train(plan: Plan, missing: list[Run], out: Path, root: Path, gpus: list) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the runs in progress save their state
-    events = compare.make_all(missing, out, root, gpus)
+    events = runner.make_all(missing, out, root, gpus)
     failed, ended, last = [], 0, {}
     try:
         for event in events:
-            run, total = event.run, sum(stage.iterations for stage in event.run.stages)
+            run = event.run
             if event.status is None:
                 if sys.stdout.isatty():
-                    last[run.name] = f'{run.label} ×{run.scale} seed {run.seed}: {event.iteration}/{total}'
+                    last[run.name] = f'{run.shown}: {event.iteration}/{run.iterations}'
                     print('\r\033[K' + '   '.join(last.values()), end='', flush=True)
                 continue
             last.pop(run.name, None)
@@ -87,11 +103,11 @@ def train(missing: list, out: Path, root: Path, gpus: list) -> int:
                       + '\n'.join(event.log.read_text(encoding='utf-8').splitlines()[-3:]), flush=True)
             else:
                 print(clear, end='')
-                show(out)
-            left = compare.seconds_left(missing, read_or_none(out), out, len(gpus))
+                show(plan, out)
+            left = runner.seconds_left(missing, read_or_none(out), out, len(gpus))
             about = '' if left is None else f'; about {left / 3600:.1f} h left' if left > 5400 else \
                 f'; about {left / 60:.0f} min left'
-            print(f'{run.label} ×{run.scale} seed {run.seed} has ended: {ended} of {len(missing)}{about}', flush=True)
+            print(f'{run.shown} has ended: {ended} of {len(missing)}{about}', flush=True)
     except KeyboardInterrupt:
         print('\nStopping; the runs in progress save their state', flush=True)
         return EXIT_INTERRUPTED
@@ -109,10 +125,13 @@ def read_or_none(out: Path) -> list:
         return []
 
 
-def show(out: Path, metrics: Sequence[str] = ('psnr', ), markdown: bool = False) -> None:
-    """The table of what there is."""
-    if records := read_or_none(out):
+def show(plan: Plan, out: Path, metrics: Sequence[str] = ('psnr', ), markdown: bool = False) -> None:
+    """The table of what there is; with the printed one beside it, where the plan names one."""
+    records = read_or_none(out)
+    if records:
         print(f'\n{format_summary(records, metrics, markdown)}\n', flush=True)
+    if plan.table and records:
+        print(render(make_table(plan.table, records, load_paper())), flush=True)
 
 
 if __name__ == '__main__':

@@ -12,8 +12,10 @@ import pytest
 import yaml
 
 from udl_basicsr.data.loader import TrainBatches
-from udl_basicsr.engine import compare
 from udl_basicsr.engine.options import OptionError
+from udl_basicsr.experiments import plan as plans
+from udl_basicsr.experiments import records as kept
+from udl_basicsr.experiments import runner
 from udl_basicsr.reports import comparison
 from udl_basicsr.reports.scores import ScoresError
 
@@ -191,7 +193,7 @@ def test_a_comparison_from_its_plan(plan, capsys):
     assert l1['val']['val']['iter'] == [3, 6]
     assert list((file.parent / records['UDL']['pictures'] / 'Set5').glob('*_log_scale.png'))
     # which crops there were decides about the loss: were they others, so were this
-    assert records['L1']['data_order'] == compare.data_order(compare.read_plan(file, file.parent)[0].stages)
+    assert records['L1']['data_order'] == kept.data_order(plans.read_plan(file, file.parent).runs[0].stages)
 
     before = {p: p.stat().st_mtime_ns for p in out.iterdir()}
     assert run_here(file) == 0  # nothing is made twice
@@ -246,19 +248,19 @@ def test_a_comparison_that_was_stopped_goes_on_and_one_failure_stops_no_other(pl
 def test_what_is_wrong_with_a_plan_is_said(plan, changes, message):
     file = plan(**changes)
     with pytest.raises(OptionError) as error:
-        compare.read_plan(file, file.parent)
+        plans.read_plan(file, file.parent)
     assert message in str(error.value)
     assert not (file.parent / 'results').exists()
 
 
 def test_lpips_is_measured_where_its_weights_are(plan, monkeypatch, tmp_path):
     monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'torch'))
-    runs = compare.read_plan(plan(), tmp_path)
+    runs = plans.read_plan(plan(), tmp_path).runs
     assert list(runs[0].test_flat['val']['metrics']) == ['psnr']
     cache = tmp_path / 'torch' / 'hub' / 'checkpoints'
     cache.mkdir(parents=True)
     (cache / 'alexnet-owt-7be5be79.pth').touch()
-    runs = compare.read_plan(plan(), tmp_path)
+    runs = plans.read_plan(plan(), tmp_path).runs
     assert runs[0].test_flat['val']['metrics'].keys() == {'lpips', 'psnr'}
 
 
@@ -266,14 +268,14 @@ def test_options_that_cannot_work_are_found_before_anything_is_trained(plan):
     file = plan(methods={**plan.content['methods'], 'typo': {'options': {
         'stage': 'plain', 'network_u': None, 'train': {'pixel_opt': {'type': 'L2Loss'}}}}})
     before = sorted(file.parent.rglob('*'))
-    with pytest.raises(OptionError, match=r'^trial: typo_x2_seed7: train\.pixel_opt\.type: '):
-        compare.write_options(compare.read_plan(file, file.parent), file.parent)
+    with pytest.raises(OptionError, match=r'^plan\.yml: typo_x2_seed7: train\.pixel_opt\.type: '):
+        runner.check(plans.read_plan(file, file.parent).runs, file.parent, 'plan.yml')
     assert sorted(file.parent.rglob('*')) == before
 
 
 def test_the_plans_of_the_repository_can_be_read():
     for file in sorted((ROOT / 'options' / 'compare').glob('[!_]*.yml')):
-        runs = compare.read_plan(file, ROOT)
+        runs = plans.read_plan(file, ROOT).runs
         assert {r.reference for r in runs} <= {r.method for r in runs}
         assert len({r.name for r in runs}) == len(runs)
         totals = {r.scale: set() for r in runs}

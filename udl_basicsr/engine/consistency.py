@@ -18,14 +18,14 @@ from .introspect import call_problems, describe, keys_read, parameters
 from .trials import build_network, try_loss, try_network
 from .yaml_files import did_you_mean
 
-_LONGEST_NAME = 150  # bytes; file systems allow 255, and `train_<name>_<time>.log` is to fit
+LONGEST_NAME = 150  # bytes; file systems allow 255, and `train_<name>_<time>.log` is to fit
 _LONGEST_SUFFIX = 50
 _RESERVED = re.compile(r'(con|prn|aux|nul|com\d|lpt\d)(\..*)?', re.IGNORECASE)  # results are looked at on Windows too
 _LARGEST_PATCH = 512  # LQ pixels; networks that can be trained on larger ones are not tried on them
 _MOST_WORKERS = 128
 
 
-def _bad_name(name: str, longest: int) -> str:
+def bad_name(name: str, longest: int) -> str:
     """Why text is no name for a folder or file on any system; empty where it is one."""
     if not name.isprintable():
         return 'has characters that cannot be seen'
@@ -54,12 +54,12 @@ class Checker(KeyChecker):
     def check_names(self) -> None:
         """Names become those of folders and files."""
         datasets, val = self.opt.get('datasets'), self.opt.get('val')
-        names = {'name': (self.opt.get('name'), _LONGEST_NAME)}
+        names = {'name': (self.opt.get('name'), LONGEST_NAME)}
         for key, block in datasets.items() if isinstance(datasets, dict) else ():
-            names[f'datasets.{key}.name'] = (block.get('name') if isinstance(block, dict) else None, _LONGEST_NAME)
+            names[f'datasets.{key}.name'] = (block.get('name') if isinstance(block, dict) else None, LONGEST_NAME)
         names['val.suffix'] = (val.get('suffix') if isinstance(val, dict) else None, _LONGEST_SUFFIX)
         for where, (name, longest) in names.items():
-            if isinstance(name, str) and not self.report.has(where) and (problem := _bad_name(name, longest)):
+            if isinstance(name, str) and not self.report.has(where) and (problem := bad_name(name, longest)):
                 self.report.add(where, f'{describe(name)} {problem}; choose another')
 
     def check_datasets(self) -> None:

@@ -201,6 +201,7 @@ OPTIONS = {
     'rounds': Key(COUNT, 'go through stage 1 and stage 2 so many times, each from where the last ended; default 1',
                   ours=True, only='stage'),
     'scale': Key(COUNT, 'upscaling factor'),
+    'degradation': Key(TEXT, 'how the LR images were made, for records and tables: BI, BD, ...; default BI', ours=True),
     'num_gpu': Key(GPUS, 'default auto: all that are visible'),
     'manual_seed': Key(SEED, 'default: drawn', null=True),
     'deterministic': Key(BOOL, 'deterministic kernels, slower; default false'),

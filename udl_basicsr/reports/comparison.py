@@ -1,7 +1,8 @@
 """The records of a comparison of losses, and what they say: means over seeds, paired differences, intervals.
 
-A record is one JSON file for each run, ``docs/results/<comparison>/<method>_x<scale>_seed<seed>.json``: the scores of
-its test (:mod:`udl_basicsr.reports.scores`), and what one must know to compare them with those of another run.
+A record is one JSON file for each run, ``docs/results/<comparison>/<method>_x<scale>_seed<seed>.json``, with the
+network's id before the method where there are several networks: the scores of its test
+(:mod:`udl_basicsr.reports.scores`), and what one must know to compare them with those of another run.
 """
 from __future__ import annotations
 
@@ -34,9 +35,9 @@ _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.2
 
 # ---------------------------------------------------------------- records
 
-def record_file(folder: str | Path, method: str, scale: int, seed: int) -> Path:
-    """Where the record of a run lies."""
-    return Path(folder) / f'{method}_x{scale}_seed{seed}.json'
+def record_file(folder: str | Path, method: str, scale: int, seed: int, network: str | None = None) -> Path:
+    """Where the record of a run lies; ``network``: its id, in comparisons of several."""
+    return Path(folder) / f'{network + "_" if network else ""}{method}_x{scale}_seed{seed}.json'
 
 
 def check_record(record: Any, source: str = 'record') -> dict:
@@ -62,7 +63,7 @@ def write_record(record: Mapping, folder: str | Path) -> Path:
         ScoresError: It does not follow the schema; nothing is written.
     """
     record = check_record(record)
-    file = record_file(folder, record['method'], record['scale'], record['seed'])
+    file = record_file(folder, record['method'], record['scale'], record['seed'], record.get('network_id'))
     return write_text(file, json.dumps(record, ensure_ascii=False, separators=(',', ':')) + '\n')
 
 
@@ -95,13 +96,17 @@ def read_records(folder: str | Path) -> list[dict]:
 def check_pairs(records: Iterable[Mapping]) -> None:
     """Finds runs that cannot be compared pair by pair.
 
+    Each network of a comparison is compared with itself. Where each method has a length of its own (``lengths: own``),
+    runs see different numbers of crops, and their order is not compared.
+
     Raises:
         ScoresError: Names both runs and what differs.
     """
     first: dict[tuple, Mapping] = {}
     for record in records:
-        other = first.setdefault((record['scale'], record['seed']), record)
-        for field in ('network_title', 'initial_weights', 'data_order'):
+        other = first.setdefault((record.get('network_id'), record['scale'], record['seed']), record)
+        own = 'own' in (record.get('lengths'), other.get('lengths'))
+        for field in ('network_title', ) if own else ('network_title', 'initial_weights', 'data_order'):
             if record[field] != other[field]:
                 raise ScoresError(f'{record["name"]} and {other["name"]} are no pair: `{field}` is {record[field]} in '
                                   f'one and {other[field]} in the other. Keep them in different comparisons')
@@ -230,7 +235,10 @@ def summary_rows(records: Sequence[Mapping], scale: int,
 
 
 def format_summary(records: Sequence[Mapping], metrics: Sequence[str] = ('psnr', ), markdown: bool = False) -> str:
-    """The table of a comparison as it stands, one for each scale, for the terminal or in Markdown."""
+    """The table of a comparison as it stands, for the terminal or in Markdown: one for each network and scale."""
     table, gap = (markdown_table, '\n\n') if markdown else (text_table, '\n')
-    return '\n\n'.join(f'×{scale}{gap}{table(*summary_rows(records, scale, metrics))}'
-                       for scale in sorted({r['scale'] for r in records}))
+    groups: dict[tuple, list[Mapping]] = {}
+    for record in sorted(records, key=lambda r: r['scale']):
+        groups.setdefault((record.get('network_id', ''), record['scale']), []).append(record)
+    return '\n\n'.join(f'{f"{network} ×{scale}".strip()}{gap}{table(*summary_rows(group, scale, metrics))}'
+                       for (network, scale), group in groups.items())

@@ -1,0 +1,184 @@
+"""What networks and trainings cost: operations counted by torch, run time measured, time of training estimated.
+
+Counted is what ``torch.utils.flop_counter`` counts: convolutions, matrix products and attention, two operations for
+each multiplication with its addition (a MAC). Activations, normalisation, interpolation and the optimiser, which take
+little beside them, are left out, as they are in the papers' own figures.
+"""
+from __future__ import annotations
+
+import functools
+import json
+import statistics
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from basicsr.archs import build_network as build_real
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from udl_basicsr.engine.checks import lookup
+from udl_basicsr.engine.trials import build_network, quietly
+from udl_basicsr.losses.perceptual import NETS, build_lpips
+
+from .plan import Run, Stage
+
+HD = (1280, 720)  # the output image that papers count for
+_ON_CPU = (320, 180)
+_CROP = 48
+_BACKWARD = 3  # forward and backward in forwards: gradients to the input and to the weights cost one each
+_SECONDS = 1.0
+
+
+def image_macs(network: Mapping, scale: int, output: tuple[int, int] = HD) -> int:
+    """Multiplications, each with its addition, for one output image.
+
+    Args:
+        network: The block ``network_g`` of options.
+        scale: Upscaling factor.
+        output: Width and height; the input has its sides divided by ``scale``, rounded.
+    """
+    width, height = (round(side / scale) for side in output)
+    return _forward(json.dumps(network, sort_keys=True), height, width) // 2
+
+
+@functools.lru_cache(maxsize=256)
+def _forward(network: str, height: int, width: int) -> int:
+    """Operations of one forward on an input of that size: on no data where the network allows it, else on a crop."""
+    block = json.loads(network)
+    channels = block.get('num_in_ch', block.get('backbone', {}).get('num_in_ch', 3))
+    net = build_network(lookup('network', block['type']), block)
+    if isinstance(net, nn.Module) and all(p.is_meta for p in net.parameters()):
+        try:
+            return _count(net.eval(), torch.zeros(1, channels, height, width, device='meta'))
+        except Exception:
+            pass  # what looks at values cannot run on the meta device
+    with quietly():
+        net = build_real(dict(block)).eval()
+    return round(_count(net, torch.rand(1, channels, _CROP, _CROP)) * height * width / _CROP**2)
+
+
+def _count(net: nn.Module, *images: torch.Tensor) -> int:
+    with quietly(), torch.no_grad(), torch.device(images[0].device), FlopCounterMode(display=False) as counter:
+        net(*images)
+    return counter.get_total_flops()
+
+
+@functools.lru_cache(maxsize=8)
+def _judge(net: str, side: int) -> int:
+    """Operations of LPIPS for one image of a training patch."""
+    with quietly():
+        judge = build_lpips(net, random_weights=True)
+    images = [torch.rand(1, 3, side, side) for _ in range(2)]
+    return _count(judge, *images) // 2
+
+
+def run_time(network: Mapping, scale: int, output: tuple[int, int] | None = None) -> dict:
+    """How long one image takes, measured: the median of three, after one that is not counted.
+
+    Args:
+        network: The block ``network_g`` of options.
+        scale: Upscaling factor.
+        output: Width and height of the output image; None: 1280×720 on a GPU, 320×180 on a CPU.
+
+    Returns:
+        dict: ``{'seconds': float, 'output': [width, height], 'device': str}``.
+    """
+    device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    output = output or (HD if device.type == 'cuda' else _ON_CPU)
+    width, height = (round(side / scale) for side in output)
+    with quietly(), torch.no_grad():
+        net = build_real(dict(network)).eval().to(device)
+        image = torch.rand(1, network.get('num_in_ch', 3), height, width, device=device)
+        seconds = [_seconds(net, image) for _ in range(4)][1:]
+    name = torch.cuda.get_device_name() if device.type == 'cuda' else f'CPU, {torch.get_num_threads()} thread(s)'
+    return {'seconds': round(statistics.median(seconds), 6), 'output': [width * scale, height * scale], 'device': name}
+
+
+def _seconds(net: nn.Module, image: torch.Tensor) -> float:
+    started = time.perf_counter()
+    net(image)
+    if image.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+# ---------------------------------------------------------------- training
+
+def iteration_operations(flat: Mapping) -> int:
+    """Operations of one step of a stage: forward and backward of what is trained, forward of what is frozen."""
+    data, train = flat['datasets']['train'], flat['train']
+    side = max(1, int(data['gt_size']) // flat['scale'])
+
+    def forward(block: Mapping) -> int:
+        return _forward(json.dumps(block, sort_keys=True), side, side)
+
+    stage, image = flat.get('stage', 'plain'), forward(flat['network_g'])
+    if stage != 'plain' and 'network_u' in flat:
+        uncertainty = forward({'backbone': flat['network_g'], **flat['network_u']})
+        frozen = stage == 'udl' and not data.get('uncertainty_cache')
+        one = _BACKWARD * image + uncertainty if frozen else _BACKWARD * (image if stage == 'udl' else uncertainty)
+    else:
+        one = _BACKWARD * image
+    loss = train.get('tlw_opt')
+    if loss and loss.get('judge', 'alex') in NETS:
+        one += (1 + loss.get('samples', 3)) * _judge(loss.get('judge', 'alex'), side * flat['scale'])
+    return one * int(data['batch_size_per_gpu'])
+
+
+@functools.lru_cache(maxsize=4)
+def device_speed(amp: str | None) -> float:
+    """Operations a second of this machine in training, from about a second of convolutions of 64 channels."""
+    device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    dtype = {'bf16': torch.bfloat16, 'fp16': torch.float16}.get(amp)
+    with quietly(), torch.enable_grad(), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+        net = nn.Sequential(*(nn.Conv2d(64, 64, 3, padding=1) for _ in range(4))).to(device)
+        image = torch.rand(8, 64, _CROP, _CROP, device=device)
+        with FlopCounterMode(display=False) as counter:
+            net(image).sum().backward()
+        count, started = 0, time.perf_counter()
+        while time.perf_counter() - started < _SECONDS:
+            net(image).sum().backward()
+            if device.type == 'cuda':
+                torch.cuda.synchronize()
+            count += 1
+        return count * counter.get_total_flops() / (time.perf_counter() - started)
+
+
+class Estimate:
+    """How long runs take here: by records of the same network made on a machine like this, else by operations.
+
+    Args:
+        runs: Of the plan, whose records may be there.
+        records: By file, of the plan.
+        machine: This one, as records name it.
+    """
+
+    def __init__(self, runs: Iterable[Run], records: Mapping[Path, Mapping], out: Path, machine: str) -> None:
+        same: dict[tuple, list[float]] = {}
+        rates: dict[str, list[float]] = {}
+        for run in runs:
+            record = records.get(run.record(out))
+            if record and record['machine'] == machine:
+                last = run.stages[-1]  # stage 1 has a process of its own, whose time no record holds
+                same.setdefault(self._key(run), []).append(record['seconds'])
+                rates.setdefault(run.title, []).append(record['seconds'] / self._operations(last))
+        self.same = {key: statistics.mean(values) for key, values in same.items()}
+        self.rates = {title: statistics.mean(values) for title, values in rates.items()}
+
+    @staticmethod
+    def _key(run: Run) -> tuple:
+        return run.title, run.method, run.scale
+
+    @staticmethod
+    def _operations(stage: Stage) -> int:
+        return iteration_operations(stage.flat) * stage.iterations
+
+    def seconds(self, run: Run, stage: Stage, share: float = 1.) -> tuple[float, bool]:
+        """What a stage takes of which this share is left; and whether records say so."""
+        if stage is run.stages[-1] and (known := self.same.get(self._key(run))):
+            return known * share, True
+        if rate := self.rates.get(run.title):
+            return rate * self._operations(stage) * share, True
+        return self._operations(stage) * share / device_speed(stage.flat['train'].get('amp')), False

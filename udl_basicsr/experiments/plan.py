@@ -1,0 +1,471 @@
+"""Plans: which networks are trained with which losses, from which weights, for how long, and tested on what.
+
+A plan is a YAML file (``options/compare/``, ``options/papers/``)::
+
+    name: tiny                      # records: docs/results/tiny
+    title: EDSR 4×16                # the network, as it is printed
+    train: ../rivals/_base_.yml     # what all runs share: network, data, optimiser, schedule, budget (total_iter)
+    test: ../rivals/test.yml        # the data sets they are tested on
+    reference: L1                   # the method that differences are taken to
+    seeds: [0, 1, 2]
+    scales:                         # and what changes in train and test for each
+      x4: {}
+    first:                          # stage 1, shared by the methods that come after it
+      iterations: 500               # of the budget
+      ESU: {stage: esu, train: {likelihood_opt: {type: ESULoss}}}
+    methods:                        # id: how it is printed, and what it changes in train
+      L1: {label: L1, options: {stage: plain, network_u: ~, train: {pixel_opt: {type: L1Loss}}}}
+      UDL: {label: ESU → UDL, after: ESU, options: {stage: udl, train: {udl_opt: {type: UDLLoss}}}}
+
+A method with a stage before it takes its iterations from the same budget, and goes on in the same order of crops. The
+schedule of ``train`` is stretched to the length of each stage. LPIPS is measured too where its weights are at hand.
+
+A plan for a printed table adds some of these::
+
+    table: udl-5                    # what ours stands beside, an id of reports/paper_scores.json
+    lengths: own                    # each stage as long as its own options say, and nothing is stretched
+    deterministic: true             # for all runs, as in option files
+    networks:                       # their ids are their titles; scales and methods: only these, by default all
+      EDSR-S: {base: ../_base_/edsr_s.yml}
+      HAT: {base: ../_base_/hat.yml, options: {train: {amp: bf16}}, scales: [x4], methods: [L1, UDL]}
+    first:
+      ESU: {base: ../_base_/esu.yml, train: {total_iter: 120000}}
+    methods:
+      UDL: {label: UDL, after: ESU, base: ../_base_/udl.yml}
+
+``base`` names option files (one, or a list), relative to the plan. The options of a run are merged in this order, and
+the last one wins: ``train``, what the scale changes in it, the network's base and options, the method's base and
+options.
+"""
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from os import path as osp
+from pathlib import Path
+from typing import Any
+
+from udl_basicsr.engine import schema
+from udl_basicsr.engine.checks import KeyChecker, Report
+from udl_basicsr.engine.consistency import LONGEST_NAME, bad_name
+from udl_basicsr.engine.introspect import describe
+from udl_basicsr.engine.options import OptionError, load_yaml
+from udl_basicsr.engine.schema import Key, Kind
+from udl_basicsr.engine.yaml_files import did_you_mean, interpolate, merge
+from udl_basicsr.losses.perceptual import find_backbone_weights
+from udl_basicsr.models.checkpoints import CheckpointError
+from udl_basicsr.reports.comparison import record_file
+
+MOST_RUNS = 5000
+_MOST_BASES = 20
+# What makes a run what it is; the rest says where its data lie and what is logged.
+_ESSENCE = ('model_type', 'stage', 'scale', 'manual_seed', 'degradation', 'network_g', 'network_u', 'network_w',
+            'train')
+_OF_DATA = ('name', 'type', 'gt_size', 'use_hflip', 'use_rot', 'batch_size_per_gpu', 'dataset_enlarge_ratio',
+            'first_iter')
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training of a run."""
+    name: str  # of its folder in experiments
+    file: Path
+    flat: dict  # its resolved options
+
+    @property
+    def iterations(self) -> int:
+        return int(self.flat['train']['total_iter'])
+
+    @property
+    def essence(self) -> dict:
+        """What its results depend on."""
+        data = self.flat['datasets']['train']
+        return {**{k: self.flat[k] for k in _ESSENCE if self.flat.get(k) is not None},
+                'data': {k: data[k] for k in _OF_DATA if data.get(k) is not None}}
+
+    def weights(self, root: Path, label: str) -> Path:
+        return root / 'experiments' / self.name / 'models' / f'net_{label}_latest.pth'
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one record comes from: one or two trainings, and a test."""
+    plan: str
+    title: str
+    reference: str
+    method: str
+    label: str
+    order: int  # of the method in the plan
+    scale: int
+    seed: int
+    stages: tuple[Stage, ...]
+    test_file: Path
+    test_flat: dict
+    network: str | None = None  # its id, in plans with several
+    lengths: str = 'shared'
+    timed: tuple[int, int] | None = None
+    """Width and height of the image whose run time is measured; None: what a GPU or CPU does in reasonable time."""
+
+    @property
+    def name(self) -> str:
+        return self.stages[-1].name
+
+    @property
+    def shown(self) -> str:
+        """As it is printed."""
+        return f'{self.network + " " if self.network else ""}{self.label} ×{self.scale} seed {self.seed}'
+
+    @property
+    def iterations(self) -> int:
+        return sum(stage.iterations for stage in self.stages)
+
+    @property
+    def degradation(self) -> str:
+        return self.stages[-1].flat.get('degradation', 'BI')
+
+    def record(self, out: Path) -> Path:
+        """Where its record lies."""
+        return record_file(out, self.method, self.scale, self.seed, self.network)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A plan that was read, with the options of all its runs."""
+    file: str
+    name: str
+    title: str
+    table: str | None
+    runs: tuple[Run, ...]
+    """In the order in which they are made: by network and scale, all methods of the first seed, then of the next."""
+
+
+# ---------------------------------------------------------------- what a plan may say
+
+def _is_list(value: Any, accepts: Any) -> bool:
+    return isinstance(value, list) and value != [] and all(map(accepts, value))
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and value != ''
+
+
+_BLOCK = Kind('block of keys', lambda v: isinstance(v, dict))
+_TEXTS = Kind('list of text', lambda v: _is_list(v, _is_text))
+_FILES = Kind(f'name of an option file, or a list of at most {_MOST_BASES}',
+              lambda v: _is_text(v) or (_is_list(v, _is_text) and len(v) <= _MOST_BASES))
+_SEEDS = Kind('a list of integers, 0 ≤ x < 2³²', lambda v: _is_list(v, schema.SEED.accepts))
+_PLAN = {
+    'name': Key(schema.FOLDER_NAME, 'of the comparison', need='both'),
+    'title': Key(schema.TEXT, 'the network, as it is printed', need='both'),
+    'table': Key(schema.TEXT, 'the printed table beside which ours stands', null=True),
+    'reference': Key(schema.TEXT, 'the method that differences are taken to', need='both'),
+    'train': Key(schema.TEXT, 'option file that all trainings share', need='both'),
+    'test': Key(schema.TEXT, 'option file of the test', need='both'),
+    'seeds': Key(_SEEDS, 'one run for each', need='both'),
+    'lengths': Key(schema.one_of('shared', 'own'), 'one budget for all methods, or what their options say'),
+    'deterministic': Key(schema.BOOL, 'for all runs'),
+    'networks': Key({'*': Key({
+        'base': Key(_FILES, 'option files'),
+        'options': Key(_BLOCK, 'and what else changes'),
+        'scales': Key(_TEXTS, 'only these'),
+        'methods': Key(_TEXTS, 'only these'),
+    }, 'a network')}, 'by their ids'),
+    'scales': Key({'*': Key({
+        'train': Key(_BLOCK, 'what changes in the training'),
+        'test': Key(_BLOCK, 'what changes in the test'),
+    }, 'a scale')}, 'x2, x3, x4, ...', need='both'),
+    'first': Key({
+        'iterations': Key(schema.COUNT, 'of the shared budget'),
+        '*': Key(_BLOCK, 'options of a stage 1, beside the base that they change'),
+    }, 'stages that methods come after'),
+    'methods': Key({'*': Key({
+        'label': Key(schema.TEXT, 'as it is printed; default: the id'),
+        'after': Key(schema.TEXT, 'a stage of first', null=True),
+        'seeds': Key(_SEEDS, 'instead of the seeds of the plan'),
+        'base': Key(_FILES, 'option files'),
+        'options': Key(_BLOCK, 'and what else changes'),
+    }, 'a method')}, 'by their ids', need='both'),
+}
+
+
+class _PlanChecker(KeyChecker):
+    """Checks a plan by the rules of option files, along its own table."""
+
+    def legal(self, path: tuple[str, ...], entry: Key | None) -> bool:
+        return entry is not None
+
+    def unknown(self, path: tuple[str, ...], table: dict[str, Key], others: Iterable[str]) -> None:
+        self.report.add('.'.join(path), f'unknown key{did_you_mean(path[-1], (k for k in table if "*" not in k))}')
+
+
+def _check(plan: dict) -> list[str]:
+    """What is wrong with a plan, as ``key: problem``."""
+    if isinstance(plan.get('scales'), dict):
+        plan['scales'] = {k: {} if v is None else v for k, v in plan['scales'].items()}
+    report = Report()
+    _PlanChecker(plan, True, report).walk(plan, _PLAN, ())
+    if report.problems:
+        return report.problems
+    add, methods, networks = report.add, plan['methods'], plan.get('networks', {})
+    first = _first(plan)
+    if problem := bad_name(plan['name'], LONGEST_NAME):
+        add('name', f'{describe(plan["name"])} {problem}; choose another')
+    for where, ids in (('methods', methods), ('first', first), ('networks', networks)):
+        for name in ids:
+            if not re.fullmatch(r'[A-Za-z0-9_][A-Za-z0-9_+.-]*', name):
+                add(where, f'{name!r}: expected a name of letters, digits, _, -, + and .')
+    for name, block in first.items():
+        if not _FILES.accepts(block.get('base', 'none')):
+            add(f'first.{name}.base', f'expected {_FILES.label}, got {describe(block["base"])}')
+    for name in plan['scales']:
+        if not re.fullmatch(r'x[1-9]\d?', name):
+            add(f'scales.{name}', 'expected x2, x3, x4, ... and a block of what it changes in train and test')
+    for key, example in (('scales', 'x4: {}'), ('methods', 'L1: {label: L1, options: {...}}')):
+        if not plan[key]:
+            add(key, f'expected at least one, such as {example}')
+    if 'networks' in plan and not networks:
+        add('networks', 'expected at least one, or no such block')
+    for name, block in methods.items():
+        if block.get('after') not in (None, *first):
+            add(f'methods.{name}.after', f'{block["after"]!r} is not under first{did_you_mean(block["after"], first)}')
+        if 'options' not in block and 'base' not in block:
+            add(f'methods.{name}.options', f'missing; what this method changes in {plan["train"]}')
+    for name, block in networks.items():
+        for key in ('scales', 'methods'):
+            for wanted in block.get(key, ()):
+                if wanted not in plan[key]:
+                    add(f'networks.{name}.{key}', f'{wanted!r} is not under {key}{did_you_mean(wanted, plan[key])}')
+    if plan['reference'] not in methods:
+        add('reference', f'{plan["reference"]!r} is not under methods{did_you_mean(plan["reference"], methods)}')
+    own = plan.get('lengths') == 'own'
+    if first and not own and 'iterations' not in plan['first']:
+        add('first.iterations', 'missing; expected an integer, the length of stage 1')
+    if own and 'iterations' in plan.get('first', {}):
+        add('first.iterations', 'belongs to lengths: shared; set train.total_iter of each stage, and remove this')
+    count = len(plan['scales']) * max(1, len(networks)) * sum(
+        len({*block.get('seeds', plan['seeds'])}) for block in methods.values())
+    if count > MOST_RUNS:
+        add('seeds', f'there would be {count} runs; expected at most {MOST_RUNS}')
+    return report.problems
+
+
+def _first(plan: Mapping) -> dict[str, dict]:
+    return {name: block for name, block in plan.get('first', {}).items() if name != 'iterations'}
+
+
+# ---------------------------------------------------------------- from the plan to the options of its runs
+
+def read_plan(file: str | Path, root: Path, seeds: list[int] | None = None) -> Plan:
+    """Reads a plan and makes the options of all its runs, which :func:`udl_basicsr.experiments.runner.check` checks.
+
+    Writes nothing.
+
+    Args:
+        file: The plan.
+        root: Where ``experiments/`` and ``results/`` are.
+        seeds: Instead of those of the plan.
+
+    Raises:
+        OptionError: What is wrong with the plan, by its keys.
+    """
+    file = str(file)
+    plan = load_yaml(file)
+    if seeds:
+        plan['seeds'] = seeds
+        for block in plan['methods'].values() if isinstance(plan.get('methods'), dict) else ():
+            if isinstance(block, dict):
+                block.pop('seeds', None)
+    if problems := _check(plan):
+        raise OptionError(f'{file}: {problem}' for problem in problems)
+    runs = tuple(_Expansion(file, plan, root).runs())
+    names = [run.name for run in runs]
+    if len({*names}) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise OptionError(f'{file}: networks, methods: two runs would be called {twice}; choose other ids')
+    if not runs:
+        raise OptionError(f'{file}: networks: nothing is left to be run')
+    return Plan(file, plan['name'], plan['title'], plan.get('table'), runs)
+
+
+class _Expansion:
+    """The runs of a plan."""
+
+    def __init__(self, file: str, plan: dict, root: Path) -> None:
+        self.file, self.plan, self.root = file, plan, root
+        self.folder = root / 'results' / plan['name'] / 'options'
+        self.shared = plan.get('lengths', 'shared') == 'shared'
+        self.files: dict[str, dict] = {}
+
+    def runs(self) -> Iterable[Run]:
+        plan = self.plan
+        train, test = self.load(plan['train'], 'train'), self.load(plan['test'], 'test')
+        everyone = plan['seeds']
+        seeds = dict.fromkeys([*everyone, *(s for m in plan['methods'].values() for s in m.get('seeds', ()))])
+        for network, choice in plan.get('networks', {None: {}}).items():
+            for scale, changes in plan['scales'].items():
+                if scale not in choice.get('scales', plan['scales']):
+                    continue
+                given = {'scale': int(scale[1:])}
+                trained = self.own(merge(train, {**given, **changes.get('train', {})}), choice, f'networks.{network}')
+                tested = merge(test, {**given, **changes.get('test', {})})
+                for seed in seeds:
+                    for order, (method, block) in enumerate(plan['methods'].items()):
+                        if seed in block.get('seeds', everyone) and method in choice.get('methods', plan['methods']):
+                            yield self.run(network, order, method, trained, tested, given['scale'], seed)
+
+    def load(self, name: str, key: str) -> dict:
+        """An option file that the plan names."""
+        path = osp.abspath(osp.join(osp.dirname(self.file), osp.expanduser(name)))
+        if path not in self.files:
+            try:
+                self.files[path] = load_yaml(path, references=False)
+            except OptionError as error:
+                raise OptionError(f'{self.file}: {key}: {problem}' for problem in error.problems) from None
+        return self.files[path]
+
+    def own(self, flat: dict, block: Mapping, where: str) -> dict:
+        """``flat`` with what the base files and the options of a network or method say."""
+        names = block.get('base', [])
+        for name in [names] if isinstance(names, str) else names:
+            flat = merge(flat, self.load(name, f'{where}.base'))
+        return merge(flat, block.get('options', {}))
+
+    def run(self, network: str | None, order: int, method: str, train: dict, test: dict, scale: int,
+            seed: int) -> Run:
+        plan, block = self.plan, self.plan['methods'][method]
+        label, prefix = block.get('label', method), f'{network}_' if network else ''
+        tail, after = f'x{scale}_seed{seed}', block.get('after')
+
+        chain, before = [], 0
+        if after:
+            options = {key: value for key, value in plan['first'][after].items() if key != 'base'}
+            flat = self.own(train, {**plan['first'][after], 'options': options}, f'first.{after}')
+            before = plan['first']['iterations'] if self.shared else 0
+            chain.append(self.stage(f'{prefix}first_{after}_{tail}', flat, seed, before, 0))
+        flat = self.own(train, block, f'methods.{method}')
+        last = self.stage(f'{prefix}{method}_{tail}', flat, seed, None, before)
+        chain.append(last)
+        if after:
+            last.flat['stage1'] = str(chain[0].file)
+        return Run(plan['name'], network or plan['title'], plan['reference'], method, label, order, scale, seed,
+                   tuple(chain), self.folder / f'test_{prefix}{method}_{tail}.yml',
+                   self.test(f'{prefix}{method}_{tail}', test, chain, seed), network, plan.get('lengths', 'shared'))
+
+    def stage(self, name: str, flat: dict, seed: int, iterations: int | None, before: int) -> Stage:
+        """The options of one stage.
+
+        Args:
+            iterations: Of a stage 1, where the budget is shared; None: what is left of it.
+            before: Iterations of the budget that a stage before this one takes.
+        """
+        plan, where = self.plan, f'{self.file}: {name}'
+        self.need_blocks(flat, ('train', 'datasets', 'datasets.train', 'network_g'), where)
+        flat = {**flat, 'name': f'{plan["name"]}_{name}', 'manual_seed': seed}
+        if problem := bad_name(flat['name'], LONGEST_NAME):
+            raise OptionError(f'{where}: name: {describe(flat["name"])} {problem}; choose a shorter name of the plan '
+                              'or shorter ids')
+        if 'deterministic' in plan:
+            flat['deterministic'] = plan['deterministic']
+        flat = interpolate(flat, where)
+        train = flat['train']
+        total = train.get('total_iter')
+        if not schema.COUNT.accepts(total):
+            raise OptionError(f'{where}: train.total_iter: expected {schema.COUNT.label}, got {describe(total)}')
+        if self.shared:
+            if before >= total or (iterations or 0) >= total:
+                raise OptionError(f'{self.file}: first.iterations: {before or iterations} leaves none of the {total} '
+                                  f'iterations of {plan["train"]}')
+            length = iterations or total - before
+            flat['train'] = {**train, 'total_iter': length}
+            if 'scheduler' in train:
+                flat['train']['scheduler'] = _stretched(train['scheduler'], length / total)
+            if before:
+                flat['datasets'] = {**flat['datasets'], 'train': {**flat['datasets']['train'], 'first_iter': before}}
+        return Stage(flat['name'], self.folder / f'{name}.yml', flat)
+
+    def test(self, name: str, flat: dict, chain: Sequence[Stage], seed: int) -> dict:
+        """The options of the test of what a chain of stages has trained."""
+        where, last = f'{self.file}: test_{name}', chain[-1]
+        stage = last.flat.get('stage', 'plain')
+        flat = merge(flat, {'name': last.flat['name'], 'stage': stage,
+                            'path': {'pretrain_network_g': str(last.weights(self.root, 'g'))}})
+        flat |= {'model_type': 'UDLModel', 'network_g': last.flat['network_g']}
+        flat.pop('network_u', None)
+        flat['path'].pop('pretrain_network_u', None)
+        source = {'udl': chain[0], 'esu': last, 'sigma': last}.get(stage if isinstance(stage, str) else None)
+        if source and 'network_u' in last.flat:
+            flat['network_u'] = last.flat['network_u']
+            flat['path']['pretrain_network_u'] = str(source.weights(self.root, 'u'))
+        flat['val'] = {} if flat.get('val') is None else flat['val']
+        self.need_blocks(flat, ('datasets', 'val'), where)
+        metrics = {} if (metrics := flat['val'].get('metrics')) is None else metrics
+        if not isinstance(metrics, dict) or not metrics:
+            raise OptionError(f'{where}: val.metrics: expected a block of at least one, got {describe(metrics)}')
+        # Pictures of one seed are enough to look at.
+        flat['val'] = {**flat['val'], 'save_img': seed == self.plan['seeds'][0],
+                       'metrics': {**_lpips_if_there(last.flat['scale']), **metrics}}
+        return interpolate(flat, where)
+
+    @staticmethod
+    def need_blocks(flat: dict, keys: Iterable[str], where: str) -> None:
+        for key in keys:
+            value = flat
+            for part in key.split('.'):
+                value = value.get(part)
+            if not isinstance(value, dict):
+                raise OptionError(f'{where}: {key}: expected a block of keys, got {describe(value)}')
+
+
+def _lpips_if_there(scale: int) -> dict:
+    try:
+        find_backbone_weights('alex')
+    except CheckpointError:
+        return {}
+    return {'lpips': {'type': 'calculate_lpips', 'net': 'alex', 'crop_border': scale, 'better': 'lower'}}
+
+
+def _stretched(scheduler: Any, factor: float) -> Any:
+    """A learning-rate schedule made for another length of training; what is none is left for the checks to refuse."""
+    if not isinstance(scheduler, dict):
+        return scheduler
+    return {key: [round(v * factor) for v in value]
+            if key in ('periods', 'milestones') and _is_list(value, schema.COUNT.accepts) else value
+            for key, value in scheduler.items()}
+
+
+# ---------------------------------------------------------------- a part of it
+
+def select(plan: Plan, words: Iterable[str]) -> list[Run]:
+    """The runs that some words name: ids of networks, scales (``x4``), ids or labels of methods, seeds (``seed0``).
+
+    Words of one kind are alternatives; a run must fit each kind.
+
+    Raises:
+        OptionError: A word that is nothing of the plan, with the nearest that is; or no run is left.
+    """
+    kinds = [lambda run: {run.network} - {None}, lambda run: {f'x{run.scale}'}, lambda run: {run.method, run.label},
+             lambda run: {f'seed{run.seed}'}]
+    runs, wanted, words = list(plan.runs), {}, list(words)
+    for word in words:
+        kind = next((kind for kind in kinds if any(word in kind(run) for run in plan.runs)), None)
+        if kind is None:
+            known = {name for kind in kinds for run in plan.runs for name in kind(run)}
+            raise OptionError(f'--only: {word!r} is nothing of {plan.file}{_nearest(word, known)}')
+        wanted.setdefault(kind, set()).add(word)
+    for kind, names in wanted.items():
+        runs = [run for run in runs if kind(run) & names]
+    if not runs:
+        raise OptionError(f'--only: {plan.file} has no run that is all of: {", ".join(words)}')
+    return runs
+
+
+def _nearest(word: str, known: set[str]) -> str:
+    # of short names like x4 and L1 the usual cutoff says nothing
+    near = difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.4)
+    return f"; did you mean '{near[0]}'? " + _listing(known) if near else f'; {_listing(known)}'
+
+
+def _listing(known: set[str]) -> str:
+    return f'It has {", ".join(sorted(known))}'

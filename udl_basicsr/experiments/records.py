@@ -1,0 +1,161 @@
+"""What the record of a run holds beside its scores, and whether what is there is what a plan asks for."""
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from basicsr.archs import build_network
+
+from udl_basicsr.data.loader import TrainBatches, build_dataset
+from udl_basicsr.engine.history import read_history
+from udl_basicsr.engine.options import load_yaml
+from udl_basicsr.reports.scores import read_scores
+
+from .costs import image_macs, run_time
+from .plan import Run, Stage
+
+
+def make_record(run: Run, root: Path, seconds: float, memory: dict | None) -> dict:
+    """The record of a run that has been trained and tested.
+
+    Args:
+        run: The run.
+        root: Where its ``experiments/`` and ``results/`` are.
+        seconds: What training and test took in this process.
+        memory: Of :func:`peak_memory`, after the training; None where this process has not trained.
+    """
+    histories = [read_history(root / 'experiments' / stage.name / 'history.jsonl') for stage in run.stages]
+    visualization = Path('results') / run.name / 'visualization'
+    has_pictures = any((root / visualization).glob('*/*.png'))
+    network = run.stages[-1].flat['network_g']
+    return {
+        **read_scores(root / 'results' / run.name),
+        'comparison': run.plan, 'method': run.method, 'label': run.label, 'order': run.order,
+        'reference': run.reference, 'seed': run.seed, 'degradation': run.degradation, 'network_title': run.title,
+        **({'network_id': run.network} if run.network else {}),
+        **({'lengths': run.lengths} if run.lengths != 'shared' else {}),
+        'parameters': sum(p.numel() for p in build_network(network).parameters()),
+        'macs': image_macs(network, run.scale), 'run_time': run_time(network, run.scale, run.timed),
+        'peak_memory': memory,
+        'stages': [{'name': stage.flat.get('stage', 'plain'), 'iterations': stage.iterations} for stage in run.stages],
+        'options': [stage.essence for stage in run.stages],
+        'weights': f'experiments/{run.name}/models/net_g_latest.pth',
+        'initial_weights': histories[0][0]['initial_weights'],
+        'data_order': data_order(run.stages),
+        'seconds': round(seconds, 1), 'machine': machine(), 'date': datetime.date.today().isoformat(),
+        'commit': _commit(), 'curve': _curve(run.stages, histories),
+        'pictures': str(visualization) if has_pictures else None,
+    }
+
+
+def peak_memory() -> dict | None:
+    """The most memory that this process had so far: what torch allocated on the GPU, else all of the process.
+
+    Returns:
+        dict | None: ``{'bytes': int, 'of': 'GPU' | 'process'}``; None where the system does not tell.
+    """
+    if torch.cuda.is_available():
+        return {'bytes': torch.cuda.max_memory_allocated(), 'of': 'GPU'}
+    with suppress(ImportError):  # Windows
+        import resource
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return {'bytes': peak if sys.platform == 'darwin' else peak * 1024, 'of': 'process'}
+    return None
+
+
+def data_order(chain: Iterable[Stage]) -> str:
+    """A SHA-256 of the samples that the stages ask for, one after another: (epoch, index) decides image and crop."""
+    digest = hashlib.sha256()
+    for stage in chain:
+        opt = {**stage.flat['datasets']['train'], 'phase': 'train', 'scale': stage.flat['scale']}
+        dataset = build_dataset(opt)
+        sampler = TrainBatches(len(dataset), opt['batch_size_per_gpu'], stage.iterations,
+                               first_iter=opt.get('first_iter', 0), ratio=opt.get('dataset_enlarge_ratio', 1),
+                               seed=stage.flat['manual_seed'])
+        for batch in sampler:
+            digest.update(repr((stage.flat['manual_seed'], batch)).encode())
+    return digest.hexdigest()
+
+
+def _curve(chain: Iterable[Stage], histories: Iterable[list[dict]]) -> dict:
+    """Losses and validations over the whole budget: a second stage goes on counting."""
+    losses: dict[str, list] = {}
+    validations: dict[str, dict[str, list]] = {}
+    before = 0
+    for stage, history in zip(chain, histories, strict=True):
+        for entry in history[1:]:
+            point = {'iter': before + entry['iter'],
+                     **{k: float(f'{v:.6g}') for k, v in entry.items() if k not in ('iter', 'dataset')}}
+            target = validations.setdefault(entry['dataset'], {}) if 'dataset' in entry else losses
+            count = len(target.get('iter', ()))
+            for key, value in point.items():
+                target.setdefault(key, [None] * count).append(value)  # what stage 1 did not log is null there
+            for values in target.values():
+                values.extend([None] * (count + 1 - len(values)))
+        before += stage.iterations
+    return {'loss': losses, 'val': validations}
+
+
+def machine() -> str:
+    """What a run was made on, without its name."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f'{platform.machine()}, {os.cpu_count()} CPU cores, {torch.get_num_threads()} thread(s), float32'
+
+
+def _commit() -> str:
+    with suppress(OSError, subprocess.CalledProcessError):
+        return subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], cwd=Path(__file__).parent, check=True,
+                              capture_output=True, text=True).stdout.strip()
+    return ''
+
+
+# ---------------------------------------------------------------- what is there
+
+def made_with_other_options(run: Run, out: Path, root: Path) -> str | None:
+    """Why what is there of a run is not what the plan asks for, or None."""
+    file = run.record(out)
+    if file.exists():
+        try:
+            found = json.loads(file.read_text(encoding='utf-8'))['options']
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            return f'{file}: is no record ({error!r}); remove it'
+        return _difference(found, [stage.essence for stage in run.stages], str(file))
+    for stage in run.stages:
+        kept = root / 'experiments' / stage.name / stage.file.name
+        if kept.exists():
+            old = Stage(stage.name, kept, load_yaml(str(kept)))
+            if problem := _difference([old.essence], [stage.essence], str(kept.parent)):
+                return problem
+    return None
+
+
+def _difference(found: list, wanted: list, where: str) -> str | None:
+    for a, b in zip(found, wanted, strict=False):
+        for key in sorted({*_leaves(a), *_leaves(b)}):
+            old, new = _leaves(a).get(key), _leaves(b).get(key)
+            if old != new:
+                return (f'{where}: was made with {key}: {old}, and the plan now says {new}. Give the plan another '
+                        'name, or remove it to make it anew')
+    if len(found) != len(wanted):
+        return f'{where}: was made in {len(found)} stages, the plan has {len(wanted)}'
+    return None
+
+
+def _leaves(block: dict, prefix: str = '') -> dict:
+    found = {}
+    for key, value in block.items():
+        if isinstance(value, dict):
+            found |= _leaves(value, f'{prefix}{key}.')
+        else:
+            found[f'{prefix}{key}'] = json.loads(json.dumps(value))
+    return found

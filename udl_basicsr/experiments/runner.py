@@ -1,0 +1,200 @@
+"""Runs of a plan: checked, then made in processes of their own, with their progress and what is left of them."""
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from udl_basicsr.engine import cli, loop, stages
+from udl_basicsr.engine.history import read_history
+from udl_basicsr.engine.options import OptionError, parse_options
+from udl_basicsr.engine.yaml_files import dump_flat
+from udl_basicsr.reports.comparison import write_record
+from udl_basicsr.reports.scores import write_text
+
+from .plan import Run
+from .records import make_record, peak_memory
+
+
+def check(runs: Iterable[Run], root: Path, file: str, data: bool = True) -> None:
+    """Checks the options of all runs as those of option files are checked. Nothing is left on the disk.
+
+    What differs in nothing but its seed is checked once: seeds were checked with the plan.
+
+    Args:
+        runs: Of the plan.
+        root: Where ``experiments/`` and ``results/`` are.
+        file: The plan, for messages.
+        data: Look at the images too, of each set of folders once.
+
+    Raises:
+        OptionError: Everything that is wrong, by the plan's own names.
+    """
+    problems: dict[str, None] = {}
+    checked: set[str] = set()
+    with tempfile.TemporaryDirectory(prefix='udl_plan_') as folder:
+        weights = Path(folder, 'net.pth')  # those that will be tested are yet to be trained
+        weights.touch()
+        for run in runs:
+            chain = [dict(stage.flat) for stage in run.stages]
+            tested = {**run.test_flat, 'path': {key: str(weights) if key.startswith('pretrain_') else value
+                                                for key, value in run.test_flat['path'].items()}}
+            files = [Path(folder, name) for name in (*(stage.file.name for stage in run.stages), run.test_file.name)]
+            if len(chain) > 1:
+                chain[-1]['stage1'] = str(files[0])
+            names = {f'{path}:': f'{file}: {path.stem}:' for path in files}
+            for path, flat in zip(files, (*chain, tested), strict=True):
+                path.write_text(dump_flat(flat), encoding='utf-8')
+            for path, flats in ((files[-2], chain), (files[-1], [tested])):
+                # a run's name and seed decide nothing that is still to be checked
+                key = json.dumps([{**flat, 'name': '', 'manual_seed': 0, 'stage1': '', 'path': flat.get('path') and ''}
+                                  for flat in flats], sort_keys=True)
+                images = json.dumps([flat['datasets'] for flat in flats], sort_keys=True)
+                if key in checked:
+                    continue
+                try:
+                    parse_options(str(path), root_path=str(root), is_train=path != files[-1], auto_resume=True,
+                                  check_files=data and images not in checked)
+                except OptionError as error:
+                    problems.update(dict.fromkeys(_renamed(problem, names) for problem in error.problems))
+                checked |= {key, images}
+    if problems:
+        raise OptionError(problems)
+
+
+def _renamed(problem: str, names: dict[str, str]) -> str:
+    return next((name + problem[len(file):] for file, name in names.items() if problem.startswith(file)), problem)
+
+
+def write_options(runs: Iterable[Run]) -> None:
+    """Writes the option files of runs, which have been checked."""
+    for run in runs:
+        for stage in run.stages:
+            write_text(stage.file, dump_flat(stage.flat))
+        write_text(run.test_file, dump_flat(run.test_flat))
+
+
+# ---------------------------------------------------------------- one run, in a process of its own
+
+def make(run: Run, out: Path, root: Path, log: Path, gpu: int | None, first_only: bool = False) -> None:
+    """Trains, tests and records one run; ends the process with its exit status.
+
+    Args:
+        first_only: Trains the stage before and nothing else.
+    """
+    multiprocessing.set_start_method(None, force=True)  # data workers need no server that imports all anew
+    if gpu is not None:
+        os.environ['CUDA_VISIBLE_DEVICES'] = str(gpu)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, 'a', encoding='utf-8') as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    started, memory = time.time(), None
+    for stage in run.stages[:1] if first_only else run.stages:
+        if not stage.weights(root, 'g').exists():
+            _command(['train.py', '-opt', str(stage.file), '--auto_resume'], stages.train, True, root)
+            memory = peak_memory()
+    if not first_only:
+        _command(['test.py', '-opt', str(run.test_file)], lambda parsed, _: loop.test(parsed), False, root)
+        write_record(make_record(run, root, time.time() - started, memory), out)
+    sys.exit(0)
+
+
+def _command(argv: list[str], action: Callable, is_train: bool, root: Path) -> None:
+    sys.argv = argv
+    status = cli.run(action, is_train=is_train, root_path=root)
+    if status:
+        sys.exit(status)
+
+
+# ---------------------------------------------------------------- all of them
+
+@dataclass
+class Event:
+    """What happened last: a run has ended, or goes on."""
+    run: Run
+    status: int | None  # exit status; None: in progress
+    iteration: int = 0
+    log: Path = Path()
+    seconds: float = 0.  # of its processes; of stage 1, that of the run that it was trained for
+
+
+def make_all(runs: list[Run], out: Path, root: Path, gpus: list[int | None]) -> Iterator[Event]:
+    """Makes the records that are missing, one run on each of ``gpus`` (``[None]``: one after another on the CPU).
+
+    Every run has a process of its own, so that one that fails takes no other with it. When this generator is closed,
+    the runs in progress save their state and end; they go on the next time.
+
+    Yields:
+        Event: Each end of a run, and some ten times a minute how far the others are.
+    """
+    context = multiprocessing.get_context('forkserver' if sys.platform != 'win32' else 'spawn')
+    context.set_forkserver_preload([__name__])
+    waiting = [run for run in runs if not run.record(out).exists()]
+    free, busy, spent = list(gpus), {}, dict.fromkeys((run.name for run in waiting), 0.)
+    try:
+        while waiting or busy:
+            for run in list(waiting):
+                first = run.stages[0]
+                in_work = {name for name, *_ in busy.values()}
+                if not free or first.name in in_work:  # another run trains the stage that both begin with
+                    continue
+                gpu = free.pop(0)
+                alone = len(run.stages) > 1 and not first.weights(root, 'g').exists()
+                log = root / 'results' / run.plan / 'logs' / f'{run.name}.log'
+                process = context.Process(target=make, args=(run, out, root, log, gpu, alone))
+                process.start()
+                busy[process] = (first.name if alone else run.name, run, gpu, alone, log)
+                spent[run.name] -= time.time()
+                waiting.remove(run)
+            done = [p for p in busy if not p.is_alive()]
+            for process in done:
+                process.join()
+                _, run, gpu, alone, log = busy.pop(process)
+                spent[run.name] += time.time()
+                free.append(gpu)
+                if alone and process.exitcode == 0:
+                    waiting.insert(0, run)  # its first stage is there: now the rest
+                else:
+                    yield Event(run, process.exitcode or 0, log=log, seconds=spent[run.name])
+            if not done and busy:
+                time.sleep(0.5)
+                for _, run, _, _, log in list(busy.values()):
+                    yield Event(run, None, progress(run, root), log)
+    finally:
+        for process in busy:
+            process.terminate()  # SIGTERM: it saves its state
+        for process in busy:
+            process.join()
+
+
+def progress(run: Run, root: Path) -> int:
+    """How many iterations of a run are done, all its stages together."""
+    return sum(done(root, stage) for stage in run.stages)
+
+
+def done(root: Path, stage) -> int:
+    """How many iterations of a stage are done."""
+    if stage.weights(root, 'g').exists():
+        return stage.iterations
+    history = read_history(root / 'experiments' / stage.name / 'history.jsonl')[1:]
+    return max((entry['iter'] for entry in history), default=0)
+
+
+def seconds_left(runs: Iterable[Run], records: Iterable[dict], out: Path, jobs: int) -> float | None:
+    """What the missing runs will take, by those there are of the same method, or of any; None before the first."""
+    by_method: dict[tuple, list[float]] = {}
+    for record in records:
+        by_method.setdefault((record['network_title'], record['method']), []).append(record['seconds'])
+    if not by_method:
+        return None
+    mean = {method: sum(values) / len(values) for method, values in by_method.items()}
+    usual = sum(mean.values()) / len(mean)
+    missing = [r for r in runs if not r.record(out).exists()]
+    return sum(mean.get((run.title, run.method), usual) for run in missing) / jobs
