@@ -21,10 +21,11 @@ import udl_basicsr  # noqa: F401 - registers
 from udl_basicsr.engine.interrupt import EXIT_INTERRUPTED
 from udl_basicsr.engine.options import OptionError
 from udl_basicsr.experiments import runner
+from udl_basicsr.experiments.overview import describe_runs
 from udl_basicsr.experiments.plan import Plan, Run, read_plan, select
 from udl_basicsr.experiments.records import made_with_other_options
 from udl_basicsr.reports.benchmark import load_paper
-from udl_basicsr.reports.comparison import format_summary, read_records
+from udl_basicsr.reports.comparison import format_summary, read_records, record_file
 from udl_basicsr.reports.paper_tables import make_table, render
 from udl_basicsr.reports.scores import ScoresError
 
@@ -72,7 +73,12 @@ def run(args: argparse.Namespace) -> int:
         raise OptionError(problems)
     missing = [r for r in runs if not r.record(out).exists()]
     print(f'{len(runs)} runs, {len(missing)} to be made; records in {out}', flush=True)
-    if missing and not args.dry_run:
+    if args.dry_run:
+        runner.check(runs, args.root, plan.file, data=False)
+        records = {record_file(out, r['method'], r['scale'], r['seed'], r.get('network_id')): r
+                   for r in read_or_none(out)}
+        print(f'\n{describe_runs(runs, plan.runs, records, out, args.root, args.markdown)}', flush=True)
+    elif missing:
         runner.check(missing, args.root, plan.file)
         runner.write_options(missing)
         status = train(plan, missing, out, args.root, list(range(torch.cuda.device_count())) or [None] * args.jobs)

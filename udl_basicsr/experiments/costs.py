@@ -109,7 +109,7 @@ def _seconds(net: nn.Module, image: torch.Tensor) -> float:
 def iteration_operations(flat: Mapping) -> int:
     """Operations of one step of a stage: forward and backward of what is trained, forward of what is frozen."""
     data, train = flat['datasets']['train'], flat['train']
-    side = max(1, int(data['gt_size']) // flat['scale'])
+    side = max(1, int(data['gt_size']) // flat['scale']) if 'gt_size' in data else _CROP
 
     def forward(block: Mapping) -> int:
         return _forward(json.dumps(block, sort_keys=True), side, side)
@@ -148,6 +148,8 @@ def device_speed(amp: str | None) -> float:
 
 class Estimate:
     """How long runs take here: by records of the same network made on a machine like this, else by operations.
+
+    Operations leave out what is no training: loading of data, validation, test.
 
     Args:
         runs: Of the plan, whose records may be there.

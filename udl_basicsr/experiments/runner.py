@@ -31,7 +31,7 @@ def check(runs: Iterable[Run], root: Path, file: str, data: bool = True) -> None
         runs: Of the plan.
         root: Where ``experiments/`` and ``results/`` are.
         file: The plan, for messages.
-        data: Look at the images too, of each set of folders once.
+        data: Look at the images too, of each set of folders once, and whether LPIPS has its weights.
 
     Raises:
         OptionError: Everything that is wrong, by the plan's own names.
@@ -45,6 +45,8 @@ def check(runs: Iterable[Run], root: Path, file: str, data: bool = True) -> None
             chain = [dict(stage.flat) for stage in run.stages]
             tested = {**run.test_flat, 'path': {key: str(weights) if key.startswith('pretrain_') else value
                                                 for key, value in run.test_flat['path'].items()}}
+            if not data:
+                tested['val'] = {**tested['val'], 'metrics': without_lpips_weights(tested['val']['metrics'])}
             files = [Path(folder, name) for name in (*(stage.file.name for stage in run.stages), run.test_file.name)]
             if len(chain) > 1:
                 chain[-1]['stage1'] = str(files[0])
@@ -70,6 +72,12 @@ def check(runs: Iterable[Run], root: Path, file: str, data: bool = True) -> None
 
 def _renamed(problem: str, names: dict[str, str]) -> str:
     return next((name + problem[len(file):] for file, name in names.items() if problem.startswith(file)), problem)
+
+
+def without_lpips_weights(metrics: dict) -> dict:
+    """``val.metrics`` with a random backbone for LPIPS, which is enough to try everything else."""
+    return {name: {**block, 'random_weights': True} if isinstance(block, dict)
+            and block.get('type') == 'calculate_lpips' else block for name, block in metrics.items()}
 
 
 def write_options(runs: Iterable[Run]) -> None:

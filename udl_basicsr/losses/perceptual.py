@@ -75,6 +75,18 @@ def smallest_image(net: str) -> int:
     return _BACKBONES[net][1]
 
 
+def _weights_url(net: str) -> str:
+    if net not in _BACKBONES:
+        raise ValueError(f'net: expected one of {", ".join(NETS)}, got {net!r}')
+    return torchvision.models.get_model_weights(_BACKBONES[net][0])['IMAGENET1K_V1'].url
+
+
+def backbone_file(net: str = 'alex', weights_path: str | Path | None = None) -> Path:
+    """Where the ImageNet weights of an LPIPS backbone should lie; arguments as for :func:`find_backbone_weights`."""
+    name = _weights_url(net).rsplit('/', 1)[-1]
+    return Path(weights_path).expanduser() if weights_path else Path(torch.hub.get_dir()) / 'checkpoints' / name
+
+
 def find_backbone_weights(net: str = 'alex', weights_path: str | Path | None = None) -> Path:
     """The file with the ImageNet weights of an LPIPS backbone.
 
@@ -88,11 +100,8 @@ def find_backbone_weights(net: str = 'alex', weights_path: str | Path | None = N
     """
     from udl_basicsr.models.checkpoints import CheckpointError  # not above: models import losses
 
-    if net not in _BACKBONES:
-        raise ValueError(f'net: expected one of {", ".join(NETS)}, got {net!r}')
-    url = torchvision.models.get_model_weights(_BACKBONES[net][0])['IMAGENET1K_V1'].url
+    path, url = backbone_file(net, weights_path), _weights_url(net)
     name = url.rsplit('/', 1)[-1]
-    path = Path(weights_path).expanduser() if weights_path else Path(torch.hub.get_dir()) / 'checkpoints' / name
     if not path.is_file():
         raise CheckpointError(f'LPIPS ({net}) needs the ImageNet weights {name}, and {path} is not there. Put the file '
                               f'there (from {url}), or name another place as its weights_path. '
