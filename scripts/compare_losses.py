@@ -20,7 +20,7 @@ import torch
 import udl_basicsr  # noqa: F401 - registers
 from udl_basicsr.engine.interrupt import EXIT_INTERRUPTED
 from udl_basicsr.engine.options import OptionError
-from udl_basicsr.experiments import runner
+from udl_basicsr.experiments import runner, trial
 from udl_basicsr.experiments.overview import describe_runs
 from udl_basicsr.experiments.plan import Plan, Run, read_plan, select
 from udl_basicsr.experiments.records import made_with_other_options
@@ -46,6 +46,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--markdown', action='store_true', help='print the last table as Markdown')
     parser.add_argument('--dry_run', action='store_true', help='say what is there, what is missing, which data it '
                         'needs and how long it will take; train nothing')
+    parser.add_argument('--trial', action='store_true', help='see that all of it runs: every cell with few iterations '
+                        'on two photographs, in trials/<name>')
     args = parser.parse_args(argv)
     try:
         return run(args)
@@ -61,13 +63,12 @@ def _count(text: str) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    plan = read_plan(args.plan, args.root.resolve(), args.seeds)
-    runs = select(plan, args.only)
-    methods = list(dict.fromkeys(r.method for r in plan.runs))
-    unknown = [m for m in args.methods or () if m not in methods]
-    if unknown:
-        raise OptionError(f'--methods: {unknown[0]} is not in {args.plan}, which has {", ".join(methods)}')
-    runs = [r for r in runs if not args.methods or r.method in args.methods]
+    root = args.root.resolve()
+    plan = read_plan(args.plan, root, args.seeds)
+    gpus = list(range(torch.cuda.device_count())) or [None] * args.jobs
+    if args.trial:
+        return try_all(args, root / 'trials' / plan.name, gpus)
+    runs = choose(plan, args)
     out = args.out or args.root / 'docs' / 'results' / plan.name
     if problems := [p for r in runs if (p := made_with_other_options(r, out, args.root))]:
         raise OptionError(problems)
@@ -81,11 +82,33 @@ def run(args: argparse.Namespace) -> int:
     elif missing:
         runner.check(missing, args.root, plan.file)
         runner.write_options(missing)
-        status = train(plan, missing, out, args.root, list(range(torch.cuda.device_count())) or [None] * args.jobs)
+        status = train(plan, missing, out, args.root, gpus)
         if status:
             return status
     show(plan, out, args.metrics, args.markdown)
     return 0
+
+
+def choose(plan: Plan, args: argparse.Namespace) -> list[Run]:
+    """The runs that --only and --methods leave."""
+    runs = select(plan, args.only)
+    methods = list(dict.fromkeys(r.method for r in plan.runs))
+    unknown = [m for m in args.methods or () if m not in methods]
+    if unknown:
+        raise OptionError(f'--methods: {unknown[0]} is not in {args.plan}, which has {", ".join(methods)}')
+    return [r for r in runs if not args.methods or r.method in args.methods]
+
+
+def try_all(args: argparse.Namespace, folder: Path, gpus: list) -> int:
+    plan = read_plan(args.plan, folder, args.seeds)
+    runs = trial.prepare(plan, choose(plan, args), folder)
+    print(f'{len(runs)} cells to be tried, in {folder}', flush=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return trial.run_trial(runs, folder, gpus)
+    except KeyboardInterrupt:
+        print('\nStopped', flush=True)
+        return EXIT_INTERRUPTED
 
 
 def train(plan: Plan, missing: list[Run], out: Path, root: Path, gpus: list) -> int:

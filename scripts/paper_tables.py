@@ -3,6 +3,7 @@
 
 Example:
     python scripts/paper_tables.py --list
+    python scripts/paper_tables.py --table udl-5                           # as printed
     python scripts/paper_tables.py docs/results/rivals --table udl-3
     python scripts/paper_tables.py docs/results/rivals docs/results/gpu --format latex --out tables
 """
@@ -12,18 +13,23 @@ import argparse
 import sys
 from pathlib import Path
 
-from udl_basicsr.reports.benchmark import load_paper
+from udl_basicsr.reports.benchmark import load_paper, printed_values
 from udl_basicsr.reports.comparison import read_records
+from udl_basicsr.reports.costs import run_time
 from udl_basicsr.reports.paper_tables import FORMATS, make_table, render, render_csv
 from udl_basicsr.reports.scores import ScoresError, write_text
 
 
 def listing(paper: dict) -> str:
-    """The tables that can be made, with the printed rows of each that are known."""
-    counts = {name: sum(row.get('table') == name for row in paper['rows']) for name in paper['tables']}
-    return '\n'.join(f'{name:<8}{table["source"]}, {table["number"]}: {table["title"]} '
-                     f'({f"{counts[name]} printed rows" if counts[name] else "not transcribed"})'
-                     for name, table in paper['tables'].items())
+    """The tables that can be made, with the printed rows and figures of each that are known."""
+    lines = []
+    for name, table in paper['tables'].items():
+        rows = [row for row in paper['rows'] if row.get('table') == name]
+        figures = sum(value is not None for row in rows for values in printed_values(row).values()
+                      for value in values.values())
+        lines.append(f'{name:<8}{table["source"]}, {table["number"]}: {table["title"]} '
+                     f'({f"{len(rows)} printed rows, {figures} figures" if rows else "not transcribed"})')
+    return '\n'.join(lines)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -32,11 +38,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--table', nargs='+', metavar='TABLE', help='which, e.g. udl-5 (default: all; see --list)')
     parser.add_argument('--format', choices=FORMATS, default='md')
     parser.add_argument('--out', metavar='FOLDER', help='write <table>.<suffix> there instead of printing')
+    parser.add_argument('--time', action='store_true', help='measure the run time of our networks here, where '
+                        'the table has it; large ones need minutes without a GPU')
     parser.add_argument('--list', action='store_true', help='list the tables and end')
     parser.add_argument('--paper_file', help='printed scores of your own, in the form of reports/paper_scores.json')
     args = parser.parse_args(argv)
-    if not args.records and not args.list:
-        parser.error('give folders of records (scripts/compare_losses.py writes them), or --list')
+    if not (args.records or args.table or args.list):
+        parser.error('give folders of records (scripts/compare_losses.py writes them), or --table, or --list')
 
     try:
         paper = load_paper(args.paper_file)
@@ -44,7 +52,8 @@ def main(argv: list[str] | None = None) -> int:
             print(listing(paper))
             return 0
         records = [record for folder in args.records for record in read_records(folder)]
-        tables = [make_table(name, records, paper) for name in args.table or paper['tables']]
+        timed = run_time if args.time else None
+        tables = [make_table(name, records, paper, timed) for name in args.table or paper['tables']]
         if args.out and Path(args.out).exists() and not Path(args.out).is_dir():
             raise ScoresError(f'{args.out} is a file; --out takes a folder.')
         if args.out:

@@ -4,6 +4,7 @@ import io
 import os
 import shutil
 import struct
+import time
 import zlib
 from os import path as osp
 from pathlib import Path
@@ -72,6 +73,70 @@ def test_decompression_bombs(tmp_path, suffix):
     if suffix != 'tif':
         with pytest.raises(ImageError, match=f'{MAX_PIXELS} '):
             decode_rgb(path.read_bytes())
+
+
+def encoded(*images: Image.Image, kind: str = 'PNG', **options) -> bytes:
+    file = io.BytesIO()
+    more = {'save_all': True, 'append_images': images[1:]} if images[1:] else {}
+    images[0].save(file, kind, **more, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(('kind', 'options'), [
+    ('PNG', {}), ('PNG', {'default_image': True}), ('WEBP', {}), ('TIFF', {}), ('TIFF', {'compression': 'tiff_lzw'}),
+    ('MPO', {})])
+def test_several_pictures_in_one_file(kind, options):
+    """OpenCV, and so BasicSR, would take the first of them without a word."""
+    gray = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+    one, other = (Image.fromarray(g) for g in (gray, gray[::-1].copy()))
+    data = encoded(one, other, kind=kind, **options)
+    assert cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR).shape == (24, 32, 3)
+    with pytest.raises(ImageError, match='holds several pictures'):
+        read_header(io.BytesIO(data))
+    assert read_header(io.BytesIO(encoded(one, kind='JPEG' if kind == 'MPO' else kind))) == (32, 24)
+
+
+@pytest.mark.parametrize('kind', ['PNG', 'JPEG', 'WEBP', 'TIFF'])
+def test_an_exif_orientation(kind):
+    exif = Image.Exif()
+    for orientation in (3, 6):  # 3 leaves the size as it is
+        exif[0x112] = orientation
+        with pytest.raises(ImageError, match=f'EXIF orientation {orientation}'):
+            read_header(io.BytesIO(encoded(Image.new('RGB', (32, 24)), kind=kind, exif=exif)))
+    exif[0x112] = 1
+    assert read_header(io.BytesIO(encoded(Image.new('RGB', (32, 24)), kind=kind, exif=exif))) == (32, 24)
+
+
+def png_with(kind: bytes, content: bytes, last: bool = False) -> bytes:
+    """A PNG with one more chunk, before its pixels or behind them."""
+    data = encoded(Image.new('RGB', (32, 24)))
+    at = len(data) - 12 if last else 33
+    return data[:at] + struct.pack('>I', len(content)) + kind + content + struct.pack(
+        '>I', zlib.crc32(kind + content)) + data[at:]
+
+
+def test_an_orientation_behind_the_pixels():
+    exif = Image.Exif()
+    exif[0x112] = 6
+    data = png_with(b'eXIf', exif.tobytes().removeprefix(b'Exif\0\0'), last=True)
+    assert cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR).shape == (32, 24, 3)  # turned
+    with pytest.raises(ImageError, match='EXIF orientation 6'):
+        read_header(io.BytesIO(data))
+    assert read_header(io.BytesIO(png_with(b'eXIf', b'nonsense'))) == (32, 24)
+
+
+@pytest.mark.parametrize('last', [False, True])
+@pytest.mark.parametrize(('kind', 'head'), [(b'zTXt', b'a\0\0'), (b'iTXt', b'a\0\1\0en\0b\0'), (b'iCCP', b'a\0\0')])
+def test_texts_that_unpack_to_any_size(kind, head, last):
+    data = png_with(kind, head + zlib.compress(bytes(300_000_000), 1), last)
+    for read in (lambda: read_header(io.BytesIO(data)), lambda: decode_rgb(data)):
+        begun = time.process_time()
+        with pytest.raises(ImageError, match=f'unpack to more than {2**20} bytes'):
+            read()
+        assert time.process_time() - begun < 0.5
+    assert read_header(io.BytesIO(png_with(kind, head + zlib.compress(bytes(2**20)), last))) == (32, 24)
+    assert read_header(io.BytesIO(png_with(kind, head + b'nothing packed', last))) == (32, 24)
+    assert read_header(io.BytesIO(png_with(b'tEXt', b'a\0' + bytes(2**21), last))) == (32, 24)
 
 
 def test_the_largest_image_that_is_read():
@@ -183,6 +248,32 @@ def test_everything_that_is_wrong_is_said_at_once(parse, train_opt, tmp_path):
                  f'images without a partner in {gt}: z.png'):
         assert said in text
     assert not (tmp_path / 'experiments').exists()
+
+
+def test_names_that_differ_by_their_endings_alone(parse, train_opt, tmp_path):
+    """Scores and pictures are kept by the name without its ending: one of the two would be lost."""
+    for folder, size in (('gt', (64, 48)), ('lq', (32, 24))):
+        Image.new('RGB', size).save(tmp_path / folder / '2.bmp')
+    text = refused(parse, train_opt)
+    lq = tmp_path / 'lq'
+    assert 'datasets.val: scores and results are kept by names without their endings' in text
+    assert f'{lq}/2.bmp and {lq}/2.png' in text
+    assert 'datasets.train' not in text  # nothing is kept by the names of these
+    text = refused(parse, train_opt, f'datasets:val={{name: a, type: SingleImageDataset, dataroot_lq: {lq}, '
+                   'io_backend: {type: disk}}', 'val:metrics=~')
+    assert 'datasets.val.type: scores and results' in text
+    assert f'{lq}/2.bmp and ' in text or f'{lq}/2.png and ' in text
+    parse(train_opt, ['datasets:val=~', 'val=~'])
+
+
+def test_a_pair_of_which_one_is_turned(parse, train_opt, tmp_path):
+    exif = Image.Exif()
+    exif[0x112] = 6
+    for folder, size in (('gt', (64, 48)), ('lq', (32, 24))):
+        Image.new('RGB', size).save(tmp_path / folder / 'turned.jpg', **({'exif': exif} if folder == 'lq' else {}))
+    text = refused(parse, train_opt)
+    for name in ('train', 'val'):
+        assert f'datasets.{name}: 1 of 10 images cannot be used: {tmp_path}/lq/turned.jpg: has the EXIF orient' in text
 
 
 def test_long_lists_end_with_the_number(parse, train_opt, tmp_path):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import assert_same_weights
 
-from udl_basicsr.data.loader import BrokenImageError
+from udl_basicsr.data.images import BrokenImageError
 from udl_basicsr.engine import cli, loop, run_folder, stages
 from udl_basicsr.engine.interrupt import EXIT_INTERRUPTED, Interrupted, Interrupts
 from udl_basicsr.models.checkpoints import CheckpointError

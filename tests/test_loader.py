@@ -12,7 +12,8 @@ from conftest import assert_same_weights
 from torch.utils.data import DataLoader, Dataset
 
 from udl_basicsr.data import in_memory
-from udl_basicsr.data.loader import BrokenImageError, SeededDataset, TrainBatches, build_dataset, train_batches
+from udl_basicsr.data.images import BrokenImageError
+from udl_basicsr.data.loader import SeededDataset, TrainBatches, build_dataset, train_batches
 from udl_basicsr.engine import stages
 from udl_basicsr.engine.options import OptionError
 from udl_basicsr.reports.speed import as_lmdb

@@ -99,7 +99,8 @@ def test_the_papers_tables_are_complete():
 
 
 RIVALS = {
-    'TLW': (('RCAN', 'VDSR', 'EDSR', 'HAT'), {'tlw_opt': {'type': 'TLWLoss', 'base': 'l1', 'judge': 'alex'}}),
+    'TLW': (('RCAN', 'VDSR', 'EDSR', 'HAT'), {'tlw_opt': {'type': 'TLWLoss', 'base': 'l1', 'judge': 'vgg',
+                                                          'judge_linear': False}}),
     'L1_GV': (('EDSR', ), {'pixel_opt': {'type': 'L1Loss'},
                            'gv_opt': {'type': 'GradientVarianceLoss', 'loss_weight': 0.01, 'patch_size': 16}}),
     'L2_GV': (('VDSR', 'ESPCN'), {'pixel_opt': {'type': 'MSELoss'},

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from udl_basicsr.reports import benchmark, comparison, paper_tables
+from udl_basicsr.reports import benchmark, comparison, costs, paper_tables
 from udl_basicsr.reports.scores import ScoresError
 
 ROOT = Path(__file__).parents[1]
@@ -38,14 +38,16 @@ def records():
     return [*(make_record('L1', seed, Set5=[(29 + 0.2 * seed, 0.85), (31 + 0.2 * seed, 0.87)]) for seed in range(3)),
             *(make_record('ESU_UDL', seed, iterations=(500, 1000), Set5=[(30.201, 0.8625)],
                           Set14=[(27.123456789, 0.75)]) for seed in range(3)),
-            make_record('ESU', 0, iterations=(500,), Set5=[(29.5, 0.84)]),
-            make_record('GRAM', 0, Set5=[(40., 0.9)])]  # in none of the tables tested
+            make_record('GRAM', 0, iterations=(500,), Set5=[(29.5, 0.84)]),
+            make_record('ESU', 0, Set5=[(40., 0.9)])]  # in none of the tables tested
 
 
 @pytest.fixture
 def paper():
-    """The packaged file with invented rows for table udl-2 (one network) and udl-5 (three)."""
+    """The packaged file with invented rows alone for table udl-2 (one network) and udl-5 (three)."""
     paper = copy.deepcopy(benchmark.load_paper())
+    for key in ('rows', 'misprints', 'suspects'):
+        paper[key] = [entry for entry in paper[key] if entry.get('table') not in ('udl-2', 'udl-5')]
     paper['rows'] += [
         {'source': 'UDL', 'table': 'udl-2', 'network': 'EDSR-S', 'method': 'L1', 'degradation': 'BI', 'scale': 4,
          'scores': {'Set5': [32.01, None]}},
@@ -97,19 +99,19 @@ def latex_is_sound(text):
 def test_means_over_seeds_and_their_spread(records, paper):
     markdown = paper_tables.render(paper_tables.make_table('udl-5', records, paper))
     # L1: 30.0, 30.2, 30.4 have the mean 30.2 and the sample standard deviation 0.2; all have SSIM 0.86.
-    assert cells(markdown, 'EDSR 4×16', '×4', 'L1')[:2] == ['3', '**30.20** ± 0.20 / <u>0.8600</u> ± 0.0000']
+    assert cells(markdown, 'EDSR 4×16', '×4', 'Original')[:2] == ['3', '**30.20** ± 0.20 / <u>0.8600</u> ± 0.0000']
     # 30.201 is no better than 30.2 as printed, 0.8625 is better than 0.86.
-    assert cells(markdown, 'EDSR 4×16', '×4', 'UDL')[:4] == [
+    assert cells(markdown, 'EDSR 4×16', '×4', 'L_UDL-Ours')[:4] == [
         '3', '**30.20** ± 0.00 / **0.8625** ± 0.0000', '–', '27.12 ± 0.00 / 0.7500 ± 0.0000']
-    assert cells(markdown, 'EDSR 4×16', '×4', 'ESU')[:2] == ['1', '<u>29.50</u>/0.8400']
+    assert cells(markdown, 'EDSR 4×16', '×4', 'GRAM')[:2] == ['1', '<u>29.50</u>/0.8400']
     assert '40.00' not in markdown
 
 
 def test_caption_tells_ours_from_printed(records, paper):
     table = paper_tables.make_table('udl-5', records, paper)
     ours, protocol, printed = table.caption
-    assert ours == ('Ours: EDSR 4×16, 43 211 parameters, comparison rivals; iterations 1500 (ESU: 500); '
-                    'seeds 0, 1, 2 (ESU: 0). Means over the seeds ± their standard deviation.')
+    assert ours == ('Ours: EDSR 4×16, 43 211 parameters, comparison rivals; iterations 1500 (GRAM: 500); '
+                    'seeds 0, 1, 2 (GRAM: 0). Means over the seeds ± their standard deviation.')
     assert protocol == 'Ours at ×4: PSNR/SSIM on Y.'
     assert 'read from an invented page' in printed
     assert 'EDSR 4×16 is no network of the paper' in printed
@@ -120,10 +122,10 @@ def test_caption_tells_ours_from_printed(records, paper):
 def test_single_network_of_a_paper_stands_beside_ours(records, paper):
     markdown = paper_tables.render(paper_tables.make_table('udl-2', records, paper))
     header = cells(markdown, 'network', 'scale', 'loss')
-    assert header == ['seeds', 'Set5, ours', 'Set5, printed', 'Set14, ours']
-    assert cells(markdown, 'EDSR 4×16', '×4', 'L1')[2] == '<u>32.01</u>/–'
-    assert cells(markdown, 'EDSR 4×16', '×4', 'ESU → UDL')[2] == '**32.22**/0.8951'
-    assert cells(markdown, 'EDSR 4×16', '×4', 'EU → UDL') == ['–'] * 4
+    assert header[:4] == ['seeds', 'Set5, ours', 'Set5, printed', 'Set14, ours']
+    assert cells(markdown, 'EDSR 4×16', '×4', 'Original')[2] == '<u>32.01</u>/–'
+    assert cells(markdown, 'EDSR 4×16', '×4', 'L_ESU + L_UDL')[2] == '**32.22**/0.8951'
+    assert 'L_EU + L_UDL' not in markdown  # neither trained nor in these rows
     assert 'EDSR-S |' not in markdown
 
 
@@ -134,19 +136,16 @@ def test_namesakes_share_rows_and_others_follow(records, paper):
                 make_record('L1', 0, scale=3, network='EDSR', name='blurred', degradation='BD', Set5=[(33., 0.9)])]
     table = paper_tables.make_table('udl-5', records, paper)
     markdown = paper_tables.render(table)
-    assert cells(markdown, 'edsr', '×4', 'UDL')[:3] == ['1', '32.50/0.8900', '32.77/0.9000']
-    assert cells(markdown, 'EDSR', '×4', 'L1')[1] == '32.40/0.8800'
-    assert cells(markdown, 'EDSR-baseline', '×2', 'L1')[1] == '37.00/0.9500'
+    assert cells(markdown, 'edsr', '×4', 'L_UDL-Ours')[:3] == ['1', '32.50/0.8900', '32.77/0.9000']
+    assert cells(markdown, 'EDSR', '×4', 'Original')[1] == '32.40/0.8800'
+    assert cells(markdown, 'EDSR-baseline', '×2', 'Original')[1] == '37.00/0.9500'
     blocks = list(dict.fromkeys((line.scale, line.network) for line in table.lines))
-    assert blocks == [(2, 'DPDNN'), (2, 'EDSR-baseline'), (2, 'EDSR'), (2, 'SRCNN'), (3, 'DPDNN'), (3, 'EDSR-S'),
-                      (3, 'EDSR'), (3, 'SRCNN'), (4, 'DPDNN'), (4, 'EDSR-S'), (4, 'edsr'), (4, 'EDSR'), (4, 'SRCNN'),
-                      (4, 'EDSR 4×16'), (8, 'DPDNN'), (8, 'EDSR-S'), (8, 'EDSR'), (8, 'SRCNN')]
-    assert 'L1, ESU, UDL, charbonnier' in {line.method for line in table.lines}  # one row for what nobody has
-    degraded = paper_tables.render(paper_tables.make_table('udl-6', records, paper))
-    assert cells(degraded, 'EDSR', '×3', 'L1')[1] == '33.00/0.9000'
+    assert blocks == [(2, 'EDSR-baseline'), (4, 'edsr'), (4, 'EDSR'), (4, 'EDSR 4×16'), (8, 'SRCNN')]
+    degraded = paper_tables.render(paper_tables.make_table('udl-6', [
+        *records, make_record('L1', 0, network='EDSR', name='blurred', degradation='BD', Set5=[(33., 0.9)])], paper))
+    assert cells(degraded, 'EDSR', '×4', 'Original')[1:3] == ['33.00/0.9000', '<u>32.17</u>/<u>0.8975</u>']
     assert 'rivals' not in degraded
     assert 'blurred' not in markdown
-    assert cells(markdown, 'EDSR', '×3', 'L1')[:3] == ['–', '–', '34.65/0.9282<sup>a</sup>']
     two = [*records, make_record('L1', 0, name='longer', Set5=[(31., 0.8)])]
     labels = {line.network for line in paper_tables.make_table('udl-5', two, paper).lines}
     assert {'EDSR 4×16 (rivals)', 'EDSR 4×16 (longer)'} <= labels
@@ -162,36 +161,118 @@ def test_a_new_printed_row_is_data_alone(records, paper):
     assert paper_tables.make_table('udl-5', records, paper).metrics == ('psnr', 'ssim', 'lpips')
 
 
-def test_figures_of_another_source_are_marked_and_not_ranked(records):
-    paper = benchmark.load_paper()
-    table = paper_tables.make_table('udl-5', records, paper)
-    markdown = paper_tables.render(table)
-    assert cells(markdown, 'EDSR', '×4', 'L1')[2] == '32.46/0.8968<sup>a</sup>'
-    assert table.notes['a'].startswith('Not of this table, but printed in B. Lim')
-    assert 'Printed: not transcribed.' in markdown
-    assert 'table: udl-5' in markdown
-    paper['tables']['udl-6']['also'] = ['EDSR']
-    assert not paper_tables.make_table('udl-6', records, paper).notes  # those figures are of another degradation
+def test_labels_of_the_paper_find_ours():
+    """Plans go by the paper's labels, which may be one word for several losses: `EDSR + GV` and `VDSR + GV` are two."""
+    records = [{**make_record(method, network=network, scale=2, name='gv-1', Set5=[(psnr, 0.9)]), 'label': label}
+               for network, method, label, psnr in (('VDSR', 'own', 'VDSR', 30.), ('VDSR', 'gv', 'VDSR+GV', 31.),
+                                                    ('EDSR', 'own', 'EDSR', 35.), ('EDSR', 'gv', 'EDSR + GV', 36.))]
+    table = paper_tables.make_table('gv-1', records, benchmark.load_paper())
+    found = {(line.network, line.method): line.ours['Set5', 'psnr'].mean for line in table.lines if line.ours}
+    assert found == {('VDSR', 'MSE'): 30., ('VDSR', 'MSE + GV'): 31., ('EDSR', 'L1'): 35., ('EDSR', 'L1 + GV'): 36.}
+    assert len(table.lines) == 18  # as many as are printed
 
-    paper['rows'] += [{**row, 'source': 'UDL', 'table': 'udl-5'} for row in paper['rows'] if row['network'] == 'EDSR']
-    assert not paper_tables.make_table('udl-5', records, paper).notes  # the table's own figures come first
+    records = [{**make_record(f'run{n}', network='VDSR', name='le-4', Set5=[(30. + n, 0.9)]), 'label': label}
+               for n, label in enumerate(('ℓ2', 'DIV2K', 'Edge', 'Ours'))]
+    table = paper_tables.make_table('le-4', records, benchmark.load_paper())
+    found = {line.label: line.ours['Set5', 'psnr'].mean for line in table.lines if line.ours}
+    assert found == {'ℓ2': 30., 'DIV2K': 31., 'Ours': 33.}  # Edge is cited: it stays printed alone
+    assert {line.label for line in table.lines if line.cited} == {'Edge', 'Riemann', 'Teacher'}
+
+
+@pytest.mark.parametrize(('name', 'cited', 'rows'), [
+    ('le-3', {'IMDN', 'OISR'}, 6), ('le-4', {'Edge', 'Riemann', 'Teacher'}, 3 + 6 + 9),
+    ('le-5', {'DPS', 'KPN', 'LP-KPN'}, 9), ('le-6', {'SAN', 'HAN', 'NLSA'}, 9)])
+def test_what_a_paper_only_cites_stands_without_ours(name, cited, rows, records):
+    markdown = paper_tables.render(paper_tables.make_table(name, records, benchmark.load_paper()))
+    lines = [line for line in markdown.splitlines() if '| cited |' in line]
+    assert len(lines) == rows
+    assert all(any(f'| {title} |' in line for title in cited) for line in lines)
+
+
+def test_costs_stand_beside_the_printed_ones():
+    """Our EDSR-baseline and VDSR are the paper's: the same parameters, and MACs by torch's counter as printed."""
+    blocks = {'VDSR': {'type': 'VDSR', 'upscale': 2}, 'EDSR-baseline': {
+        'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 64, 'num_block': 16, 'upscale': 2}}
+    records = [{**make_record('L1', network=network, scale=2, name=network, Set5=[(30., 0.9)]),
+                'options': [{'network_g': block}], 'parameters': parameters, 'costs': {'runtime': 12.34}}
+               for (network, block), parameters in zip(blocks.items(), (667_008, 1_369_859), strict=True)]
+    markdown = paper_tables.paper_table('le-3', records, 'md')
+    header = cells(markdown, 'network', 'scale', 'loss', 'seeds')
+    assert header[:6] == ['#Param., ours', '#Param., printed', 'MAC, ours', 'MAC, printed', 'Runtime, ours',
+                          'Runtime, printed']
+    assert cells(markdown, 'EDSR-baseline', '×2', 'EDSR-baseline', '1')[:6] == [
+        '1.37M', '1370K', '316.2G', '316.2G', '12.3ms', '56.5ms']
+    assert cells(markdown, 'VDSR', '×2', 'VDSR', '1')[:4] == ['667K', '668K', '614.7G', '614.7G']
+    assert cells(markdown, 'VDSR', '×2', 'VDSR+Ours', '–')[:6] == ['–'] * 6
+    del records[0]['costs']
+    asked = []
+    table = paper_tables.make_table('le-5', [{**records[0], 'network_title': 'SRResNet', 'degradation': 'RealSR'}],
+                                    benchmark.load_paper(), lambda *given: asked.append(given) or 5.)
+    assert asked == [(blocks['VDSR'], 2, [1200, 2200])]  # the size that table 5 says it of
+    assert [line.our_costs for line in table.lines if line.ours] == [{'parameters': 667_008, 'runtime': 5.}]
+
+
+def test_costs_are_counted_and_measured():
+    conv = {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 1, 'upscale': 2}
+    # 3 → 8, three of 8 → 8, 8 → 32 before the shuffle: all at LR; then 8 → 3 at HR
+    low, high = 9 * (3 * 8 + 3 * 64 + 8 * 32), 9 * 8 * 3
+    assert costs.count_macs(conv, 2, (12, 20)) == 6 * 10 * low + 12 * 20 * high
+    assert 0 < costs.run_time(conv, 2, (12, 20), repeats=2, device='cpu') < 1000
+    assert costs.parse_amount('15.44M') == 15_440_000
+    assert costs.format_amount('runtime', costs.parse_amount('1,587.9ms')) == '1587.9ms'
+
+
+def test_a_trial_shows_its_own_photographs(records):
+    trial = [make_record('L1', demo=[(25., 0.7)]), make_record('ESU_UDL', demo=[(26., 0.8)])]
+    table = paper_tables.make_table('udl-2', trial, benchmark.load_paper())
+    assert table.datasets[-1] == 'demo'
+    assert 'demo' not in paper_tables.make_table('udl-2', [
+        *trial, make_record('L1', 1, Set5=[(25., 0.7)])], benchmark.load_paper()).datasets
+
+
+def test_paper_table_grows():
+    """What a comparison prints while it is made: dashes first, and each record as soon as it is there."""
+    assert '–: not trained here' in paper_tables.paper_table('udl-5')
+    empty = paper_tables.paper_table('udl-5', [], 'csv')
+    assert ',ours,' not in empty
+    one = paper_tables.paper_table('udl-5', [make_record('UDL', network='EDSR-S', scale=3, Set5=[(34., 0.92)])], 'csv')
+    ours = [row for row in csv.DictReader(one.splitlines()) if row['kind'] == 'ours']
+    assert [(row['network'], row['scale'], row['label'], row['metric'], float(row['value'])) for row in ours] == [
+        ('EDSR-S', '3', 'L_UDL-Ours', 'psnr', 34.), ('EDSR-S', '3', 'L_UDL-Ours', 'ssim', 0.92)]
+    with pytest.raises(ScoresError, match='did you mean udl-5'):
+        paper_tables.paper_table('udl5')
 
 
 def test_misprints(records, paper, tmp_path):
-    assert any('SSIM 0.8594 for EDSR-S ×2 on Set5' in text
-               for text in paper_tables.make_table('udl-5', records, paper).remarks)
-    assert any('PSNR 27.74 for EDSR ×3 on Set14' in text
-               for text in paper_tables.make_table('udl-6', records, paper).remarks)
+    packaged = benchmark.load_paper()
+    markdown = paper_tables.render(paper_tables.make_table('udl-6', [], packaged))
+    assert cells(markdown, 'EDSR', '×4', 'L_UDL-Ours')[4] == '27.74<sup>a</sup>/**0.7867**'
+    assert 'Misprint: PSNR 27.74 for EDSR UDL ×4 on Set14' in markdown
+    assert '0.85456<sup>a</sup>' in paper_tables.paper_table('gv-1', fmt='md')
+    assert 'Doubtful, but as printed: DPS ×2, 32.71.' in paper_tables.paper_table('le-5', fmt='md')
     paper['misprints'].append({'table': 'udl-2', 'network': 'EDSR-S', 'method': 'L1', 'scale': 4, 'dataset': 'Set5',
                                'metric': 'ssim', 'printed': 0.9899, 'note': 'Too good.'})
     table = paper_tables.make_table('udl-2', records, paper)
     markdown = paper_tables.render(table)
-    assert cells(markdown, 'EDSR 4×16', '×4', 'L1')[2] == '<u>32.01</u>/0.9899<sup>a</sup>'  # the best, but unmarked
+    # the best, but unmarked
+    assert cells(markdown, 'EDSR 4×16', '×4', 'Original')[2] == '<u>32.01</u>/0.9899<sup>a</sup>'
     assert '<sup>a</sup> Misprint: SSIM 0.9899 for EDSR-S L1 ×4 on Set5. Too good.' in markdown
     benchmark.load_paper(save(paper, tmp_path / 'mine.json'))
     paper['misprints'][-1]['metric'] = 'psnr'
     with pytest.raises(ScoresError, match=r'udl-2: the row of a misprint holds 32\.01, expected null'):
         benchmark.load_paper(save(paper, tmp_path / 'mine.json'))
+
+
+def test_decimals_are_those_of_the_paper():
+    """TLW prints PSNR with four decimals, a last 0 too, and once with three; ours beside it has four."""
+    records = [make_record('UDL', network='HAT', name='tlw-2', Set5=[(32.5, 0.9)])]
+    markdown = paper_tables.paper_table('tlw-2', records, 'md')
+    assert cells(markdown, 'HAT', '×4', 'L1-UDL')[3:5] == ['32.5000/–', '32.0091/0.2084']
+    assert cells(markdown, 'HAT', '×4', 'L1-UDL')[8] == '27.573/0.3480'
+    assert '<u>0.2800</u>' in markdown
+    for name, cell in (('tlw-1', '36.6390/0.0534'), ('gv-2', '30.13/0.887736'), ('le-2', '33.605/0.9176'),
+                       ('le-7', '2.60/39.08')):
+        assert f' {cell}' in paper_tables.paper_table(name)
 
 
 # ---------------------------------------------------------------- formats
@@ -207,20 +288,24 @@ def test_csv_reads_back_in_full_precision(records, paper):
     assert float(l1['sd']) == pytest.approx(statistics.stdev(seeds), abs=1e-13)
     assert (l1['seeds'], l1['comparison'], l1['degradation']) == ('3', 'rivals', 'BI')
     assert float(by_key['EDSR 4×16', '4', 'UDL', 'Set14', 'psnr', 'ours']['value']) == 27.123456789
-    assert by_key['EDSR 4×16', '4', 'ESU', 'Set5', 'psnr', 'ours']['sd'] == ''
+    assert by_key['EDSR 4×16', '4', 'GRAM', 'Set5', 'psnr', 'ours']['sd'] == ''
     assert by_key['EDSR', '4', 'UDL', 'Set5', 'psnr', 'printed']['value'] == '32.77'
-    assert 'B. Lim' in by_key['EDSR', '4', 'L1', 'Set5', 'psnr', 'printed']['note']
+    rows = csv.DictReader(paper_tables.paper_table('udl-6', fmt='csv').splitlines())
+    assert [row['value'] for row in rows if row['note'].startswith('Misprint')] == ['27.74']
+    rows = csv.DictReader(paper_tables.paper_table('le-6', fmt='csv').splitlines())
+    assert [row['value'] for row in rows if row['network'] == 'SAN' and row['metric'] == 'runtime'] == [
+        '4817.6', '1587.9', '880.0']
 
 
 def test_latex(records, paper):
     records = [{**record, 'comparison': 'my_50%&#runs'} for record in records]
     text = paper_tables.render(paper_tables.make_table('udl-5', records, paper), 'latex')
     rows = latex_is_sound(text)
-    assert ('EDSR 4$\\times$16 & $\\times$4 & UDL & 3 & '
+    assert ('EDSR 4$\\times$16 & $\\times$4 & L\\_UDL-Ours & 3 & '
             '\\textbf{30.20} $\\pm$ 0.00 / \\textbf{0.8625} $\\pm$ 0.0000 & '
             '-- & 27.12 $\\pm$ 0.00 / 0.7500 $\\pm$ 0.0000') in '\n'.join(rows)
     assert 'comparison my\\_50\\%\\&\\#runs;' in text
-    assert '32.46/0.8968\\textsuperscript{a}' in text
+    assert '27.74\\textsuperscript{a}/' in paper_tables.paper_table('udl-6', fmt='latex')
     assert '\\underline{32.01}/-- &' in '\n'.join(latex_is_sound(
         paper_tables.render(paper_tables.make_table('udl-2', records, paper), 'latex')))
 
@@ -240,8 +325,8 @@ def test_every_table(name, given, records):
     table = paper_tables.make_table(name, records, paper)
     markdown = paper_tables.render(table)
     assert len({len(re.findall(r'(?<!\\)\|', line)) for line in markdown.splitlines() if line.startswith('|')}) == 1
-    transcribed = any(row.get('table') == name for row in paper['rows'])
-    assert ('not transcribed' in markdown) != transcribed
+    assert 'not transcribed' not in markdown
+    assert max(map(len, paper_tables.render(table, 'text').splitlines()[2:4])) > 60
     assert paper['tables'][name]['layout'] in markdown
     latex_is_sound(paper_tables.render(table, 'latex'))
     rows = list(csv.DictReader(paper_tables.render(table, 'csv').splitlines()))
@@ -252,17 +337,59 @@ def test_every_table(name, given, records):
 
 # ---------------------------------------------------------------- the data file
 
+COUNTS = {  # rows, figures without misprints and lost ones, costs: counted in the papers' texts
+    'udl-1': (3, 30, 0), 'udl-2': (3, 30, 0), 'udl-3': (5, 25, 0), 'udl-4': (5, 25, 0), 'udl-5': (27, 270 - 6 - 2, 0),
+    'udl-6': (9, 90 - 1, 0), 'tlw-1': (36 + 3, 390, 0), 'tlw-2': (3, 30, 0), 'gv-1': (18, 144 - 1, 0),
+    'gv-2': (9, 18, 0), 'le-1': (5, 10, 5), 'le-2': (5, 10, 0), 'le-3': (21, 168 - 9, 45), 'le-4': (48, 96, 0),
+    'le-5': (21 + 3, 24 - 1, 30), 'le-6': (21, 210, 30), 'le-7': (12, 96, 0)}
+
+
+def test_tables_rows_and_figures_are_complete():
+    paper = benchmark.load_paper()
+    rows = {name: [row for row in paper['rows'] if row.get('table') == name] for name in paper['tables']}
+    figures = {name: [value for row in found for values in row['scores'].values() for value in values]
+               for name, found in rows.items()}
+    assert {name: (len(rows[name]), sum(value is not None for value in figures[name]),
+                   sum(len(row.get('costs', ())) for row in rows[name]))
+            for name in rows} == COUNTS
+    assert len(paper['rows']) == 257 + 6
+    assert len(paper['misprints']) == 5
+    assert sum(len(values) for values in figures.values()) == 1646 + 5 + 3  # misprints; lost, beside one that is not
+    for name, table in paper['tables'].items():
+        cells_of = [(row['network'], row['method'], row['scale']) for row in rows[name]]
+        assert len(set(cells_of)) == len(cells_of)
+        assert {scale for *_, scale in cells_of} == {*table['scales']}
+        assert {row['degradation'] for row in rows[name]} == {table['degradation']}
+        for row in rows[name]:
+            assert {*row['scores']} <= {*table['datasets']}
+            assert benchmark.row_metrics(row) == table['metrics']
+    # The same figure where two tables print the same run
+    by_cell = {(row['table'], row['network'], row['method'], row['scale']): row['scores'] for row in paper['rows']
+               if 'table' in row}
+    assert by_cell['udl-2', 'EDSR-S', 'ESU → UDL', 4] == by_cell['udl-5', 'EDSR-S', 'UDL', 4]
+    for number, method in (('3', 'uncertainty'), ('4', 'linear: s − min s')):
+        assert {name: [psnr] for name, (psnr, _) in by_cell['udl-5', 'EDSR-S', 'UDL', 4].items()} == by_cell[
+            f'udl-{number}', 'EDSR-S', method, 4]
+    assert by_cell['le-1', 'EDSR-baseline', 'ℓ_E + σ', 2] == {
+        'Set14': by_cell['le-3', 'EDSR-baseline', 'ℓ_E + σ', 2]['Set14']}
+
+
+def test_printed_gains_are_the_differences_of_printed_figures():
+    """The UDL paper prints the gains over its baseline too, in tables 3 and 4: rows that were confused would show."""
+    paper = benchmark.load_paper()
+    gains = {'uncertainty': (0.29, 0.15, 0.10, 0.29, 0.46), 'error': (0.16, 0.08, 0.05, 0.15, 0.26),
+             'HR gradient': (0.07, 0.05, 0.05, 0.17, 0.14), 'LR gradient': (0.08, 0.07, 0.05, 0.13, 0.19)}
+    rows = {row['method']: row['scores'] for row in paper['rows'] if row.get('table') == 'udl-3'}
+    for method, expected in gains.items():
+        assert [rows[method][name][0] - rows['L1'][name][0] for name in rows['L1']] == pytest.approx(expected)
+
+
 def test_every_printed_figure_has_its_source():
     paper = benchmark.load_paper()
     for row in paper['rows']:
         place = paper['tables'][row['table']] if 'table' in row else paper['sources'][row['source']]
         assert place['read_from']
-    option_files = {'weights_error', 'weights_hr_gradient', 'weights_lr_gradient',
-                    'scaling_exp', 'scaling_sqrt_exp', 'scaling_log'}
-    known = {name for table in paper['tables'].values() for names in table['methods'].values() for name in names}
-    assert option_files <= known
-    for name in option_files:
-        assert (ROOT / 'options' / 'ablations' / f'train_{name}.yml').is_file()
+    assert all(source['read_from'] for source in paper['sources'].values())
 
 
 @pytest.mark.parametrize(('change', 'message'), [
@@ -276,6 +403,12 @@ def test_every_printed_figure_has_its_source():
     (lambda paper: paper['tables']['gv-1'].update(metrics='psnr'), 'gv-1.metrics: expected a list'),
     (lambda paper: paper['tables']['gv-1']['methods'].update(L1='L1'), 'gv-1.methods.L1: expected a list'),
     (lambda paper: paper['misprints'][0].pop('printed'), "KeyError 'printed'"),
+    (lambda paper: paper['misprints'][0].pop('method'), "KeyError 'method'"),
+    (lambda paper: paper['suspects'][0].pop('note'), "KeyError 'note'"),
+    (lambda paper: paper['tables']['le-3']['labels'].update(UDL='Ours'), 'le-3.labels.UDL: expected one of'),
+    (lambda paper: paper['tables']['le-3'].update(cited=['EDSR']), "le-3.cited: 'EDSR' is no network and no method"),
+    (lambda paper: paper['tables']['udl-6'].update(costs={'price': 'Price'}), "udl-6.costs: .*got 'price'"),
+    (lambda paper: paper['rows'][-1].update(costs={'macs': '3G'}), 'SRCNN charbonnier ×8, costs.macs'),
 ])
 def test_broken_data_is_refused(paper, tmp_path, change, message):
     change(paper)
@@ -283,16 +416,40 @@ def test_broken_data_is_refused(paper, tmp_path, change, message):
         benchmark.load_paper(save(paper, tmp_path / 'mine.json'))
 
 
-def test_benchmark_table_with_rows_of_two_sources(paper):
-    """The same network and loss in the rows of two papers: both stand there, told apart."""
-    for table, psnr in (('udl-5', 32.5), ('udl-6', 30.)):  # of one paper, the first table that has it
-        paper['rows'].append({**paper['rows'][-2], 'method': 'L1', 'table': table, 'network': 'EDSR', 'scale': 4,
-                              'scores': {'Set5': [psnr, 0.89]}})
+def test_benchmark_table_joins_metric_by_metric(paper):
+    """Two papers print EDSR with L1; one of them in two tables, of which the first lacks what the second has."""
+    def row(table, metrics, **sets):
+        return {'source': 'UDL', 'table': table, 'network': 'EDSR', 'method': 'L1', 'degradation': 'BI', 'scale': 4,
+                'metrics': metrics, 'scores': sets}
+
+    paper['rows'] += [row('udl-5', ['psnr'], Set5=[32.5], Set14=[28.5]),
+                      row('udl-2', ['psnr', 'ssim'], Set5=[30., 0.895], BSD100=[27., 0.7])]
     printed = benchmark.printed_rows(paper, 'EDSR')
-    run = {**make_record('L1', Set5=[(32., 0.88)]), 'name': 'EDSR_L1_x4'}
-    table = benchmark.join([run], printed=printed)
-    differences = {row.label: row.values['Set5']['psnr'] for row in table.rows if row.kind == 'difference'}
-    assert differences == {'− EDSR L1 † EDSR': pytest.approx(32. - 32.46), '− EDSR L1 † UDL': pytest.approx(-0.5)}
+    [mine] = [found for found in printed if (found['source'], found['method']) == ('UDL', 'L1')]
+    assert mine['values'] == {'Set5': {'psnr': 32.5, 'ssim': 0.895}, 'Set14': {'psnr': 28.5},
+                              'BSD100': {'psnr': 27., 'ssim': 0.7}}
+    run = {**make_record('L1', Set5=[(32., 0.88)], Set14=[(28., 0.77)]), 'name': 'EDSR_L1_x4'}
+    table = benchmark.join([run], printed=[found for found in printed if found['source'] != 'Revisiting L1'])
+    differences = {row.label: row.values for row in table.rows if row.kind == 'difference'}
+    assert list(differences) == ['− EDSR L1 † EDSR', '− EDSR L1 † TLW', '− EDSR L1 † GV', '− EDSR L1 † UDL']
+    ours = differences['− EDSR L1 † UDL']
+    assert ours['Set5'] == {'psnr': pytest.approx(-0.5), 'ssim': pytest.approx(-0.015)}
+    assert ours['Set14']['psnr'] == pytest.approx(-0.5)
+    assert ours['Set14']['ssim'] is None
+    assert differences['− EDSR L1 † EDSR']['Set5']['psnr'] == pytest.approx(32. - 32.46)
+    assert differences['− EDSR L1 † TLW']['Set5'] == {'psnr': pytest.approx(32. - 30.6984), 'ssim': None}  # has LPIPS
+    text = benchmark.render(table, 'md')
+    assert '| EDSR L1 † TLW | ×4 | 30.6984/– |' in text
+    assert '| − EDSR L1 † UDL | ×4 | -0.50/-0.0150 | -0.50/– |' in text
+
+
+@pytest.mark.parametrize(('run', 'expected'), [
+    ('EDSR_L1_TLW_x4', 'L1 + TLW'), ('EDSR_L1_x4', 'L1'), ('EDSR_TLW_MSE_x4', 'MSE + TLW'), ('EDSR_MSE_x4', 'MSE'),
+    ('EDSR_ExpectedL1_x4', None)])
+def test_a_run_finds_its_printed_partner_by_its_name(run, expected):
+    printed = [row for row in benchmark.printed_rows(benchmark.load_paper(), 'EDSR') if row['source'] == 'TLW']
+    table = benchmark.join([{**make_record('x', Set5=[(32., 0.88)]), 'name': run}], printed=printed)
+    assert [row.label for row in table.rows if row.kind == 'difference'] == [f'− EDSR {expected} †'] * bool(expected)
 
 
 # ---------------------------------------------------------------- command line
@@ -310,11 +467,17 @@ def test_command_line(records, paper, main, tmp_path, capsys):
         comparison.write_record(record, tmp_path / 'rivals')
     folder, out = str(tmp_path / 'rivals'), tmp_path / 'new' / 'tables'
     assert main(['--list']) == 0
-    assert 'le-7    Revisiting L1, table 7' in capsys.readouterr().out
+    listed = capsys.readouterr().out
+    assert 'le-7    Revisiting L1, table 7' in listed
+    assert '(12 printed rows, 96 figures)' in listed
+    assert 'not transcribed' not in listed
+    assert len(listed.splitlines()) == 17
+    assert main(['--table', 'tlw-2', '--format', 'text']) == 0  # as printed, without any run of ours
+    assert '32.2084/0.2053' in capsys.readouterr().out
     assert main([folder, '--table', 'udl-5', 'gv-2']) == 0
     printed = capsys.readouterr().out
     assert [printed.count('**UDL, table 5.'), printed.count('**GV, table 2.')] == [1, 1]
-    assert '| EDSR 4×16 | ×4 | L1 | 3 |' in printed
+    assert '| EDSR 4×16 | ×4 | Original | 3 |' in printed
     assert main([folder, '--format', 'latex', '--out', str(out)]) == 0
     assert {file.name for file in out.iterdir()} == {f'{name}.tex' for name in paper['tables']}
     capsys.readouterr()

@@ -223,7 +223,7 @@ BAD_FILES = {
     'half a JPEG': (encode(COLOUR, 'JPEG')[:800], 'truncated'),
     'GIF': (encode(COLOUR, 'GIF'), 'cannot be read as PNG, JPEG or BMP'),
     'CMYK': (encode(COLOUR, 'JPEG', 'CMYK'), 'colour mode CMYK'),
-    'animation': (encode(COLOUR, save_all=True, append_images=[Image.fromarray(COLOUR[::-1])]), 'holds 2 pictures'),
+    'animation': (encode(COLOUR, save_all=True, append_images=[Image.fromarray(COLOUR[::-1])]), 'holds several'),
     'transparency': (encode(GLASS), 'transparent pixels'),
     'transparent 16-bit': (png16(np.minimum(DEEP, 65534)), 'transparent pixels'),
     'transparent colour': (encode(COLOUR, transparency=tuple(COLOUR[0, 0].tolist())), 'transparent pixels'),

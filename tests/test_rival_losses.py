@@ -1,6 +1,5 @@
 """Gradient variance, expected L1 with its sigma branch and SSIM, against computations written out here in float64."""
 import math
-from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +11,15 @@ from scipy import ndimage, stats
 from skimage.metrics import structural_similarity
 
 from udl_basicsr.archs import SigmaHead, UncertaintyNet
-from udl_basicsr.engine.options import parse_options
-from udl_basicsr.losses import ExpectedL1Loss, GradientVarianceLoss, SigmaLoss, SSIMLoss
+from udl_basicsr.engine.options import OptionError, parse_options
+from udl_basicsr.losses import ExpectedL1Loss, GradientVarianceLoss, SigmaLoss, SSIMLoss, TrainedExpectedL1Loss
 from udl_basicsr.losses import functional as F
 
 OPTIONS = Path(__file__).resolve().parents[1] / 'options'
 SHAPE = (2, 3, 13, 14)
-NAMES = ['GradientVarianceLoss', 'ExpectedL1Loss', 'SigmaLoss', 'SSIMLoss']
+NAMES = ['GradientVarianceLoss', 'ExpectedL1Loss', 'TrainedExpectedL1Loss', 'SigmaLoss', 'SSIMLoss']
+WITH_SIGMA = ('SigmaLoss', 'TrainedExpectedL1Loss')
+SAMPLED = ('ExpectedL1Loss', 'TrainedExpectedL1Loss')
 
 
 def images(shape=SHAPE, seed=0):
@@ -32,7 +33,7 @@ def tensors(shape=SHAPE, seed=0):
 
 def arguments(name, shape=SHAPE, seed=0):
     pred, target = tensors(shape, seed)
-    return (pred, target, torch.rand_like(pred)) if name == 'SigmaLoss' else (pred, target)
+    return (pred, target, torch.rand_like(pred)) if name in WITH_SIGMA else (pred, target)
 
 
 def numeric_gradient(value, image, at, step=1e-5):
@@ -146,25 +147,73 @@ def test_adaptive_sigma_by_hand():
     assert F.adaptive_sigma(torch.zeros(1, 3, 2, 2)).abs().max() == 0
 
 
-@pytest.mark.parametrize('threshold', ['mean', 'none'])
-def test_expected_l1_value_and_gradient(threshold):
+@pytest.mark.parametrize(('threshold', 'mean_over'), [('mean', 'image'), ('mean', 'batch'), ('none', 'image')])
+def test_expected_l1_value_and_gradient(threshold, mean_over):
     pred, target = images()
+    target[1] += 0.3  # so that the mean of the batch is not that of each image
     torch.manual_seed(5)
     z = torch.randn(SHAPE, dtype=torch.float64).numpy()
 
     def reference(pred, target):
         error = np.abs(target - pred)
         e_t = error.copy()
-        if threshold == 'mean':
-            for n in range(len(error)):
-                e_t[n][error[n] < error[n].mean()] = 0
+        for n in range(len(error) if threshold == 'mean' else 0):
+            e_t[n][error[n] < (error[n] if mean_over == 'image' else error).mean()] = 0
         return np.abs(target - (pred + e_t * z)).mean()
 
     def loss(pred, target):
         torch.manual_seed(5)
-        return ExpectedL1Loss(threshold=threshold)(pred, target)
+        return ExpectedL1Loss(threshold=threshold, mean_over=mean_over)(pred, target)
 
     assert_value_and_gradient(loss, reference, pred, target)
+
+
+def test_a_constant_sigma_and_a_trained_one():
+    """Eq. 7 and 6, the second for its sigma as well."""
+    pred, target = images()
+    torch.manual_seed(5)
+    z = torch.randn(SHAPE, dtype=torch.float64).numpy()
+    sigma = np.random.default_rng(8).random(SHAPE)
+
+    def seeded(value):
+        def call(*args):
+            torch.manual_seed(5)
+            return value(*args)
+
+        return call
+
+    assert_value_and_gradient(seeded(ExpectedL1Loss(sigma=0.02)), lambda p, t: np.abs(t - p - 0.02 * z).mean(),
+                              pred, target)
+    trained = seeded(TrainedExpectedL1Loss())
+    assert_value_and_gradient(lambda p, t: trained(p, t, torch.tensor(sigma)),
+                              lambda p, t: np.abs(t - p - sigma * z).mean(), pred, target)
+    assert_value_and_gradient(lambda s, t: trained(torch.tensor(pred), t, s),
+                              lambda s, t: np.abs(t - pred - s * z).mean(), sigma, target)
+
+
+def test_a_trained_sigma_dies_away():
+    """Figure 2 and the Jensen gap: E|e - sigma*z|, e as it is, is least at sigma = 0, and descent goes there."""
+    target = torch.full((1, 1, 64, 64), 0.1)
+    logit = torch.zeros(1, requires_grad=True)
+    optimizer = torch.optim.Adam([logit], lr=0.05)
+    for _ in range(200):
+        optimizer.zero_grad()
+        TrainedExpectedL1Loss()(torch.zeros_like(target), target, logit.sigmoid().expand_as(target)).backward()
+        optimizer.step()
+    assert logit.sigmoid().item() < 0.05 < 0.5
+
+
+def test_noise_of_laplace():
+    """Footnote 1 with a uniform variable, where it is the inverse of Laplace's distribution function."""
+    z = F.draw_noise(torch.empty(400, 500, dtype=torch.float64), 'laplace').numpy().ravel()
+    assert np.isfinite(z).all()
+    assert stats.kstest(z, 'laplace').pvalue > 1e-4
+    u = np.array([-0.49, -0.2, 0.1, 0.4])
+    np.testing.assert_allclose(-np.sign(u) * np.log(1 - 2 * np.abs(u)), stats.laplace.ppf(u + 0.5))
+    # E|1 - z| = 1 + 1/e
+    target = torch.zeros(1, 1, 500, 500, dtype=torch.float64)
+    loss = ExpectedL1Loss(threshold='none', noise='laplace')
+    assert loss(target + 0.1, target).item() == pytest.approx(0.1 * (1 + math.exp(-1)), rel=1e-2)
 
 
 def test_expectation_of_expected_l1():
@@ -240,20 +289,29 @@ def test_no_error_no_gradient():
 # --------------------------------------------------------------------------------------------------- sigma, its branch
 
 
-@pytest.mark.parametrize('threshold', ['mean', 'none'])
-def test_sigma_loss(threshold):
+@pytest.mark.parametrize('signed', [False, True])
+@pytest.mark.parametrize('detach', [True, False])
+@pytest.mark.parametrize(('threshold', 'mean_over'), [('mean', 'image'), ('mean', 'batch'), ('none', 'image')])
+def test_sigma_loss(threshold, mean_over, detach, signed):
     pred, target, sigma = arguments('SigmaLoss')
+    target[1] += 0.3
     pred.requires_grad_()
     sigma.requires_grad_()
-    error = np.abs((target - pred.detach()).numpy())
-    kept = error >= error.mean(axis=(1, 2, 3), keepdims=True) if threshold == 'mean' else True
-    e_t = np.where(kept, error, 0)
-    out = SigmaLoss(loss_weight=0.01, threshold=threshold)(pred, target, sigma)
+    residual = (target - pred.detach()).numpy()
+    mean = np.abs(residual).mean(axis=(1, 2, 3) if mean_over == 'image' else None, keepdims=True)
+    kept = np.abs(residual) >= (mean if threshold == 'mean' else 0)
+    wanted = np.where(kept, residual if signed else np.abs(residual), 0)
+    options = {'threshold': threshold, 'mean_over': mean_over, 'detach': detach, 'signed': signed}
+    out = SigmaLoss(loss_weight=0.01, **options)(pred, target, sigma)
     out.backward()
     s = sigma.detach().numpy()
-    np.testing.assert_allclose(out.item(), 0.01 * np.abs(e_t - s).mean(), rtol=1e-12)
-    np.testing.assert_allclose(sigma.grad, 0.01 * np.sign(s - e_t) / s.size, rtol=1e-12)
-    assert pred.grad is None  # f is a constant of it
+    np.testing.assert_allclose(out.item(), 0.01 * np.abs(wanted - s).mean(), rtol=1e-12)
+    np.testing.assert_allclose(sigma.grad, 0.01 * np.sign(s - wanted) / s.size, rtol=1e-12)
+    if detach:
+        assert pred.grad is None  # f is a constant of it
+        return
+    slope = np.where(kept, -1. if signed else -np.sign(residual), 0)
+    np.testing.assert_allclose(pred.grad, 0.01 * np.sign(wanted - s) * slope / s.size, rtol=1e-12)
 
 
 @pytest.mark.parametrize('scale', [1, 2, 3, 4, 8])
@@ -304,21 +362,32 @@ def test_the_sigma_branch_learns_a_small_error_and_does_not_die():
     assert loss.item() / 0.01 * 255 < 2  # grey levels, on average
 
 
-def test_sigma_branch_of_an_uncertainty_net_learns_alone():
-    """Eq. 10 beside l_E: sigma's loss moves the head and nothing but the head."""
+@pytest.mark.parametrize('detach', [True, False])
+def test_eq_10_reaches_the_body_through_the_features(detach):
+    """The image is detached, the features are shared: body and head learn, what comes after the tap does not."""
     net = UncertaintyNet({'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 1, 'upscale': 2},
-                         head={'type': 'SigmaHead', 'num_feat': 8})
-    lq, target = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 16, 16)
+                         head={'type': 'SigmaHead', 'num_feat': 8}).double()
+    lq, target = torch.rand(2, 3, 8, 8, dtype=torch.float64), torch.rand(2, 3, 16, 16, dtype=torch.float64)
     mean, sigma = net(lq)
     assert sigma.shape == mean.shape
-    SigmaLoss()(mean, target, sigma).backward(retain_graph=True)
-    assert all(p.grad is not None for p in net.head.parameters())
-    assert all(p.grad is None for p in net.mean_network.parameters())
-    before = [deepcopy(p.grad) for p in net.head.parameters()]
-    ExpectedL1Loss()(mean, target).backward()
-    assert all(p.grad is not None for p in net.mean_network.parameters())
-    for old, parameter in zip(before, net.head.parameters(), strict=True):
-        assert torch.equal(old, parameter.grad)
+    SigmaLoss(detach=detach)(mean, target, sigma).backward()
+    reached = {name for name, p in net.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    everything = {name for name, _ in net.named_parameters()}
+    tail = {name for name in everything if name.startswith(('mean_network.upsample', 'mean_network.conv_last'))}
+    assert len(tail) == 4
+    assert reached == (everything - tail if detach else everything)
+    # by finite differences of the branch alone, the image held
+    weight, step = net.mean_network.conv_first.weight, 1e-6
+    e_t = F.adaptive_sigma((target - mean).abs()).detach()
+    if detach:
+        for index in ((0, 0, 1, 1), (5, 2, 0, 2)):
+            values = []
+            for sign in (1, -1):
+                with torch.no_grad():
+                    weight[index] += sign * step
+                    values.append((e_t - net(lq)[1]).abs().mean().item())
+                    weight[index] -= sign * step
+            assert weight.grad[index].item() == pytest.approx((values[0] - values[1]) / (2 * step), rel=1e-5, abs=1e-10)
 
 
 # ----------------------------------------------------------------------------------------------------------------- SSIM
@@ -362,9 +431,10 @@ def test_float32_under_autocast(name):
         return loss(*args)
 
     torch.manual_seed(0)
-    z = torch.randn(SHAPE)
-    reference = F.expected_l1_map(*(a.double() for a in args), z.double()).mean() if name == 'ExpectedL1Loss' else \
-        value(*(a.double() for a in args))
+    z = torch.randn(SHAPE).double()
+    exact = [a.double() for a in args]
+    reference = (F.expected_l1_map(*exact, z).mean() if name == 'ExpectedL1Loss' else
+                 F.noisy_l1_map(*exact, z).mean() if name in SAMPLED else value(*exact))
     with torch.autocast('cpu', dtype=torch.bfloat16):
         out, half = value(*args), value(*(a.bfloat16() for a in args))
     assert out.dtype == half.dtype == torch.float32
@@ -373,7 +443,8 @@ def test_float32_under_autocast(name):
 
 
 @pytest.mark.parametrize(('name', 'shape'), [('GradientVarianceLoss', (2, 1, 1, 1)), ('ExpectedL1Loss', SHAPE),
-                                             ('SigmaLoss', SHAPE), ('SSIMLoss', (2, 3, 3, 4))])
+                                             ('SigmaLoss', SHAPE), ('TrainedExpectedL1Loss', SHAPE),
+                                             ('SSIMLoss', (2, 3, 3, 4))])
 def test_reduction_and_weight(name, shape):
     args = arguments(name)
 
@@ -391,8 +462,9 @@ def test_reduction_and_weight(name, shape):
 @pytest.mark.parametrize('name', NAMES)
 def test_channels_last_is_the_same(name):
     args = arguments(name)
-    loss = (lambda p, t: F.expected_l1_map(p, t, torch.ones_like(p)).mean()) if name == 'ExpectedL1Loss' else \
-        build_loss({'type': name})
+    loss = {'ExpectedL1Loss': lambda p, t: F.expected_l1_map(p, t, torch.ones_like(p)).mean(),
+            'TrainedExpectedL1Loss': lambda p, t, s: F.noisy_l1_map(p, t, s, torch.ones_like(p)).mean()
+            }.get(name) or build_loss({'type': name})
     torch.testing.assert_close(loss(*args), loss(*(a.to(memory_format=torch.channels_last) for a in args)))
 
 
@@ -408,6 +480,12 @@ def zeros(*shape):
     (lambda: GradientVarianceLoss()(zeros(1, 3, 8, 8), zeros(1, 1, 8, 8)), 'pred .* target'),
     (lambda: ExpectedL1Loss(threshold='median'), "threshold: expected one of mean, none, got 'median'"),
     (lambda: SigmaLoss(threshold=0.5), 'threshold'),
+    *((lambda c=c: c(mean_over='channel'), 'mean_over: expected one of image, batch')
+      for c in (ExpectedL1Loss, SigmaLoss)),
+    *((lambda c=c: c(noise='uniform'), 'noise: expected one of gaussian, laplace')
+      for c in (ExpectedL1Loss, TrainedExpectedL1Loss)),
+    (lambda: ExpectedL1Loss(sigma=0), 'sigma: expected a number > 0'),
+    (lambda: TrainedExpectedL1Loss()(zeros(1, 3, 4, 4), zeros(1, 3, 4, 4), zeros(1, 1, 4, 4)), 'sigma'),
     (lambda: ExpectedL1Loss()(zeros(1, 3, 4, 4), zeros(1, 3, 4, 5)), 'pred .* target'),
     (lambda: SigmaLoss()(zeros(1, 3, 4, 4), zeros(1, 3, 4, 4), zeros(1, 1, 4, 4)), 'sigma'),
     (lambda: SSIMLoss()(zeros(1, 3, 10, 12), zeros(1, 3, 10, 12)), 'at least 11x11 .* got 10x12'),
@@ -430,6 +508,25 @@ def test_trains_beside_a_pixel_loss(project, name):
     log = model.get_current_log()
     assert math.isfinite(log['l_rival'])
     assert log['l_rival'] > 0
+
+
+@pytest.mark.parametrize('sigma_opt', ['{type: SigmaLoss, detach: false}',
+                                       '{type: SigmaLoss, detach: false, signed: true, threshold: none}',
+                                       '{type: TrainedExpectedL1Loss}'])
+def test_a_sigma_loss_that_trains_the_image_may_stand_alone(project, sigma_opt):
+    """Eq. 10 alone (table 1, row 3) and eq. 6: every weight of network and branch moves."""
+    head = 'network_u={type: UncertaintyNet, head: {type: SigmaHead, num_feat: 8}}'
+    model = project.model('plain', 'stage=sigma', 'train:pixel_opt=~', head, f'train:sigma_opt={sigma_opt}')
+    before = {k: p.clone() for k, p in model.net_u.named_parameters()}
+    generator = torch.Generator().manual_seed(0)
+    for number in (1, 2):
+        model.feed_data({'lq': torch.rand(2, 3, 16, 16, generator=generator),
+                         'gt': torch.rand(2, 3, 32, 32, generator=generator)})
+        model.optimize_parameters(number)
+    assert all(not torch.equal(p, before[k]) for k, p in model.net_u.named_parameters())
+    assert {'l_sigma', 'sigma_mean'} <= set(model.get_current_log())
+    with pytest.raises(OptionError, match=r'no loss: add pixel_opt.*detach: false'):
+        project.parse('plain', 'stage=sigma', 'train:pixel_opt=~', head, 'train:sigma_opt={type: SigmaLoss}')
 
 
 # -------------------------------------------------------------------------------------------------------- option files

@@ -28,7 +28,7 @@ from udl_basicsr.data.workers import Workers
 from udl_basicsr.engine import cli, loop
 from udl_basicsr.engine.data_check import why_outside
 from udl_basicsr.engine.options import OptionError, apply_force_yml, load_yaml
-from udl_basicsr.models.checkpoints import CheckpointError, read_checkpoint
+from udl_basicsr.models.checkpoints import CheckpointError, read_checkpoint, unpacks
 
 TOUCH = 'touch owned'
 
@@ -231,8 +231,7 @@ def test_compressed_checkpoints(refused, train_opt, tmp_path):
     assert 'path.pretrain_network_g' in text
     assert 'is compressed, as torch writes none' in text
     torch.save({'params': {'a': torch.zeros(1000)}}, tmp_path / 'fine.pth')
-    from udl_basicsr.engine.options import _unpacks
-    assert not _unpacks(str(tmp_path / 'fine.pth'))
+    assert not unpacks(tmp_path / 'fine.pth')
 
 
 # --------------------------------------------------------------------------------------------------------------- images

@@ -1,4 +1,5 @@
 """Trainable loss weights: the formulas against independent computations, the judge, and whole runs."""
+import copy
 import math
 import re
 import socket
@@ -112,9 +113,13 @@ def mean_square(pred, target):
     return (pred.unflatten(0, (-1, len(target))) - target).square().mean((2, 3, 4)).flatten()
 
 
+def criterion(w, f, x, eps):
+    return tlw.weight_criterion(*tlw.judged_distances(w, f, x, mean_square), eps)
+
+
 def test_weight_criterion_by_hand():
     w, f, x = (torch.rand(*shape, 3, 4, 5, dtype=torch.float64) for shape in ((2, 6), (6, ), (6, )))
-    wc = tlw.weight_criterion(w, f, x, mean_square, 0.01)
+    wc = criterion(w, f, x, 0.01)
     assert wc.shape == (2, 6)
     for t in range(2):
         for n in range(6):
@@ -122,15 +127,13 @@ def test_weight_criterion_by_hand():
             over = np.mean((a * b + (1 - a) * c - c)**2) + 0.01
             under = np.mean(((1 - a) * b + a * c - c)**2) + 0.01
             assert wc[t, n].item() == pytest.approx(over / under, rel=1e-12)
-    assert torch.autograd.gradcheck(lambda v: tlw.weight_criterion(v, f[:1], x[:1], mean_square, 0.01),
-                                    w[:, :1].clone().requires_grad_())
+    assert torch.autograd.gradcheck(lambda v: criterion(v, f[:1], x[:1], 0.01), w[:, :1].clone().requires_grad_())
     # w that holds all the error, none of it, and half of it
     error = torch.zeros(1, 3, 4, 5, dtype=torch.float64)
     error[..., :2] = 0.5
     for weights, expected in (((error > 0).double(), (0.1 + 0.01) / 0.01), (torch.ones_like(error), 0.11 / 0.01),
                               (torch.zeros_like(error), 0.01 / 0.11), (torch.full_like(error, 0.5), 1.)):
-        got = tlw.weight_criterion(weights[None], x[:1] + error, x[:1], mean_square, 0.01).item()
-        assert got == pytest.approx(expected, rel=1e-12)
+        assert criterion(weights[None], x[:1] + error, x[:1], 0.01).item() == pytest.approx(expected, rel=1e-12)
 
 
 def test_schedule_of_k():
@@ -138,12 +141,17 @@ def test_schedule_of_k():
         assert tlw.k_schedule(epoch) == pytest.approx(k, abs=1e-12)
     loss = TLWLoss(k_start=0.5, k_gain=-0.2, k_tau=10, k_unit='iter')
     assert loss.k(10) == pytest.approx(0.5 - 0.2 * (1 - math.exp(-1)))
+    released = TLWLoss(k_start=0, k_gain=1, k_tau=100, k_growth='linear')  # epoch/100
+    assert [released.k(epoch) for epoch in (0, 25, 100, 120)] == [0, 0.25, 1, 1]
 
 
+@pytest.mark.parametrize('form', ['sum', 'log_sum_exp'])
 @pytest.mark.parametrize('base', ['l1', 'mse'])
 @pytest.mark.parametrize('deterministic', [False, True])
-def test_loss_by_hand(base, deterministic):
-    loss = TLWLoss(2., base=base, samples=4, temperature=0.7, deterministic=deterministic, eps=0.02)
+def test_loss_by_hand(base, deterministic, form):
+    """Both sides from one draw, as ``order: joint`` has them, against loops over images and samples."""
+    loss = TLWLoss(2., base=base, samples=4, temperature=0.7, deterministic=deterministic, eps=0.02, form=form,
+                   mse_offset=0.2)
     loss.judge = mean_square
     f = torch.rand(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
     x = torch.rand_like(f)
@@ -152,33 +160,73 @@ def test_loss_by_hand(base, deterministic):
     weighted, weighting, wc = loss(f, x, p)
     torch.manual_seed(5)
     w = p[None] if deterministic else tlw.relaxed_bernoulli(p, 0.7, 4)
-    with torch.no_grad():
-        expected, logs = 0., 0.
-        for t in range(len(w)):
-            for n in range(2):
-                over = (w[t, n] * (f[n] - x[n])).square().mean() + 0.02
-                under = ((1 - w[t, n]) * (f[n] - x[n])).square().mean() + 0.02
-                e = (f[n] - x[n]).abs()
-                pixel = e * w[t, n] if base == 'l1' else e**2 * w[t, n] / (e + 0.1)
-                expected += 2 * (over / under * pixel).sum() / f.numel()
-                logs += -torch.log(over / under) / wc.numel()
-    assert weighted.item() == pytest.approx(expected.item(), rel=1e-12)
-    assert weighting.item() == pytest.approx(logs.item(), rel=1e-12)
+    w = w.detach().numpy()
+
+    def by_hand(f_now, held):
+        """The SR network's loss of an image; ``held`` is the image that the weights were made for."""
+        total, logs = 0., []
+        for n in range(2):
+            likelihood, probs = 0., 0.
+            for t in range(len(w)):
+                over = np.square(w[t, n] * (held[n] - x_[n])).mean()
+                under = np.square((1 - w[t, n]) * (held[n] - x_[n])).mean() + 0.02
+                logs.append(math.log((over + 0.02) / under))
+                e = np.abs(f_now[n] - x_[n])
+                pixel = w[t, n] * (e if base == 'l1' else e**2 / (np.abs(held[n] - x_[n]) + 0.2))
+                if form == 'sum':
+                    total += 2 * (over + 0.02) / under * pixel.sum() / f_now.size
+                likelihood += over / under * math.exp(-pixel.mean())
+                probs += over / under
+            if form == 'log_sum_exp':
+                total += -math.log(likelihood / probs)  # weight 2, two images
+        return total, -np.mean(logs)
+
+    f_, x_ = f.detach().numpy(), x.numpy()
+    expected, logs = by_hand(f_, f_)
+    assert weighted.item() == pytest.approx(expected, rel=1e-12)
+    assert weighting.item() == pytest.approx(logs, rel=1e-12)
     assert not wc.requires_grad
     # each side has its own network
     assert torch.autograd.grad(weighted, p, retain_graph=True, allow_unused=True) == (None, )
     assert torch.autograd.grad(weighting, f, retain_graph=True, allow_unused=True) == (None, )
     assert torch.autograd.grad(weighting, p, retain_graph=True)[0].abs().sum() > 0
-    # the weights are constants of the SR network's loss: d/df of w*|x - f| is w*sign, of w*e^2/(e + 0.1) is 2*w*e/...
-    with torch.no_grad():
-        weight = 2 * (wc.view(-1, 2, 1, 1, 1) * w).sum(0) / f.numel()
-        if base == 'mse':
-            weight = weight * 2 * (f - x).abs() / ((f - x).abs() + 0.1)
-    torch.testing.assert_close(torch.autograd.grad(weighted, f)[0], weight * torch.sign(f - x).detach())
+    # weights, WC and the divisor of the MSE are constants of the SR network's loss: finite differences with them held
+    gradient, = torch.autograd.grad(weighted, f)
+    for index in ((0, 0, 1, 2), (1, 2, 3, 4), (1, 0, 0, 0)):
+        moved = [f_.copy(), f_.copy()]
+        moved[0][index] += 1e-6
+        moved[1][index] -= 1e-6
+        slope = (by_hand(moved[0], f_)[0] - by_hand(moved[1], f_)[0]) / 2e-6
+        assert gradient[index].item() == pytest.approx(slope, rel=1e-5)
+    # one side at a time, as algorithm 1 has them
+    torch.manual_seed(5)
+    alone, wc_alone = loss.weighted_loss(f, x, p)
+    torch.testing.assert_close((alone, wc_alone), (weighted, wc), rtol=1e-12, atol=0)
+    assert torch.autograd.grad(alone, p, retain_graph=True, allow_unused=True) == (None, )
+    torch.testing.assert_close(torch.autograd.grad(alone, f)[0], gradient, rtol=1e-12, atol=0)
+    torch.manual_seed(5)
+    alone, wc_alone = loss.weighting_loss(f, x, p)
+    assert wc_alone.shape == (1, 2)
+    assert alone.item() == pytest.approx(-wc_alone.log().mean().item(), rel=1e-12)
+    assert torch.autograd.grad(alone, f, retain_graph=True, allow_unused=True) == (None, )
+    assert torch.autograd.grad(alone, p)[0].abs().sum() > 0
+
+
+def test_log_sum_exp_without_any_error():
+    """All p_t are 0 where the judge sees no difference: 0, and no NaN."""
+    loss = TLWLoss(form='log_sum_exp')
+    loss.judge = mean_square
+    target = torch.rand(2, 3, 4, 4)
+    pred = target.clone().requires_grad_()
+    weighted, _ = loss.weighted_loss(pred, target, torch.full_like(target, 0.5))
+    weighted.backward()
+    assert weighted.item() == pytest.approx(0, abs=1e-6)
+    assert pred.grad.isfinite().all()
 
 
 @pytest.mark.parametrize('wrong', [{'base': 'l2'}, {'judge': 'alexnet'}, {'k_unit': 'epochs'}, {'samples': 0},
-                                   {'temperature': 0.}, {'eps': 0.}, {'k_tau': 0.}, {'k_start': 0.5}, {'k_gain': -0.4}])
+                                   {'temperature': 0.}, {'eps': 0.}, {'k_tau': 0.}, {'k_start': 0.5}, {'k_gain': -0.4},
+                                   {'order': 'both'}, {'form': 'mean'}, {'mse_offset': 0.}, {'k_growth': 'exp'}])
 def test_arguments_of_the_loss(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         TLWLoss(**wrong)
@@ -216,6 +264,25 @@ def test_the_judge_is_lpips_of_rgb_from_minus_one_to_one():
         torch.testing.assert_close(judge(gray, gray[:2]), judge(gray.repeat(1, 3, 1, 1), gray[:2].repeat(1, 3, 1, 1)))
         with torch.autocast('cpu', torch.bfloat16):
             torch.testing.assert_close(judge(pred, target), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize('version', ['0.0', '0.1'])
+def test_a_judge_without_linear_layers(version):
+    """As ``lpips.LPIPS(lpips=False)``, which TLW's released program trains with."""
+    judge = build_lpips('squeeze', random_weights=True, version=version, linear=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        reference = lpips.LPIPS(net='squeeze', lpips=False, pretrained=False, pnet_rand=True, version=version,
+                                verbose=False)
+    reference.net.load_state_dict(judge.model.net.state_dict())
+    pred, target = torch.rand(4, 3, 32, 40), torch.rand(2, 3, 32, 40)
+    with torch.no_grad():
+        expected = reference(2 * pred - 1, 2 * target.repeat(2, 1, 1, 1) - 1).flatten()
+        torch.testing.assert_close(judge(pred, target), expected)
+        assert (build_lpips('squeeze', random_weights=True, version=version)(pred, target) - expected).abs().min() > 0.1
+    loss = TLWLoss(judge='squeeze', judge_random=True, judge_linear=True)
+    loss.build_judge()
+    assert loss.judge.linear
 
 
 def test_the_judge_is_frozen_and_has_finite_gradients():
@@ -313,8 +380,10 @@ def step(model, number):
 
 @pytest.mark.parametrize('force', [
     (), ('train:tlw_opt:base=mse', 'train:tlw_opt:deterministic=true', 'train:optim_w=~'),
+    ('train:tlw_opt:order=joint', 'train:tlw_opt:form=log_sum_exp'),
     ('train:amp=bf16', 'train:accumulate=2', 'train:grad_clip=0.1', 'train:ema_decay=0.9', 'train:channels_last=true'),
-    ('train:amp=fp16', 'train:grad_clip=0.1', 'train:pixel_opt={type: MSELoss}')], ids=['l1', 'mse', 'bf16', 'fp16'])
+    ('train:amp=fp16', 'train:grad_clip=0.1', 'train:pixel_opt={type: MSELoss}'),
+], ids=['l1', 'mse', 'joint', 'bf16', 'fp16'])
 def test_both_networks_learn(tlw_project, force):
     model = tlw_project.model('tlw', *force)
     before = [{k: v.clone() for k, v in n.state_dict().items()} for n in (model.net_g, model.net_w)]
@@ -326,10 +395,130 @@ def test_both_networks_learn(tlw_project, force):
         assert len(changed) > 0.9 * len(old)
     log = model.get_current_log()
     others = ['l_pix'] if 'train:pixel_opt={type: MSELoss}' in force else []
-    assert list(log) == ['l_tlw', 'l_wc', *others, 'wc_mean', 'w_mean', 'k', 'grad_norm', 'grad_norm_w']
+    figures = ['l_tlw', *others, 'wc_mean', 'w_mean', 'k', 'grad_norm']
+    joint = 'train:tlw_opt:order=joint' in force
+    assert list(log) == (['l_wc', *figures, 'grad_norm_w'] if joint else ['l_wc', 'grad_norm_w', *figures])
     assert log['w_mean'] == pytest.approx(log['k'], rel=1e-4)
     assert all(np.isfinite(v) for v in log.values())
     assert all(p.grad is None for p in model.criteria['tlw_opt'].parameters())
+
+
+def algorithm_1(net_g, net_w, optim_g, optim_w, data, k, parts, clip):
+    """An iteration as it is printed, with formulas of its own; the batch in parts, whose gradients add up."""
+    batches = [(lq, gt, len(lq) / len(data['lq'])) for lq, gt in zip(
+        data['lq'].chunk(parts), data['gt'].chunk(parts), strict=True)]
+
+    def g(x, f):
+        p = torch.sigmoid(net_w.body(torch.cat([x, f], dim=1)))
+        total, count = p.sum((2, 3), keepdim=True), p[0, 0].numel()
+        return torch.where(k * count > total, p + (k * count - total) / (count - total) * (1 - p),
+                           p * (k * count / total))
+
+    def draw(p):
+        u = torch.rand((1, *p.shape), dtype=p.dtype)[0]
+        odds = p / (1 - p) * u / (1 - u)
+        return odds**10 / (1 + odds**10)  # temperature 0.1
+
+    def wc(w, f, x):
+        over = (w * f + (1 - w) * x - x).square().mean((1, 2, 3)) + 0.001
+        return over / (((1 - w) * f + w * x - x).square().mean((1, 2, 3)) + 0.001)
+
+    def train(network, optimizer, loss):
+        optimizer.zero_grad()
+        for lq, gt, share in batches:
+            (share * loss(lq, gt)).backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), clip)
+        optimizer.step()
+
+    def loss_phi(y, x):
+        f = net_g(y).detach()
+        return -wc(draw(g(x, f)), f, x).log().mean()
+
+    def loss_theta(y, x):
+        f = net_g(y)
+        with torch.no_grad():
+            samples = torch.rand((3, *x.shape), dtype=x.dtype)  # T = 3 in one call, as the loss draws them
+            p = g(x, f)
+            odds = [(p / (1 - p) * u / (1 - u))**10 for u in samples]
+            weight = sum(wc(w, f, x).view(-1, 1, 1, 1) * w for w in (o / (1 + o) for o in odds))
+        return (weight * (x - f).abs()).mean()
+
+    train(net_w, optim_w, loss_phi)
+    train(net_g, optim_g, loss_theta)
+
+
+@pytest.mark.parametrize(('parts', 'clip'), [(1, math.inf), (2, 0.05)])
+def test_an_iteration_is_algorithm_1(tlw_project, parts, clip):
+    """Both optimisers in float64: phi steps first, and theta's weights come from the phi that has stepped."""
+    force = [f'train:accumulate={parts}', *([] if clip == math.inf else [f'train:grad_clip={clip}'])]
+    model = tlw_project.model('tlw', *force)
+    del model.criteria['tlw_opt'].judge  # the module, which a function cannot take the place of
+    model.criteria['tlw_opt'].judge = mean_square
+    nets = [n.double() for n in (model.net_g, model.net_w)]
+    own = [copy.deepcopy(n) for n in nets]
+    optimizers = [torch.optim.Adam(n.parameters(), lr=lr) for n, lr in zip(own, (1e-3, 1e-2), strict=True)]
+    start = copy.deepcopy(own[0].state_dict())
+    for number in range(1, 5):
+        data = {key: value.double() for key, value in batch(number).items()}
+        model.iters_per_epoch = 3
+        torch.manual_seed(number)
+        model.feed_data(data)
+        model.optimize_parameters(number)
+        torch.manual_seed(number)
+        algorithm_1(*own, *optimizers, data, tlw.k_schedule((number - 1) // 3, tau=2.), parts, clip)
+    for net, expected in zip(nets, own, strict=True):
+        learned = {k for k, _ in net.named_parameters()}
+        assert_same_weights({k: v for k, v in net.state_dict().items() if k in learned},
+                            {k: v for k, v in expected.state_dict().items() if k in learned}, rtol=0, atol=1e-9)
+    assert any((v - start[k]).abs().max() > 1e-3 for k, v in own[0].state_dict().items())
+
+
+def test_each_image_passes_the_batch_norm_of_the_mean_network_once(tlw_project):
+    """With train.accumulate the first half restores without a graph: what it does to buffers is taken back."""
+    for parts in (1, 2):
+        model = tlw_project.model('tlw', f'train:accumulate={parts}')
+        model.net_g.register_buffer('images', torch.zeros(()))
+        model.net_g.register_forward_hook(lambda net, args, out: net.images.add_(len(out)) and None)
+        step(model, 1)
+        assert model.net_g.images == 4
+
+
+def test_what_is_not_finite_is_left_out_with_what_follows(tlw_project):
+    """phi's half: neither network steps. theta's half: phi has stepped, theta does not."""
+    for label, moved in (('w', ()), ('g', ('w', ))):
+        model = tlw_project.model('tlw', 'train:skip_nonfinite=1', 'train:ema_decay=0.5')
+        nets = {'g': model.net_g, 'w': model.net_w}
+        before = {name: copy.deepcopy(net.state_dict()) for name, net in nets.items()}
+        ema = copy.deepcopy(model.net_g_ema.state_dict())
+        handle = next(nets[label].parameters()).register_hook(lambda grad: grad * math.nan)
+        step(model, 1)
+        assert model.skipped == 1
+        for name, net in nets.items():
+            same = [torch.equal(p, before[name][k]) for k, p in net.named_parameters()]
+            assert not any(same) if name in moved else all(same)
+            assert all(torch.equal(b, before[name][k]) for k, b in net.named_buffers())
+        assert_same_weights(model.net_g_ema.state_dict(), ema)
+        assert all(np.isfinite(v) for v in model.get_current_log().values())
+        with pytest.raises(FloatingPointError, match='2 times in a row'):
+            step(model, 2)
+        handle.remove()
+        step(model, 3)
+        assert model.skipped_in_a_row == 0
+
+
+def test_the_scaler_finds_its_scale_with_two_steps(tlw_project):
+    """float16's first scale is too large for phi alone: its step is left out, the scale halved once an iteration."""
+    model = tlw_project.model('tlw', 'train:amp=fp16')
+    before = copy.deepcopy(model.net_w.state_dict())
+    scale = model.scaler.get_scale()
+    handle = next(model.net_w.parameters()).register_hook(lambda grad: grad * math.inf)
+    step(model, 1)
+    assert model.scaler.get_scale() == scale / 2
+    assert all(torch.equal(p, before[k]) for k, p in model.net_w.named_parameters())
+    handle.remove()
+    step(model, 2)
+    assert model.scaler.get_scale() == scale / 2
+    assert any(not torch.equal(p, before[k]) for k, p in model.net_w.named_parameters())
 
 
 def test_the_weighting_network_learns_what_the_judge_sees(tlw_project):
@@ -414,7 +603,8 @@ def test_whole_run_resumes_exactly_and_stock_basicsr_loads_the_network(tlw_proje
     assert [len(s['optimizers']) for s in states] == [2, 2]
     run = tlw_project.root / 'experiments' / 'straight'
     assert files(run / 'models') == {f'net_{n}_{i}.pth' for n in 'gw' for i in (3, 6, 'latest')}
-    assert re.search(r'l_tlw: \S+ l_wc: \S+ wc_mean: \S+ w_mean: \S+ k: \S+', tlw_project.log('straight'))
+    assert re.search(r'l_wc: \S+ grad_norm_w: \S+ l_tlw: \S+ wc_mean: \S+ w_mean: \S+ k: ',
+                     tlw_project.log('straight'))
     build_network(parsed.flat['network_g']).load_state_dict(tlw_project.weights('straight'), strict=True)
     # a new run from both networks
     weights = [f'path:pretrain_network_{n}={run}/models/net_{n}_latest.pth' for n in 'gw']
@@ -435,10 +625,10 @@ from udl_basicsr.engine.options import parse_options
 compat.init_dist('pytorch', backend='gloo')
 build, models = loop.build_model, []
 loop.build_model = lambda opt: models.append(build(opt)) or models[-1]
-for name, total in (('straight', 4), ('resumed', 2), ('resumed', 4)):
+for name, total, *more in (('straight', 4), ('resumed', 2), ('resumed', 4), ('whole', 2, 'train:accumulate=1')):
     loop.train(parse_options('tlw.yml', root_path='.', is_train=True, auto_resume=True, rank=dist.get_rank(),
                              world_size=2, dist=True, num_gpu_available=0, force_yml={_TWO} + [
-                                 f'name={{name}}', f'train:total_iter={{total}}']))
+                                 f'name={{name}}', f'train:total_iter={{total}}', *more]))
     for network in models[-1].networks_in_training().values():
         mine = torch.cat([p.detach().flatten() for p in network.parameters()])
         both = [torch.empty_like(mine) for _ in range(2)]

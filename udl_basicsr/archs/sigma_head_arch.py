@@ -17,12 +17,18 @@ class SigmaHead(nn.Module):
     """Four times conv3x3 PReLU at LR, pixel-shuffle upsampling, conv3x3, sigmoid.
 
     As the head of an UncertaintyNet it makes its second output sigma, in the unit of the pixels, and not log_scale.
+    It shares the features: the gradient of its loss goes on into the network that super-resolves (figure 3; the paper
+    calls it multi-task learning, and table 1 gains by it). What :class:`~udl_basicsr.losses.SigmaLoss` holds back is
+    the way through the image.
+
+    As printed: four Conv+PReLU, 160 channels, the sigmoid, PixelShuffle "coupled with" a 3x3 convolution. Ours, since
+    nothing is printed: kernels of 3x3, where the branch begins (the tap), and the first value of the sigmoid.
 
     Args:
         num_in_ch (int): Channels of the tapped features.
         num_out_ch (int): Channels of sigma, those of the image.
         scale (int): From the tapped features' size to the image's: 1, 3 or a power of 2.
-        num_feat (int): Width; 160 in the paper.
+        num_feat (int): Width; 160 as printed (section 4.3).
 
     Raises:
         ValueError: Another ``scale``.
@@ -35,14 +41,12 @@ class SigmaHead(nn.Module):
                                     for layer in (nn.Conv2d(before, after, 3, 1, 1), nn.PReLU())))
         self.upsample = Upsample(scale, num_feat)
         self.conv_last = nn.Conv2d(num_feat, num_out_ch, 3, 1, 1)
-        # The first sigma is then that of a usual error, 12 grey levels. From sigmoid(0), 128 grey levels, the way down
-        # is so long that sigma runs past it to 1e-6, where the sigmoid has no slope left to come back by.
+        # Ours: the first sigma is then that of a usual error, 12 grey levels. From sigmoid(0), 128 grey levels, the way
+        # down is so long that sigma runs past it to 1e-6, where the sigmoid has no slope left to come back by.
         nn.init.constant_(self.conv_last.bias, _FIRST_LOGIT)
 
     def forward(self, features: Tensor) -> Tensor:
         """(N, num_in_ch, h, w) features to sigma, (N, num_out_ch, scale*h, scale*w), in [0, 1] like the pixels."""
-        # Eq. 10 trains sigma alone: its gradient must not reach the network that super-resolves.
-        features = features.detach()
         return self.conv_last(self.upsample(self.body(features))).sigmoid()
 
     @staticmethod

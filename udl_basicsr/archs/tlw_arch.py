@@ -10,6 +10,9 @@ from udl_basicsr.losses.functional import fixed_sum
 class TLWNet(nn.Module):
     """Where the loss is to look: convolutions 7x7, 5x5 and 3x3 with batch norm and ReLU, 3x3, sigmoid, FixedSum.
 
+    As printed: four convolutions, ReLU after the first three, FixedSum. As released: their sizes, 64 channels, batch
+    norm, the sigmoid, and FixedSum over each channel by itself.
+
     Args:
         num_in_ch (int): Channels of an image.
         num_feat (int): Channels between the convolutions.
@@ -33,6 +36,7 @@ class TLWNet(nn.Module):
             k (float | Tensor): Mean of the weights of each image and channel, in [0, 1]; as a tensor (N, 1, 1, 1).
 
         Returns:
-            Tensor: w, (N, C, H, W), in [0, 1], float32 whatever the autocast.
+            Tensor: w, (N, C, H, W), in [0, 1], at least float32 whatever the autocast.
         """
-        return fixed_sum(torch.sigmoid(self.body(torch.cat([gt, pred], dim=1)).float()), k)
+        logits = self.body(torch.cat([gt, pred], dim=1))
+        return fixed_sum(torch.sigmoid(logits.to(torch.promote_types(logits.dtype, torch.float32))), k)

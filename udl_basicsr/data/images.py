@@ -7,6 +7,8 @@ import io
 import os
 import struct
 import warnings
+import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,22 +22,41 @@ OTHER_IMAGE_SUFFIXES = ('.tif', '.tiff', '.gif', '.webp', '.ppm', '.pgm', '.jp2'
 ORIENTATION = 0x0112  # EXIF tag
 MAX_PIXELS = 2**27
 """More than any photograph has; a file of a few kilobytes can unpack to any size."""
+MAX_TEXT = 2**20
+"""Bytes that the compressed texts and colour profile of a PNG may unpack to; Pillow has the same limit for each."""
 _PNG, _PNG_END = b'\x89PNG\r\n\x1a\n\0\0\0\rIHDR', b'\0\0\0\0IEND\xaeB`\x82'
 _PNG_KINDS = {0: 'gray', 2: 'RGB', 3: 'palette', 4: 'gray with alpha', 6: 'RGB with alpha'}
 _READ_BY_BASICSR = ('PNG', 'JPEG', 'BMP', 'TIFF', 'WEBP', 'PPM')  # and by Pillow without a helper program
 _MODES = {'P': 'palette', 'PA': 'palette with alpha', 'LA': 'gray with alpha', 'RGBA': 'RGB with alpha'}
 _CONVERT = 'scripts/prepare_data.py converts it, or refuses it with the reason'
+_SEVERAL = 'holds several pictures: save the one you want as a PNG of its own'
 
 
 class ImageError(ValueError):
     """An image that cannot be used; the message says why and what to do, and leaves the file's name to the caller."""
 
 
+class BrokenImageError(RuntimeError):
+    """An image that cannot be read or used in mid-run, though it seemed so when the run began; the message names it."""
+
+
+def same_names(paths: Iterable[str]) -> list[str]:
+    """Groups of files, `a.png and a.bmp`, whose names without folder and ending are the same.
+
+    Scores and pictures of results are kept under these names, so that one would take the place of the other.
+    """
+    groups: dict[str, list[str]] = {}
+    for path in paths:
+        groups.setdefault(Path(path).stem, []).append(str(path))
+    return [' and '.join(group) for group in groups.values() if len(group) > 1]
+
+
 def read_header(file: BinaryIO) -> tuple[int, int]:
     """What the header says of an image that data sets are going to read: 8-bit RGB or gray, whole, of a sane size.
 
-    BasicSR reads with OpenCV, which cuts 16 bits down to 8, drops an alpha channel, and hands out what is there of a
-    PNG that is cut off, without a word. No pixel is decoded here.
+    BasicSR reads with OpenCV, which cuts 16 bits down to 8, drops an alpha channel and all pictures but the first, and
+    turns what has an EXIF orientation, in some formats in some of its versions, without a word; where only one image
+    of a pair is turned, training would learn nothing. No pixel is decoded here.
 
     Args:
         file: The file, open for reading in binary.
@@ -44,7 +65,7 @@ def read_header(file: BinaryIO) -> tuple[int, int]:
         (width, height).
 
     Raises:
-        ImageError: If the image is empty, cut off, no image, too large, or of another kind.
+        ImageError: If the image is empty, cut off, no image, too large, turned by EXIF, or of another kind.
         OSError: If it cannot be read.
     """
     head = file.read(29)
@@ -53,12 +74,15 @@ def read_header(file: BinaryIO) -> tuple[int, int]:
     if head[:16] == _PNG and len(head) == 29:
         width, height, bits, colour = struct.unpack('>IIBB', head[16:26])
         kind = _PNG_KINDS.get(colour, 'unknown')
+        several, orientation = read_png_chunks(file)
     else:
         file.seek(0)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter('ignore')  # Image.DecompressionBombWarning: our own limit is below
                 image = Image.open(file, formats=_READ_BY_BASICSR)
+                several = getattr(image, 'is_animated', False)
+                orientation = image.getexif().get(ORIENTATION, 1)
         except Image.DecompressionBombError:
             raise ImageError(f'is larger than {MAX_PIXELS} pixels: cut it into smaller images') from None
         except Exception as error:  # damaged files make Pillow raise almost anything
@@ -72,16 +96,75 @@ def read_header(file: BinaryIO) -> tuple[int, int]:
                          'smaller images')
     if not width or not height:
         raise ImageError(f'says it has {width}x{height} pixels: fetch it again or remove it')
+    if several:
+        raise ImageError(_SEVERAL)
     if bits == 16:
         raise ImageError(f'has 16 bits a channel, which BasicSR would cut down to 8: {_CONVERT}')
     if kind not in ('RGB', 'gray'):
         raise ImageError(f'has the colour mode {kind}, expected RGB or gray: {_CONVERT}')
+    if orientation != 1:
+        raise ImageError(f'has the EXIF orientation {orientation}, by which readers turn it or do not: save it upright '
+                         'and without, as scripts/prepare_data.py does')
     if head[:16] == _PNG:
         file.seek(0, os.SEEK_END)
         file.seek(max(file.tell() - len(_PNG_END), 0))
         if file.read() != _PNG_END:
             raise ImageError('is cut off: fetch it again or remove it')
     return width, height
+
+
+def read_png_chunks(file: BinaryIO) -> tuple[bool, int]:
+    """What a PNG holds beside its picture. The pixels are passed over.
+
+    Args:
+        file: The file, open for reading in binary, anywhere.
+
+    Returns:
+        Whether it is an animation, and its EXIF orientation (1: upright).
+
+    Raises:
+        ImageError: Its compressed texts and profile unpack to more than MAX_TEXT bytes, and may to a thousand times
+            the file's size; OpenCV would unpack them at every reading.
+    """
+    animated, orientation, room = False, 1, MAX_TEXT
+    file.seek(8)
+    while len(start := file.read(8)) == 8:
+        length, kind = struct.unpack('>I4s', start)
+        if kind not in (b'acTL', b'eXIf', b'zTXt', b'iTXt', b'iCCP'):
+            file.seek(length + 4, os.SEEK_CUR)
+            continue
+        content = file.read(length + 4)[:length]
+        if kind == b'acTL':
+            animated = True
+        elif kind == b'eXIf':
+            orientation = _orientation(content)
+        else:
+            room -= _unpacked(kind, content, room)
+        if room < 0:
+            raise ImageError(f'has texts or a profile that unpack to more than {MAX_TEXT} bytes: save it without them')
+    return animated, orientation
+
+
+def _orientation(data: bytes) -> int:
+    exif = Image.Exif()
+    try:
+        exif.load(data)
+        return exif.get(ORIENTATION, 1)
+    except Exception:  # Pillow raises almost anything; what it cannot read turns no image
+        return 1
+
+
+def _unpacked(kind: bytes, content: bytes, most: int) -> int:
+    """Bytes that a chunk's compressed text has, or ``most + 1`` where it has more."""
+    text = content.partition(b'\0')[2]
+    if kind == b'iTXt' and text[:1] == b'\1':  # behind flag and method: language, translated keyword
+        text = b'\0' + text[2:].partition(b'\0')[2].partition(b'\0')[2]
+    elif kind == b'iTXt':
+        return 0
+    try:
+        return len(zlib.decompressobj().decompress(text[1:], most + 1))
+    except zlib.error:
+        return 0
 
 
 def decode_rgb(data: bytes) -> tuple[np.ndarray, list[str]]:
@@ -103,13 +186,15 @@ def decode_rgb(data: bytes) -> tuple[np.ndarray, list[str]]:
     """
     if not data:
         raise ImageError('is empty (0 bytes): fetch it again or remove it')
+    if data[:16] == _PNG:
+        read_png_chunks(io.BytesIO(data))
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore', Image.DecompressionBombWarning)
+            warnings.simplefilter('ignore')  # of DecompressionBombWarning our own limit is below
             img = Image.open(io.BytesIO(data), formats=('PNG', 'JPEG', 'BMP'))
             if img.width * img.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
-            pictures = getattr(img, 'n_frames', 1)
+            several = getattr(img, 'is_animated', False)
             img.load()
             orientation = img.getexif().get(ORIENTATION, 1)
     except Image.DecompressionBombError as error:
@@ -117,8 +202,8 @@ def decode_rgb(data: bytes) -> tuple[np.ndarray, list[str]]:
     except Exception as error:  # damaged files make Pillow raise almost anything: OSError, SyntaxError, struct.error
         raise ImageError('cannot be read as PNG, JPEG or BMP, it is damaged, truncated or something else '
                          f'({str(error).partition("<")[0].strip()}): fetch it again or remove it') from error
-    if pictures > 1:
-        raise ImageError(f'holds {pictures} pictures: save the one you want as a PNG of its own')
+    if several:
+        raise ImageError(_SEVERAL)
     # Pillow reads 16-bit RGB as 8-bit by cutting off the low byte, so that the header has to be asked.
     if img.format == 'PNG' and data[24] == 16:
         return _decode_16_bit(data, plain=orientation == 1 and 'transparency' not in img.info)

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from udl_basicsr.models.checkpoints import CheckpointError
 
+from .images import BrokenImageError, ImageError, read_header
 from .in_memory import PairsInMemory, processes_here
 
 _BROKEN_IN_A_ROW = 20
@@ -48,8 +49,50 @@ def seed_all(*key: int) -> None:
     torch.manual_seed(seed % 2**63)
 
 
-class BrokenImageError(RuntimeError):
-    """A training image that cannot be read; the message names it."""
+def _problem(dataset: Dataset, index: int, error: Exception, purpose: str) -> str:
+    """Which file of a sample cannot be read, and why."""
+    paths = getattr(dataset, 'paths', None) or {}
+    entry = paths[index] if index < len(paths) else index
+    files = list(map(str, entry.values())) if isinstance(entry, dict) else [str(entry)]
+    files = ' or '.join([f for f in files if not os.path.isfile(f) or cv2.imread(f) is None] or files)
+    reason = ' '.join(str(error).split())  # OpenCV's end in a line break
+    return f'{files}: cannot be read for {purpose} ({type(error).__name__}: {reason})'
+
+
+class ValidationImages(Dataset):
+    """A data set to validate or test on, of which an image that breaks in mid-run is named.
+
+    Args:
+        dataset (Dataset): Any of BasicSR's.
+    """
+
+    def __init__(self, dataset: Dataset):
+        self.dataset, self.opt = dataset, dataset.opt
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int):
+        try:
+            self._look_at(index)
+            return self.dataset[index]
+        except ImageError as error:
+            problem = str(error)
+        except Exception as error:  # OpenCV and the backends raise almost anything
+            problem = _problem(self.dataset, index, error, 'validation')
+        raise BrokenImageError(f'{problem}. Put it right; training goes on with --auto_resume, a test is started anew')
+
+    def _look_at(self, index: int) -> None:
+        """What was looked at when the run began, once more: OpenCV hands out what is left of a file that is cut off."""
+        paths, backend = getattr(self.dataset, 'paths', None), self.opt.get('io_backend') or {}
+        if not isinstance(paths, list) or backend.get('type') != 'disk':
+            return
+        for path in paths[index].values() if isinstance(paths[index], dict) else [paths[index]]:
+            with open(path, 'rb') as file:
+                try:
+                    read_header(file)
+                except ImageError as error:
+                    raise ImageError(f'{path}: {error}') from error
 
 
 class SeededDataset(Dataset):
@@ -83,7 +126,7 @@ class SeededDataset(Dataset):
             except CheckpointError:  # of the uncertainty cache: its maps are to blame, and no image
                 raise
             except Exception as error:
-                problem = self._problem(image, error)
+                problem = _problem(self.dataset, image, error, 'training')
                 if not self.skip_broken:
                     raise BrokenImageError(f'{problem}. Mend or remove the file and go on with --auto_resume, or let '
                                            'such files be left out by datasets.train.skip_broken: true') from error
@@ -94,14 +137,6 @@ class SeededDataset(Dataset):
             return {**sample, 'broken': broken} if self.skip_broken else sample
         raise BrokenImageError(f'{_BROKEN_IN_A_ROW} training images in a row cannot be read, the last one: {problem}. '
                                'Is the disk still there?')
-
-    def _problem(self, index: int, error: Exception) -> str:
-        paths = getattr(self.dataset, 'paths', None) or {}
-        entry = paths[index] if index < len(paths) else index
-        files = list(map(str, entry.values())) if isinstance(entry, dict) else [str(entry)]
-        files = ' or '.join([f for f in files if not os.path.isfile(f) or cv2.imread(f) is None] or files)
-        reason = ' '.join(str(error).split())  # OpenCV's end in a line break
-        return f'{files}: cannot be read for training ({type(error).__name__}: {reason})'
 
 
 class TrainBatches(Sampler):

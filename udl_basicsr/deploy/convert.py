@@ -23,15 +23,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from basicsr.archs import build_network
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor
 from torch.nn import functional as F
 
-from udl_basicsr.models.checkpoints import CheckpointError, read_checkpoint, save_atomic
+from udl_basicsr.messages import first_line, some
+from udl_basicsr.models.checkpoints import CheckpointError, check_weights, read_checkpoint, save_atomic
 
 from .export import (
     ExportError,
+    build_from,
     build_loaded,
     export_onnx,
     export_safetensors,
@@ -51,6 +52,7 @@ FORMATS = {
 OURS = {'EDSR': "BasicSR's EDSR (net_g)", 'UncertaintyNet': 'UncertaintyNet (net_u)'}
 _SUFFIXES = ('.pth', '.pt', '.safetensors', '.onnx')
 _WRAPPERS = ('params_ema', 'params', 'state_dict', 'model', 'net')
+_MOST_UPSAMPLERS = 4  # by 2 each; with one more, an image of a few pixels asks for four times the memory
 _HEAD = {'head.conv1': 'var_conv.0', 'head.conv2': 'var_conv.2', 'head.conv3': 'var_conv.4'}
 _UDL_NETWORK_U = {'type': 'UncertaintyNet', 'tap': 'upsample', 'head': {'type': 'UDLHead'}}
 
@@ -91,13 +93,12 @@ def read_weights(path: str | Path, param_key: str | None = None) -> tuple[Weight
     key = param_key or next((k for k in _WRAPPERS if isinstance(content.get(k), dict)), None)
     if key is not None:
         if not isinstance(content.get(key), dict):
-            raise CheckpointError(f"{path}: has no weights under '{key}'; it has: {', '.join(map(str, content))[:200]}")
+            raise CheckpointError(f"{path}: has no weights under '{key}'; it has: {some(content, 8)}")
         content = content[key]
-    wrong = next((k for k, v in content.items() if not isinstance(v, Tensor)), None)
-    if wrong is not None or not content:
-        got = f"'{wrong}' is of type {type(content[wrong]).__name__}" if content else 'it is empty'
-        raise CheckpointError(f'{path}: expected weights, tensors by their names; {got}. '
-                              '--param_key names the entry that holds them')
+    try:
+        content = check_weights(content, str(path))
+    except CheckpointError as error:
+        raise CheckpointError(f'{error}. --param_key names the entry that holds the weights') from None
     for prefix in ('module.', 'model.'):
         # the networks of other programs may have a submodule of that name beside others
         if all(k.startswith(prefix) for k in content):
@@ -143,7 +144,7 @@ def _guess(weights: Weights) -> str:
         found = None
     if found:
         return f'it seems to be {found} (as spandrel tells it)'
-    return f'the first of {len(weights)}: ' + ', '.join(itertools.islice(weights, 4))
+    return f'the first of {len(weights)}: {some(weights)}'
 
 
 # --------------------------------------------------------------------------------------- the other programs' pixels
@@ -210,6 +211,9 @@ def _upsamplers(weights: Weights, name: str, step: int = 2) -> list[str]:
 
 def _scale(weights: Weights, convolutions: list[str]) -> int:
     """From the shapes of an upsampler's convolutions."""
+    if not 0 < len(convolutions) <= _MOST_UPSAMPLERS:
+        raise ConversionError(f'not the network that its first keys promise: it has {len(convolutions)} upsamplers; '
+                              f'expected 1 to {_MOST_UPSAMPLERS}')
     ratios = [weights[f'{name}.weight'].shape[0] // weights[f'{name}.weight'].shape[1] for name in convolutions]
     return 3 if ratios == [9] else 2**len(ratios)
 
@@ -234,13 +238,42 @@ def to_ours(weights: Weights, *, res_scale: float | None = None, rgb_range: floa
     if kind in OURS:
         raise ConversionError(f'these are weights of {OURS[kind]} already; --to says into what they are to be '
                               'converted: udl, udl_two or edsr, or --out ends in .safetensors or .onnx')
+    _check_convolutions(weights, kind)
     weights = {key: value.float() for key, value in weights.items()}
-    if kind in ('carn', 'carn_m'):
-        _refuse_given(kind, res_scale=res_scale, rgb_range=rgb_range)
-        return _carn_to_ours(weights, kind, scale)
-    _refuse_given(kind, scale=scale)
-    if kind != 'udl_two':
+    try:
+        if kind in ('carn', 'carn_m'):
+            _refuse_given(kind, res_scale=res_scale, rgb_range=rgb_range)
+            return _carn_to_ours(weights, kind, scale)
+        _refuse_given(kind, scale=scale)
+        if kind == 'udl_two':
+            return _edsr_two_to_ours(weights, res_scale, rgb_range)
         return _edsr_to_ours(weights, kind, res_scale, rgb_range)
+    except KeyError as error:
+        raise ConversionError(f'it lacks {some(error.args)}, which {FORMATS[kind]} has') from error
+    except (RuntimeError, ArithmeticError) as error:  # torch's, of channels of one layer that are not the next one's
+        if isinstance(error, (ExportError, CheckpointError)):
+            raise
+        raise ConversionError(f'its layers do not fit one another: {first_line(error)}') from error
+
+
+def _check_convolutions(weights: Weights, kind: str) -> None:
+    """All of ``FORMATS`` are made of convolutions of odd size alone, each with a bias."""
+    for key, value in weights.items():
+        name, _, part = key.rpartition('.')
+        shape, problem = tuple(value.shape), ''
+        if part not in ('weight', 'bias') or f'{name}.weight' not in weights or f'{name}.bias' not in weights:
+            problem = f'does not belong to {FORMATS[kind]}: expected convolutions alone, each with weight and bias'
+        elif not value.is_floating_point():
+            problem = f'is {value.dtype}; expected floats'
+        elif part == 'weight' and (len(shape) != 4 or shape[2] != shape[3] or shape[2] % 2 == 0 or not all(shape)):
+            problem = f'is {shape}; expected (out, in, k, k), k odd'
+        elif part == 'bias' and shape != tuple(weights[f'{name}.weight'].shape[:1]):
+            problem = f'is {shape}; expected one value for each channel that {name}.weight makes'
+        if problem:
+            raise ConversionError(f'not the network that its first keys promise: {some([key])} {problem}')
+
+
+def _edsr_two_to_ours(weights: Weights, res_scale: float | None, rgb_range: float | None) -> Ours:
     nets = [_edsr_to_ours({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}, 'udl',
                           res_scale, rgb_range) for prefix in ('EDSR_U.', 'EDSR_var.')]
     mean, uncertainty = nets
@@ -280,7 +313,7 @@ def _edsr_to_ours(weights: Weights, kind: str, res_scale: float | None, rgb_rang
              for part in ('weight', 'bias')}
     unknown = sorted(set(weights) - known)
     if unknown:
-        raise ConversionError(f'not the network that its first keys promise: {", ".join(unknown[:4])} '
+        raise ConversionError(f'not the network that its first keys promise: {some(unknown)} '
                               f'{"does" if len(unknown) == 1 else "do"} not belong to {FORMATS[kind]}')
     rgb_mean = _fold_mean_shift(params, weights, rgb_range) if shifted else [0., 0., 0.]
     network_g = {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': weights['tail.1.weight'].shape[0], 'num_feat': num_feat,
@@ -456,11 +489,9 @@ def compare_edsr(ours: Ours, weights: Weights, rgb_range: float = 255.) -> None:
 
 def _build(options: dict, params: Weights) -> torch.nn.Module:
     try:
-        network = build_network(options)
-        network.load_state_dict(params, strict=True)
-    except (RuntimeError, ValueError, TypeError) as error:
-        raise ConversionError(f'{options} does not fit: {error}') from error
-    return network.eval().requires_grad_(False)
+        return build_from(options, params, 'converted')
+    except CheckpointError as error:
+        raise ConversionError(str(error)) from error
 
 
 def _image() -> Tensor:
@@ -527,7 +558,10 @@ def convert_file(source: str | Path, out: str | Path, *, to: str | None = None, 
     read = f'{source}: {(FORMATS | OURS).get(kind, "a network of another kind")}' + (f", its '{key}'" if key else '')
 
     if kind in FORMATS:
-        ours = to_ours(weights, res_scale=res_scale, rgb_range=rgb_range, scale=scale)
+        try:
+            ours = to_ours(weights, res_scale=res_scale, rgb_range=rgb_range, scale=scale)
+        except ConversionError as error:
+            raise ConversionError(f'{source}: {error}') from error
         if out_u is not None and ours.params_u is None:
             raise ConversionError(f'{source}: has no uncertainty head, so there is nothing for --out_u')
         blocks = ours.blocks if out_u else {'network_g': ours.blocks['network_g']}
@@ -567,7 +601,10 @@ def convert_file(source: str | Path, out: str | Path, *, to: str | None = None, 
         params_u = build_loaded(path_u, blocks, key_u, 'u').state_dict()
     params = build_loaded(source, blocks, key).state_dict() if to != 'udl' else \
         {k.removeprefix('mean_network.'): v for k, v in params_u.items() if k.startswith('mean_network.')}
-    theirs, notes = from_ours(blocks, params, params_u, to)
+    try:
+        theirs, notes = from_ours(blocks, params, params_u, to)
+    except ConversionError as error:
+        raise ConversionError(f'{source}: {error}') from error
     save_atomic(theirs, out)  # no wrapper: that is how these programs load
     return {'network_g': blocks['network_g']}, (read, *notes)
 

@@ -18,8 +18,12 @@ import torch
 from basicsr.archs import build_network
 from torch import Tensor, nn
 
-from udl_basicsr.engine.yaml_files import load_yaml
-from udl_basicsr.models.checkpoints import load_network
+from udl_basicsr.engine import trials
+from udl_basicsr.engine.checks import lookup
+from udl_basicsr.engine.consistency import check_networks
+from udl_basicsr.engine.yaml_files import load_yaml, read_block
+from udl_basicsr.messages import MessageError
+from udl_basicsr.models.checkpoints import check_fit, network_weights, safetensors_metadata
 
 OPSET = 18
 TOLERANCE = 1e-5  # of a pixel in [0, 1]
@@ -31,7 +35,7 @@ _CHECKS = ((40, 24), (29, 37), (64, 32), (48, 64))
 _WAYS = (('torchscript', True), ('torchscript', False), ('dynamo', True), ('dynamo', False))
 
 
-class ExportError(RuntimeError):
+class ExportError(MessageError):
     """Weights that cannot be exported or converted; the message says why and what can be done."""
 
 
@@ -95,8 +99,9 @@ def find_options(weights: str | Path, opt: str | Path | None = None) -> tuple[di
         The blocks and where they were found, or None.
 
     Raises:
-        ExportError: ``opt`` names no ``network_g``.
-        OptionError: ``opt`` cannot be read.
+        ExportError: ``opt`` or the metadata name no ``network_g``.
+        CheckpointError: The metadata cannot be read.
+        OptionError: ``opt`` cannot be read, or the metadata are no block of options.
     """
     weights = Path(weights)
     if opt is not None:
@@ -105,12 +110,12 @@ def find_options(weights: str | Path, opt: str | Path | None = None) -> tuple[di
             raise ExportError(f'{opt}: has no network_g: {{type: ..., ...}}')
         return found, str(opt)
     if weights.suffix == '.safetensors' and weights.is_file():
-        try:
-            with require('safetensors').safe_open(weights, 'pt') as file:
-                found = _blocks(json.loads((file.metadata() or {}).get('networks', '{}')))
-        except (OSError, ValueError, require('safetensors').SafetensorError):
-            found = {}  # who reads the weights will say what is wrong with the file
-        if found:
+        text = safetensors_metadata(weights).get('networks')
+        if text is not None:
+            found = _blocks(read_block(text, f"{weights}: its metadata 'networks'"))
+            if not found:
+                raise ExportError(f"{weights}: its metadata 'networks' have no network_g: {{type: ..., ...}}; name the "
+                                  'option file with -opt')
             return found, str(weights)
     if weights.absolute().parent.name == 'models':
         for file in sorted(weights.absolute().parent.parent.glob('*.yml')):
@@ -125,23 +130,39 @@ def _blocks(options: dict) -> dict:
     return found if isinstance(found.get('network_g', {}).get('type'), str) else {}
 
 
-def build_loaded(path: str | Path, blocks: dict, param_key: str, label: str = 'g') -> nn.Module:
+def build_loaded(path: str | Path, blocks: dict, param_key: str | None, label: str = 'g') -> nn.Module:
     """The network of ``blocks[f'network_{label}']`` with the weights of a file, in evaluation mode, float32, CPU.
+
+    It takes no more memory than the file has weights: it is built only when they are found to fit.
+
+    Args:
+        path: The file.
+        blocks: Options, of which the ``network_*`` are looked at.
+        param_key: See :func:`~udl_basicsr.models.checkpoints.network_weights`.
+        label: ``g``, ``u`` or ``w``.
 
     Raises:
         ExportError: The block is missing or the network cannot be built from it.
+        OptionError: A block is wrong, or asks for more than any network of the field has.
         CheckpointError: The file does not fit.
     """
-    block = blocks.get(f'network_{label}')
-    if block is None:
-        raise ExportError(f'network_{label} is missing in the options')
+    if blocks.get(f'network_{label}') is None:
+        raise ExportError(f'network_{label} is missing in the options of {path}')
+    check_networks(blocks, f'options of {path}')
+    block = blocks[f'network_{label}']
     if label == 'u':
         block = {'backbone': blocks['network_g'], **block}
-    try:
-        network = build_network(block)
-    except (KeyError, TypeError, ValueError, ImportError, AssertionError) as error:
-        raise ExportError(f'network_{label}: {block} cannot be built: {error}') from error
-    load_network(network, path, param_key)
+    return build_from(block, network_weights(path, param_key), path)
+
+
+def build_from(block: dict, weights: dict[str, Tensor], path: str | Path) -> nn.Module:
+    """As :func:`build_loaded`, of a block that has been checked, or that was made here, and weights that were read."""
+    outline = trials.build_network(lookup('network', block['type']), block)
+    if isinstance(outline, str):
+        raise ExportError(f'{path}: {block}: {outline}')
+    check_fit(outline, weights, path)
+    network = build_network(block)
+    network.load_state_dict(weights)
     return network.eval().requires_grad_(False)
 
 

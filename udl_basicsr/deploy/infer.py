@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from udl_basicsr.data.images import ImageError, write_atomically
+from udl_basicsr.messages import one_line
 from udl_basicsr.models import inference
 from udl_basicsr.models.background import Background, read_ahead
 from udl_basicsr.models.visuals import encode_log_scale
@@ -52,7 +53,7 @@ class InferenceError(RuntimeError):
     """
 
     def __init__(self, problems: Iterable[str]) -> None:
-        self.problems = tuple(problems)
+        self.problems = tuple(map(one_line, problems))
         super().__init__('\n'.join(self.problems))
 
 

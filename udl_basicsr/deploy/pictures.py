@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from udl_basicsr.data.images import ORIENTATION, ImageError
+from udl_basicsr.data.images import ORIENTATION, ImageError, read_png_chunks
 
 # Pillow's formats, MPO being what many cameras write as .jpg, and the ending that ours get.
 FORMATS = {'PNG': '.png', 'JPEG': '.jpg', 'MPO': '.jpg', 'BMP': '.bmp', 'TIFF': '.tif', 'WEBP': '.webp'}
@@ -140,9 +140,12 @@ def encode_picture(picture: Picture, suffix: str) -> bytes:
 
 
 def _open(file) -> Image.Image:
+    if file.read(8) == b'\x89PNG\r\n\x1a\n':
+        read_png_chunks(file)
+    file.seek(0)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore', Image.DecompressionBombWarning)
+            warnings.simplefilter('ignore')  # of damaged files too: the error below says it with the file's name
             return Image.open(file, formats=[name for name in FORMATS if name != 'MPO'])
     except Image.DecompressionBombError as error:
         raise ImageError(f'is larger than the {2 * Image.MAX_IMAGE_PIXELS} pixels that Pillow reads: '
@@ -158,15 +161,24 @@ def _damaged(error: Exception) -> ImageError:
 
 
 def _header(img: Image.Image, start: bytes) -> Header:
+    try:
+        return _described(img, start)
+    except ImageError:
+        raise
+    except Exception as error:  # Pillow reads some of a TIFF's tags when they are asked for
+        raise _damaged(error) from error
+
+
+def _described(img: Image.Image, start: bytes) -> Header:
     bits, kinds = 8, ()
     if img.format == 'PNG':
         bits = start[24]
     elif img.format == 'TIFF':
         bits, kinds = max(img.tag_v2.get(258, (1, ))), img.tag_v2.get(339, ())
     bits = max(bits, 8)
-    pictures = getattr(img, 'n_frames', 1)
-    if pictures > 1 and img.format != 'MPO':  # in which the first is the photograph
-        raise ImageError(f'holds {pictures} pictures: save the one you want as a file of its own')
+    # Not their number: to count the pages of a TIFF, Pillow reads them all. Of an MPO the first is the photograph.
+    if getattr(img, 'is_animated', False) and img.format != 'MPO':
+        raise ImageError('holds several pictures: save the one you want as a file of its own')
     if bits not in (8, 16) or any(kind != 1 for kind in kinds) or img.mode not in (
             _MODES if bits == 8 else _DEEP_MODES):
         raise ImageError(f'has the colour mode {img.mode} with {bits} bits, expected gray or RGB with 8 or 16: convert '

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from basicsr.utils.dist_util import get_dist_info
 
 from udl_basicsr.archs import TapError
-from udl_basicsr.data.loader import BrokenImageError
+from udl_basicsr.data.images import BrokenImageError
 from udl_basicsr.models.checkpoints import CheckpointError
 
 from .compat import LaunchError, init_dist

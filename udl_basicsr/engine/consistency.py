@@ -2,27 +2,37 @@
 import importlib.util
 import inspect
 import re
+from copy import deepcopy
 from typing import Any
 
 from basicsr.data.paired_image_dataset import PairedImageDataset
 from torch import nn
 
 from udl_basicsr.data.uncertainty_cache import AUTO
+from udl_basicsr.losses import TLWLoss
 from udl_basicsr.losses.perceptual import NETS, VERSIONS, find_backbone_weights, smallest_image
 from udl_basicsr.metrics import calculate_lpips
 from udl_basicsr.models.checkpoints import CheckpointError
 
 from . import schema
-from .checks import KeyChecker, lookup
+from .checks import KeyChecker, Report, lookup
 from .introspect import call_problems, describe, keys_read, parameters
 from .trials import build_network, try_loss, try_network
-from .yaml_files import did_you_mean
+from .yaml_files import OptionError, did_you_mean
 
 LONGEST_NAME = 150  # bytes; file systems allow 255, and `train_<name>_<time>.log` is to fit
 _LONGEST_SUFFIX = 50
 _RESERVED = re.compile(r'(con|prn|aux|nul|com\d|lpt\d)(\..*)?', re.IGNORECASE)  # results are looked at on Windows too
 _LARGEST_PATCH = 512  # LQ pixels; networks that can be trained on larger ones are not tried on them
 _MOST_WORKERS = 128
+_NETWORKS = ('network_g', 'network_u', 'network_w')
+
+
+def _detaches(block: Any) -> bool:
+    """Whether a loss of the sigma branch takes the image as a constant."""
+    target = lookup('loss', block.get('type')) if isinstance(block, dict) else None
+    named = inspect.signature(target).parameters if target else {}
+    return bool(block.get('detach', named['detach'].default)) if 'detach' in named else target is None
 
 
 def bad_name(name: str, longest: int) -> str:
@@ -34,6 +44,20 @@ def bad_name(name: str, longest: int) -> str:
     if _RESERVED.fullmatch(name):
         return 'is the name of a device on Windows'
     return 'begins with ~ or -, or ends with a dot' if name[0] in '~-' or name[-1] == '.' else ''
+
+
+def check_networks(blocks: dict, where: str) -> None:
+    """Checks the blocks ``network_*`` alone, where there is no option file around them: arguments and sizes.
+
+    Raises:
+        OptionError: Names ``where`` they stand and the key. Nothing has been built that takes memory.
+    """
+    blocks = {key: value for key, value in deepcopy(blocks).items() if key in _NETWORKS}
+    checker = Checker(blocks, False, Report())
+    checker.walk(blocks, {key: schema.OPTIONS[key] for key in _NETWORKS}, ())
+    checker.check_networks()
+    if checker.report.problems:
+        raise OptionError(f'{where}: {problem}' for problem in checker.report.problems)
 
 
 class Checker(KeyChecker):
@@ -115,6 +139,8 @@ class Checker(KeyChecker):
         if self.ours and scale is None:
             self.report.add('scale', 'missing; expected the upscaling factor, an integer ≥ 1')
         network = self.check_network(block, 'network_g', scale)
+        if isinstance(network, nn.Module) and self.ours and not self.report.has('network_g'):
+            self.check_channels(block, scale)
         uncertainty = self.opt.get('network_u')
         if not isinstance(uncertainty, dict):
             return
@@ -167,9 +193,20 @@ class Checker(KeyChecker):
         datasets = self.opt.get('datasets')
         return {k: d for k, d in datasets.items() if isinstance(d, dict)} if isinstance(datasets, dict) else {}
 
-    def channels(self) -> int:
-        """Of the images that the data sets give: BasicSR reads gray images as RGB too."""
-        return 1 if any(d.get('color') == 'y' for d in self.blocks().values()) else 3
+    def channels(self, key: str = 'train') -> int:
+        """Of the images that a data set gives, or the first of a test: BasicSR reads gray images as RGB too."""
+        blocks = self.blocks()
+        return 1 if blocks.get(key, next(iter(blocks.values()), {})).get('color') == 'y' else 3
+
+    def check_channels(self, block: dict, scale: Any) -> None:
+        """That the network, which takes the images of one data set, takes those of the others."""
+        target, first = lookup('network', block.get('type')), 'train' if 'train' in self.blocks() else next(
+            iter(self.blocks()), '')
+        for key in self.blocks():
+            if isinstance(scale, int) and not self.report.has('scale') and self.channels(key) != self.channels() and (
+                    problem := try_network(target, block, self.channels(key), self.patch(scale), scale)):
+                self.report.add(f'datasets.{key}.color', f'gives images of {self.channels(key)} channel(s) and '
+                                f'datasets.{first} of {self.channels()}, and {problem}; give both the same color')
 
     def patch(self, scale: int) -> int:
         """Side of an LQ image that the networks are going to see."""
@@ -231,7 +268,8 @@ class Checker(KeyChecker):
 
     def check_weighting(self, train: dict, losses: set[str]) -> None:
         add, loss = self.report.add, train.get('tlw_opt')
-        judge = loss.get('judge', 'alex') if isinstance(loss, dict) else None
+        judge = loss.get('judge', inspect.signature(TLWLoss).parameters['judge'].default) if isinstance(
+            loss, dict) else None
         if 'tlw_opt' not in losses:
             add('train.tlw_opt', f'missing; {self.model.__name__} needs it, such as {{type: TLWLoss, base: l1}}')
         if not isinstance(self.opt.get('network_w'), dict):
@@ -255,8 +293,9 @@ class Checker(KeyChecker):
             add('rounds', 'only stage udl with a stage1 can be gone through several times')
         for key in sorted(losses - ordinary - {wanted}):
             add(f'train.{key}', f'not used in stage {stage}; remove it, or change stage')
-        if stage in ('plain', 'sigma') and not ordinary:
-            add('train', 'no loss: add pixel_opt: {type: L1Loss, loss_weight: 1.0, reduction: mean}')
+        if not ordinary and (stage == 'plain' or (stage == 'sigma' and _detaches(train.get('sigma_opt')))):
+            alone = ', or let sigma_opt train the image as well, by detach: false' if stage == 'sigma' else ''
+            add('train', 'no loss: add pixel_opt: {type: L1Loss, loss_weight: 1.0, reduction: mean}' + alone)
         has_u = isinstance(self.opt.get('network_u'), dict)
         if stage == 'plain' and has_u:
             add('network_u', 'not used in stage plain; remove it, or change stage')

@@ -19,14 +19,14 @@ import numpy as np
 from basicsr.data.paired_image_dataset import PairedImageDataset
 from tqdm import tqdm
 
-from udl_basicsr.data.images import SUFFIXES, ImageError, decode_rgb, read_header
+from udl_basicsr.data.images import SUFFIXES, ImageError, decode_rgb, read_header, same_names
 from udl_basicsr.data.in_memory import processes_here, why_too_large
 from udl_basicsr.data.uncertainty_cache import AUTO, why_no_folder
 from udl_basicsr.metrics import calculate_lpips
 
 from .checks import Report, lookup
 from .introspect import parameters
-from .trials import try_dataset, try_metric
+from .trials import SAME_NAMES, try_dataset, try_metric
 
 SHOWN = 20
 """So many offending files are named, of more the number."""
@@ -167,6 +167,8 @@ def _check_pairs(dataset: dict, at: str, opt: dict, report: Report, images: Imag
             return
         if dataset['phase'] == 'train' and not report.has('num_gpu'):
             _check_batch(len(pairs), dataset, at, opt, report)
+        if dataset['phase'] != 'train' and (same := same_names(pair.lq for pair in pairs)):
+            report.add(at, f'{SAME_NAMES}: {_some(same, "; ")}')
         images.look((name for pair in pairs for name in pair), opened, f'{at} ({dataset["name"]})')
     sizes = _readable(pairs, at, report, images)
     scale = opt.get('scale')

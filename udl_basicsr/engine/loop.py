@@ -11,8 +11,8 @@ from basicsr.utils.options import dict2str
 from torch.utils.data import DataLoader
 
 from udl_basicsr.data import uncertainty_cache
-from udl_basicsr.data.loader import build_dataset, seed_all, train_batches
-from udl_basicsr.reports.scores import format_scores, mean_scores, protocol_sentence, write_scores
+from udl_basicsr.data.loader import ValidationImages, build_dataset, seed_all, train_batches
+from udl_basicsr.reports.scores import format_scores, mean_scores, protocol_sentence, unmeasured, write_scores
 
 from .compat import init_wandb_logger
 from .history import History, weights_digest
@@ -149,6 +149,10 @@ def test(parsed: Parsed) -> dict:
 
     Returns:
         dict: The scores, as in ``results/<name>/scores.json``.
+
+    Raises:
+        FloatingPointError: The network's output is not finite, and nothing is written; or a metric is not, which is
+            null in scores.json.
     """
     opt = parsed.opt
     with run_log(opt['rank']) as log:
@@ -167,6 +171,9 @@ def test(parsed: Parsed) -> dict:
             for path in write_scores(scores, opt['path']['results_root']):
                 logger.info(f'Scores written to {path}')
             logger.info('\n' + format_scores(scores))
+        if odd := unmeasured(scores):
+            raise FloatingPointError(f'{"; ".join(odd)}. They are null in scores.json, and so is their mean: leave the '
+                                     'metric or the image out and test again. Two equal images have an infinite PSNR')
     return scores
 
 
@@ -194,7 +201,7 @@ def _versions() -> dict:
 
 def _loaders(opt: dict, *phases: str) -> list[DataLoader]:
     """One loader for each ``val``, ``val_1``, ... (or ``test``, ...) block, by name, as BasicSR orders them."""
-    return [DataLoader(build_dataset(block), batch_size=1)
+    return [DataLoader(ValidationImages(build_dataset(block)), batch_size=1)
             for key, block in sorted(opt['datasets'].items()) if key.split('_')[0] in phases]
 
 

@@ -5,7 +5,6 @@
     parsed.flat   what the user asked for, in one piece; stock BasicSR trains it as well
 """
 import random
-import zipfile
 from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -13,6 +12,8 @@ from os import path as osp
 from typing import Any
 
 import torch
+
+from udl_basicsr.models.checkpoints import unpacks
 
 from .checks import Report
 from .consistency import Checker
@@ -243,15 +244,6 @@ def _check_weights(flat: dict, promised: dict, root_path: str, is_train: bool, r
         if not osp.isfile(osp.expanduser(value)):
             remedy = 'correct the path' if is_train else f'train first, or set path.{key}'
             report.add(f'path.{key}', f'no such file: {where(value, root_path)}; {remedy}')
-        elif _unpacks(osp.expanduser(value)):
+        elif unpacks(osp.expanduser(value)):
             report.add(f'path.{key}', f'{where(value, root_path)} is compressed, as torch writes none: what it unpacks '
                        'to may fill the memory; fetch it again, or save it anew with torch.save')
-
-
-def _unpacks(path: str) -> bool:
-    """Whether a checkpoint takes more memory than its file says: torch's own are archives without compression."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any(member.file_size > member.compress_size for member in archive.infolist())
-    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
-        return False  # reading it will say what it is

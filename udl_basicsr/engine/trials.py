@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 from torch.utils.data import Dataset
 
+from udl_basicsr.data.images import same_names
 from udl_basicsr.models import step
 
 MOST_PARAMETERS = 2**32
@@ -27,6 +28,7 @@ MOST_PARAMETERS = 2**32
 MOST_MODULES = 10_000
 
 
+SAME_NAMES = 'scores and results are kept by names without their endings, and these are the same; rename one'
 _PLAIN_TENSORS = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
 
 
@@ -211,13 +213,17 @@ def try_dataset(target: type[Dataset], block: dict, wanted: tuple[str, ...]) -> 
     """Why a data set gives no images under the names that are wanted; empty where its first sample has them."""
     try:
         with quietly():
-            sample = target(deepcopy(block))[0]
+            dataset = target(deepcopy(block))
+            sample = dataset[0]
     except Exception as error:
         return f'{target.__name__} cannot give its first image: {why(error)}'
     for key in wanted:
         image = sample.get(key) if isinstance(sample, dict) else None
         if not isinstance(image, Tensor) or image.ndim != 3:
             return f'{target.__name__} gives no image {key} (C, H, W), which the model needs; use PairedImageDataset'
+    paths = getattr(dataset, 'paths', None)
+    if block.get('phase') != 'train' and isinstance(paths, list) and (same := same_names(map(str, paths))):
+        return f'{SAME_NAMES}: {"; ".join(same[:20])}'
     return ''
 
 

@@ -14,6 +14,8 @@ from typing import Any
 
 import yaml
 
+from udl_basicsr.messages import one_line
+
 _FLOAT = re.compile(r'^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)$')  # YAML 1.1 wants a dot and a sign
 _REFERENCE = re.compile(r'\$\{(\w+)\}')
 # No honest option file comes near any of these; a hostile one must cost neither time nor memory.
@@ -22,7 +24,6 @@ _MAX_FILES = 100  # a base that names two bases that name two bases grows expone
 _MAX_NODES = 20_000  # values once aliases are expanded: aliases of aliases grow exponentially
 _MAX_DEPTH = 32  # blocks within blocks
 _MAX_TEXT = 10_000  # characters of one text once its ``${key}`` are replaced, which grows exponentially as well
-_MAX_LINE = 8000  # characters of one line of an error message
 
 
 class OptionError(ValueError):
@@ -33,14 +34,8 @@ class OptionError(ValueError):
     """
 
     def __init__(self, problems: str | Iterable[str]) -> None:
-        self.problems = tuple(map(_one_line, (problems,) if isinstance(problems, str) else problems))
+        self.problems = tuple(map(one_line, (problems,) if isinstance(problems, str) else problems))
         super().__init__('\n'.join(self.problems))
-
-
-def _one_line(text: str) -> str:
-    """``text`` as one line of a message: what came out of a file or a library moves no cursor and fills no screen."""
-    text = ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in text)
-    return text if len(text) <= _MAX_LINE else f'{text[:_MAX_LINE]}... ({len(text)} characters)'
 
 
 def did_you_mean(name: Any, known: Iterable[str], listing: int = 12) -> str:
@@ -197,6 +192,20 @@ def _read(text: str, source: str) -> Any:
         raise OptionError(f'{where}: {error.problem or error.context}') from None
     except (yaml.YAMLError, ValueError) as error:
         raise OptionError(f'{source}: not valid YAML: {str(error).splitlines()[0]}') from None
+
+
+def read_block(text: str, source: str) -> dict:
+    """A block of options that stands in another file than an option file, under the same limits; JSON is YAML too.
+
+    Raises:
+        OptionError: Names ``source``: too long or too deep, not YAML, or no mapping.
+    """
+    if len(text) > _MAX_BYTES:
+        raise OptionError(f'{source}: expected a block of options, at most {_MAX_BYTES} characters, got {len(text)}')
+    block = _read(text, source)
+    if not isinstance(block, dict):
+        raise OptionError(f'{source}: expected a block of options, got {_short(block)!r}')
+    return block
 
 
 # ------------------------------------------------------------------------------------------ inheritance, references

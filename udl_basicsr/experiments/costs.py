@@ -19,6 +19,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from udl_basicsr.engine.checks import lookup
+from udl_basicsr.engine.introspect import parameters
 from udl_basicsr.engine.trials import build_network, quietly
 from udl_basicsr.losses.perceptual import NETS, build_lpips
 
@@ -121,10 +122,21 @@ def iteration_operations(flat: Mapping) -> int:
         one = _BACKWARD * image + uncertainty if frozen else _BACKWARD * (image if stage == 'udl' else uncertainty)
     else:
         one = _BACKWARD * image
-    loss = train.get('tlw_opt')
-    if loss and loss.get('judge', 'alex') in NETS:
-        one += (1 + loss.get('samples', 3)) * _judge(loss.get('judge', 'alex'), side * flat['scale'])
+    if judge := judge_of(train.get('tlw_opt')):
+        # T weight maps are judged forward, one forward and backward, each by two images beside the target
+        images = 2 * train['tlw_opt'].get('samples', 3) + 2 * _BACKWARD + 1
+        one += images * _judge(judge[0], side * flat['scale'])
     return one * int(data['batch_size_per_gpu'])
+
+
+def judge_of(loss: Mapping | None) -> tuple[str, str | None] | None:
+    """Backbone and file of weights of the LPIPS that judges in ``train.tlw_opt``; None where there is none."""
+    target = lookup('loss', loss.get('type')) if isinstance(loss, dict) else None
+    known = parameters(target)[0] if target else {}
+    if 'judge' not in known:
+        return None
+    net = loss.get('judge', known['judge'].default)
+    return (net, loss.get('judge_weights')) if net in NETS else None
 
 
 @functools.lru_cache(maxsize=4)

@@ -8,7 +8,7 @@ from pathlib import Path
 from udl_basicsr.losses.perceptual import backbone_file
 from udl_basicsr.reports.scores import markdown_table, text_table
 
-from .costs import Estimate, device_speed
+from .costs import Estimate, device_speed, judge_of
 from .plan import Run, Stage
 from .records import machine
 from .runner import done
@@ -81,9 +81,8 @@ def _data(runs: Iterable[Run]) -> Iterator[list[str]]:
                 for key in _ROOTS:
                     if isinstance(block.get(key), str):
                         needed.setdefault((str(block.get('name')), osp.expanduser(block[key])), {})[use] = None
-        losses = [stage.flat['train'].get('tlw_opt') or {'judge_random': True} for stage in run.stages]
-        judges = [(loss.get('judge', 'alex'), loss.get('judge_weights')) for loss in losses
-                  if not loss.get('judge_random')]
+        losses = [stage.flat['train'].get('tlw_opt') for stage in run.stages]
+        judges = [judge for loss in losses if (judge := judge_of(loss)) and not loss.get('judge_random')]
         judges += [(block.get('net', 'alex'), block.get('weights_path'))
                    for block in run.test_flat['val']['metrics'].values()
                    if block.get('type') == 'calculate_lpips' and not block.get('random_weights')]

@@ -36,15 +36,17 @@ def make_record(run: Run, root: Path, seconds: float, memory: dict | None) -> di
     histories = [read_history(root / 'experiments' / stage.name / 'history.jsonl') for stage in run.stages]
     visualization = Path('results') / run.name / 'visualization'
     has_pictures = any((root / visualization).glob('*/*.png'))
-    network = run.stages[-1].flat['network_g']
+    last = run.stages[-1].flat
+    network, enlarged = last['network_g'], last['scale']
     return {
         **read_scores(root / 'results' / run.name),
+        'scale': run.scale,  # of the plan: networks for aligned pairs (RealSR) keep the size
         'comparison': run.plan, 'method': run.method, 'label': run.label, 'order': run.order,
         'reference': run.reference, 'seed': run.seed, 'degradation': run.degradation, 'network_title': run.title,
         **({'network_id': run.network} if run.network else {}),
         **({'lengths': run.lengths} if run.lengths != 'shared' else {}),
         'parameters': sum(p.numel() for p in build_network(network).parameters()),
-        'macs': image_macs(network, run.scale), 'run_time': run_time(network, run.scale, run.timed),
+        'macs': image_macs(network, enlarged), 'run_time': run_time(network, enlarged, run.timed),
         'peak_memory': memory,
         'stages': [{'name': stage.flat.get('stage', 'plain'), 'iterations': stage.iterations} for stage in run.stages],
         'options': [stage.essence for stage in run.stages],

@@ -1,10 +1,10 @@
 """Losses. ``functional`` holds the formulas, ``*_loss.py`` the registered classes around them."""
 from . import functional
-from .expected_l1_loss import ExpectedL1Loss, SigmaLoss
+from .expected_l1_loss import ExpectedL1Loss, SigmaLoss, TrainedExpectedL1Loss
 from .gradient_variance_loss import GradientVarianceLoss
 from .ssim_loss import SSIMLoss
 from .tlw_loss import TLWLoss
 from .uncertainty_loss import ESULoss, EULoss, GRAMLoss, UDLLoss, WeightMapLoss
 
 __all__ = ['ESULoss', 'EULoss', 'ExpectedL1Loss', 'GRAMLoss', 'GradientVarianceLoss', 'SSIMLoss', 'SigmaLoss',
-           'TLWLoss', 'UDLLoss', 'WeightMapLoss', 'functional']
+           'TLWLoss', 'TrainedExpectedL1Loss', 'UDLLoss', 'WeightMapLoss', 'functional']

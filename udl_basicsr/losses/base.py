@@ -35,8 +35,7 @@ class WeightedLoss(nn.Module):
 
     def __init__(self, loss_weight: float = 1.0, reduction: str = 'mean'):
         super().__init__()
-        if reduction not in ('none', 'mean', 'sum'):
-            raise ValueError(f'reduction: expected none, mean or sum, got {reduction!r}')
+        F.check_choice('reduction', reduction, ('none', 'mean', 'sum'))
         self.loss_weight = loss_weight
         self.reduction = reduction
 

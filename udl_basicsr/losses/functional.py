@@ -5,6 +5,7 @@ All maps are (N, C, H, W). Functions keep the dtype they are given; the loss cla
 """
 import torch
 from torch import Tensor
+from torch.distributions import Laplace
 
 from .tlw import fixed_sum  # noqa: F401 - one of the formulas, kept with those it belongs to
 
@@ -14,11 +15,19 @@ ELU_FLOOR = -1.0
 SCALINGS = ('linear', 'exp', 'sqrt_exp', 'log')
 MIN_OVER = ('image', 'channel')
 THRESHOLDS = ('mean', 'none')
+MEAN_OVER = ('image', 'batch')
+NOISES = ('gaussian', 'laplace')
 
 #: Red, green, blue to luma, ITU-R BT.601.
 LUMA = (0.299, 0.587, 0.114)
 
 SSIM_WINDOW = 11
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Refuses an option that is none of the choices, with a ValueError that names them."""
+    if value not in choices:
+        raise ValueError(f'{name}: expected one of {", ".join(choices)}, got {value!r}')
 
 
 def laplace_nll_terms(error: Tensor, log_scale: Tensor, prior: float = 0.) -> tuple[Tensor, Tensor]:
@@ -70,10 +79,8 @@ def scale_log_scale(log_scale: Tensor, scaling: str = 'linear', offset: float = 
     Raises:
         ValueError: Unknown ``scaling`` or ``min_over``.
     """
-    if scaling not in SCALINGS:
-        raise ValueError(f'scaling: expected one of {", ".join(SCALINGS)}, got {scaling!r}')
-    if min_over not in MIN_OVER:
-        raise ValueError(f'min_over: expected one of {", ".join(MIN_OVER)}, got {min_over!r}')
+    check_choice('scaling', scaling, SCALINGS)
+    check_choice('min_over', min_over, MIN_OVER)
     if scaling == 'exp':
         weight = torch.exp(log_scale)
     elif scaling == 'sqrt_exp':
@@ -176,29 +183,67 @@ def gradient_variance_maps(img: Tensor, patch_size: int) -> Tensor:
     return patches.var(dim=(-2, -1), unbiased=True)
 
 
-def adaptive_sigma(error: Tensor, threshold: str = 'mean') -> Tensor:
+def adaptive_sigma(error: Tensor, threshold: str = 'mean', mean_over: str = 'image') -> Tensor:
     """e_t of Revisiting l1: the scale of the random variable that is added to the prediction (section 4.3).
 
-    The mean is that of each image, over C, H, W: what an image contributes then depends neither on its neighbours in
-    the batch nor on how the batch is divided among processes or ``train.accumulate``. Which pixels are chosen is a
-    constant; the gradient flows through e where it was kept.
+    Which pixels are chosen is a constant; the gradient flows through e where it was kept. The paper says "less than the
+    average" and not of what. By default it is each image's own: what an image contributes then depends neither on its
+    neighbours in the batch nor on how the batch is divided among processes or ``train.accumulate``.
 
     Args:
-        error (Tensor): e = |x - f|, (N, C, H, W).
+        error (Tensor): e = |x - f|, (N, C, H, W); or x - f, which is chosen by its absolute value and keeps its sign.
         threshold (str): ``'mean'``: e where e >= its mean, 0 elsewhere. ``'none'``: e everywhere.
+        mean_over (str): ``'image'``: the mean over C, H, W. ``'batch'``: over N as well.
 
     Raises:
-        ValueError: Unknown ``threshold``.
+        ValueError: Unknown ``threshold`` or ``mean_over``.
     """
-    if threshold not in THRESHOLDS:
-        raise ValueError(f'threshold: expected one of {", ".join(THRESHOLDS)}, got {threshold!r}')
+    check_choice('threshold', threshold, THRESHOLDS)
+    check_choice('mean_over', mean_over, MEAN_OVER)
     if threshold == 'none':
         return error
-    chosen = error >= error.detach().mean(dim=(1, 2, 3), keepdim=True)
+    size = error.detach().abs()
+    chosen = size >= (size.mean() if mean_over == 'batch' else size.mean(dim=(1, 2, 3), keepdim=True))
     return torch.where(chosen, error, torch.zeros_like(error))
 
 
-def expected_l1_map(pred: Tensor, target: Tensor, noise: Tensor, threshold: str = 'mean') -> Tensor:
+def draw_noise(like: Tensor, noise: str = 'gaussian') -> Tensor:
+    """z of l_E, one for each pixel, from torch's global generator of the device.
+
+    ``'gaussian'`` is N(0, 1). ``'laplace'`` has the density exp(-|z|)/2: what the paper's footnote 1 gives, -sgn(u)*
+    ln(1 - 2|u|), where u is uniform in (-1/2, 1/2). (The footnote has u ~ N(0, 1), for which the logarithm does not
+    exist wherever |u| > 1/2.) The sigma that multiplies it is then a Laplace scale: E|z| = 1, and its variance is 2.
+
+    Args:
+        like (Tensor): Of the shape, dtype and device that z is to have.
+        noise (str): One of the names above.
+
+    Raises:
+        ValueError: Unknown ``noise``.
+    """
+    check_choice('noise', noise, NOISES)
+    if noise == 'gaussian':
+        return torch.randn_like(like)
+    return Laplace(like.new_zeros(()), like.new_ones(()), validate_args=False).sample(like.shape)
+
+
+def noisy_l1_map(pred: Tensor, target: Tensor, sigma: Tensor | float, noise: Tensor) -> Tensor:
+    """|x - (f + sigma*z)|: the integrand of Revisiting l1's eq. 6, and of eq. 7 where sigma is a constant k.
+
+    Args:
+        pred (Tensor): f, (N, C, H, W).
+        target (Tensor): x, same shape.
+        sigma (Tensor | float): Same shape, or a number, in the unit of the pixels.
+        noise (Tensor): z, same shape.
+    """
+    return torch.abs(target - pred - sigma * noise)
+
+
+def expected_l1_map(pred: Tensor,
+                    target: Tensor,
+                    noise: Tensor,
+                    threshold: str = 'mean',
+                    mean_over: str = 'image') -> Tensor:
     """|x - (f + e_t*z)|, the integrand of l_E (Revisiting l1, eq. 8).
 
     With r = x - f this is |r|*|1 - sgn(r)*z| where e_t = e, and |r| elsewhere. The gradient, which flows through e_t
@@ -207,11 +252,10 @@ def expected_l1_map(pred: Tensor, target: Tensor, noise: Tensor, threshold: str 
     Args:
         pred (Tensor): f, (N, C, H, W).
         target (Tensor): x, same shape.
-        noise (Tensor): z ~ N(0, 1), same shape.
-        threshold (str): See :func:`adaptive_sigma`.
+        noise (Tensor): z, same shape; see :func:`draw_noise`.
+        threshold (str), mean_over (str): See :func:`adaptive_sigma`.
     """
-    residual = target - pred
-    return torch.abs(residual - adaptive_sigma(torch.abs(residual), threshold) * noise)
+    return noisy_l1_map(pred, target, adaptive_sigma(torch.abs(target - pred), threshold, mean_over), noise)
 
 
 def _gaussian_bands(size: int, like: Tensor) -> Tensor:

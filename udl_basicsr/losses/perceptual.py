@@ -23,11 +23,17 @@ class PerceptualDistance(nn.Module):
 
     The distances are those of ``lpips.LPIPS``. Its own ``forward`` is not used since its gradient is NaN wherever all
     features of a place are 0, and since it computes the features of the target anew for each image that is compared.
+
+    Args:
+        model (lpips.LPIPS): Network, linear layers and version.
+        linear (bool): Whether the linear layers weight the channels of the features; ``False`` adds them up, as the
+            package does with ``lpips=False``.
     """
 
-    def __init__(self, model: lpips.LPIPS):
+    def __init__(self, model: lpips.LPIPS, linear: bool = True):
         super().__init__()
         self.model = model.eval().requires_grad_(False)
+        self.linear = linear
         self.min_size = smallest_image(model.pnet_type)
 
     def train(self, mode: bool = True) -> 'PerceptualDistance':
@@ -66,7 +72,9 @@ class PerceptualDistance(nn.Module):
         with torch.autocast(pred.device.type, enabled=False):
             for lin, a, b in zip(self.model.lins, self._features(pred), self._features(target), strict=True):
                 difference = (a.unflatten(0, (-1, len(target))) - b).flatten(0, 1)
-                distance = distance + lin(difference.square()).mean(dim=(1, 2, 3))
+                square = difference.square()
+                square = lin(square) if self.linear else square.sum(dim=1, keepdim=True)
+                distance = distance + square.mean(dim=(1, 2, 3))
         return distance
 
 
@@ -110,7 +118,7 @@ def find_backbone_weights(net: str = 'alex', weights_path: str | Path | None = N
 
 
 def build_lpips(net: str = 'alex', weights_path: str | Path | None = None, random_weights: bool = False,
-                version: str = '0.1') -> PerceptualDistance:
+                version: str = '0.1', linear: bool = True) -> PerceptualDistance:
     """LPIPS, frozen and in eval mode, on the CPU. Leaves the random state as it was.
 
     Args:
@@ -119,6 +127,7 @@ def build_lpips(net: str = 'alex', weights_path: str | Path | None = None, rando
         random_weights (bool): A random backbone instead, always the same one, for trials without weights. It is no
             measure of perception, which a warning in the log says.
         version (str): ``'0.1'``, or ``'0.0'`` with its known error of normalisation.
+        linear (bool): With the linear layers that were learned from human judgements, or the plain sum of the channels.
 
     Raises:
         ValueError: Unknown ``net`` or ``version``.
@@ -151,4 +160,4 @@ def build_lpips(net: str = 'alex', weights_path: str | Path | None = None, rando
             raise CheckpointError(f"{path}: is no checkpoint of torchvision's {_BACKBONES[net][0]}; it lacks "
                                   f'{wrong[0]}, or has it in another shape')
         model.net.load_state_dict({key: weights[name] for key, name in renamed.items()})
-    return PerceptualDistance(model)
+    return PerceptualDistance(model, linear)

@@ -60,33 +60,45 @@ def relaxed_bernoulli(prob: Tensor, temperature: float, samples: int) -> Tensor:
     return torch.sigmoid(logits.rsample((samples, )))
 
 
-def weight_criterion(weights: Tensor, pred: Tensor, target: Tensor, distance: Callable[[Tensor, Tensor], Tensor],
-                     eps: float) -> Tensor:
-    """WC (eq. 4): (D(w*f + (1 - w)*x, x) + eps)/(D((1 - w)*f + w*x, x) + eps), for each image.
-
-    Above 1 where w chose those pixels of f that disturb the judge more than the others do.
+def judged_distances(weights: Tensor, pred: Tensor, target: Tensor,
+                     distance: Callable[[Tensor, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """D(w*f + (1 - w)*x, x) and D((1 - w)*f + w*x, x): how much what w chose disturbs the judge, and all the rest.
 
     Args:
         weights (Tensor): w, (T, N, C, H, W) or with C = 1: T maps for each image.
         pred (Tensor): f, (N, C, H, W).
         target (Tensor): x, the same.
         distance (Callable): D((M, C, H, W), (N, C, H, W)) -> (M, ), image m being compared with target m mod N.
-        eps (float): Keeps the ratio near 1 where f cannot be told from x.
 
     Returns:
-        Tensor: (T, N), > 0.
+        tuple: Both (T, N), >= 0.
     """
     difference = weights * (pred - target)
     chosen = target + difference        # w*f + (1 - w)*x
     others = pred - difference          # (1 - w)*f + w*x
     both = torch.cat([chosen, others]).flatten(0, 1)
-    over, under = (distance(both, target) + eps).unflatten(0, (2, *weights.shape[:2]))
-    return over / under
+    over, under = distance(both, target).unflatten(0, (2, *weights.shape[:2]))
+    return over, under
 
 
-def k_schedule(position: float, start: float = 0.3, gain: float = 0.6, tau: float = 200.) -> float:
-    """k = gain*(1 - exp(-position/tau)) + start (section IV-A), position and tau in epochs or in iterations."""
-    return gain * -math.expm1(-position / tau) + start
+def weight_criterion(over: Tensor, under: Tensor, eps: float) -> Tensor:
+    """WC = (D_over + eps)/(D_under + eps) (eq. 4), of the distances of :func:`judged_distances`.
+
+    Above 1 where w chose those pixels of f that disturb the judge more than the others do. ``eps`` keeps the ratio near
+    1 where f cannot be told from x.
+    """
+    return (over + eps) / (under + eps)
+
+
+def k_schedule(position: float, start: float = 0.3, gain: float = 0.6, tau: float = 200.,
+               growth: str = 'exponential') -> float:
+    """k, the mean of the weights, as training goes on; position and tau in epochs or in iterations.
+
+    ``'exponential'`` is gain*(1 - exp(-position/tau)) + start (section IV-A, the defaults with it). ``'linear'`` is
+    gain*min(position/tau, 1) + start, as released: epoch/100.
+    """
+    grown = min(position / tau, 1.) if growth == 'linear' else -math.expm1(-position / tau)
+    return gain * grown + start
 
 
 def sr_weights(weights: Tensor, criterion: Tensor) -> Tensor:
@@ -102,9 +114,34 @@ def sr_weights(weights: Tensor, criterion: Tensor) -> Tensor:
     return torch.einsum('tn,tnchw->nchw', criterion.detach(), weights.detach())
 
 
-def mse_weights(weights: Tensor, pred: Tensor, target: Tensor, offset: float = 0.1) -> Tensor:
-    """w/(|x - f| + 0.1) (section IV-A): under the squared error, so that it grows as the absolute one. No gradient.
+def expected_likelihood_loss(weights: Tensor, prob: Tensor, error: Tensor) -> Tensor:
+    """-ln( sum_t p_t*exp(-mean(w_t*e)) / sum_t p_t ) of each image: the SR network's loss as released.
 
-    ``offset`` is in the unit of the pixels, [0, 1].
+    The logarithm of the expected likelihood, where eq. 11 to 13 have the expectation of its logarithm.
+
+    Args:
+        weights (Tensor): w, (T, N, C, H, W); a constant.
+        prob (Tensor): p, (T, N), >= 0; a constant.
+        error (Tensor): What the weights multiply, (N, C, H, W).
+
+    Returns:
+        Tensor: (N, ), >= 0.
     """
-    return weights / (torch.abs(target - pred).detach() + offset)
+    log_prob = prob.detach().clamp_min(torch.finfo(prob.dtype).tiny).log()
+    weighted = (weights.detach() * error).mean(dim=(-3, -2, -1))
+    return torch.logsumexp(log_prob, dim=0) - torch.logsumexp(log_prob - weighted, dim=0)
+
+
+def pixel_error(pred: Tensor, target: Tensor, base: str = 'l1', mse_offset: float = 0.1) -> Tensor:
+    """What the weights multiply: |x - f| for ``'l1'``, and (x - f)^2 / (sg|x - f| + 0.1) for ``'mse'`` (section III-C).
+
+    The paper divides the weights of the squared error, so that it grows as the absolute one; that is the same.
+
+    Args:
+        pred (Tensor): f, (N, C, H, W).
+        target (Tensor): x, the same.
+        base (str): ``'l1'`` or ``'mse'``.
+        mse_offset (float): In the unit of the pixels: 0.1 as printed; as released 0.2, and 0.1 where nothing is drawn.
+    """
+    error = torch.abs(target - pred)
+    return error if base == 'l1' else error.square() / (error.detach() + mse_offset)

@@ -3,35 +3,51 @@ import torch
 from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor, nn
 
+from . import functional as F
 from . import tlw
 from .base import WeightedLoss, check_shapes, full_precision
 from .perceptual import NETS, build_lpips
+
+ORDERS = ('alternating', 'joint')
+FORMS = ('sum', 'log_sum_exp')
+GROWTHS = ('exponential', 'linear')
 
 
 @LOSS_REGISTRY.register()
 class TLWLoss(WeightedLoss):
     """Trainable loss weights (arXiv 2301.10575), for ``train.tlw_opt`` of TLWModel.
 
-    The expectation step draws T weight maps w_t from what the weighting network says and judges each by WC. Both
-    networks are then trained on them: the weighting network minimises -log WC, the SR network the pixel loss weighted
-    with sum_t sg[WC(w_t)*w_t] (eq. 4, 8, 13, alg. 1).
+    Weight maps w are drawn from what the weighting network says and judged by WC (eq. 4). The weighting network
+    minimises -log WC (eq. 8, 9), the SR network the pixel loss weighted with sum_t sg[WC(w_t)*w_t] (eq. 13).
+
+    As printed: WC, FixedSum, k, the two losses, 0.1 in the weights of the MSE, and the order of algorithm 1. As
+    released, since the paper has no value: T, the temperature, eps, and the judge, VGG without LPIPS' linear layers.
 
     The judge is built by :meth:`build_judge`, not before: it needs a file of weights, the other arguments do not.
 
     Args:
         loss_weight (float): Weight of the SR network's loss; the weighting network's has none.
-        base (str): The pixel loss: ``'l1'``, or ``'mse'``, whose weights are divided by |x - f| + 0.1.
+        base (str): The pixel loss: ``'l1'`` or ``'mse'``; see :func:`~udl_basicsr.losses.tlw.pixel_error`.
+        order (str): ``'alternating'`` is algorithm 1: one w for the weighting network, which steps; then T new ones
+            from it for the SR network. ``'joint'`` (ours) draws T once, from which both learn in one step; the
+            weighting network runs once, and its loss is the mean over T.
         samples (int): T, the number of weight maps; without effect if ``deterministic``.
-        temperature (float): Of the relaxed Bernoulli distribution they are drawn from. A choice of ours.
+        temperature (float): Of the relaxed Bernoulli distribution they are drawn from.
         deterministic (bool): Draw nothing and take what the weighting network says as the one weight map.
-        eps (float): Of WC, in units of LPIPS. A choice of ours.
+        form (str): Of the SR network's loss: ``'sum'`` as printed, or ``'log_sum_exp'`` as released, in which p_t =
+            D(w_t*f + (1 - w_t)*x, x)/(D((1 - w_t)*f + w_t*x, x) + eps); see
+            :func:`~udl_basicsr.losses.tlw.expected_likelihood_loss`.
+        mse_offset (float): Of ``base: mse``, in the unit of the pixels; 0.1 as printed, 0.2 as released.
+        eps (float): Of WC, in units of the judge.
         judge (str): Backbone of LPIPS: ``'alex'``, ``'vgg'`` or ``'squeeze'``.
+        judge_linear (bool): LPIPS with its linear layers.
         judge_weights (str | None): torchvision's file of its ImageNet weights; None looks in torch's cache.
         judge_random (bool): A random backbone, for trials without weights.
         k_start (float): k, the mean of the weights, at the beginning, in [0, 1].
         k_gain (float): By how much it grows in the end; k_start + k_gain in [0, 1].
         k_tau (float): Time constant of its growth.
         k_unit (str): Unit of ``k_tau``: ``'epoch'`` or ``'iter'``.
+        k_growth (str): ``'exponential'``, or ``'linear'``; see :func:`~udl_basicsr.losses.tlw.k_schedule`.
         reduction (str): ``'none'``, ``'mean'`` or ``'sum'``, of the SR network's loss.
 
     Raises:
@@ -41,32 +57,41 @@ class TLWLoss(WeightedLoss):
     def __init__(self,
                  loss_weight: float = 1.0,
                  base: str = 'l1',
+                 order: str = 'alternating',
                  samples: int = 3,
-                 temperature: float = 0.5,
+                 temperature: float = 0.1,
                  deterministic: bool = False,
+                 form: str = 'sum',
+                 mse_offset: float = 0.1,
                  eps: float = 1e-3,
-                 judge: str = 'alex',
+                 judge: str = 'vgg',
+                 judge_linear: bool = False,
                  judge_weights: str | None = None,
                  judge_random: bool = False,
                  k_start: float = 0.3,
                  k_gain: float = 0.6,
                  k_tau: float = 200.,
                  k_unit: str = 'epoch',
+                 k_growth: str = 'exponential',
                  reduction: str = 'mean'):
         super().__init__(loss_weight, reduction)
-        for name, value, choices in (('base', base, ('l1', 'mse')), ('judge', judge, NETS),
-                                     ('k_unit', k_unit, ('epoch', 'iter'))):
-            if value not in choices:
-                raise ValueError(f'{name}: expected one of {", ".join(choices)}, got {value!r}')
-        for name, value in (('samples', samples), ('temperature', temperature), ('eps', eps), ('k_tau', k_tau)):
+        for name, value, choices in (('base', base, ('l1', 'mse')), ('order', order, ORDERS), ('form', form, FORMS),
+                                     ('judge', judge, NETS), ('k_unit', k_unit, ('epoch', 'iter')),
+                                     ('k_growth', k_growth, GROWTHS)):
+            F.check_choice(name, value, choices)
+        for name, value in (('samples', samples), ('temperature', temperature), ('mse_offset', mse_offset),
+                            ('eps', eps), ('k_tau', k_tau)):
             if not value > 0:
                 raise ValueError(f'{name}: expected a number > 0, got {value!r}')
         if not (0 <= k_start <= 1 and 0 <= k_start + k_gain <= 1):
             raise ValueError('k_start, k_gain: expected k_start and k_start + k_gain in [0, 1], got '
                              f'{k_start}, {k_gain}')
-        self.base, self.samples, self.temperature, self.deterministic = base, samples, temperature, deterministic
-        self.eps, self.k_unit, self._k = eps, k_unit, {'start': k_start, 'gain': k_gain, 'tau': k_tau}
-        self._judge_options = {'net': judge, 'weights_path': judge_weights, 'random_weights': judge_random}
+        self.base, self.order, self.form, self.mse_offset = base, order, form, mse_offset
+        self.samples, self.temperature, self.deterministic = samples, temperature, deterministic
+        self.eps, self.k_unit = eps, k_unit
+        self._k = {'start': k_start, 'gain': k_gain, 'tau': k_tau, 'growth': k_growth}
+        self._judge_options = {'net': judge, 'linear': judge_linear, 'weights_path': judge_weights,
+                               'random_weights': judge_random}
         self.judge: nn.Module | None = None
 
     def build_judge(self) -> None:
@@ -82,28 +107,75 @@ class TLWLoss(WeightedLoss):
         return tlw.k_schedule(position, **self._k)
 
     @full_precision
-    def forward(self, pred: Tensor, target: Tensor, weight_map: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """
+    def weighting_loss(self, pred: Tensor, target: Tensor, weight_map: Tensor) -> tuple[Tensor, Tensor]:
+        """The weighting network's, from one w for each image (algorithm 1).
+
         Args:
-            pred (Tensor): f(y), (N, C, H, W), RGB or gray in [0, 1].
+            pred (Tensor): f(y), (N, C, H, W), RGB or gray in [0, 1]; taken as a constant.
             target (Tensor): x, same shape and range.
             weight_map (Tensor): What the weighting network says, same shape, in [0, 1], with its gradient.
 
         Returns:
-            tuple: The SR network's loss, a scalar, or (N, C, H, W) with ``reduction='none'``, whose gradient reaches
-                ``pred`` alone; the weighting network's, mean(-log WC), whose gradient reaches ``weight_map`` alone;
-                and WC, (T, N), without gradient.
+            tuple: mean(-log WC), and WC, (1, N), without gradient.
 
         Raises:
             ValueError: The shapes differ, or the images are too small for the judge.
         """
         check_shapes(pred=pred, target=target, weight_map=weight_map)
-        fixed = pred.detach()
-        weights = weight_map[None] if self.deterministic else tlw.relaxed_bernoulli(
-            weight_map, self.temperature, self.samples)
-        criterion = tlw.weight_criterion(weights, fixed, target, self.judge, self.eps)
-        weight = tlw.sr_weights(weights, criterion)
-        error = torch.abs(target - pred)
-        if self.base == 'mse':
-            weight, error = tlw.mse_weights(weight, fixed, target), error.square()
-        return self._reduce(weight * error), -criterion.log().mean(), criterion.detach()
+        weights = self._draw(weight_map, 1)
+        criterion = self._criterion(*tlw.judged_distances(weights, pred.detach(), target, self.judge))
+        return -criterion.log().mean(), criterion.detach()
+
+    @full_precision
+    def weighted_loss(self, pred: Tensor, target: Tensor, weight_map: Tensor) -> tuple[Tensor, Tensor]:
+        """The SR network's, from T weight maps.
+
+        Args:
+            pred (Tensor): As above, with its gradient.
+            target (Tensor): As above.
+            weight_map (Tensor): As above; taken as a constant.
+
+        Returns:
+            tuple: A scalar, or with ``reduction='none'`` (N, C, H, W) (of ``form: log_sum_exp`` (N, )); and WC, (T, N),
+                without gradient.
+
+        Raises:
+            ValueError: As above.
+        """
+        check_shapes(pred=pred, target=target, weight_map=weight_map)
+        with torch.no_grad():
+            weights = self._draw(weight_map, self.samples)
+            distances = tlw.judged_distances(weights, pred, target, self.judge)
+        return self._weighted(pred, target, weights, *distances), self._criterion(*distances)
+
+    @full_precision
+    def forward(self, pred: Tensor, target: Tensor, weight_map: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Both sides from the same T weight maps (``order: joint``).
+
+        Args:
+            pred (Tensor), target (Tensor), weight_map (Tensor): As above, the first and last with their gradients.
+
+        Returns:
+            tuple: The SR network's loss, whose gradient reaches ``pred`` alone; the weighting network's, mean(-log WC),
+                whose gradient reaches ``weight_map`` alone; and WC, (T, N), without gradient.
+
+        Raises:
+            ValueError: As above.
+        """
+        check_shapes(pred=pred, target=target, weight_map=weight_map)
+        weights = self._draw(weight_map, self.samples)
+        distances = tlw.judged_distances(weights, pred.detach(), target, self.judge)
+        criterion = self._criterion(*distances)
+        return self._weighted(pred, target, weights, *distances), -criterion.log().mean(), criterion.detach()
+
+    def _draw(self, weight_map: Tensor, samples: int) -> Tensor:
+        return weight_map[None] if self.deterministic else tlw.relaxed_bernoulli(weight_map, self.temperature, samples)
+
+    def _criterion(self, over: Tensor, under: Tensor) -> Tensor:
+        return tlw.weight_criterion(over, under, self.eps)
+
+    def _weighted(self, pred: Tensor, target: Tensor, weights: Tensor, over: Tensor, under: Tensor) -> Tensor:
+        error = tlw.pixel_error(pred, target, self.base, self.mse_offset)
+        if self.form == 'sum':
+            return self._reduce(tlw.sr_weights(weights, self._criterion(over, under)) * error)
+        return self._reduce(tlw.expected_likelihood_loss(weights, over / (under + self.eps), error))

@@ -3,14 +3,22 @@ import contextlib
 import errno
 import os
 import pickle
+import warnings
 import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from udl_basicsr.messages import MessageError, first_line, one_line, some
+
+_ORDINARY = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool, torch.uint8, torch.int8,
+             torch.int16, torch.int32, torch.int64}
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(MessageError):
     """A checkpoint that cannot be read, written or used; the message names the file, the reason and the remedy."""
 
 
@@ -47,58 +55,164 @@ def read_checkpoint(path: str | Path, map_location='cpu') -> dict:
     The tensors of a ``.safetensors`` file come as ``{'params': ...}``.
 
     Raises:
-        CheckpointError: Missing, truncated, no checkpoint at all, or not a mapping.
+        CheckpointError: Missing, truncated, compressed, no checkpoint at all, not a mapping, or with tensors that are
+            larger than the file.
     """
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f'{path}: no such file. Expected a checkpoint (.pth, .safetensors or .state)')
     if path.suffix == '.safetensors':
         return {'params': _read_safetensors(path, map_location)}
+    if unpacks(path):
+        raise CheckpointError(f'{path}: is compressed, as torch writes none: what it unpacks to may fill the memory. '
+                              'Fetch it again, or save it anew with torch.save')
     try:
-        content = torch.load(path, map_location=map_location, weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if 'Weights only load failed' in reason or isinstance(error, pickle.UnpicklingError):
-            reason = 'it is no checkpoint of plain tensors (broken, or it holds pickled objects, which are never run)'
-        elif not path.stat().st_size:
-            reason = 'it is empty'
-        elif isinstance(error, EOFError) or getattr(error, 'errno', None) == errno.EINVAL:
-            reason = 'it is cut off'  # torch's reader seeks to where its end should be
-        raise CheckpointError(f'{path}: cannot be read: {reason}') from error
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # torch's, of what it is about to refuse
+            content = torch.load(path, map_location=map_location, weights_only=True)
+    except Exception as error:  # of broken bytes torch's readers raise anything, from AttributeError to struct.error
+        raise CheckpointError(f'{path}: cannot be read: {_why_unreadable(path, error)}') from error
     if not isinstance(content, dict):
         raise CheckpointError(f'{path}: expected a mapping, got {type(content).__name__}')
+    # A few bytes may tell of a tensor of any size, whose values are then those that the memory happens to hold.
+    storages = {s.data_ptr(): s.nbytes() for s in (t.untyped_storage() for t in _tensors(content) if _is_dense(t))}
+    if sum(storages.values()) > path.stat().st_size:
+        raise CheckpointError(f'{path}: cannot be read: its tensors take {sum(storages.values())} bytes, more than it '
+                              f'has, {path.stat().st_size}')
     return content
 
 
-def _read_safetensors(path: Path, map_location) -> dict:
+def _why_unreadable(path: Path, error: Exception) -> str:
+    reason = first_line(error)
+    if 'Weights only load failed' in reason or isinstance(error, pickle.UnpicklingError):
+        return 'it is no checkpoint of plain tensors (broken, or it holds pickled objects, which are never run)'
+    if not path.stat().st_size:
+        return 'it is empty'
+    if isinstance(error, EOFError) or getattr(error, 'errno', None) == errno.EINVAL:
+        return 'it is cut off'  # torch's reader seeks to where its end should be
+    if isinstance(error, (OSError, RuntimeError, zipfile.BadZipFile)):
+        return reason
+    return f'it is broken ({type(error).__name__}: {reason})'
+
+
+def unpacks(path: str | Path) -> bool:
+    """Whether a checkpoint takes more memory than its file says: torch's own are archives without compression."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(member.file_size > member.compress_size for member in archive.infolist())
+    except Exception:
+        return False  # reading it will say what it is
+
+
+def _tensors(content: Any) -> Iterator[Tensor]:
+    """All tensors in mappings and lists, however deep; each container once, since one may contain itself."""
+    waiting, seen = [content], set()
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (Mapping, list, tuple, set, frozenset)) and id(value) not in seen:
+            seen.add(id(value))
+            waiting += [*value, *value.values()] if isinstance(value, Mapping) else value
+
+
+def _is_dense(value: Tensor) -> bool:
+    return value.layout == torch.strided and not value.is_quantized and not value.is_nested \
+        and value.device.type != 'meta'
+
+
+@contextlib.contextmanager
+def _safetensors(path: Path) -> Iterator[Any]:
+    """The module; what it says of a broken file becomes a CheckpointError."""
     try:
         import safetensors.torch
-        return safetensors.torch.load_file(path, device=str(map_location))
     except ImportError as error:
         raise CheckpointError(f"{path}: reading it needs safetensors: pip install 'udl_basicsr[export]'") from error
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f'{path}: cannot be read as safetensors: {error}') from error
+    try:
+        yield safetensors
+    except Exception as error:  # SafetensorError, OSError, KeyError of a type that torch has no name for, ...
+        raise CheckpointError(f'{path}: cannot be read as safetensors: {first_line(error)}') from error
 
 
-def network_weights(path: str | Path, param_key: str | None = 'params') -> dict:
+def _read_safetensors(path: Path, map_location) -> dict:
+    with _safetensors(path) as safetensors:
+        return safetensors.torch.load_file(path, device=str(map_location))
+
+
+def safetensors_metadata(path: str | Path) -> dict[str, str]:
+    """What the header of a ``.safetensors`` file says beside its tensors.
+
+    Raises:
+        CheckpointError: It cannot be read.
+    """
+    with _safetensors(Path(path)) as safetensors, safetensors.safe_open(path, 'pt') as file:
+        return file.metadata() or {}
+
+
+def check_weights(weights: Any, where: str) -> dict[str, Tensor]:
+    """The weights themselves, if they are what every reader of weights takes for granted.
+
+    That is a mapping from text to tensors that are dense, hold values of their own (none that repeats one in the file),
+    and are of a type that other floats and integers convert to: not complex, quantised, sparse or without values.
+
+    Args:
+        weights: What a file holds.
+        where: Its name, and the entry.
+
+    Raises:
+        CheckpointError: Names the first key that is something else.
+    """
+    if not isinstance(weights, Mapping):
+        raise CheckpointError(f'{where}: expected weights, tensors by their names, got {type(weights).__name__}')
+    if not weights:
+        raise CheckpointError(f'{where}: expected weights, tensors by their names; it is empty')
+    for key, value in weights.items():
+        problem = why_no_tensor(value) if isinstance(key, str) else f'is a name of type {type(key).__name__}, no text'
+        if problem:
+            raise CheckpointError(f'{where}: expected weights, dense tensors of floats or integers by their names; '
+                                  f"'{one_line(key, 200)}' {problem}")
+    return {key: value.detach() for key, value in weights.items()}
+
+
+def why_no_tensor(value: Any) -> str:
+    """Why a value from a file is no ordinary tensor; empty where it is one."""
+    if not isinstance(value, Tensor):
+        return f'is of type {type(value).__name__}'
+    if not _is_dense(value):
+        return 'is quantised' if value.is_quantized else 'has no values (it is on the device meta)' \
+            if value.device.type == 'meta' else f'is not dense, it is {value.layout}'.replace('torch.', '')
+    if value.dtype not in _ORDINARY:
+        return f'is of type {value.dtype}'
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        return f'says that it is {tuple(value.shape)}, but holds {value.untyped_storage().nbytes()} bytes'
+    return ''
+
+
+def network_weights(path: str | Path, param_key: str | None = 'params') -> dict[str, Tensor]:
     """The weights under ``param_key``; ``params`` where the key is ``params_ema`` and the file has none.
 
     ``param_key=None`` takes the file's top level. DDP's ``module.`` is removed.
+
+    Raises:
+        CheckpointError: As :func:`read_checkpoint` and :func:`check_weights`; no such entry; or two keys that differ by
+            ``module.`` alone.
     """
-    content = read_checkpoint(path)
+    content, where = read_checkpoint(path), str(path)
     if Path(path).suffix == '.safetensors':
         param_key = 'params'  # it has one set of weights, whatever that was called before
     if param_key is not None:
         if param_key not in content and param_key == 'params_ema':
             param_key = 'params'
         if param_key not in content:
-            raise CheckpointError(f"{path}: has no '{param_key}', it has: {_some(content)}. "
+            raise CheckpointError(f"{path}: has no '{param_key}', it has: {some(content)}. "
                                   'Name the right one in path.param_key_*')
-        content = content[param_key]
-    wrong = [key for key, value in content.items() if not isinstance(value, torch.Tensor)]
-    if wrong:
-        raise CheckpointError(f'{path}: expected tensors only, {_some(wrong)} is not')
-    return {key.removeprefix('module.'): value for key, value in content.items()}
+        content, where = content[param_key], f"{path}: '{param_key}'"
+    content = check_weights(content, where)
+    weights = {key.removeprefix('module.'): value for key, value in content.items()}
+    if len(weights) < len(content):
+        twice = [key for key in content if f'module.{key}' in content]
+        raise CheckpointError(f"{where}: has some weights twice, with and without 'module.': {some(twice)}")
+    return weights
 
 
 def load_network(network: nn.Module, path: str | Path, param_key: str | None = 'params', strict: bool = True) -> None:
@@ -107,9 +221,22 @@ def load_network(network: nn.Module, path: str | Path, param_key: str | None = '
     With ``strict=False`` weights that are absent or of another shape are left as they are.
 
     Raises:
-        CheckpointError: With the keys and shapes that differ, and what the file seems to be.
+        CheckpointError: As :func:`network_weights` and :func:`check_fit`.
     """
     weights = network_weights(path, param_key)
+    check_fit(network, weights, path, strict)
+    own = network.state_dict()
+    network.load_state_dict({key: value for key, value in weights.items()
+                             if key not in own or own[key].shape == value.shape}, strict=strict)
+
+
+def check_fit(network: nn.Module, weights: Mapping[str, Tensor], path: str | Path, strict: bool = True) -> None:
+    """Raises unless weights are those of a network, which may be on the device meta and so cost no memory.
+
+    Raises:
+        CheckpointError: With the keys and shapes that differ (if ``strict``), and what the file seems to be; or where
+            a value of the file cannot be one of the network's, such as an integer where it has floats.
+    """
     own = network.state_dict()
     missing = [key for key in own if key not in weights]
     unexpected = [key for key in weights if key not in own]
@@ -118,12 +245,19 @@ def load_network(network: nn.Module, path: str | Path, param_key: str | None = '
         raise CheckpointError('\n'.join([
             f'{path}: is not a checkpoint of this {type(network).__name__}. ' +
             _explain(set(own), set(weights), missing, unexpected, reshaped),
-            *[f'  missing:    {_some(missing)}' for _ in missing[:1]],
-            *[f'  unexpected: {_some(unexpected)}' for _ in unexpected[:1]],
+            *[f'  missing:    {some(missing)}' for _ in missing[:1]],
+            *[f'  unexpected: {some(unexpected)}' for _ in unexpected[:1]],
             *[f'  {key}: {tuple(weights[key].shape)} in the file, {tuple(own[key].shape)} in the network'
               for key in reshaped[:4]],
         ]))
-    network.load_state_dict({k: v for k, v in weights.items() if k not in reshaped}, strict=strict)
+    for key in own:
+        if key in weights and not _converts(weights[key].dtype, own[key].dtype):
+            raise CheckpointError(f'{path}: {key} is of type {weights[key].dtype} in the file, {own[key].dtype} in the '
+                                  'network, and what it means is lost in between. Expected weights as they are trained')
+
+
+def _converts(given: torch.dtype, wanted: torch.dtype) -> bool:
+    return torch.can_cast(given, wanted) and given.is_floating_point == wanted.is_floating_point
 
 
 def _explain(own: set, given: set, missing: list, unexpected: list, reshaped: list) -> str:
@@ -142,8 +276,3 @@ def _explain(own: set, given: set, missing: list, unexpected: list, reshaped: li
     if len(own & given) < len(own) / 2:
         return 'It was made by another network.'
     return 'It was made by a network with other settings.'
-
-
-def _some(keys, count: int = 4) -> str:
-    keys = list(keys)
-    return ', '.join(map(str, keys[:count])) + (f', and {len(keys) - count} more' if len(keys) > count else '')

@@ -6,6 +6,7 @@ Built on BasicSR's SRModel, whose faults are mended where they are (file:line of
 import contextlib
 import inspect
 from collections import OrderedDict
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from urllib.error import URLError
@@ -78,6 +79,14 @@ class StepModel(ValidatedModel):
         with self.autocast():
             self.output = self.trained(lq)
         return self.listed_losses(self.output, gt, lq), {}
+
+    def updates(self) -> list[tuple[Callable[..., tuple[dict, dict]], tuple[str, ...]]]:
+        """The parts of an iteration, in order: what computes losses, and the labels of the networks that step on them.
+
+        Each is a backward pass and a step of its own; the next sees networks that have stepped. The losses of one must
+        reach the networks of that one alone. The functions are called as :meth:`compute_losses` is.
+        """
+        return [(self.compute_losses, tuple(self.networks_in_training()))]
 
     def networks_in_training(self) -> dict[str, nn.Module]:
         """``{label: network}``, wrapped as they run, in the order of ``optimizers``: each has one of its own."""
@@ -182,50 +191,59 @@ class StepModel(ValidatedModel):
         return losses
 
     def optimize_parameters(self, current_iter: int) -> None:
-        """One step: forward and backward in ``accumulate`` parts, clip, optimisers, EMA.
+        """One iteration: for each of :meth:`updates` forward and backward in ``accumulate`` parts, clip, step; EMA.
+
+        An update that is not finite is left out, and with it those that would have followed.
 
         Raises:
             FloatingPointError: A loss or gradient is not finite, on any rank, and no more steps may be skipped. The
-                networks are as they were before the step.
+                networks of that update and of those after it are as they were before.
         """
         networks = self.networks_in_training()
+        optimizers = dict(zip(networks, self.optimizers, strict=True))
         # Batch norm takes in what it sees even where no step follows.
         buffers = [(b, b.clone()) for n in networks.values() for b in n.buffers()] if self.skip_nonfinite else []
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         self._log = {}
+        for compute_losses, labels in self.updates():
+            self._backward(compute_losses)
+            for label in labels:
+                self.scaler.unscale_(optimizers[label])
+                self._log['grad_norm' if label == 'g' else f'grad_norm_{label}'] = nn.utils.clip_grad_norm_(
+                    networks[label].parameters(), self.grad_clip or float('inf'))
+            if not self._all_finite():
+                for buffer, before in buffers:
+                    buffer.copy_(before)
+                self._leave_out(current_iter)
+                if self.scaler.is_enabled():
+                    self.scaler.update(self.scaler.get_scale())  # NaN says nothing about the scale
+                break
+            for label in labels:
+                self.scaler.step(optimizers[label])
+        else:
+            self.skipped_in_a_row = 0
+            self.scaler.update()
+            if self.ema_decay > 0:
+                self.model_ema(self.ema_decay)
+        if self.skipped:
+            self._log['skipped'] = torch.tensor(float(self.skipped))
+
+    def _backward(self, compute_losses: Callable[..., tuple[dict, dict]]) -> None:
+        """The gradient of the batch's losses, part by part; notes losses and figures for the log."""
         batch = len(self.lq)
         parts = list(zip(self.lq.chunk(self.accumulate), self.gt.chunk(self.accumulate), strict=True))
         given = {key: value.chunk(self.accumulate) for key, value in self.given.items()}
         for number, (lq, gt) in enumerate(parts, 1):
             with contextlib.ExitStack() as waiting:
-                for network in networks.values():
+                for network in self.networks_in_training().values():
                     if isinstance(network, DistributedDataParallel) and number < len(parts):
                         waiting.enter_context(network.no_sync())
-                losses, figures = self.compute_losses(lq, gt, **{key: part[number - 1] for key, part in given.items()})
+                losses, figures = compute_losses(lq, gt, **{key: part[number - 1] for key, part in given.items()})
                 share = len(lq) / batch
                 self.scaler.scale(sum(losses.values()) * share).backward()
             for name, value in {**losses, **figures}.items():
                 self._log[name] = self._log.get(name, 0) + value.detach() * share
-        for (label, network), optimizer in zip(networks.items(), self.optimizers, strict=True):
-            self.scaler.unscale_(optimizer)
-            self._log['grad_norm' if label == 'g' else f'grad_norm_{label}'] = nn.utils.clip_grad_norm_(
-                network.parameters(), self.grad_clip or float('inf'))
-        if self._all_finite():
-            self.skipped_in_a_row = 0
-            for optimizer in self.optimizers:
-                self.scaler.step(optimizer)
-            self.scaler.update()
-            if self.ema_decay > 0:
-                self.model_ema(self.ema_decay)
-        else:
-            self._leave_out(current_iter)
-            for buffer, before in buffers:
-                buffer.copy_(before)
-            if self.scaler.is_enabled():
-                self.scaler.update(self.scaler.get_scale())  # NaN says nothing about the scale
-        if self.skipped:
-            self._log['skipped'] = torch.tensor(float(self.skipped))
 
     def _all_finite(self) -> bool:
         """Whether losses and gradients are finite on every rank: all of them step, or none does."""

@@ -1,6 +1,8 @@
 """Trainable loss weights (Mellatshahi and Kasaei, arXiv 2301.10575)."""
+import contextlib
 from copy import deepcopy
 
+import torch
 from basicsr.archs import build_network
 from basicsr.data import build_dataset
 from basicsr.utils.registry import MODEL_REGISTRY
@@ -8,18 +10,23 @@ from torch import Tensor, nn
 
 from .step import StepModel
 
+_RELEASED_OPTIM = {'type': 'Adam', 'lr': 1e-4, 'betas': (0.5, 0.999)}
+
 
 @MODEL_REGISTRY.register()
 class TLWModel(StepModel):
     """Trains the mean network ``network_g`` and beside it the network ``network_w`` (TLWNet) that weights its loss.
 
     YAML: ``network_w``; ``train.tlw_opt`` (TLWLoss), beside which other losses may stand; ``train.optim_w``, by default
-    Adam at 1e-4; ``train.scheduler_w``, by default ``train.scheduler``; ``path.pretrain_network_w``. Checkpoints:
-    ``net_g_*`` is the mean network alone, ``net_w_*`` the weighting network, which nothing but training needs.
+    as released: Adam at 1e-4 with betas of 0.5 and 0.999; ``train.scheduler_w``, by default ``train.scheduler``;
+    ``path.pretrain_network_w``. Checkpoints: ``net_g_*`` is the mean network alone, ``net_w_*`` the weighting network,
+    which nothing but training needs.
 
-    An iteration is one of the paper's algorithm 1: weight maps are drawn and judged once (expectation), and both
-    networks take a step on them (maximisation). ``train.grad_clip`` holds for each network apart, ``train.ema_decay``
-    is the mean network's alone; batch norm sees the images of one process, and of one part with ``train.accumulate``.
+    An iteration is that of algorithm 1: one weight map is drawn and judged, and the weighting network steps; T new ones
+    are drawn from what it says now, and the mean network steps. With ``tlw_opt.order: joint`` (ours) one draw of T
+    serves both, and both step together. A step that is not finite is left out, and with it the one after.
+    ``train.grad_clip`` holds for each network apart, ``train.ema_decay`` is the mean network's alone; batch norm sees
+    the images of one process, and of one part with ``train.accumulate``.
 
     Attributes:
         iters_per_epoch (int | None): What an epoch is, for ``k_unit: epoch``. Our training loop says so;
@@ -51,7 +58,7 @@ class TLWModel(StepModel):
 
     def setup_optimizers(self) -> None:
         super().setup_optimizers()
-        options = dict(self.opt['train'].get('optim_w') or {'type': 'Adam', 'lr': 1e-4})
+        options = dict(self.opt['train'].get('optim_w') or _RELEASED_OPTIM)
         self.optimizer_w = self.get_optimizer(options.pop('type'), self.trained_w.parameters(), **options)
         self.optimizers.append(self.optimizer_w)
 
@@ -80,16 +87,65 @@ class TLWModel(StepModel):
         images = len(build_dataset(data)) * data.get('dataset_enlarge_ratio', 1)
         return max(1, int(images // (data['batch_size_per_gpu'] * self.opt['world_size'])))
 
+    def updates(self) -> list:
+        if self.criteria['tlw_opt'].order == 'joint':
+            return super().updates()
+        return [(self.weighting_losses, ('w', )), (self.weighted_losses, ('g', ))]
+
+    def weighting_losses(self, lq: Tensor, gt: Tensor) -> tuple[dict, dict]:
+        """Algorithm 1, first half: of the weighting network, from one weight map."""
+        if self._is_whole(lq):  # the second half goes on from this output
+            pred = self._restore(lq)
+        else:  # Kept for all parts, the graphs would take the memory that train.accumulate is there to save.
+            with torch.no_grad(), _same_buffers(self.net_g):
+                pred = self._restore(lq)
+        weighting, _ = self.criteria['tlw_opt'].weighting_loss(pred, gt, self._weigh(gt, pred))
+        return {'l_wc': weighting}, {}
+
+    def weighted_losses(self, lq: Tensor, gt: Tensor) -> tuple[dict, dict]:
+        """Algorithm 1, second half: of the mean network, from T weight maps of the weighting network as it is now."""
+        pred = self.output if self._is_whole(lq) else self._restore(lq)
+        with torch.no_grad():
+            weight_map = self._weigh(gt, pred)
+        weighted, criterion = self.criteria['tlw_opt'].weighted_loss(pred, gt, weight_map)
+        return self._losses(weighted, pred, gt, lq), self._figures(criterion, weight_map)
+
     def compute_losses(self, lq: Tensor, gt: Tensor) -> tuple[dict, dict]:
+        """Of both networks, from the same T weight maps."""
+        pred = self._restore(lq)
+        weight_map = self._weigh(gt, pred)
+        weighted, weighting, criterion = self.criteria['tlw_opt'](pred, gt, weight_map)
+        return {'l_wc': weighting, **self._losses(weighted, pred, gt, lq)}, self._figures(criterion, weight_map)
+
+    def _is_whole(self, lq: Tensor) -> bool:
+        """Whether the batch is computed in one part."""
+        return len(lq) == len(self.lq)
+
+    def _restore(self, lq: Tensor) -> Tensor:
+        with self.autocast():
+            self.output = self.trained(lq)
+        return self.output
+
+    def _weigh(self, gt: Tensor, pred: Tensor) -> Tensor:
         # A tensor: torch.compile may compile anew for each number.
         k = gt.new_full((len(gt), 1, 1, 1), self.k)
         with self.autocast():
-            self.output = self.trained(lq)
-            weight_map = self.trained_w(gt, self.output.detach(), k)
-        weighted, weighting, criterion = self.criteria['tlw_opt'](self.output, gt, weight_map)
-        losses = {'l_tlw': weighted, 'l_wc': weighting,
-                  **self.listed_losses(self.output, gt, lq, skip=('tlw_opt', ))}
-        return losses, {'wc_mean': criterion.mean(), 'w_mean': weight_map.detach().mean(), 'k': k.mean()}
+            return self.trained_w(gt, pred.detach(), k)
+
+    def _losses(self, weighted: Tensor, pred: Tensor, gt: Tensor, lq: Tensor) -> dict:
+        return {'l_tlw': weighted, **self.listed_losses(pred, gt, lq, skip=('tlw_opt', ))}
+
+    def _figures(self, criterion: Tensor, weight_map: Tensor) -> dict:
+        return {'wc_mean': criterion.mean(), 'w_mean': weight_map.detach().mean(), 'k': torch.tensor(self.k)}
 
     def networks_to_save(self) -> dict:
         return {**super().networks_to_save(), 'net_w': {'params': self.net_w}}
+
+
+@contextlib.contextmanager
+def _same_buffers(network: nn.Module):
+    """Gives the buffers back as they were: batch norm is to take in each image once."""
+    before = [(buffer, buffer.clone()) for buffer in network.buffers()]
+    yield
+    for buffer, value in before:
+        buffer.copy_(value)

@@ -18,8 +18,9 @@ class UDLModel(StepModel):
       ``train.likelihood_opt`` (EULoss, ESULoss, GRAMLoss).
     - ``udl``: the bare mean network, with ``train.udl_opt`` (UDLLoss); the uncertainty comes from the frozen
       UncertaintyNet of ``path.pretrain_network_u``.
-    - ``sigma``: the mean network with ordinary losses (ExpectedL1Loss), and beside it a sigma branch that reads its
-      features and leaves them as they are, with ``train.sigma_opt`` (SigmaLoss; Revisiting l1, eq. 10).
+    - ``sigma``: the mean network with ordinary losses (ExpectedL1Loss), and beside it a sigma branch that shares its
+      features, with ``train.sigma_opt`` (SigmaLoss; Revisiting l1, eq. 10). A ``sigma_opt`` that trains the image too
+      (``SigmaLoss(detach=False)``, TrainedExpectedL1Loss) may stand alone.
     - ``plain``: the bare mean network with ordinary losses; the baseline in the same frame.
 
     Other losses (``train.pixel_opt``, ...) stand beside these in every stage. Checkpoints: ``net_g_*`` is the mean

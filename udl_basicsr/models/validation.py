@@ -4,6 +4,7 @@ Built on BasicSR's SRModel, whose faults are mended where they are (file:line of
 """
 import errno
 import inspect
+import math
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 from tqdm import tqdm
 
+from udl_basicsr.data.images import BrokenImageError
 from udl_basicsr.metrics.fidelity import Fidelity
 
 from . import inference
@@ -35,7 +37,8 @@ class ValidatedModel(SRModel):
 
     Attributes:
         net_g (nn.Module): The bare mean network, which is validated and saved.
-        scores (dict): ``{data set: {image: {metric: value}}}`` of the last validation.
+        scores (dict): ``{data set: {image: {metric: value}}}`` of the last validation, as they were measured: a PSNR
+            may be infinite. Images whose output was not finite are not among them.
     """
 
     def log_scale(self, lq: Tensor) -> Tensor | None:
@@ -67,8 +70,16 @@ class ValidatedModel(SRModel):
 
         BasicSR lets rank 0 validate alone through the DDP wrapper (sr_model.py:134); the ranks fall out of step.
 
+        An output that is not finite is neither scored nor saved: its picture would be black, and have a PSNR. While a
+        network is trained that is a warning, and there are no means and no best of this validation. A metric that is
+        not finite for an image (two equal images have an infinite PSNR) has no mean and no best either.
+
         Returns:
-            dict: ``{metric: mean over the images}``; the values per image are in ``self.scores``.
+            dict: ``{metric: mean over the images}``, all finite; the values per image are in ``self.scores``.
+
+        Raises:
+            FloatingPointError: Outputs are not finite in a test. On all ranks alike; it names network and images.
+            BrokenImageError: Two images have the same name.
         """
         dataset, rank, world_size = dataloader.dataset, self.opt['rank'], self.opt['world_size']
         name = dataset.opt['name']
@@ -90,19 +101,30 @@ class ValidatedModel(SRModel):
                         log_scale = self.log_scale(self.lq)
                 if log_scale is not None:
                     log_scale = log_scale[0].float().cpu().numpy()
+                if log_scale is not None and np.isfinite(log_scale).all():
                     self._show_log_scale(log_scale, name, image, current_iter, tb_logger if show else None, save_img)
                 path = self._image_path(name, image, current_iter) if save_img else None
                 aside.call(index, self._finish, image, self.output.detach().cpu(), data.get('gt'), log_scale, path)
                 del self.lq, self.gt, self.output
-        results = {index: result for index, result in aside.results.items() if result is not None}
+        results = aside.results
         if self.opt['dist']:
             gathered = [None] * world_size
             dist.all_gather_object(gathered, results)
             results = {index: result for part in gathered for index, result in part.items()}
-        self.scores[name] = {image: values for _, (image, values) in sorted(results.items())}
-        if not metrics or not results:
+        results = [result for _, result in sorted(results.items())]
+        names = [image for image, _ in results]
+        if twice := sorted({image for image in names if names.count(image) > 1}):  # of sets whose files cannot be seen
+            raise BrokenImageError(f'{name}: several images are called {shown(twice)}, and one would take the place of '
+                                   'the other in scores and results: rename them')
+        self.scores[name] = {image: values for image, values in results if isinstance(values, dict)}
+        for what in ('output', 'uncertainty'):
+            self._refuse_not_finite(what, name, [image for image, value in results if value == what], len(results),
+                                    current_iter)
+        if not metrics or not self.scores[name]:
             return {}
-        self.metric_results = {m: float(np.mean([v[m] for v in self.scores[name].values()])) for m in metrics}
+        self.metric_results = self._means(name, metrics, len(results), current_iter)
+        if not self.metric_results:
+            return {}
         if self.is_train:
             self._initialize_best_metric_results(name)
             for metric, value in self.metric_results.items():
@@ -110,6 +132,37 @@ class ValidatedModel(SRModel):
         self._log_validation_metric_values(current_iter, name, tb_logger)
         self._save_best(name, current_iter)
         return dict(self.metric_results)
+
+    def _refuse_not_finite(self, what: str, dataset: str, images: list[str], count: int, current_iter) -> None:
+        """Warns of outputs with NaN or infinity in training, and ends a test."""
+        if not images:
+            return
+        label = 'g' if what == 'output' else 'u'
+        network = type(getattr(self, f'net_{label}', self)).__name__
+        weights = self.opt['path'].get(f'pretrain_network_{label}')
+        problem = (f'{dataset}: the {what} of {network} is not finite for {len(images)} of {count} images '
+                   f'({shown(images)})')
+        if self.is_train:
+            get_root_logger().warning(
+                f'{problem} at iteration {current_iter}. This validation has no means and no best. If it stays so, '
+                'lower the learning rate and go on from an earlier state (path.resume_state)')
+            return
+        raise FloatingPointError(f'{problem}, with the weights of {weights}. Nothing is scored. Have they diverged, or '
+                                 'were they trained with other options of the network? Test those of an earlier '
+                                 'iteration, or correct the options')
+
+    def _means(self, dataset: str, metrics: dict, count: int, current_iter) -> dict[str, float]:
+        """The mean of each metric that was measured, as a finite number, on every image."""
+        scores, means = self.scores[dataset], {}
+        for metric in metrics:
+            odd = [image for image, values in scores.items() if not math.isfinite(values[metric])]
+            if odd and self.is_train:
+                get_root_logger().warning(
+                    f'{dataset}: {metric} is {scores[odd[0]][metric]} for {len(odd)} of {count} images ({shown(odd)}) '
+                    f'at iteration {current_iter}: it has no mean and no best in this validation')
+            elif not odd and len(scores) == count:
+                means[metric] = float(np.mean([values[metric] for values in scores.values()]))
+        return means
 
     def _image_path(self, dataset: str, image: str, current_iter, label: str | None = None) -> Path:
         folder = Path(self.opt['path']['visualization'])
@@ -120,14 +173,22 @@ class ValidatedModel(SRModel):
         return folder / dataset / f'{image}_{suffix}.png'
 
     def _finish(self, image: str, output: Tensor, gt: Tensor | None, log_scale: np.ndarray | None,
-                path: Path | None) -> tuple[str, dict] | None:
-        """Saves and measures one image; in a thread of its own, so it must not touch what the next image changes."""
+                path: Path | None) -> tuple[str, dict | str | None]:
+        """Saves and measures one image; in a thread of its own, so it must not touch what the next image changes.
+
+        Returns:
+            tuple: The image, and its scores, or what of it is not finite, or None where there is no GT.
+        """
+        if not output.isfinite().all():
+            return image, 'output'
         sr = tensor2img([output])
         if path is not None:
             _write_image(sr, path)
         if not self.opt['val'].get('rounded', True):
             sr = 255 * tensor2img([output], out_type=np.float32)
-        return None if gt is None else (image, self._measure(sr, tensor2img([gt]), log_scale))
+        if log_scale is not None and not np.isfinite(log_scale).all():
+            return image, 'uncertainty'
+        return image, None if gt is None else self._measure(sr, tensor2img([gt]), log_scale)
 
     def _measure(self, sr: np.ndarray, gt: np.ndarray, log_scale: np.ndarray | None) -> dict:
         """Every metric of ``val.metrics`` on one image; s (C, H, W) goes to those with a parameter ``log_scale``."""
@@ -154,11 +215,16 @@ class ValidatedModel(SRModel):
 
     def _save_best(self, dataset: str, current_iter) -> None:
         rule = self.opt['val'].get('save_best')
-        if self.is_train and rule and rule['dataset'] == dataset:
+        if self.is_train and rule and rule['dataset'] == dataset and rule['metric'] in self.metric_results:
             best = self.best_metric_results[dataset][rule['metric']]
             if best['iter'] == current_iter:
                 get_root_logger().info(f'Best {rule["metric"]} on {dataset} so far: {best["val"]:.4f}. Saved as best.')
                 self.save_networks('best')
+
+
+def shown(names: list[str], most: int = 5) -> str:
+    """Names for a message: a few, and how many there are besides."""
+    return ', '.join(names[:most]) + (f' and {len(names) - most} more' if len(names) > most else '')
 
 
 def _wants_log_scale(block: dict) -> bool:

@@ -33,10 +33,26 @@ _TEX = str.maketrans({
     '\\': '\\textbackslash{}', '{': '\\{', '}': '\\}', '$': '\\$', '^': '\\textasciicircum{}', '_': '\\_',
     '~': '\\textasciitilde{}', '%': '\\%', '&': '\\&', '#': '\\#', '<': '$<$', '>': '$>$', '|': '$|$',
     '×': '$\\times$', '±': '$\\pm$', '−': '$-$', '–': '--', '·': '$\\cdot$', '→': '$\\rightarrow$', '√': '$\\surd$',
-    '↓': '$\\downarrow$', '↑': '$\\uparrow$', '†': '$\\dagger$', 'ℓ': '$\\ell$', 'σ': '$\\sigma$',
+    '↓': '$\\downarrow$', '↑': '$\\uparrow$', '†': '$\\dagger$', 'ℓ': '$\\ell$', 'σ': '$\\sigma$', 'β': '$\\beta$',
     'θ': '$\\theta$', 'ŝ': '$\\hat{s}$', '…': '\\ldots{}', '’': "'"})
 
+COSTS = ('parameters', 'macs', 'runtime', 'training')
 Values = dict[str, dict[str, float | None]]
+
+
+class PrintedFloat(float):
+    """A figure that keeps the decimals it was printed with.
+
+    Example:
+        >>> PrintedFloat('30.3200') + 1, PrintedFloat('30.3200').decimals
+        (31.32, 4)
+    """
+    decimals: int
+
+    def __new__(cls, text: str | float):
+        self = super().__new__(cls, text)
+        self.decimals = len(str(text).partition('.')[2])
+        return self
 
 
 @dataclass(frozen=True)
@@ -70,7 +86,7 @@ def load_paper(file: str | Path | None = None) -> dict:
     """
     source = Path(file) if file else files('udl_basicsr.reports') / 'paper_scores.json'
     try:
-        paper = json.loads(source.read_text(encoding='utf-8'))
+        paper = json.loads(source.read_text(encoding='utf-8'), parse_float=PrintedFloat)
         tables = paper.setdefault('tables', {})
         for row in paper['rows']:
             _ = paper['sources'][row['source']]['title']
@@ -81,11 +97,14 @@ def load_paper(file: str | Path | None = None) -> dict:
         for misprint in paper.setdefault('misprints', []):
             _ = tables[misprint['table']]
             _ = float(misprint['printed']), misprint['dataset'], misprint['metric'], misprint['note']
+            _ = misprint['network'], misprint['method'], misprint['scale']
             for row in paper['rows']:
                 if all(row.get(key) == misprint[key] for key in ('table', 'network', 'method', 'scale')):
                     value = printed_values(row).get(dataset_name(misprint['dataset']), {}).get(misprint['metric'])
                     if value is not None:
                         raise ValueError(f'{misprint["table"]}: the row of a misprint holds {value}, expected null')
+        for suspect in paper.setdefault('suspects', []):
+            _ = tables[suspect['table']], suspect['where'], suspect['note']
     except (KeyError, TypeError, ValueError, AttributeError) as error:  # ValueError: no JSON, or what the checks found
         raise ScoresError(f'{source} does not have the form of udl_basicsr/reports/paper_scores.json: '
                           f'{type(error).__name__} {error}') from error
@@ -94,6 +113,10 @@ def load_paper(file: str | Path | None = None) -> dict:
 
 def _check_row(row: Mapping, tables: Mapping) -> None:
     where = f'{row["source"]} {row["network"]} {row["method"]} ×{row["scale"]}'
+    for name, text in row.get('costs', {}).items():
+        if name not in tables[row['table']].get('costs', {}) or not isinstance(text, str):
+            raise ValueError(f'{where}, costs.{name}: {text!r}: expected a text as it is printed, and a key of `costs` '
+                             f'of the table {row["table"]}')
     for dataset, values in row['scores'].items():
         if len(values) != len(row_metrics(row)):
             raise ValueError(f'{where}, {dataset}: {len(values)} values for the metrics {", ".join(row_metrics(row))}')
@@ -110,8 +133,7 @@ def _check_row(row: Mapping, tables: Mapping) -> None:
 
 
 def _check_table(name: str, table: Mapping, paper: Mapping) -> None:
-    for source in [table['source'], *table.get('also', [])]:
-        _ = paper['sources'][source]['title'], paper['sources'][source]['url']
+    _ = paper['sources'][table['source']]['title'], paper['sources'][table['source']]['url']
     _ = table['number'], table['title'], table['layout'], table['degradation'], table['read_from']
     if not table['methods'] or not table['scales']:
         raise ValueError(f'{name}: `methods` and `scales` hold the rows of the table and must not be empty')
@@ -119,6 +141,15 @@ def _check_table(name: str, table: Mapping, paper: Mapping) -> None:
         for label, names in table[key].items():
             if not isinstance(names, list):
                 raise ValueError(f'{name}.{key}.{label}: expected a list of our names, got {names!r}')
+    for label in table.get('labels', {}):
+        if label not in table['methods']:
+            raise ValueError(f'{name}.labels.{label}: expected one of the methods {", ".join(table["methods"])}')
+    for cited in table.get('cited', []):
+        if cited not in table['networks'] and cited not in table['methods']:
+            raise ValueError(f'{name}.cited: {cited!r} is no network and no method of the table')
+    for cost in table.get('costs', {}):
+        if cost not in COSTS:
+            raise ValueError(f'{name}.costs: expected some of {", ".join(COSTS)}, got {cost!r}')
     for key in ('scales', 'datasets', 'metrics'):
         if not isinstance(table[key], list):
             raise ValueError(f'{name}.{key}: expected a list, got {table[key]!r}')
@@ -127,6 +158,13 @@ def _check_table(name: str, table: Mapping, paper: Mapping) -> None:
 def row_metrics(row: Mapping) -> list[str]:
     """The metrics of a printed row, in the order of its values."""
     return row.get('metrics', ['psnr', 'ssim'])
+
+
+def printed_text(metric: str, value: float | None) -> str:
+    """A printed figure with the decimals it was printed with, or those of its metric where they are more."""
+    if value is None:
+        return format_value(metric, None)
+    return f'{value:.{max(decimals(metric), getattr(value, "decimals", 0))}f}'
 
 
 def printed_values(row: Mapping) -> Values:
@@ -138,16 +176,52 @@ def printed_values(row: Mapping) -> Values:
 def printed_rows(paper: Mapping, network: str, degradation: str = 'BI') -> list[dict]:
     """The printed scores of one network; what a source prints in several of its tables, once.
 
+    Tables are joined figure by figure: one that has PSNR alone, or fewer data sets, takes nothing from another that
+    has more. Of two figures of one data set and metric the first one counts.
+
+    Returns:
+        list: A dict for each source, method and scale: those keys, `network`, `names` (which a run of ours may have for
+        that method) and `values` (data set → metric → value).
+
     Raises:
         ScoresError: There are none; the message lists those that exist.
     """
-    rows = {(row['source'], row['method'], row['scale']): row for row in reversed(paper['rows'])
-            if row['network'].lower() == network.lower() and row['degradation'] == degradation}
-    if not rows:
+    joined: dict[tuple, dict] = {}
+    for row in paper['rows']:
+        if row['network'].lower() == network.lower() and row['degradation'] == degradation:
+            keys = 'source', 'method', 'scale'
+            found = joined.setdefault(tuple(row[key] for key in keys), {
+                **{key: row[key] for key in keys}, 'network': row['network'], 'names': [], 'values': {}})
+            table = paper['tables'].get(row.get('table'), {})
+            found['names'] += [name for name in table.get('methods', {}).get(row['method'], ())
+                               if name not in found['names']]
+            for dataset, values in printed_values(row).items():
+                known = found['values'].setdefault(dataset, {})
+                known |= {metric: value for metric, value in values.items() if known.get(metric) is None}
+    if not joined:
         known = sorted({f'{row["network"]} ({row["degradation"]})' for row in paper['rows']})
         raise ScoresError(f'No printed scores of {network} ({degradation}). There are: {", ".join(known) or "none"}. '
                           f'Others can be given as a file of the same form (--paper_file).')
-    return list(reversed(rows.values()))
+    return list(joined.values())
+
+
+def _partners(run: str, printed: Sequence[Mapping]) -> list[Mapping]:
+    """The printed rows that a run is compared with: of each source the one whose method, or one of its names, has most
+    words in common with the run's name (`EDSR_L1_TLW_x4` → `L1 + TLW` and not `L1`)."""
+    words = _words(run)
+    best: dict[str, tuple[tuple, Mapping]] = {}
+    for row in printed:
+        for name in [row['method'], *row['names']]:
+            parts = _words(name)
+            if parts and any(words[i:i + len(parts)] == parts for i in range(len(words))):
+                rank = len(parts), name == row['method']
+                if row['source'] not in best or rank > best[row['source']][0]:
+                    best[row['source']] = rank, row
+    return [row for _, row in best.values()]
+
+
+def _words(text: str) -> list[str]:
+    return [word for word in re.split(r'[\W_]+', text.lower()) if word]
 
 
 def _means(scores: Mapping) -> Values:
@@ -174,8 +248,8 @@ def join(results: Iterable[Mapping], reference: Sequence[str] = (), printed: Seq
     Args:
         results: Scores as `read_scores` gives them.
         reference: Names of runs; each run is compared with the first of them that has its scale.
-        printed: Rows of `printed_rows`; a run is compared with the row of its scale whose method is a word of the run's
-            name (`EDSR_UDL_x4` → `UDL`).
+        printed: What `printed_rows` gave; a run is compared with the row of its scale, and of each source, whose method
+            is found in the run's name (`EDSR_UDL_x4` → `UDL`), metric by metric.
         metrics: What the cells hold.
 
     Raises:
@@ -198,18 +272,16 @@ def join(results: Iterable[Mapping], reference: Sequence[str] = (), printed: Seq
     notes: list[str] = []
     for scale in dict.fromkeys(scores['scale'] for scores in results):
         runs = [scores for scores in results if scores['scale'] == scale]
-        papers = [(row['method'].lower(), Row(scale, _printed_label(row, printed), 'paper', printed_values(row)))
-                  for row in printed if row['scale'] == scale]
+        papers = [row for row in printed if row['scale'] == scale]
         bases = [scores for name in reference for scores in runs if scores['name'] == name]
-        rows += [row for _, row in papers]
+        rows += [Row(scale, _printed_label(row, printed), 'paper', row['values']) for row in papers]
         for scores in runs:
             means = _means(scores)
             rows.append(Row(scale, scores['name'], 'run', means))
             if bases and bases[0] is not scores:
                 rows.append(Row(scale, f'− {bases[0]["name"]}', 'difference', _difference(means, _means(bases[0]))))
-            words = re.split(r'[^a-z0-9]+', scores['name'].lower())
-            rows += [Row(scale, f'− {row.label}', 'difference', _difference(means, row.values))
-                     for method, row in papers if method in words]
+            rows += [Row(scale, f'− {_printed_label(row, printed)}', 'difference', _difference(means, row['values']))
+                     for row in _partners(scores['name'], papers)]
         protocols = {scores['protocol']: scores['name'] for scores in runs}
         notes += [f'×{scale}: {protocol}.' if len(protocols) == 1 else f'×{scale}, {name}: {protocol}.'
                   for protocol, name in protocols.items()]
@@ -228,7 +300,7 @@ def ranks(table: Table, scale: int, dataset: str, metric: str) -> dict[str, int]
                    and row.values.get(dataset, {}).get(metric) is not None}, metric)
 
 
-def places(values: Mapping[Hashable, float], metric: str) -> dict[Hashable, int]:
+def places(values: Mapping[Hashable, float], metric: str, digits: int | None = None) -> dict[Hashable, int]:
     """Who is best (1) and second-best (2) by the value as it is printed; nobody, where there is nobody to win against.
 
     Example:
@@ -237,8 +309,9 @@ def places(values: Mapping[Hashable, float], metric: str) -> dict[Hashable, int]
     """
     if len(values) < 2:
         return {}
-    order = sorted({round(value, decimals(metric)) for value in values.values()}, reverse=not lower_is_better(metric))
-    found = {key: order.index(round(value, decimals(metric))) + 1 for key, value in values.items()}
+    digits = decimals(metric) if digits is None else digits
+    order = sorted({round(value, digits) for value in values.values()}, reverse=not lower_is_better(metric))
+    found = {key: order.index(round(value, digits)) + 1 for key, value in values.items()}
     return {key: place for key, place in found.items() if place <= 2}
 
 
@@ -265,7 +338,8 @@ def render(table: Table, fmt: str = 'text') -> str:
                 parts.append(f'{value:+.{decimals(metric)}f}')
                 continue
             place = ranks(table, row.scale, dataset, metric).get(row.label) if row.kind == 'run' else None
-            parts.append((marks[place - 1] if place else '{}').format(format_value(metric, value)))
+            text = printed_text(metric, value) if row.kind == 'paper' else format_value(metric, value)
+            parts.append((marks[place - 1] if place else '{}').format(text))
         return '/'.join(parts)
 
     def label(row: Row) -> str:

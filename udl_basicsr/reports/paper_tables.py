@@ -1,9 +1,12 @@
 """The papers' tables: our comparisons beside the printed figures, in the papers' layouts.
 
 A table's layout and its printed figures are data (paper_scores.json, whose head describes both); ours come from records
-of scripts/compare_losses.py. Rows are scale × network × loss, columns are data sets, ours and printed. A network of
-ours that is none of the paper's has rows of its own; where the paper has a single network, ours stands beside it. A
-network without any figure at a scale takes a single row.
+of scripts/compare_losses.py. Rows are scale × network × loss, columns are data sets, ours and printed, and what the
+networks cost where the paper says it. A row that the paper does not have is there only if ours has figures for it; what
+the paper only cites stands without ours. A network of ours that is none of the paper's has rows of its own; where the
+paper has a single network, ours stands beside it.
+
+    print(paper_table('udl-5', read_records('docs/results/udl-5')))
 """
 from __future__ import annotations
 
@@ -15,13 +18,25 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from udl_basicsr.reports.benchmark import DATASETS, MARKS, dataset_name, latex_text, places, printed_values, row_metrics
+from udl_basicsr.reports.benchmark import (
+    DATASETS,
+    MARKS,
+    dataset_name,
+    latex_text,
+    load_paper,
+    places,
+    printed_text,
+    printed_values,
+    row_metrics,
+)
 from udl_basicsr.reports.comparison import means
-from udl_basicsr.reports.scores import ScoresError, decimals, format_value, markdown_table, metric_title
+from udl_basicsr.reports.costs import HR_SIZE, count_macs, format_amount, parse_amount
+from udl_basicsr.reports.scores import ScoresError, decimals, markdown_table, metric_title, text_table
 
-FORMATS = {'md': 'md', 'csv': 'csv', 'latex': 'tex'}  # name → suffix of a file
-CSV_COLUMNS = ('table', 'degradation', 'scale', 'network', 'comparison', 'method', 'dataset', 'metric', 'kind', 'value',
-               'sd', 'seeds', 'note')
+FORMATS = {'md': 'md', 'text': 'txt', 'csv': 'csv', 'latex': 'tex'}  # name → suffix of a file
+CSV_COLUMNS = ('table', 'degradation', 'scale', 'network', 'comparison', 'method', 'label', 'dataset', 'metric', 'kind',
+               'value', 'sd', 'seeds', 'note')
+CITED = 'cited'
 
 
 @dataclass(frozen=True)
@@ -46,8 +61,12 @@ class Line:
     network: str
     comparison: str
     method: str
+    label: str  # as the paper prints the method
+    cited: bool  # nobody trains it here
     ours: Mapping[tuple[str, str], Ours]
     printed: Mapping[tuple[str, str], Printed]
+    our_costs: Mapping[str, float]  # parameters and operations in ones, times in milliseconds
+    printed_costs: Mapping[str, str]
 
     @property
     def seeds(self) -> int:
@@ -62,10 +81,17 @@ class PaperTable:
     degradation: str
     datasets: tuple[str, ...]
     metrics: tuple[str, ...]
+    costs: Mapping[str, str]  # and their heads, as printed
     lines: tuple[Line, ...]
     caption: tuple[str, ...]  # what ours is and what the printed is
     remarks: tuple[str, ...]
     notes: Mapping[str, str]  # mark → footnote
+
+    def digits(self, metric: str) -> int:
+        """Decimals of a metric in this table: as many as the paper prints, if more than usual."""
+        return max([decimals(metric), *(getattr(figure.value, 'decimals', 0) for line in self.lines
+                                        for (_, name), figure in line.printed.items()
+                                        if name == metric and not figure.mark)])
 
 
 @dataclass
@@ -79,13 +105,34 @@ class _Group:
 
 # ---------------------------------------------------------------- joining
 
-def make_table(name: str, records: Sequence[Mapping], paper: Mapping) -> PaperTable:
+def paper_table(name: str, ours: Sequence[Mapping] = (), fmt: str = 'text', paper: Mapping | None = None) -> str:
+    """A paper's table, ours beside printed, as it stands now: cells that are not trained yet are dashes.
+
+    Args:
+        name: Id of the table, e.g. `udl-5`; `scripts/paper_tables.py --list` lists them.
+        ours: Records of our runs, as `comparison.read_records` gives them or `write_record` takes them, of any number
+            of comparisons; none is fine. A record is placed by its `network_title`, `method` or `label`, `scale` and
+            `degradation`; what the table has no place for is left out.
+        fmt: `text` for the terminal, `md`, `latex` or `csv`.
+        paper: What `benchmark.load_paper` gave; by default the packaged figures.
+
+    Raises:
+        ScoresError: See :func:`make_table`.
+    """
+    return render(make_table(name, ours, paper or load_paper()), fmt)
+
+
+def make_table(name: str, records: Sequence[Mapping], paper: Mapping,
+               run_time: Callable[[Mapping, int, Sequence[int]], float] | None = None) -> PaperTable:
     """Joins our records with the printed figures of one table.
 
     Args:
         name: A key of `paper['tables']`, e.g. `udl-5`.
         records: As `comparison.read_records` gives them; several comparisons may be joined, each has rows of its own.
+            The optional key `costs` of a record may give `macs`, `runtime` and `training` (ms).
         paper: What `benchmark.load_paper` gave.
+        run_time: `costs.run_time`, to measure the run time of our networks where the table has it and the record has
+            not; without it there is none.
 
     Raises:
         ScoresError: No such table, or two records of the same comparison, network, method, scale, degradation and seed.
@@ -101,28 +148,38 @@ def make_table(name: str, records: Sequence[Mapping], paper: Mapping) -> PaperTa
     networks = _with_new(layout['networks'], (row['network'] for row in rows))
     footnotes: dict[str, str] = {}
     misprints = [misprint for misprint in paper['misprints'] if misprint['table'] == name]
-    printed = _printed_figures(layout, rows, paper, misprints, footnotes)
+    printed = _printed_figures(rows, misprints, footnotes)
     metrics = list(dict.fromkeys([*layout['metrics'], *(metric for row in rows for metric in row_metrics(row))]))
-    groups = _groups(records, layout['degradation'], methods, metrics)
+    groups = _groups(records, layout, networks, methods, metrics, {cell[:2] for cell in printed})
 
     scales = sorted({*layout['scales'], *(row['scale'] for row in rows),
                      *(record['scale'] for group in groups for record in group.records)})
-    lines = tuple(line for scale in scales for line in _lines(scale, groups, networks, methods, metrics, printed))
+    printed_costs = {_cell_of(row): row.get('costs', {}) for row in rows}
+    lines = tuple(line for scale in scales for line in _lines(
+        scale, groups, networks, methods, metrics, printed, layout, printed_costs, run_time))
     seen = sorted({dataset for line in lines for dataset, _ in [*line.printed, *line.ours]},
                   key=lambda dataset: (DATASETS.index(dataset) if dataset in DATASETS else len(DATASETS), dataset))
-    printed_sets = {dataset for line in lines for dataset, _ in line.printed}
+    printed_sets = {*layout['datasets'], *(dataset for line in lines for dataset, _ in line.printed)}
+    our_sets = {dataset for line in lines for dataset, _ in line.ours}
+    # Ours of other data sets are another table's, unless ours has nothing else: a trial, on photographs at hand.
+    shown = printed_sets if printed_sets & our_sets else printed_sets | our_sets
     datasets = layout['datasets'] + [dataset for dataset in seen if dataset not in layout['datasets']
-                                     and (dataset in printed_sets or not layout['datasets'])]
+                                     and dataset in shown]
     measured = {metric for line in lines for _, metric in [*line.ours, *line.printed]}
     metrics = [metric for metric in metrics if metric in measured] or metrics
     source = paper['sources'][layout['source']]
-    unplaced = [_misprint(misprint) for misprint in misprints if not misprint['method']]
+    suspects = [f'Doubtful, but as printed: {suspect["where"]}, {", ".join(suspect["printed"])}. {suspect["note"]}'
+                for suspect in paper['suspects'] if suspect['table'] == name]
     return PaperTable(
         name, f'{layout["source"]}, {layout["number"]}. {layout["title"]}: {"/".join(map(_metric_title, metrics))}',
-        layout['degradation'], tuple(datasets), tuple(metrics), lines,
+        layout['degradation'], tuple(datasets), tuple(metrics), layout.get('costs', {}), lines,
         caption=(*_about_ours(groups), _about_printed(name, layout, rows, networks, groups, source)),
-        remarks=(f'Layout. {layout["layout"]}', *unplaced, _about_marks(lines)),
+        remarks=(f'Layout. {layout["layout"]}', *suspects),
         notes=footnotes)
+
+
+def _cell_of(entry: Mapping) -> tuple:
+    return entry['network'], entry['method'], entry['scale']
 
 
 def _metric_title(metric: str) -> str:
@@ -143,70 +200,85 @@ def _refuse_twins(records: Iterable[Mapping]) -> None:
 
 def _misprint(misprint: Mapping) -> str:
     metric = misprint['metric']
-    where = ' '.join(filter(None, [misprint['network'], misprint['method'], f'×{misprint["scale"]}']))
-    return (f'Misprint: {_metric_title(metric)} {format_value(metric, misprint["printed"])} for {where} on '
-            f'{misprint["dataset"]}. {misprint["note"]}')
+    return (f'Misprint: {_metric_title(metric)} {printed_text(metric, misprint["printed"])} for {misprint["network"]} '
+            f'{misprint["method"]} ×{misprint["scale"]} on {misprint["dataset"]}. {misprint["note"]}')
 
 
-def _printed_figures(layout: Mapping, rows: Iterable[Mapping], paper: Mapping, misprints: Iterable[Mapping],
+def _printed_figures(rows: Iterable[Mapping], misprints: Iterable[Mapping],
                      footnotes: dict[str, str]) -> dict[tuple, dict[tuple[str, str], Printed]]:
-    """(network, method, scale) → (data set, metric) → figure. Adds what they need to the footnotes."""
+    """(network, method, scale) → (data set, metric) → figure. Adds the misprints to the footnotes."""
     figures: dict[tuple, dict[tuple[str, str], Printed]] = {}
-
-    def note(text: str) -> str:
-        mark = next((mark for mark, known in footnotes.items() if known == text), None)
-        if mark is None:
-            mark = chr(ord('a') + len(footnotes))
-            footnotes[mark] = text
-        return mark
-
     for row in rows:
-        cells = figures.setdefault((row['network'], row['method'], row['scale']), {})
-        cells.update({(dataset, metric): Printed(value) for dataset, values in printed_values(row).items()
-                      for metric, value in values.items() if value is not None})
-    for row in paper['rows']:
-        if (row['source'] in layout.get('also', []) and row['degradation'] == layout['degradation']
-                and row['network'] in layout['networks'] and row['method'] in layout['methods']):
-            source = paper['sources'][row['source']]
-            cells = figures.setdefault((row['network'], row['method'], row['scale']), {})
-            for dataset, values in printed_values(row).items():
-                for metric, value in values.items():
-                    if value is not None and (dataset, metric) not in cells:
-                        cells[dataset, metric] = Printed(
-                            value, note(f'Not of this table, but printed in {source["title"]}, {source["url"]}'))
+        figures.setdefault(_cell_of(row), {}).update({
+            (dataset, metric): Printed(value) for dataset, values in printed_values(row).items()
+            for metric, value in values.items() if value is not None})
     for misprint in misprints:
-        if misprint['method']:
-            cells = figures.setdefault(tuple(misprint[key] for key in ('network', 'method', 'scale')), {})
-            cells[dataset_name(misprint['dataset']), misprint['metric']] = Printed(misprint['printed'],
-                                                                                   note(_misprint(misprint)))
+        mark = chr(ord('a') + len(footnotes))
+        footnotes[mark] = _misprint(misprint)
+        cell = dataset_name(misprint['dataset']), misprint['metric']
+        figures.setdefault(_cell_of(misprint), {})[cell] = Printed(misprint['printed'], mark)
     return figures
 
 
-def _groups(records: Iterable[Mapping], degradation: str, methods: Mapping[str, list[str]],
-            metrics: Iterable[str]) -> list[_Group]:
+def _label(layout: Mapping, method: str, network: str) -> str:
+    return layout.get('labels', {}).get(method, method).replace('{network}', network)
+
+
+def _plainly(name: str) -> str:
+    """`L1 + TLW`, `L1+TLW` and `L1_TLW` are one name."""
+    return re.sub(r'[\s_+-]+', '', name.casefold())
+
+
+def _groups(records: Iterable[Mapping], layout: Mapping, networks: Mapping[str, list[str]],
+            methods: Mapping[str, list[str]], metrics: Iterable[str], pairs: set[tuple[str, str]]) -> list[_Group]:
     """The networks of ours that have a method and a metric of the table, each with its records of those methods."""
     found: dict[tuple[str, str], _Group] = {}
     for record in records:
         measured = {metric for dataset in record['datasets'].values() for metric in dataset['mean']}
-        if record['degradation'] == degradation and measured & {*metrics}:
+        if record['degradation'] == layout['degradation'] and measured & {*metrics}:
             key = record['comparison'], record['network_title']
             found.setdefault(key, _Group(*key, [])).records.append(record)
     for group in found.values():
-        here = {record['method'] for record in group.records}
-        group.methods = {label: next(name for name in [label, *names] if name in here)
-                         for label, names in methods.items() if here & {label, *names}}
+        group.methods = _match(group, layout, networks, methods, pairs)
         group.records = [record for record in group.records if record['method'] in group.methods.values()]
     return [group for group in found.values() if group.records]
 
 
+def _match(group: _Group, layout: Mapping, networks: Mapping[str, list[str]], methods: Mapping[str, list[str]],
+           pairs: set[tuple[str, str]]) -> dict[str, str]:
+    """The table's methods and our ids of them, each id once.
+
+    What the paper prints for this network comes first: its labels and our ids may stand for several losses, since
+    `VDSR + GV` is MSE + GV, and `EDSR + GV` L1 + GV. Ids come before labels, and the names of this project first.
+    """
+    ids, labels = ({_plainly(record[key]): record['method'] for record in group.records} for key in ('method', 'label'))
+    same = [network for network, names in networks.items() if _is_one_of(group, network, names)]
+    ours = {method: [method, *names] for method, names in methods.items() if method not in layout.get('cited', ())}
+    printed = {method: [_label(layout, method, network) for network in same or [group.network]] for method in ours}
+    expected = [method for method in ours if any((network, method) in pairs for network in same)]
+    found: dict[str, str] = {}
+    for chosen, known, names in ((expected, ids, ours), (expected, labels, ours), (expected, labels, printed),
+                                 (ours, ids, ours), (ours, labels, ours), ([] if same else ours, labels, printed)):
+        for method in chosen:
+            here = (known.get(_plainly(name)) for name in names[method])
+            if method not in found and (match := next((m for m in here if m and m not in found.values()), None)):
+                found[method] = match
+    return {method: found[method] for method in methods if method in found}
+
+
+def _is_one_of(group: _Group, network: str, names: Iterable[str]) -> bool:
+    return group.network.casefold() in {title.casefold() for title in [network, *names]}
+
+
 def _lines(scale: int, groups: Sequence[_Group], networks: Mapping[str, list[str]], methods: Iterable[str],
-           metrics: Iterable[str], printed: Mapping[tuple, Mapping]) -> Iterable[Line]:
+           metrics: Iterable[str], printed: Mapping[tuple, Mapping], layout: Mapping,
+           printed_costs: Mapping[tuple, Mapping], run_time: Callable | None) -> Iterable[Line]:
     """The rows of one scale: the paper's networks with our namesakes, then our other networks."""
     here = [group for group in groups if any(record['scale'] == scale for record in group.records)]
+    cited = layout.get('cited', ())
     blocks: list[tuple[str | None, _Group | None]] = []
     for network, names in networks.items():
-        same = {title.casefold() for title in [network, *names]}
-        namesakes = [group for group in here if group.network.casefold() in same]
+        namesakes = [group for group in here if network not in cited and _is_one_of(group, network, names)]
         blocks += [(network, group) for group in namesakes] or [(network, None)]
     others = [group for group in here if group not in [known for _, known in blocks]]
     if len(blocks) == 1 and blocks[0][1] is None and others:  # a single network of the paper's: ours stand beside it
@@ -215,15 +287,17 @@ def _lines(scale: int, groups: Sequence[_Group], networks: Mapping[str, list[str
         blocks += [(None, group) for group in others]
     titles = Counter(group.network for _, group in blocks if group)
     for network, group in blocks:
-        label = network if group is None else group.network
+        title = network if group is None else group.network
         if group and titles[group.network] > 1:
-            label = f'{label} ({group.comparison})'
-        lines = [Line(scale, label, group.comparison if group else '', method,
-                      _our_figures(group, method, metrics, scale) if group else {},
-                      printed.get((network, method, scale), {})) for method in methods]
-        if not any(line.ours or line.printed for line in lines):
-            lines = [Line(scale, label, '', ', '.join(methods), {}, {})]
-        yield from lines
+            title = f'{title} ({group.comparison})'
+        for method in methods:
+            cell = network, method, scale
+            ours = _our_figures(group, method, metrics, scale) if group else {}
+            if ours or cell in printed or (network and not printed):
+                yield Line(scale, title, group.comparison if group else '', method,
+                           _label(layout, method, network or group.network), network in cited or method in cited, ours,
+                           printed.get(cell, {}), _our_costs(group, method, scale, layout, run_time) if ours else {},
+                           printed_costs.get(cell, {}))
 
 
 def _our_figures(group: _Group, method: str, metrics: Iterable[str], scale: int) -> dict[tuple[str, str], Ours]:
@@ -234,6 +308,28 @@ def _our_figures(group: _Group, method: str, metrics: Iterable[str], scale: int)
     return {(dataset_name(dataset), metric): Ours(figure['mean'], figure['sd'] if figure['seeds'] > 1 else None,
                                                   figure['seeds'])
             for (dataset, metric), figure in found.items() if figure}
+
+
+def _our_costs(group: _Group, method: str, scale: int, layout: Mapping, run_time: Callable | None) -> dict[str, float]:
+    """What ours costs, of the costs that the table has: as the record says, or counted in the network it names."""
+    record = next(record for record in group.records
+                  if record['method'] == group.methods[method] and record['scale'] == scale)
+    known, size = record.get('costs', {}), layout.get('size', HR_SIZE)
+    network = next((options['network_g'] for options in reversed(record['options']) if options.get('network_g')), None)
+    found = {}
+    for cost in layout.get('costs', {}):
+        if cost in known:
+            found[cost] = known[cost]
+        elif cost == 'parameters':
+            found[cost] = record['parameters']
+        elif cost == 'macs' and network:
+            try:
+                found[cost] = count_macs(network, scale, size)
+            except Exception:  # a network that cannot run without memory raises whatever it likes
+                continue
+        elif cost == 'runtime' and network and run_time:
+            found[cost] = run_time(network, scale, size)
+    return found
 
 
 # ---------------------------------------------------------------- the caption
@@ -278,19 +374,21 @@ def _about_printed(name: str, layout: Mapping, rows: Sequence[Mapping], networks
     if not rows:
         return (f'Printed: not transcribed. Add the rows of {source["title"]}, {layout["number"]}, to '
                 f'reports/paper_scores.json with table: {name}, and where they were read to read_from of the table.')
-    same = {title.casefold() for network, names in networks.items() for title in [network, *names]}
-    strange = [group.network for group in groups if group.network.casefold() not in same]
+    strange = [group.network for group in groups
+               if not any(_is_one_of(group, network, names) for network, names in networks.items())]
     return (f'Printed: {source["title"]}, {layout["number"]}, {source["url"]}; read from {layout["read_from"]}. '
-            + (f'{" and ".join(dict.fromkeys(strange))} is no network of the paper; ' if strange else '')
-            + 'ours and theirs differ in training data and budget: compare the differences between the losses, not the '
-              'figures.')
+            + (f'{" and ".join(dict.fromkeys(strange))} is no network of the paper. ' if strange else '')
+            + 'Compare the differences between the losses where data or budget are not those of the paper.')
 
 
-def _about_marks(lines: Iterable[Line]) -> str:
+def _about_marks(lines: Sequence[Line], fmt: str) -> str:
+    marks = 'Best bold, second-best underlined, as rounded here, ours and printed apart, within a network and scale'
     seeds = any(figure.sd is not None for line in lines for figure in line.ours.values())
-    return ('Best bold, second-best underlined, as rounded here, ours and printed apart, within a network and scale'
+    cited = any(line.cited for line in lines)
+    return ((f'{marks}. ' if fmt in MARKS else '') + '–: not trained here, or not known from the paper'
+            + ('; cited: the paper cites it' if cited else '')
             + ('; ± is the spread of each loss by itself, not of its paired difference from another' if seeds else '')
-            + '. –: not trained here, or not known from the paper.')
+            + '.')
 
 
 # ---------------------------------------------------------------- formats
@@ -300,7 +398,8 @@ def render(table: PaperTable, fmt: str = 'md') -> str:
 
     Args:
         table: What `make_table` gave.
-        fmt: `md`; `latex` (booktabs, a whole table environment); or `csv` (a line per figure, in full precision).
+        fmt: `md`; `text` for the terminal; `latex` (booktabs, a whole table environment); or `csv` (a line per figure,
+            in full precision).
     """
     if fmt == 'csv':
         return render_csv([table])
@@ -309,26 +408,39 @@ def render(table: PaperTable, fmt: str = 'md') -> str:
     ranked = {kind: {(dataset, metric): _places(table, kind, dataset, metric)
                      for dataset in table.datasets for metric in table.metrics} for kind in ('ours', 'printed')}
 
+    digits = {metric: table.digits(metric) for metric in table.metrics}
+
     def cell(number: int, kind: str, dataset: str) -> str:
         return _cell([getattr(table.lines[number], kind).get((dataset, metric)) for metric in table.metrics],
-                     [ranked[kind][dataset, metric].get(number) for metric in table.metrics], table.metrics, fmt)
+                     [ranked[kind][dataset, metric].get(number) for metric in table.metrics], digits, fmt)
+
+    def costs(line: Line) -> list[str]:
+        return [plain(text) for cost in table.costs for text in (
+            format_amount(cost, line.our_costs[cost]) if cost in line.our_costs else '–',
+            line.printed_costs.get(cost, '–'))]
 
     def kinds(dataset: str) -> Sequence[str]:
         return ('ours', 'printed') if dataset in pairs else ('ours',)
 
-    header = ['network', 'scale', 'loss', 'seeds', *(f'{dataset}, {kind}' for dataset in table.datasets
-                                                    for kind in kinds(dataset)), *([] if pairs else ['printed'])]
-    rows = [[plain(line.network or '–'), plain(f'×{line.scale}'), plain(line.method), plain(str(line.seeds or '–')),
+    header = ['network', 'scale', 'loss', 'seeds',
+              *(f'{head}, {kind}' for head in table.costs.values() for kind in ('ours', 'printed')),
+              *(f'{dataset}, {kind}' for dataset in table.datasets for kind in kinds(dataset)),
+              *([] if pairs else ['printed'])]
+    rows = [[plain(line.network), plain(f'×{line.scale}'), plain(line.label),
+             plain(CITED if line.cited else str(line.seeds or '–')), *costs(line),
              *(cell(number, kind, dataset) for dataset in table.datasets for kind in kinds(dataset)),
              *([] if pairs else [plain('–')])] for number, line in enumerate(table.lines)]
     if fmt == 'latex':
         return _latex(table, header, rows)
-    below = *table.caption, *table.remarks, *(f'{_raised(mark, fmt)} {text}' for mark, text in table.notes.items())
+    below = [*table.caption, *table.remarks, _about_marks(table.lines, fmt),
+             *(f'{_raised(mark, fmt)} {text}' for mark, text in table.notes.items())]
+    if fmt == 'text':
+        return '\n\n'.join([table.title, text_table(header, rows), '\n'.join(below)]) + '\n'
     return '\n\n'.join([f'**{table.title}**', markdown_table(header, rows), *below]) + '\n'
 
 
 def _places(table: PaperTable, kind: str, dataset: str, metric: str) -> dict[int, int]:
-    """Line → place within its network, comparison and scale. Misprints and figures of other sources take no part."""
+    """Line → place within its network, comparison and scale. Misprints take no part."""
     found: dict[int, int] = {}
     for block in dict.fromkeys((line.scale, line.network) for line in table.lines):
         values = {}
@@ -336,22 +448,23 @@ def _places(table: PaperTable, kind: str, dataset: str, metric: str) -> dict[int
             figure = getattr(line, kind).get((dataset, metric))
             if (line.scale, line.network) == block and figure is not None and not getattr(figure, 'mark', ''):
                 values[number] = figure.mean if kind == 'ours' else figure.value
-        found |= places(values, metric)
+        found |= places(values, metric, table.digits(metric))
     return found
 
 
-def _cell(figures: Sequence[Ours | Printed | None], ranks: Sequence[int | None], metrics: Sequence[str],
+def _cell(figures: Sequence[Ours | Printed | None], ranks: Sequence[int | None], digits: Mapping[str, int],
           fmt: str) -> str:
     plain = _plain(fmt)
     if not any(figures):
         return plain('–')
     parts = []
-    for figure, place, metric in zip(figures, ranks, metrics, strict=True):
-        value = figure.mean if isinstance(figure, Ours) else figure.value if figure else None
-        text = plain(format_value(metric, value))
-        text = MARKS[fmt][place - 1].format(text) if place else text
+    for figure, place, (metric, precision) in zip(figures, ranks, digits.items(), strict=True):
+        text = f'{figure.mean:.{precision}f}' if isinstance(figure, Ours) else printed_text(
+            metric, figure and figure.value)
+        text = plain(text)
+        text = MARKS[fmt][place - 1].format(text) if place and fmt in MARKS else text
         if isinstance(figure, Ours) and figure.sd is not None:
-            text += plain(f' ± {figure.sd:.{decimals(metric)}f}')
+            text += plain(f' ± {figure.sd:.{precision}f}')
         parts.append(text)
     marks = [figure.mark if isinstance(figure, Printed) else '' for figure in figures]
     if len({*marks}) > 1:
@@ -367,7 +480,7 @@ def _plain(fmt: str) -> Callable[[str], str]:
 def _raised(mark: str, fmt: str) -> str:
     if not mark:
         return ''
-    return f'\\textsuperscript{{{mark}}}' if fmt == 'latex' else f'<sup>{mark}</sup>'
+    return {'latex': f'\\textsuperscript{{{mark}}}', 'text': f'^{mark}'}.get(fmt, f'<sup>{mark}</sup>')
 
 
 def _latex(table: PaperTable, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -383,7 +496,7 @@ def _latex(table: PaperTable, header: Sequence[str], rows: Sequence[Sequence[str
         previous = line.scale, line.network
         lines.append(' & '.join(row) + ' \\\\')
     lines += ['\\bottomrule', '\\end{tabular}}']
-    below = [*map(latex_text, table.remarks),
+    below = [*map(latex_text, [*table.remarks, _about_marks(table.lines, 'latex')]),
              *(f'{_raised(mark, "latex")} {latex_text(text)}' for mark, text in table.notes.items())]
     lines += ['\\par\\footnotesize', *(f'{text}\\par' for text in below)]
     return '\n'.join([*lines, '\\end{table}']) + '\n'
@@ -396,10 +509,15 @@ def render_csv(tables: Iterable[PaperTable]) -> str:
     writer.writerow(CSV_COLUMNS)
     for table in tables:
         for line in table.lines:
-            row = table.name, table.degradation, line.scale, line.network, line.comparison, line.method
+            row = table.name, table.degradation, line.scale, line.network, line.comparison, line.method, line.label
             for key, ours in line.ours.items():
                 sd = '' if ours.sd is None else repr(ours.sd)
                 writer.writerow([*row, *key, 'ours', repr(ours.mean), sd, ours.seeds, ''])
             for key, printed in line.printed.items():
-                writer.writerow([*row, *key, 'printed', repr(printed.value), '', '', table.notes.get(printed.mark, '')])
+                writer.writerow([*row, *key, 'printed', printed_text(key[1], printed.value), '', '',
+                                 table.notes.get(printed.mark, '')])
+            for cost, value in line.our_costs.items():
+                writer.writerow([*row, '', cost, 'ours', repr(value), '', '', ''])
+            for cost, text_of_cost in line.printed_costs.items():
+                writer.writerow([*row, '', cost, 'printed', repr(parse_amount(text_of_cost)), '', '', text_of_cost])
     return text.getvalue()

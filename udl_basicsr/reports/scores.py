@@ -6,6 +6,9 @@ A run's scores are one plain dict, so that any tool can make or read one::
      'protocol': 'PSNR/SSIM on Y (ITU-R BT.601), border of 4 px cropped, SR rounded to 8 bits',
      'datasets': {'Set5': {'images': {'baby': {'psnr': 33.91, 'ssim': 0.8966}, …}, 'mean': {'psnr': …, 'ssim': …}}},
      'versions': {'udl_basicsr': '0.1.0', 'torch': '2.4.0'}}
+
+A value that is infinite or NaN is written as null, a dash in tables, and so is the mean of its data set. Such a file is
+not read back: no table and no figure is made of what was not measured.
 """
 from __future__ import annotations
 
@@ -45,17 +48,21 @@ def metric_title(metric: str) -> str:
 
 
 def decimals(metric: str) -> int:
-    """Decimals a metric is printed with: two for PSNR, four for the rest, as in the papers."""
-    return 2 if 'psnr' in metric.lower() else 4
+    """Decimals a metric is printed with: two for PSNR and log-likelihoods, four for the rest, as in the papers."""
+    return 2 if 'psnr' in metric.lower() or metric.lower() == 'pll' else 4
 
 
 def format_value(metric: str, value: float | None) -> str:
-    """A metric's value as it is printed; a dash where there is none."""
-    return '–' if value is None else f'{value:.{decimals(metric)}f}'
+    """A metric's value as it is printed; a dash where there is none, or none that is finite."""
+    return f'{value:.{decimals(metric)}f}' if _is_finite(value) else '–'
 
 
-def mean_scores(images: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """The mean of each metric over the images of a data set.
+def _is_finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def mean_scores(images: Mapping[str, Mapping[str, float | None]]) -> dict[str, float | None]:
+    """The mean of each metric over the images of a data set; None where one of them is not finite.
 
     Example:
         >>> mean_scores({'a': {'psnr': 30.0}, 'b': {'psnr': 33.0}})
@@ -63,8 +70,18 @@ def mean_scores(images: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """
     if not images:
         return {}
-    metrics = next(iter(images.values()))
-    return {metric: math.fsum(image[metric] for image in images.values()) / len(images) for metric in metrics}
+    columns = {metric: [image[metric] for image in images.values()] for metric in next(iter(images.values()))}
+    return {metric: math.fsum(column) / len(column) if all(map(_is_finite, column)) else None
+            for metric, column in columns.items()}
+
+
+def unmeasured(scores: Mapping) -> list[str]:
+    """Which values are infinite or NaN, one line for each data set and metric; empty where all are numbers."""
+    return [f'{name}: {metric} is {", ".join(f"{value} for {image}" for image, value in odd[:5])}'
+            + (f' and {len(odd) - 5} more images' if len(odd) > 5 else '')
+            for name, dataset in scores['datasets'].items() for metric in dataset['mean']
+            if (odd := [(image, values[metric]) for image, values in dataset['images'].items()
+                        if not _is_finite(values[metric])])]
 
 
 def protocol_sentence(metrics_opt: Mapping[str, Mapping[str, Any]], scale: int, rounded: bool = True) -> str:
@@ -103,15 +120,16 @@ def protocol_sentence(metrics_opt: Mapping[str, Mapping[str, Any]], scale: int, 
 
 # ---------------------------------------------------------------- schema
 
-def check_scores(scores: Any, source: str = 'scores') -> dict:
+def check_scores(scores: Any, source: str = 'scores', finite: bool = True) -> dict:
     """Checks scores against the schema.
 
     Args:
         scores: What should be the scores of a run.
         source: Named at the head of the error.
+        finite: Refuse values that are null, infinite or NaN; else they become None.
 
     Returns:
-        dict: The same scores, every value a Python float.
+        dict: The same scores, every value a finite Python float (or None).
 
     Raises:
         ScoresError: Says what is missing or wrong, and where.
@@ -123,9 +141,14 @@ def check_scores(scores: Any, source: str = 'scores') -> dict:
     def floats(values: Any, where: str) -> dict[str, float]:
         need(isinstance(values, Mapping), f'{where} should map metrics to numbers, got {values!r}')
         for metric, value in values.items():
-            need(isinstance(value, Real) and not isinstance(value, bool),
+            need(value is None or (isinstance(value, Real) and not isinstance(value, bool)),
                  f'{where}.{metric} should be a number, got {value!r}')
-        return {metric: float(value) for metric, value in values.items()}
+            if finite and not _is_finite(value):
+                value = 'null' if value is None else value
+                raise ScoresError(f'{source}: {where}.{metric} is {value}: it could not be measured, or is infinite as '
+                                  'the PSNR of two equal images is. Leave the metric or the image out, or take other '
+                                  'weights, and test again.')
+        return {metric: float(value) if _is_finite(value) else None for metric, value in values.items()}
 
     need(isinstance(scores, Mapping), f'expected an object with {", ".join(FIELDS)}, got {type(scores).__name__}')
     for field, kind in FIELDS.items():
@@ -166,10 +189,15 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return '\n'.join([lines[0], '|:---|' + '---:|' * (len(header) - 1), *lines[1:]])
 
 
+def _with_mean(dataset: Mapping) -> list[tuple[str, Mapping]]:
+    """The rows of a data set, the mean last, also where an image is called so."""
+    return [*dataset['images'].items(), ('mean', dataset['mean'])]
+
+
 def _dataset_rows(dataset: Mapping) -> tuple[list[str], list[list[str]]]:
     metrics = list(dataset['mean'])
     rows = [[image, *(format_value(m, values[m]) for m in metrics)]
-            for image, values in {**dataset['images'], 'mean': dataset['mean']}.items()]
+            for image, values in _with_mean(dataset)]
     return ['image', *map(metric_title, metrics)], rows
 
 
@@ -207,9 +235,9 @@ def _csv(scores: Mapping) -> str:
     writer = csv.writer(text, lineterminator='\n')
     writer.writerow(['dataset', 'image', *metrics])
     for name, dataset in scores['datasets'].items():
-        for image, values in {**dataset['images'], 'mean': dataset['mean']}.items():
+        for image, values in _with_mean(dataset):
             # repr gives back the very same float: the CSV loses nothing against the JSON file.
-            writer.writerow([name, image, *(repr(values[m]) if m in values else '' for m in metrics)])
+            writer.writerow([name, image, *('' if values.get(m) is None else repr(values[m]) for m in metrics)])
     return text.getvalue()
 
 
@@ -234,7 +262,7 @@ def write_text(path: str | Path, text: str) -> Path:
 
 
 def write_scores(scores: Mapping, folder: str | Path) -> list[Path]:
-    """Writes scores.json, scores.csv (a row per image and a row `mean` per data set) and scores.md.
+    """Writes scores.json, scores.csv (a row per image, and `mean` as the last row of a data set) and scores.md.
 
     Args:
         scores: Scores as described at the head of this module.
@@ -246,8 +274,9 @@ def write_scores(scores: Mapping, folder: str | Path) -> list[Path]:
     Raises:
         ScoresError: The scores do not follow the schema; nothing is written.
     """
-    scores, folder = check_scores(scores), Path(folder)
-    return [write_text(folder / 'scores.json', json.dumps(scores, indent=2, ensure_ascii=False) + '\n'),
+    scores, folder = check_scores(scores, finite=False), Path(folder)
+    text = json.dumps(scores, indent=2, ensure_ascii=False, allow_nan=False)
+    return [write_text(folder / 'scores.json', text + '\n'),
             write_text(folder / 'scores.csv', _csv(scores)),
             write_text(folder / 'scores.md', _markdown(scores))]
 
@@ -263,7 +292,7 @@ def read_scores(path: str | Path) -> dict:
 
     Raises:
         FileNotFoundError: There is no such file; the message says how to make it.
-        ScoresError: The file is no JSON or does not follow the schema.
+        ScoresError: The file is no JSON, does not follow the schema, or has values that are not finite numbers.
     """
     path = Path(path)
     file = path / 'scores.json' if path.is_dir() else path

@@ -1,0 +1,180 @@
+"""What validation and tests do with values that are no numbers, and with images whose names or files are in the way."""
+import csv
+import json
+import math
+import re
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import yaml
+from torch.utils.data import DataLoader
+
+from udl_basicsr import test as test_script
+from udl_basicsr import train as train_script
+from udl_basicsr.data.loader import build_dataset
+from udl_basicsr.engine import loop
+from udl_basicsr.engine.history import read_history
+from udl_basicsr.engine.options import OptionError
+from udl_basicsr.models import validation
+from udl_basicsr.reports import scores
+
+
+@pytest.fixture
+def tested(project, pairs, tmp_path):
+    """``tested(change)``: the test option file of a network whose weights were changed, and its folder of results."""
+    def write(change=lambda weights: weights, **options):
+        model = project.model('plain')
+        weights = tmp_path / 'net_g.pth'
+        torch.save({'params': {k: change(v) for k, v in model.net_g.state_dict().items()}}, weights)
+        blocks = yaml.safe_load((tmp_path / '_base_.yml').read_text())
+        for key in ('train', 'logger', 'network_u'):
+            del blocks[key]
+        blocks['datasets'] = {'test': {**blocks['datasets']['val'], 'name': 'tiny'}}
+        blocks['val'] = {'metrics': blocks['val']['metrics'], 'save_img': True}
+        blocks.update({'name': 'tested', 'path': {'pretrain_network_g': str(weights)}, **options})
+        (tmp_path / 'test.yml').write_text(yaml.safe_dump(blocks))
+        return tmp_path / 'results' / 'tested'
+    return write
+
+
+def run_test(tmp_path, monkeypatch, *arguments) -> int:
+    monkeypatch.setattr('sys.argv', ['test.py', '-opt', str(tmp_path / 'test.yml'), *arguments])
+    return test_script.main(root_path=tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------------ not finite
+@pytest.mark.parametrize('change', [lambda v: v * float('nan'), lambda v: v * 1e30], ids=['nan', '1e30'])
+def test_a_test_of_broken_weights_is_no_result(tested, tmp_path, monkeypatch, capsys, change):
+    results = tested(change)
+    assert run_test(tmp_path, monkeypatch) == 1
+    said = capsys.readouterr().err
+    assert 'tiny: the output of EDSR is not finite for 3 of 3 images (0, 1, 2)' in said
+    assert str(tmp_path / 'net_g.pth') in said
+    assert 'Nothing is scored' in said
+    assert not list(results.rglob('scores.*'))
+    assert not list(results.rglob('*.png'))  # they would be black
+
+
+def test_an_infinite_metric_is_null(tested, pairs, tmp_path, monkeypatch, capsys):
+    """One image that is restored exactly, as black ones are: its PSNR is infinite and the mean is nothing."""
+    results = tested(torch.zeros_like, datasets={'test': {
+        'name': 'tiny', 'type': 'PairedImageDataset', 'dataroot_gt': str(tmp_path / 'gt'),
+        'dataroot_lq': str(tmp_path / 'lq'), 'io_backend': {'type': 'disk'}}})
+    for kind in ('gt', 'lq'):
+        (tmp_path / kind).mkdir()
+        image = cv2.imread(str(pairs / 'val' / kind / '0.png'))
+        # without weights EDSR gives its mean, which is 0.4488, 0.4371, 0.4040 of 255
+        cv2.imwrite(str(tmp_path / kind / 'flat.png'), np.full_like(image, np.round([103.02, 111.46, 114.44])))
+        cv2.imwrite(str(tmp_path / kind / 'other.png'), image)
+    assert run_test(tmp_path, monkeypatch) == 1
+    said = capsys.readouterr()
+    assert 'tiny: psnr is inf for flat' in said.err
+    assert 'null in scores.json' in said.err
+
+    def no_constant(name):
+        raise AssertionError(f'{name} is no JSON')
+
+    written = json.loads((results / 'scores.json').read_text(), parse_constant=no_constant)['datasets']['tiny']
+    assert written['mean'] == {'psnr': None}
+    assert written['images']['flat'] == {'psnr': None}
+    assert 5 < written['images']['other']['psnr'] < 30
+    rows = {row['image']: row['psnr'] for row in csv.DictReader((results / 'scores.csv').read_text().splitlines())}
+    assert rows['flat'] == rows['mean'] == ''
+    assert '| mean | – |' in (results / 'scores.md').read_text()
+    with pytest.raises(scores.ScoresError, match=r'tiny\.mean\.psnr is null'):
+        scores.read_scores(results)
+
+
+def broken_validation(project, model, poison) -> dict:
+    """The means of a validation in which the output is changed by ``poison(number of the image, output)``."""
+    restored = type(model).restoring(model, model.net_g)
+    numbers = iter(range(100))
+    model.restoring = lambda network: lambda lq: poison(next(numbers), restored(lq))
+    loader = DataLoader(build_dataset(model.opt['datasets']['val']))
+    return model.validation(loader, 4, None, False)
+
+
+def test_training_goes_on_without_a_best(project, caplog):
+    model = project.model('plain', 'val:save_best={metric: psnr, dataset: val}')
+    saved = []
+    model.save_networks = saved.append
+    nan, inf = float('nan'), float('inf')
+    with caplog.at_level('WARNING'):
+        for number, value in enumerate((nan, inf), 1):
+            assert broken_validation(project, model, lambda n, out, v=value: out * (v if n == 1 else 1)) == {}
+            assert caplog.text.count('WARNING') == number
+            assert 'val: the output of EDSR is not finite for 1 of 3 images (1) at iteration 4' in caplog.text
+    assert set(model.scores['val']) == {'0', '2'}
+    assert not hasattr(model, 'best_metric_results')
+    assert saved == []
+    means = broken_validation(project, model, lambda n, out: out)
+    assert math.isfinite(means['psnr'])
+    assert saved == ['best']
+
+
+def test_a_metric_that_is_not_finite_is_no_best(project, caplog, monkeypatch):
+    model = project.model('plain', 'val:metrics:ssim={type: calculate_ssim, crop_border: 2}',
+                          'val:save_best={metric: psnr, dataset: val}')
+    model.save_networks = lambda _: pytest.fail('it is no best')
+    exact = {1}  # the output is the GT: an infinite PSNR, and an SSIM of 1
+    gts = [sample['gt'][None] for sample in build_dataset(model.opt['datasets']['val'])]
+    with caplog.at_level('WARNING'):
+        means = broken_validation(project, model, lambda n, out: gts[n] if n in exact else out)
+    assert means.keys() == {'ssim'}
+    assert 'val: psnr is inf for 1 of 3 images (1) at iteration 4: it has no mean and no best' in caplog.text
+    assert model.best_metric_results['val']['ssim']['iter'] == 4
+
+
+def test_a_run_whose_validation_breaks_says_so_and_ends(project, monkeypatch):
+    """No entry in its history, and all checkpoints."""
+    restoring = validation.ValidatedModel.restoring
+    monkeypatch.setattr(validation.ValidatedModel, 'restoring',
+                        lambda self, network: lambda lq: restoring(self, network)(lq) * float('nan'))
+    loop.train(project.parse('plain', 'train:total_iter=4'))
+    assert not [e for e in read_history(project.root / 'experiments/plain/history.jsonl') if 'dataset' in e]
+    assert 'not finite for 3 of 3 images' in project.log('plain')
+    assert (project.root / 'experiments/plain/models/net_g_latest.pth').exists()
+
+
+# ------------------------------------------------------------------------------------------------- images in mid-run
+def images_of_our_own(pairs, tmp_path) -> str:
+    shutil.copytree(pairs / 'val', tmp_path / 'val')
+    return f'datasets:val={{name: val, type: PairedImageDataset, dataroot_gt: {tmp_path}/val/gt, ' \
+           f'dataroot_lq: {tmp_path}/val/lq, io_backend: {{type: disk}}}}'
+
+
+@pytest.mark.parametrize('kind', ['gt', 'lq'])
+@pytest.mark.parametrize('harm', [
+    Path.unlink, lambda p: p.write_bytes(p.read_bytes()[:-30]), lambda p: p.write_text('')], ids=['gone', 'cut', '0'])
+def test_a_validation_image_that_breaks_in_mid_run_is_named(project, pairs, tmp_path, monkeypatch, capsys, kind, harm):
+    own = images_of_our_own(pairs, tmp_path)
+    broken = tmp_path / 'val' / kind / '1.png'
+    validate = loop._validate
+
+    def breaks(model, loaders, iteration, *rest):
+        if iteration == 8:
+            harm(broken)
+        validate(model, loaders, iteration, *rest)
+
+    monkeypatch.setattr(loop, '_validate', breaks)
+    monkeypatch.setattr('sys.argv', ['train.py', '-opt', str(tmp_path / 'plain.yml'), '--force_yml', own])
+    assert train_script.main(root_path=tmp_path) == 1
+    said = capsys.readouterr().err
+    assert re.search(rf'(^|\n){broken}: .*(cannot be read for validation|is cut off|is empty).*--auto_resume', said)
+    assert (tmp_path / 'experiments/plain/models/net_g_4.pth').exists()
+
+
+def test_channels_that_the_network_does_not_take(project, tmp_path):
+    """Training on Y and validating on RGB passed every check, and failed at the first validation."""
+    network = 'network_g={type: MSRResNet, num_in_ch: 1, num_out_ch: 1, num_feat: 8, num_block: 1, upscale: 2}'
+    one = (network, 'datasets:train:color=y', 'val:metrics:psnr:test_y_channel=false')
+    with pytest.raises(OptionError, match=r'val.color: gives images of 3 channel\(s\) and datasets.train of 1, '):
+        project.parse('plain', *one)
+    with pytest.raises(OptionError, match=r'val.color: gives images of 1 channel\(s\)'):
+        project.parse('plain', 'datasets:val:color=y')
+    loop.train(project.parse('plain', *one, 'datasets:val:color=y', 'train:total_iter=4'))
+    assert '# psnr' in project.log('plain')

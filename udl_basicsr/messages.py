@@ -1,0 +1,34 @@
+"""How messages quote what comes out of files and libraries: in one line, without a character that moves the cursor."""
+from collections.abc import Iterable
+from typing import Any
+
+_LONGEST = 8000
+_LONGEST_NAME = 200
+
+
+class MessageError(RuntimeError):
+    """An error whose message is for the user: a line break is ours, every other control character is shown escaped."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__('\n'.join(map(one_line, str(message).split('\n'))))
+
+
+def one_line(text: Any, longest: int = _LONGEST) -> str:
+    """``text`` in one line: line breaks, escape sequences and invisible characters are written out, what is long is
+    cut off."""
+    text = str(text)
+    shown = ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in text[:longest])
+    return shown if len(text) <= longest else f'{shown}... ({len(text)} characters)'
+
+
+def some(names: Iterable[Any], count: int = 4) -> str:
+    """The first names of many, such as the keys of a file, and how many more there are."""
+    names = list(names)
+    rest = f', and {len(names) - count} more' if len(names) > count else ''
+    return ', '.join(one_line(name, _LONGEST_NAME) for name in names[:count]) + rest
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception of a library says, as a part of a line; the name of its class where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return one_line(lines[0], 300) if lines else type(error).__name__
