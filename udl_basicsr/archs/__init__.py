@@ -12,5 +12,5 @@ from .udl_head_arch import UDLHead
 from .uncertainty_arch import UncertaintyNet
 from .vdsr_arch import VDSR
 
-__all__ = ['CARN', 'CARN_M', 'DPDNN', 'ESPCN', 'IDN', 'VDSR', 'ConstantHead', 'SigmaHead', 'TLWNet', 'TapError', 'UDLHead',
-           'UncertaintyNet']
+__all__ = ['CARN', 'CARN_M', 'DPDNN', 'ESPCN', 'IDN', 'VDSR', 'ConstantHead', 'SigmaHead', 'TLWNet', 'TapError',
+           'UDLHead', 'UncertaintyNet']

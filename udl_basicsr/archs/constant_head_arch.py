@@ -1,9 +1,9 @@
 """One uncertainty for all pixels: the baseline of He and Cheng, Revisiting l1 Loss in Super-Resolution, table 7.
 
 There, networks without a sigma branch have "their average fitting error [...] calculated on the training dataset". The
-likelihood of a Laplace distribution with one scale for all pixels has its optimum at just that mean, and its gradient to
-the image is that of L1 times a number: trained in stage ``esu`` with EULoss, the image is an L1 image to Adam, which
-divides numbers out, and s follows the mean error of the training set.
+likelihood of a Laplace distribution with one scale for all pixels has its optimum at just that mean, and its gradient
+to the image is that of L1 times a number. So in stage ``esu`` with EULoss, s follows the mean error of the training
+set, and the image is trained with L1 as far as Adam is concerned, which divides numbers out.
 """
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY
