@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from .costs import parse_amount
 from .figures import WIDTH, new_figure, save
@@ -80,15 +82,26 @@ def tradeoff_figure(dots: Sequence[Dot], dataset: str, scale: int, out: str | Pa
                        s=area([dot.parameters for dot in group]), edgecolors=colour, linewidths=1.2,
                        facecolors=colour if ours else 'white', zorder=3)
             for dot in group:
-                ax.annotate(dot.label + (' (ours)' if ours else ''), (dot.cost / unit, dot.score), xytext=(6, 3),
-                            textcoords='offset points', fontsize=6.5, color=colour)
+                _name(ax, dot, dot.cost / unit, {d.score for d in mine if d.cost == dot.cost}, colour)
     ax.set_xscale('log')
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter(StrMethodFormatter('{x:g}'))
+    ax.xaxis.set_minor_locator(NullLocator())
     ax.margins(0.12)
     size = {'runtime': 'as their tables say', 'macs': '1280×720 pixels'}[cost]
     ax.set(xlabel=f'{head} ({size})', ylabel=metric_title(metric),
            title=f'{dataset} ×{scale}; area: parameters, {least_and_most(dots)}; hollow: printed')
     tidy(ax)
     return save(figure, out)
+
+
+def _name(ax: Axes, dot: Dot, x: float, scores: set[float], colour: str) -> None:
+    """Writes what a dot is: above the best of those that cost the same, below the worst, elsewhere at its right."""
+    away = float(np.sqrt(area([dot.parameters])[0] / np.pi)) + 2
+    side = 0 if len(scores) == 1 else 1 if dot.score == max(scores) else -1 if dot.score == min(scores) else 0
+    ax.annotate(dot.label + (' (ours)' if dot.ours else ''), (x, dot.score), color=colour, fontsize=6.5,
+                textcoords='offset points', xytext=(0, side * away) if side else (away, 0),
+                ha='center' if side else 'left', va={1: 'bottom', 0: 'center', -1: 'top'}[side])
 
 
 def area(parameters: Sequence[float]) -> np.ndarray:
