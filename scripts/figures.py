@@ -27,7 +27,6 @@ from udl_basicsr.reports import figures, maps, plots
 from udl_basicsr.reports import lead as leads
 from udl_basicsr.reports.benchmark import load_paper
 from udl_basicsr.reports.comparison import read_records, record_file
-from udl_basicsr.reports.costs import run_time
 from udl_basicsr.reports.figures import Panel
 from udl_basicsr.reports.paper_tables import make_table
 from udl_basicsr.reports.pictures import Run, open_run, read_image, read_partner, same_size
@@ -215,7 +214,7 @@ def sigma(args, look: dict) -> Path:
 
 def tradeoff(args, look: dict) -> Path:
     records, paper = [record for folder in args.records for record in read_records(folder)], load_paper()
-    tables = [make_table(name, records, paper, run_time if args.time else None) for name in args.tables]
+    tables = [make_table(name, records, paper) for name in args.tables]
     dots = tradeoff_dots(tables, args.dataset, args.scale, args.cost, args.metric)
     return tradeoff_figure(dots, args.dataset, args.scale, args.out, args.cost, args.metric, **look)
 
@@ -230,17 +229,28 @@ def calibration(args, look: dict) -> Path:
 
 
 def differences(args, look: dict) -> Path:
-    return plots.differences_figure(read_records(args.records), args.out, args.metric, args.scale, args.methods, **look)
+    return plots.differences_figure(_records(args.records, args.network), args.out, args.metric, args.scale,
+                                    args.methods, **look)
 
 
 def curves(args, look: dict) -> Path:
-    return plots.curves_figure(read_records(args.records), args.dataset, args.out, args.metric, args.scale,
+    return plots.curves_figure(_records(args.records, args.network), args.dataset, args.out, args.metric, args.scale,
                                args.methods, **look)
 
 
+def _records(folder: str, network: str | None) -> list[dict]:
+    """The records of one network: what may be compared with one another."""
+    records = read_records(folder)
+    known = list(dict.fromkeys(r['network_id'] for r in records if r.get('network_id')))
+    if network not in known and (network is not None or len(known) > 1):
+        raise ReportError(f'{folder}: has the networks {", ".join(known) or "of one title alone"}; choose one of them '
+                          f'with --network' + (f', not {network}' if network else ''))
+    return [r for r in records if network in (None, r.get('network_id'))]
+
+
 def _of_one_scale(args) -> tuple[list[dict], int, str]:
-    """The records of one scale, that scale, and the label of the method asked for."""
-    records, scale = plots.one_scale(read_records(args.records), args.scale)
+    """The records of one network and scale, that scale, and the label of the method asked for."""
+    records, scale = plots.one_scale(_records(args.records, args.network), args.scale)
     return records, scale, plots.chosen_methods(records, [args.method])[args.method]
 
 
@@ -256,7 +266,7 @@ def deciles(args, look: dict) -> Path:
 
     def run(method: str) -> Run:
         plots.chosen_methods(records, [method])
-        file = record_file(args.records, method, scale, args.seed)
+        file = record_file(args.records, method, scale, args.seed, records[0].get('network_id'))
         if not file.exists():
             raise ReportError(f'--seed {args.seed}: no {file}')
         return open_run(str(file))
@@ -267,7 +277,7 @@ def deciles(args, look: dict) -> Path:
 
 
 def lead(args, look: dict) -> Path:
-    folders = {Path(folder).name: read_records(folder) for folder in args.records}
+    folders = {Path(folder).name: _records(folder, args.network) for folder in args.records}
     labels = {r['method']: r['label'] for records in folders.values() for r in records}
     if args.method not in labels:
         raise ReportError(f'--method {args.method}: no records of it. There are: {", ".join(labels)}')
@@ -303,6 +313,9 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument('run', metavar='RUN', help=told)
         sub.add_argument('--dataset', required=True, help="the data set's name in the tests")
         sub.add_argument('--gt', required=True, metavar='FOLDER', help='its HR images')
+
+    def of_one_network(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument('--network', metavar='ID', help='where a comparison has several')
 
     def one_image(sub: argparse.ArgumentParser, box: str = 'default: all of it', columns: bool = True) -> None:
         sub.add_argument('--image', required=True, help='its name in the scores')
@@ -377,8 +390,6 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument('--scale', type=int, default=3, help='default 3')
     sub.add_argument('--cost', choices=UNITS, default='runtime', help='default runtime')
     sub.add_argument('--metric', default='psnr')
-    sub.add_argument('--time', action='store_true', help='measure the run time of our networks here; large ones need '
-                     'minutes without a GPU')
 
     sub = kind(calibration, 'sparsification and calibration, from the uncertainty.json of uncertainty_report.py',
                width=False)
@@ -389,6 +400,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument('records', metavar='FOLDER', help='docs/results/<comparison>')
         sub.add_argument('--metric', default='psnr')
         sub.add_argument('--scale', type=int, help='where there are several')
+        of_one_network(sub)
         sub.add_argument('--methods', nargs='+', default=[], metavar='ID', help='default: all')
         if sub.prog.endswith('curves'):
             sub.add_argument('--dataset', required=True, help='that was validated on')
@@ -401,6 +413,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument('--dataset', required=True, help="the data set's name in the tests")
         sub.add_argument('--gt', required=True, metavar='FOLDER', help='its HR images')
         sub.add_argument('--scale', type=int, help='where there are several')
+        of_one_network(sub)
         if sub.prog.endswith('texture'):
             sub.add_argument('--metric', default='psnr')
             sub.add_argument('--steep', type=float, default=leads.STEEP,
@@ -414,6 +427,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument('records', nargs='+', metavar='FOLDER', help='docs/results/<comparison>, of plans such as '
                      'options/compare/lead/*.yml')
     sub.add_argument('--method', required=True, metavar='ID', help='whose lead it is')
+    of_one_network(sub)
     sub.add_argument('--axis', required=True, choices=leads.AXES, help='what is different between the comparisons')
     sub.add_argument('--datasets', nargs='+', metavar='NAME', help='default: all that they were tested on')
     sub.add_argument('--metric', default='psnr')

@@ -1,5 +1,6 @@
 """Where a lead comes from and how it moves, against values worked out by hand."""
 import importlib.util
+import json
 from pathlib import Path
 
 import cv2
@@ -149,8 +150,8 @@ def test_commands_of_the_lead(comparisons, capsys, monkeypatch):
     assert deciles.reference == pytest.approx(np.full(10, 8.))
     assert deciles.method == pytest.approx(np.full(10, 6.))
     assert labels == ['label of L1', 'label of UDL']
-    assert main('lead', records / 'long', records / 'short', '--method', 'UDL', '--axis', 'budget', '--out',
-                comparisons / 'l.png', '--dpi', 50) == 0
+    lead_of = [records / 'long', records / 'short', '--method', 'UDL']
+    assert main('lead', *lead_of, '--axis', 'budget', '--out', comparisons / 'l.png', '--dpi', 50) == 0
     [(name, points)] = drawn['lead'][0].items()
     assert name == 'toys'
     assert [(p.x, p.name, round(p.difference['mean'], 9)) for p in points] == [
@@ -169,3 +170,23 @@ def test_commands_of_the_lead(comparisons, capsys, monkeypatch):
         assert main(*argv, '--out', comparisons / 'no.png') == 2
         assert message in capsys.readouterr().err
     assert not (comparisons / 'no.png').exists()
+
+    for folder in ('short', 'long'):  # and of a second network, which must not be mixed with the first
+        for file in list((records / folder).glob('*.json')):
+            kept = json.loads(file.read_text())
+            file.unlink()
+            for network, more in (('CARN', 5.), ('EDSR', 0.)):
+                images = kept['datasets']['toys']['images'].items()
+                more *= kept['method'] == 'UDL'
+                other = record(kept['method'], 0, {name: values['psnr'] + more for name, values in images})['datasets']
+                comparison.write_record({**kept, 'network_id': network, 'network_title': network, 'datasets': other},
+                                        records / folder)
+    for argv in (['texture', *one], ['deciles', *one], ['lead', *lead_of, '--axis', 'budget'], [
+            'differences', records / 'short'], ['curves', records / 'short', '--dataset', 'toys']):
+        assert main(*argv, '--out', comparisons / 'no.png') == 2
+        assert 'has the networks CARN, EDSR; choose one of them with --network' in capsys.readouterr().err
+    for network, expected in (('CARN', [5.1, 5.2, 5.3]), ('EDSR', [0.1, 0.2, 0.3])):
+        for argv in (['texture', *one], ['deciles', *one], ['lead', *lead_of, '--axis', 'budget']):
+            assert main(*argv, '--network', network, '--out', comparisons / 't.png', '--dpi', 50) == 0
+        assert drawn['texture'][0].gains == pytest.approx(expected)
+        assert drawn['lead'][0]['toys'][0].difference['mean'] == pytest.approx(expected[1])
