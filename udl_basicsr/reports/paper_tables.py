@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from udl_basicsr.reports.amounts import HR_SIZE, format_amount, parse_amount
 from udl_basicsr.reports.benchmark import (
     DATASETS,
     MARKS,
@@ -30,7 +31,6 @@ from udl_basicsr.reports.benchmark import (
     row_metrics,
 )
 from udl_basicsr.reports.comparison import means
-from udl_basicsr.reports.costs import HR_SIZE, count_macs, format_amount, parse_amount
 from udl_basicsr.reports.scores import ScoresError, decimals, markdown_table, metric_title, text_table
 
 FORMATS = {'md': 'md', 'text': 'txt', 'csv': 'csv', 'latex': 'tex'}  # name → suffix of a file
@@ -122,17 +122,13 @@ def paper_table(name: str, ours: Sequence[Mapping] = (), fmt: str = 'text', pape
     return render(make_table(name, ours, paper or load_paper()), fmt)
 
 
-def make_table(name: str, records: Sequence[Mapping], paper: Mapping,
-               run_time: Callable[[Mapping, int, Sequence[int]], float] | None = None) -> PaperTable:
+def make_table(name: str, records: Sequence[Mapping], paper: Mapping) -> PaperTable:
     """Joins our records with the printed figures of one table.
 
     Args:
         name: A key of `paper['tables']`, e.g. `udl-5`.
         records: As `comparison.read_records` gives them; several comparisons may be joined, each has rows of its own.
-            The optional key `costs` of a record may give `macs`, `runtime` and `training` (ms).
         paper: What `benchmark.load_paper` gave.
-        run_time: `costs.run_time`, to measure the run time of our networks where the table has it and the record has
-            not; without it there is none.
 
     Raises:
         ScoresError: No such table, or two records of the same comparison, network, method, scale, degradation and seed.
@@ -156,7 +152,7 @@ def make_table(name: str, records: Sequence[Mapping], paper: Mapping,
                      *(record['scale'] for group in groups for record in group.records)})
     printed_costs = {_cell_of(row): row.get('costs', {}) for row in rows}
     lines = tuple(line for scale in scales for line in _lines(
-        scale, groups, networks, methods, metrics, printed, layout, printed_costs, run_time))
+        scale, groups, networks, methods, metrics, printed, layout, printed_costs))
     seen = sorted({dataset for line in lines for dataset, _ in [*line.printed, *line.ours]},
                   key=lambda dataset: (DATASETS.index(dataset) if dataset in DATASETS else len(DATASETS), dataset))
     printed_sets = {*layout['datasets'], *(dataset for line in lines for dataset, _ in line.printed)}
@@ -173,7 +169,8 @@ def make_table(name: str, records: Sequence[Mapping], paper: Mapping,
     return PaperTable(
         name, f'{layout["source"]}, {layout["number"]}. {layout["title"]}: {"/".join(map(_metric_title, metrics))}',
         layout['degradation'], tuple(datasets), tuple(metrics), layout.get('costs', {}), lines,
-        caption=(*_about_ours(groups), _about_printed(name, layout, rows, networks, groups, source)),
+        caption=(*_about_ours(groups), *_about_costs(groups, layout),
+                 _about_printed(name, layout, rows, networks, groups, source)),
         remarks=(f'Layout. {layout["layout"]}', *suspects),
         notes=footnotes)
 
@@ -272,7 +269,7 @@ def _is_one_of(group: _Group, network: str, names: Iterable[str]) -> bool:
 
 def _lines(scale: int, groups: Sequence[_Group], networks: Mapping[str, list[str]], methods: Iterable[str],
            metrics: Iterable[str], printed: Mapping[tuple, Mapping], layout: Mapping,
-           printed_costs: Mapping[tuple, Mapping], run_time: Callable | None) -> Iterable[Line]:
+           printed_costs: Mapping[tuple, Mapping]) -> Iterable[Line]:
     """The rows of one scale: the paper's networks with our namesakes, then our other networks."""
     here = [group for group in groups if any(record['scale'] == scale for record in group.records)]
     cited = layout.get('cited', ())
@@ -296,7 +293,7 @@ def _lines(scale: int, groups: Sequence[_Group], networks: Mapping[str, list[str
             if ours or cell in printed or (network and not printed):
                 yield Line(scale, title, group.comparison if group else '', method,
                            _label(layout, method, network or group.network), network in cited or method in cited, ours,
-                           printed.get(cell, {}), _our_costs(group, method, scale, layout, run_time) if ours else {},
+                           printed.get(cell, {}), _our_costs(group, method, scale, layout) if ours else {},
                            printed_costs.get(cell, {}))
 
 
@@ -310,26 +307,22 @@ def _our_figures(group: _Group, method: str, metrics: Iterable[str], scale: int)
             for (dataset, metric), figure in found.items() if figure}
 
 
-def _our_costs(group: _Group, method: str, scale: int, layout: Mapping, run_time: Callable | None) -> dict[str, float]:
-    """What ours costs, of the costs that the table has: as the record says, or counted in the network it names."""
+def _our_costs(group: _Group, method: str, scale: int, layout: Mapping) -> dict[str, float]:
+    """What ours costs, of the costs that the table has, by its first record."""
     record = next(record for record in group.records
                   if record['method'] == group.methods[method] and record['scale'] == scale)
-    known, size = record.get('costs', {}), layout.get('size', HR_SIZE)
-    network = next((options['network_g'] for options in reversed(record['options']) if options.get('network_g')), None)
-    found = {}
-    for cost in layout.get('costs', {}):
-        if cost in known:
-            found[cost] = known[cost]
-        elif cost == 'parameters':
-            found[cost] = record['parameters']
-        elif cost == 'macs' and network:
-            try:
-                found[cost] = count_macs(network, scale, size)
-            except Exception:  # a network that cannot run without memory raises whatever it likes
-                continue
-        elif cost == 'runtime' and network and run_time:
-            found[cost] = run_time(network, scale, size)
-    return found
+    known = {'parameters': record['parameters'], 'macs': record.get('macs'),
+             'training': 1000 * record['seconds'] / record['stages'][-1]['iterations']}
+    if _timed_as_printed(record, layout):
+        known['runtime'] = 1000 * record['run_time']['seconds']
+    return {cost: known[cost] for cost in layout.get('costs', {}) if known.get(cost) is not None}
+
+
+def _timed_as_printed(record: Mapping, layout: Mapping) -> bool:
+    """Whether the run time is that of an image of the table's size, of which a scale may leave a remainder."""
+    sides = zip(record.get('run_time', {}).get('output', ()), reversed(layout.get('size', HR_SIZE)), strict=False)
+    differences = [abs(ours - theirs) for ours, theirs in sides]
+    return bool(differences) and max(differences) < record['scale']
 
 
 # ---------------------------------------------------------------- the caption
@@ -351,6 +344,23 @@ def _about_ours(groups: Sequence[_Group]) -> list[str]:
         protocols = dict.fromkeys(record['protocol'] for record in records if record['scale'] == scale)
         texts.append(f'Ours at ×{scale}: {"; or: ".join(protocols)}.' + (
             ' These are different protocols, whose figures cannot be compared.' if len(protocols) > 1 else ''))
+    return texts
+
+
+def _about_costs(groups: Sequence[_Group], layout: Mapping) -> list[str]:
+    costs, texts = layout.get('costs', {}), []
+    records = [record for group in groups for record in group.records]
+    timed = [record['run_time'] for record in records if record.get('run_time') and 'runtime' in costs]
+    for device in dict.fromkeys(one['device'] for one in timed):
+        texts.append(f'Ours, {costs["runtime"]}: on {device}.')
+    height, width = layout.get('size', HR_SIZE)
+    others = {'×'.join(map(str, record['run_time']['output'])) for record in records if record.get('run_time')
+              and 'runtime' in costs and not _timed_as_printed(record, layout)}
+    if others:
+        texts.append(f'Ours, {costs["runtime"]}: not shown where it was measured on {" and ".join(sorted(others))} '
+                     f'pixels, since the paper has {width}×{height}.')
+    if records and 'training' in costs:
+        texts.append(f'Ours, {costs["training"]}: the time of the last stage with its test, over its iterations.')
     return texts
 
 
