@@ -115,7 +115,7 @@ def scale_log_scale(log_scale: Tensor, scaling: str = 'linear', offset: float = 
 def gradient_map(img: Tensor) -> Tensor:
     """G(i,j) = ||(I(i+1,j) - I(i,j), I(i,j+1) - I(i,j))||_2 per channel (UDL paper, eq. 11).
 
-    Past the last row and column the image is taken as constant, so the map has the shape of the image and the
+    Past the last row and column the image is taken as constant (ours), so the map has the shape of the image and the
     difference across that border is 0. Any unit; the map has the image's.
 
     Args:
