@@ -12,6 +12,7 @@ import yaml
 from basicsr.archs import build_network
 from conftest import photograph
 
+from udl_basicsr.engine import stages
 from udl_basicsr.losses import UDLLoss
 from udl_basicsr.losses.uncertainty_loss import WeightMapLoss
 from udl_basicsr.models.visuals import encode_log_scale
@@ -463,6 +464,20 @@ def test_sigma_is_that_of_history_and_checkpoints(sigma_folder, tmp_path):
         file.unlink()
     with pytest.raises(ReportError, match='save_checkpoint_freq'):
         sigma.sigma_pixels(sigma_folder, lq)
+
+
+def test_sigma_of_a_run(project, pairs, tmp_path):
+    """A run of eq. 6 leaves what the figure reads."""
+    (project.root / 'eq6.yml').write_text(yaml.safe_dump({
+        '_base_': '_base_.yml', 'name': 'eq6', 'stage': 'sigma', 'network_u': SIGMA_NETS['network_u'],
+        'train': {'sigma_opt': {'type': 'TrainedExpectedL1Loss'}}}))
+    stages.train(project.parse('eq6'), 'the command')
+    folder = project.root / 'experiments' / 'eq6'
+    curve = sigma.sigma_curve(folder)
+    assert curve.iterations.tolist() == [2, 4, 6, 8]
+    assert ((curve.means > 0) & (curve.means < 1)).all()
+    assert sigma.sigma_pixels(folder, rgb(0, 16, 24), 3).iterations.tolist() == [4, 8]
+    assert main('sigma', folder, '--lq', pairs / 'val' / 'lq' / '0.png', '--out', tmp_path / 's.png', '--dpi', 50) == 0
 
 
 def test_tradeoff_dots_are_the_printed_ones_and_ours(tmp_path):

@@ -105,7 +105,8 @@ class _Group:
 
 # ---------------------------------------------------------------- joining
 
-def paper_table(name: str, ours: Sequence[Mapping] = (), fmt: str = 'text', paper: Mapping | None = None) -> str:
+def paper_table(name: str, ours: Sequence[Mapping] = (), fmt: str = 'text', notes: bool = True,
+                paper: Mapping | None = None) -> str:
     """A paper's table, ours beside printed, as it stands now: cells that are not trained yet are dashes.
 
     Args:
@@ -114,12 +115,13 @@ def paper_table(name: str, ours: Sequence[Mapping] = (), fmt: str = 'text', pape
             of comparisons; none is fine. A record is placed by its `network_title`, `method` or `label`, `scale` and
             `degradation`; what the table has no place for is left out.
         fmt: `text` for the terminal, `md`, `latex` or `csv`.
+        notes: See :func:`render`; without them a table that grows is short.
         paper: What `benchmark.load_paper` gave; by default the packaged figures.
 
     Raises:
         ScoresError: See :func:`make_table`.
     """
-    return render(make_table(name, ours, paper or load_paper()), fmt)
+    return render(make_table(name, ours, paper or load_paper()), fmt, notes)
 
 
 def make_table(name: str, records: Sequence[Mapping], paper: Mapping) -> PaperTable:
@@ -403,13 +405,14 @@ def _about_marks(lines: Sequence[Line], fmt: str) -> str:
 
 # ---------------------------------------------------------------- formats
 
-def render(table: PaperTable, fmt: str = 'md') -> str:
+def render(table: PaperTable, fmt: str = 'md', notes: bool = True) -> str:
     """Writes the table out.
 
     Args:
         table: What `make_table` gave.
-        fmt: `md`; `text` for the terminal; `latex` (booktabs, a whole table environment); or `csv` (a line per figure,
-            in full precision).
+        fmt: `md`; `text` for the terminal, ours above printed; `latex` (booktabs, a whole table environment); or `csv`
+            (a line per figure, in full precision).
+        notes: Whether `md` and `text` say below what everything is.
     """
     if fmt == 'csv':
         return render_csv([table])
@@ -417,36 +420,55 @@ def render(table: PaperTable, fmt: str = 'md') -> str:
     pairs = {dataset for line in table.lines for dataset, _ in line.printed}
     ranked = {kind: {(dataset, metric): _places(table, kind, dataset, metric)
                      for dataset in table.datasets for metric in table.metrics} for kind in ('ours', 'printed')}
-
     digits = {metric: table.digits(metric) for metric in table.metrics}
 
     def cell(number: int, kind: str, dataset: str) -> str:
         return _cell([getattr(table.lines[number], kind).get((dataset, metric)) for metric in table.metrics],
                      [ranked[kind][dataset, metric].get(number) for metric in table.metrics], digits, fmt)
 
-    def costs(line: Line) -> list[str]:
-        return [plain(text) for cost in table.costs for text in (
-            format_amount(cost, line.our_costs[cost]) if cost in line.our_costs else '–',
-            line.printed_costs.get(cost, '–'))]
+    def cost(line: Line, kind: str, name: str) -> str:
+        if kind == 'printed':
+            return plain(line.printed_costs.get(name, '–'))
+        return plain(format_amount(name, line.our_costs[name]) if name in line.our_costs else '–')
 
     def kinds(dataset: str) -> Sequence[str]:
         return ('ours', 'printed') if dataset in pairs else ('ours',)
 
+    if fmt == 'text':
+        return _text(table, cell, cost, notes)
     header = ['network', 'scale', 'loss', 'seeds',
               *(f'{head}, {kind}' for head in table.costs.values() for kind in ('ours', 'printed')),
               *(f'{dataset}, {kind}' for dataset in table.datasets for kind in kinds(dataset)),
               *([] if pairs else ['printed'])]
     rows = [[plain(line.network), plain(f'×{line.scale}'), plain(line.label),
-             plain(CITED if line.cited else str(line.seeds or '–')), *costs(line),
+             plain(CITED if line.cited else str(line.seeds or '–')),
+             *(cost(line, kind, name) for name in table.costs for kind in ('ours', 'printed')),
              *(cell(number, kind, dataset) for dataset in table.datasets for kind in kinds(dataset)),
              *([] if pairs else [plain('–')])] for number, line in enumerate(table.lines)]
     if fmt == 'latex':
         return _latex(table, header, rows)
-    below = [*table.caption, *table.remarks, _about_marks(table.lines, fmt),
-             *(f'{_raised(mark, fmt)} {text}' for mark, text in table.notes.items())]
-    if fmt == 'text':
-        return '\n\n'.join([table.title, text_table(header, rows), '\n'.join(below)]) + '\n'
-    return '\n\n'.join([f'**{table.title}**', markdown_table(header, rows), *below]) + '\n'
+    return '\n\n'.join([f'**{table.title}**', markdown_table(header, rows), *_below(table, fmt, notes)]) + '\n'
+
+
+def _text(table: PaperTable, cell: Callable[[int, str, str], str], cost: Callable[[Line, str, str], str],
+          notes: bool) -> str:
+    rows = []
+    for number, line in enumerate(table.lines):
+        told = {'ours': f'ours, {line.seeds} seed{"s" * (line.seeds > 1)}',
+                'printed': CITED if line.cited else 'printed'}
+        head = [line.network, f'×{line.scale}', line.label]
+        for kind in [kind for kind in told if getattr(line, kind)] or ['printed']:
+            rows.append([*head, told[kind], *(cost(line, kind, name) for name in table.costs),
+                         *(cell(number, kind, dataset) for dataset in table.datasets)])
+            head = [''] * 3
+    header = ['network', 'scale', 'loss', '', *table.costs.values(), *table.datasets]
+    below = '\n'.join(_below(table, 'text', notes))
+    return '\n\n'.join([table.title, text_table(header, rows), *([below] if below else [])]) + '\n'
+
+
+def _below(table: PaperTable, fmt: str, notes: bool) -> list[str]:
+    marks = [f'{_raised(mark, fmt)} {text}' for mark, text in table.notes.items()]
+    return [*table.caption, *table.remarks, _about_marks(table.lines, fmt), *marks] if notes else []
 
 
 def _places(table: PaperTable, kind: str, dataset: str, metric: str) -> dict[int, int]:
