@@ -229,8 +229,8 @@ def values(draw, old):
 
 
 @st.composite
-def mutated(draw, flat: dict) -> dict:
-    """``flat`` with one thing changed."""
+def mutated(draw, flat: dict, keys: list[str] = KEYS) -> dict:
+    """``flat`` with one thing changed; ``keys``: names that new keys get."""
     flat = deepcopy(flat)
     nodes = _nodes(flat)
     numbers = [n for n in nodes if isinstance(_parent(flat, n)[n[-1]], (int, float))]
@@ -245,7 +245,7 @@ def mutated(draw, flat: dict) -> dict:
         del block[key]
     elif how == 'rename' and isinstance(block, dict):
         new = draw(st.sampled_from([f'{key}s', str(key)[1:], str(key).upper(), f'{key} ', f'{key}.x', ''])
-                   | st.sampled_from(KEYS) | st.text(max_size=8))
+                   | st.sampled_from(keys) | st.text(max_size=8))
         block[new] = block.pop(key)
     elif how == 'swap':
         other = draw(st.sampled_from(_nodes(flat)))
@@ -253,13 +253,13 @@ def mutated(draw, flat: dict) -> dict:
             there = _parent(flat, other)
             block[key], there[other[-1]] = there[other[-1]], old
     elif how == 'insert' and isinstance(old, dict):
-        old[draw(st.sampled_from(KEYS))] = draw(values(1))
+        old[draw(st.sampled_from(keys))] = draw(values(1))
     elif how == 'insert' and isinstance(old, list):
         old.append(draw(anything))
     elif how == 'nest':
-        block[key] = {draw(st.sampled_from(KEYS)): old}
+        block[key] = {draw(st.sampled_from(keys)): old}
     else:
-        flat[draw(st.sampled_from(KEYS))] = deepcopy(old)
+        flat[draw(st.sampled_from(keys))] = deepcopy(old)
     return flat
 
 
