@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """What a training step costs with each loss, as a ratio to L1 measured side by side on random patches.
 
-    python scripts/benchmark_losses.py [--options options/rivals] [--rounds 20] [--force_yml KEY:KEY=VALUE ...]
+    python scripts/benchmark_losses.py [options/compare/every_loss.yml] [--rounds 20] [--force_yml KEY:KEY=VALUE ...]
 
 Each round takes one step of every model in turn, so that whatever else the machine does falls on all alike; the ratio
 of each round is taken against L1's step of the same round, and its median is printed.
@@ -11,6 +11,7 @@ import itertools
 import logging
 import statistics
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -20,21 +21,24 @@ import udl_basicsr  # noqa: F401 - registers
 # isort: split
 from basicsr.models import build_model
 
-from udl_basicsr.engine.options import parse_options
+from udl_basicsr.engine.options import dump_flat, parse_options
+from udl_basicsr.experiments.plan import Stage, read_plan
 from udl_basicsr.models.checkpoints import save_atomic
 from udl_basicsr.reports.scores import markdown_table
 from udl_basicsr.reports.speed import paired, quartiles, ratios
 
 
-def build(file: Path, force: list[str], folder: Path):
-    """The model of an option file, with weights of its own making where it needs those of a stage before."""
-    force = [*force, 'stage1=None'] if 'stage1' in file.read_text() else force
-    if 'stage1=None' in force:
-        first = build(file.with_name('train_ESU.yml'), [], folder)
+def build(stages: Sequence[Stage], force: list[str], folder: Path):
+    """The model of the last of some stages, with weights of its own making where it needs those of the stage before."""
+    flat = {key: value for key, value in stages[-1].flat.items() if key != 'stage1'}
+    if flat.get('stage') == 'udl':
+        first = build(stages[:1], [], folder)
         save_atomic({'params': first.net_u.state_dict()}, folder / 'net_u.pth')
         force = [*force, f'path:pretrain_network_u={folder / "net_u.pth"}']
-    if 'TLW' in file.name:
+    if 'tlw_opt' in flat['train']:
         force = [*force, 'train:tlw_opt:judge_random=true']  # costs what the real one costs
+    file = folder / f'{stages[-1].name}.yml'
+    file.write_text(dump_flat(flat), encoding='utf-8')
     parsed = parse_options(str(file), root_path=str(folder), is_train=True, force_yml=force, check_files=False)
     model = build_model(parsed.opt)
     model.iters_per_epoch = 1
@@ -53,17 +57,19 @@ def step(model, data: dict):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--options', type=Path, default=Path('options/rivals'), help='folder of train_*.yml')
+    parser.add_argument('plan', type=Path, nargs='?', default=Path('options/compare/every_loss.yml'),
+                        help='whose methods are measured; one of them is called L1')
     parser.add_argument('--rounds', type=int, default=20)
     parser.add_argument('--force_yml', nargs='+', default=[], metavar='KEY:KEY=VALUE', help='for all of them')
     args = parser.parse_args()
     logging.getLogger('basicsr').setLevel(logging.WARNING)
 
     with tempfile.TemporaryDirectory() as folder:
-        models = {file.stem.removeprefix('train_'): build(file, args.force_yml, Path(folder))
-                  for file in sorted(args.options.glob('train_*.yml'))}
+        plan = read_plan(args.plan, Path(folder))
+        one = {run.method: run for run in reversed(plan.runs)}  # the first of each: one network, scale and seed
+        models = {method: build(run.stages, args.force_yml, Path(folder)) for method, run in one.items()}
     if 'L1' not in models:
-        parser.error(f'{args.options} has no train_L1.yml to compare with')
+        parser.error(f'{args.plan} has no method L1 to compare with')
     opt = models['L1'].opt
     train, scale = opt['datasets']['train'], opt['scale']
     batch, size = train['batch_size_per_gpu'], train['gt_size']

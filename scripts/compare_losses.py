@@ -24,9 +24,8 @@ from udl_basicsr.experiments import runner, trial
 from udl_basicsr.experiments.overview import describe_runs
 from udl_basicsr.experiments.plan import Plan, Run, read_plan, select
 from udl_basicsr.experiments.records import made_with_other_options
-from udl_basicsr.reports.benchmark import load_paper
 from udl_basicsr.reports.comparison import format_summary, read_records, record_file
-from udl_basicsr.reports.paper_tables import make_table, render
+from udl_basicsr.reports.paper_tables import paper_table
 from udl_basicsr.reports.scores import ScoresError
 
 
@@ -160,7 +159,7 @@ def show(plan: Plan, out: Path, metrics: Sequence[str] = ('psnr', ), markdown: b
     if records:
         print(f'\n{format_summary(records, metrics, markdown)}\n', flush=True)
     if plan.table and records:
-        print(render(make_table(plan.table, records, load_paper())), flush=True)
+        print(paper_table(plan.table, records), flush=True)
 
 
 if __name__ == '__main__':

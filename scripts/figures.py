@@ -24,10 +24,15 @@ from udl_basicsr.engine.options import OptionError
 from udl_basicsr.losses.functional import MIN_OVER, SCALINGS
 from udl_basicsr.models.checkpoints import CheckpointError
 from udl_basicsr.reports import figures, maps, plots
-from udl_basicsr.reports.comparison import read_records
+from udl_basicsr.reports import lead as leads
+from udl_basicsr.reports.benchmark import load_paper
+from udl_basicsr.reports.comparison import read_records, record_file
 from udl_basicsr.reports.figures import Panel
-from udl_basicsr.reports.pictures import open_run, read_image, read_partner, same_size
-from udl_basicsr.reports.tlw import open_tlw_run, tlw_maps
+from udl_basicsr.reports.paper_tables import make_table
+from udl_basicsr.reports.pictures import Run, open_run, read_image, read_partner, same_size
+from udl_basicsr.reports.sigma import sigma_curve, sigma_figure, sigma_pixels
+from udl_basicsr.reports.tlw import TLWRun, open_tlw_run, tlw_maps
+from udl_basicsr.reports.tradeoff import UNITS, tradeoff_dots, tradeoff_figure
 from udl_basicsr.reports.uncertainty import Report, ReportError, uncertainty_figure
 
 _WEIGHTS = {'error': 'error |x − f|', 'hr_gradient': 'HR gradient', 'lr_gradient': 'LR gradient',
@@ -129,40 +134,89 @@ def weights(args, look: dict) -> Path:
     return figures.save(figures.draw_grid(_wrapped(panels, args.columns), **look), args.out)
 
 
+def gradients(args, look: dict) -> Path:
+    p = _Pictures(args)
+    pictures = {'ground truth': p.gt, **{f'{run.label}\n{p.caption(run)}': sr
+                                         for run, sr in zip(p.runs, p.sr, strict=True)}}
+    found = [maps.gradients(image) for image in pictures.values()]  # of the whole image: a crop has a border of its own
+    rows = [[Panel(title, p.cut(image)) for title, image in pictures.items()]]
+    rows += [[Panel(f'{name}: mean |G| = {np.abs(p.cut(both[axis])).mean():.3f}', p.cut(both[axis]), 'gradient')
+              for both in found] for axis, name in enumerate(('Gx', 'Gy'))]
+    return figures.save(figures.draw_grid(rows, **look), args.out)
+
+
 def gv(args, look: dict) -> Path:
+    runs, images, size, gt, sr = _variances(args, args.patch_size)
+    pooled = {label: np.concatenate(found, axis=1).ravel() for label, found in sr.items()}
+    return plots.variances_figure(np.concatenate(gt, axis=1).ravel(), pooled, size, args.out,
+                                  f'{args.dataset} ×{runs[0].scale}, {len(images)} images', **look)
+
+
+def variances(args, look: dict) -> Path:
+    runs, images, size, gt, sr = _variances(args, args.patch_size or 8, args.images)
+    pooled = {label: np.concatenate(found, axis=1) for label, found in sr.items()}
+    which = ', '.join(images) if args.images else f'{len(images)} images'
+    return plots.variance_peaks_figure(np.concatenate(gt, axis=1), pooled, size, args.out,
+                                       f'{args.dataset} ×{runs[0].scale}, {which}', **look)
+
+
+def _variances(args: argparse.Namespace, size: int | None, images: list[str] | None = None) -> tuple:
+    """Runs, images, size of a patch, and of each image the variances along x and y, (2, P): of the GT, of each run."""
     runs = [open_run(given) for given in args.runs]
     labels = [run.label for run in runs]
     if len(set(labels)) < len(labels):
         raise ReportError(f'two runs are called {", ".join(labels)}: tell them apart with LABEL=PATH')
-    images, size = runs[0].images(args.dataset), args.patch_size or (8 if runs[0].scale == 2 else 16)
+    images, size = images or runs[0].images(args.dataset), size or (8 if runs[0].scale == 2 else 16)
     gt, sr = [], {run.label: [] for run in runs}
     for image in images:
         target = read_partner(args.gt, image)
         pictures = {run.source: run.sr(args.dataset, image) for run in runs}
         same_size({'the GT': target, **pictures})
         try:
-            gt.append(maps.patch_variances(target, size))
+            gt.append(maps.patch_variances(target, size).reshape(2, -1))
         except ValueError as error:
             raise ReportError(f'--patch_size: {error}') from error
         for run in runs:
-            sr[run.label].append(maps.patch_variances(pictures[run.source], size))
-    pooled = {label: np.concatenate(found) for label, found in sr.items()}
-    return plots.variances_figure(np.concatenate(gt), pooled, size, args.out,
-                                  f'{args.dataset} ×{runs[0].scale}, {len(images)} images', **look)
+            sr[run.label].append(maps.patch_variances(pictures[run.source], size).reshape(2, -1))
+    return runs, images, size, gt, sr
 
 
 def tlw(args, look: dict) -> Path:
     run = open_tlw_run(args.experiment)
     gt, lq = read_image(args.gt), read_image(args.lq)
-    missing = [i for i in args.iterations or () if i not in run.iterations]
-    if missing:
-        raise ReportError(f'--iterations: {args.experiment} has no checkpoints of {", ".join(map(str, missing))}, it '
-                          f'has {", ".join(map(str, run.iterations))}')
+    _has_checkpoints(run, args.iterations or (), '--iterations')
     count = min(4, len(run.iterations))  # as many as are still large in print, from the first to the last
     chosen = args.iterations or sorted({run.iterations[round(i * (len(run.iterations) - 1) / max(count - 1, 1))]
                                         for i in range(count)})
     box = _box(args.box, gt)
     return plots.tlw_figure(run, [tlw_maps(run, i, gt, lq) for i in chosen], gt, args.out, box, **look)
+
+
+def fixed_sum(args, look: dict) -> Path:
+    run = open_tlw_run(args.experiment)
+    gt, lq = read_image(args.gt), read_image(args.lq)
+    _has_checkpoints(run, () if args.iteration is None else [args.iteration], '--iteration')
+    found = tlw_maps(run, run.iterations[-1] if args.iteration is None else args.iteration, gt, lq)
+    return plots.layers_figure(found, args.out, _box(args.box, gt), **look)
+
+
+def _has_checkpoints(run: TLWRun, wanted, option: str) -> None:
+    missing = [i for i in wanted if i not in run.iterations]
+    if missing:
+        raise ReportError(f'{option}: {run.folder} has no checkpoints of {", ".join(map(str, missing))}, it has '
+                          f'{", ".join(map(str, run.iterations))}')
+
+
+def sigma(args, look: dict) -> Path:
+    pixels = sigma_pixels(args.experiments[0], read_image(args.lq), args.pixels) if args.lq else None
+    return sigma_figure([sigma_curve(folder) for folder in args.experiments], pixels, args.out, **look)
+
+
+def tradeoff(args, look: dict) -> Path:
+    records, paper = [record for folder in args.records for record in read_records(folder)], load_paper()
+    tables = [make_table(name, records, paper) for name in args.tables]
+    dots = tradeoff_dots(tables, args.dataset, args.scale, args.cost, args.metric)
+    return tradeoff_figure(dots, args.dataset, args.scale, args.out, args.cost, args.metric, **look)
 
 
 def calibration(args, look: dict) -> Path:
@@ -175,12 +229,63 @@ def calibration(args, look: dict) -> Path:
 
 
 def differences(args, look: dict) -> Path:
-    return plots.differences_figure(read_records(args.records), args.out, args.metric, args.scale, args.methods, **look)
+    return plots.differences_figure(_records(args.records, args.network), args.out, args.metric, args.scale,
+                                    args.methods, **look)
 
 
 def curves(args, look: dict) -> Path:
-    return plots.curves_figure(read_records(args.records), args.dataset, args.out, args.metric, args.scale,
+    return plots.curves_figure(_records(args.records, args.network), args.dataset, args.out, args.metric, args.scale,
                                args.methods, **look)
+
+
+def _records(folder: str, network: str | None) -> list[dict]:
+    """The records of one network: what may be compared with one another."""
+    records = read_records(folder)
+    known = list(dict.fromkeys(r['network_id'] for r in records if r.get('network_id')))
+    if network not in known and (network is not None or len(known) > 1):
+        raise ReportError(f'{folder}: has the networks {", ".join(known) or "of one title alone"}; choose one of them '
+                          f'with --network' + (f', not {network}' if network else ''))
+    return [r for r in records if network in (None, r.get('network_id'))]
+
+
+def _of_one_scale(args) -> tuple[list[dict], int, str]:
+    """The records of one network and scale, that scale, and the label of the method asked for."""
+    records, scale = plots.one_scale(_records(args.records, args.network), args.scale)
+    return records, scale, plots.chosen_methods(records, [args.method])[args.method]
+
+
+def texture(args, look: dict) -> Path:
+    records, scale, label = _of_one_scale(args)
+    found = leads.gains_by_texture(records, args.method, args.dataset, args.gt, args.metric, scale, args.reference,
+                                   args.steep)
+    return leads.texture_figure(found, label, args.dataset, args.out, args.metric, **look)
+
+
+def deciles(args, look: dict) -> Path:
+    records, scale, _ = _of_one_scale(args)
+
+    def run(method: str) -> Run:
+        plots.chosen_methods(records, [method])
+        file = record_file(args.records, method, scale, args.seed, records[0].get('network_id'))
+        if not file.exists():
+            raise ReportError(f'--seed {args.seed}: no {file}')
+        return open_run(str(file))
+
+    pair = run(args.reference or records[0]['reference']), run(args.method)
+    found = leads.errors_by_decile(*pair, run(args.uncertainty or args.method), args.dataset, args.gt)
+    return leads.deciles_figure(found, [run.label for run in pair], args.dataset, args.out, **look)
+
+
+def lead(args, look: dict) -> Path:
+    folders = {Path(folder).name: _records(folder, args.network) for folder in args.records}
+    labels = {r['method']: r['label'] for records in folders.values() for r in records}
+    if args.method not in labels:
+        raise ReportError(f'--method {args.method}: no records of it. There are: {", ".join(labels)}')
+    datasets = args.datasets or list(dict.fromkeys(name for records in folders.values() for r in records
+                                                   for name in r['datasets']))
+    series = {name: leads.lead_points(folders, args.method, name, args.axis, args.metric) for name in datasets}
+    return leads.lead_figure({name: points for name, points in series.items() if points}, args.axis,
+                             labels[args.method], args.out, args.metric, **look)
 
 
 # ---------------------------------------------------------------- command line
@@ -190,7 +295,8 @@ def _parser() -> argparse.ArgumentParser:
     kinds = parser.add_subparsers(dest='kind', required=True, metavar='KIND')
 
     def kind(draw, told: str, width: bool = True) -> argparse.ArgumentParser:
-        sub = kinds.add_parser(draw.__name__, help=told, description=told[0].upper() + told[1:] + '.')
+        sub = kinds.add_parser(draw.__name__, help=told.replace('%', '%%'),
+                               description=told[0].upper() + told[1:] + '.')
         sub.set_defaults(draw=draw)
         sub.add_argument('--out', required=True, metavar='FILE', help='.png, .pdf or .svg')
         if width:
@@ -207,6 +313,9 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument('run', metavar='RUN', help=told)
         sub.add_argument('--dataset', required=True, help="the data set's name in the tests")
         sub.add_argument('--gt', required=True, metavar='FOLDER', help='its HR images')
+
+    def of_one_network(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument('--network', metavar='ID', help='where a comparison has several')
 
     def one_image(sub: argparse.ArgumentParser, box: str = 'default: all of it', columns: bool = True) -> None:
         sub.add_argument('--image', required=True, help='its name in the scores')
@@ -246,12 +355,41 @@ def _parser() -> argparse.ArgumentParser:
     pictures(sub)
     sub.add_argument('--patch_size', type=int, help='default 8 at ×2, 16 otherwise, as in the GV paper')
 
-    sub = kind(tlw, "TLW's weights over the training")
-    sub.add_argument('experiment', metavar='RUN', help='experiments/<name> of a run of TLWModel')
-    sub.add_argument('--gt', required=True, metavar='FILE', help='an HR image')
-    sub.add_argument('--lq', required=True, metavar='FILE', help='its LR image')
-    sub.add_argument('--iterations', type=int, nargs='+', metavar='N', help='of checkpoints; default: up to four')
-    boxed(sub)
+    sub = kind(gradients, 'the gradient maps of an image, along x and y (figure 1 of the GV paper)')
+    pictures(sub)
+    one_image(sub, columns=False)
+
+    sub = kind(variances, 'the variance of the gradient patch after patch, along x and y (figure 2 of the GV paper)')
+    pictures(sub)
+    sub.add_argument('--images', nargs='+', metavar='NAME', help='their names in the scores; default: all')
+    sub.add_argument('--patch_size', type=int, help='default 8, as in that figure')
+
+    for sub in (kind(tlw, "TLW's weights over the training"),
+                kind(fixed_sum, 'what sigmoid, FixedSum and sampling make of the weights of an image, and how they are '
+                     'distributed (figure 4 of TLW)')):
+        sub.add_argument('experiment', metavar='RUN', help='experiments/<name> of a run of TLWModel')
+        sub.add_argument('--gt', required=True, metavar='FILE', help='an HR image')
+        sub.add_argument('--lq', required=True, metavar='FILE', help='its LR image')
+        if sub.prog.endswith('tlw'):
+            sub.add_argument('--iterations', type=int, nargs='+', metavar='N',
+                             help='of checkpoints; default: up to four')
+        else:
+            sub.add_argument('--iteration', type=int, metavar='N', help='of a checkpoint; default: the last')
+        boxed(sub)
+
+    sub = kind(sigma, 'the mean of σ during training, and σ of pixels of one image (figure 2 of Revisiting L1)')
+    sub.add_argument('experiments', nargs='+', metavar='RUN', help='experiments/<name> of runs of stage sigma')
+    sub.add_argument('--lq', metavar='FILE', help='an LR image, whose pixels are followed through the checkpoints of '
+                     'the first run')
+    sub.add_argument('--pixels', type=int, default=12, help='how many; default 12')
+
+    sub = kind(tradeoff, 'what networks reach and what they cost, printed and ours (figure 4 of Revisiting L1)')
+    sub.add_argument('records', nargs='*', metavar='FOLDER', help='docs/results/<comparison>')
+    sub.add_argument('--tables', nargs='+', default=['le-3', 'le-6'], metavar='TABLE', help='default le-3 le-6')
+    sub.add_argument('--dataset', default='Set5', help='default Set5')
+    sub.add_argument('--scale', type=int, default=3, help='default 3')
+    sub.add_argument('--cost', choices=UNITS, default='runtime', help='default runtime')
+    sub.add_argument('--metric', default='psnr')
 
     sub = kind(calibration, 'sparsification and calibration, from the uncertainty.json of uncertainty_report.py',
                width=False)
@@ -262,16 +400,44 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument('records', metavar='FOLDER', help='docs/results/<comparison>')
         sub.add_argument('--metric', default='psnr')
         sub.add_argument('--scale', type=int, help='where there are several')
+        of_one_network(sub)
         sub.add_argument('--methods', nargs='+', default=[], metavar='ID', help='default: all')
         if sub.prog.endswith('curves'):
             sub.add_argument('--dataset', required=True, help='that was validated on')
+
+    for sub in (kind(texture, 'the gain of each image against its share of texture and edges'),
+                kind(deciles, 'the errors of two losses in each tenth of the pixels, by uncertainty')):
+        sub.add_argument('records', metavar='FOLDER', help='docs/results/<comparison>')
+        sub.add_argument('--method', required=True, metavar='ID', help='whose lead it is')
+        sub.add_argument('--reference', metavar='ID', help='default: that of the comparison')
+        sub.add_argument('--dataset', required=True, help="the data set's name in the tests")
+        sub.add_argument('--gt', required=True, metavar='FOLDER', help='its HR images')
+        sub.add_argument('--scale', type=int, help='where there are several')
+        of_one_network(sub)
+        if sub.prog.endswith('texture'):
+            sub.add_argument('--metric', default='psnr')
+            sub.add_argument('--steep', type=float, default=leads.STEEP,
+                             help=f'grey levels from which on a gradient is texture; default {leads.STEEP:g}')
+        else:
+            sub.add_argument('--uncertainty', metavar='ID',
+                             help='the method whose maps of s are taken; default: that of --method')
+            sub.add_argument('--seed', type=int, default=0, help='whose pictures were kept; default 0')
+
+    sub = kind(lead, 'how a lead moves from one comparison to the next: with budget, share of stage 1, network, scale')
+    sub.add_argument('records', nargs='+', metavar='FOLDER', help='docs/results/<comparison>, of plans such as '
+                     'options/compare/lead/*.yml')
+    sub.add_argument('--method', required=True, metavar='ID', help='whose lead it is')
+    of_one_network(sub)
+    sub.add_argument('--axis', required=True, choices=leads.AXES, help='what is different between the comparisons')
+    sub.add_argument('--datasets', nargs='+', metavar='NAME', help='default: all that they were tested on')
+    sub.add_argument('--metric', default='psnr')
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = _parser()
     args = parser.parse_args(argv)
-    for name, low in (('width', 0.5), ('dpi', 10), ('columns', 1), ('patch_size', 2)):
+    for name, low in (('width', 0.5), ('dpi', 10), ('columns', 1), ('patch_size', 2), ('pixels', 1)):
         value = getattr(args, name, None)
         if value is not None and not value >= low:
             parser.error(f'--{name}: expected a number of at least {low:g}, got {value:g}')

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from udl_basicsr.reports.benchmark import load_paper, printed_values
 from udl_basicsr.reports.comparison import read_records
-from udl_basicsr.reports.costs import run_time
 from udl_basicsr.reports.paper_tables import FORMATS, make_table, render, render_csv
 from udl_basicsr.reports.scores import ScoresError, write_text
 
@@ -38,8 +37,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--table', nargs='+', metavar='TABLE', help='which, e.g. udl-5 (default: all; see --list)')
     parser.add_argument('--format', choices=FORMATS, default='md')
     parser.add_argument('--out', metavar='FOLDER', help='write <table>.<suffix> there instead of printing')
-    parser.add_argument('--time', action='store_true', help='measure the run time of our networks here, where '
-                        'the table has it; large ones need minutes without a GPU')
     parser.add_argument('--list', action='store_true', help='list the tables and end')
     parser.add_argument('--paper_file', help='printed scores of your own, in the form of reports/paper_scores.json')
     args = parser.parse_args(argv)
@@ -52,8 +49,7 @@ def main(argv: list[str] | None = None) -> int:
             print(listing(paper))
             return 0
         records = [record for folder in args.records for record in read_records(folder)]
-        timed = run_time if args.time else None
-        tables = [make_table(name, records, paper, timed) for name in args.table or paper['tables']]
+        tables = [make_table(name, records, paper) for name in args.table or paper['tables']]
         if args.out and Path(args.out).exists() and not Path(args.out).is_dir():
             raise ScoresError(f'{args.out} is a file; --out takes a folder.')
         if args.out:

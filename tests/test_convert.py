@@ -262,6 +262,10 @@ def test_options_of_edsr_from_elsewhere(tmp_path, capsys):
     torch.save(theirs.state_dict(), tmp_path / 'plain.pt')
     blocks, _ = run(capsys, tmp_path / 'plain.pt', '--out', tmp_path / 'p.pth', '--rgb_range', 2)
     close(loaded(tmp_path / 'p.pth', blocks['network_g'])(lq), theirs(2 * lq) / 2)
+    for option in ('--rgb_range', '--res_scale'):
+        for value in (-1, 0, 'nan', 'inf'):
+            run(capsys, tmp_path / 'plain.pt', '--out', tmp_path / 'q.pth', option, value,
+                fails=f'{option}: expected a number > 0')
     torch.save(TheirEDSR(2, width=256, blocks=1, shift=True).state_dict(), tmp_path / 'wide.pt')
     blocks, _ = run(capsys, tmp_path / 'wide.pt', '--out', tmp_path / 'w.pth')
     assert blocks['network_g']['res_scale'] == 0.1

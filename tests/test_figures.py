@@ -12,11 +12,14 @@ import yaml
 from basicsr.archs import build_network
 from conftest import photograph
 
+from udl_basicsr.engine import stages
 from udl_basicsr.losses import UDLLoss
 from udl_basicsr.losses.uncertainty_loss import WeightMapLoss
 from udl_basicsr.models.visuals import encode_log_scale
-from udl_basicsr.reports import figures, maps, pictures, plots, scores, tlw
+from udl_basicsr.reports import figures, maps, pictures, plots, scores, sigma, tlw, tradeoff
+from udl_basicsr.reports.benchmark import load_paper
 from udl_basicsr.reports.figures import Panel
+from udl_basicsr.reports.paper_tables import make_table
 from udl_basicsr.reports.uncertainty import ReportError
 
 ROOT = Path(__file__).parents[1]
@@ -126,6 +129,26 @@ def test_patch_variances_against_opencv():
         sobel = cv2.Sobel(gray, cv2.CV_64F, dx, dy, ksize=3, borderType=cv2.BORDER_REPLICATE)
         expected += [sobel[r:r + n, c:c + n].var(ddof=1) for r in range(0, 32, n) for c in range(0, 48, n)]
     np.testing.assert_allclose(maps.patch_variances(image, n), expected, rtol=1e-4, atol=1e-9)
+
+
+def sobel(image, **border):
+    """By OpenCV, in float64, of luma in [0, 1]."""
+    gray = (image / 255.) @ [0.299, 0.587, 0.114]
+    return [cv2.Sobel(gray, cv2.CV_64F, dx, dy, ksize=3, **border) for dx, dy in ((1, 0), (0, 1))]
+
+
+def test_gradients_against_opencv():
+    image = rgb(5, 37, 53)
+    np.testing.assert_allclose(maps.gradients(image), sobel(image, borderType=cv2.BORDER_REPLICATE), atol=1e-5)
+
+
+def test_peaks():
+    values = np.random.default_rng(0).exponential(1, 103)
+    assert maps.peaks(values, 103).tolist() == values.tolist()
+    found = maps.peaks(values, 10)  # three groups of 11, seven of 10
+    assert found[0] == values[:11].max()
+    assert found[-1] == values[-10:].max()
+    assert found.max() == values.max()
 
 
 def test_histogram_keeps_every_patch():
@@ -369,6 +392,119 @@ def test_variances_figure(drawn):
         plots.variances_figure(gt, {'less': gt[1:]}, 8, 'f.png')
 
 
+def test_variance_peaks_figure(drawn):
+    """Patch after patch, of each run and direction, against OpenCV; the peaks of GT are there, smoothed by a run."""
+    gt, n = rgb(5, 32, 48), 8
+    blurred = cv2.GaussianBlur(gt, (0, 0), 1.5)
+    both = {name: maps.patch_variances(image, n).reshape(2, -1) for name, image in (('gt', gt), ('blurred', blurred))}
+    plots.variance_peaks_figure(both['gt'], {'blurred': both['blurred']}, n, 'f.png')
+    for number, ax in enumerate(drawn[0].axes):
+        for line, image in zip(ax.lines, (gt, blurred), strict=True):
+            slope = sobel(image, borderType=cv2.BORDER_REPLICATE)[number]
+            expected = [slope[r:r + n, c:c + n].var(ddof=1) for r in range(0, 32, n) for c in range(0, 48, n)]
+            np.testing.assert_allclose(line.get_ydata(), expected, rtol=1e-4, atol=1e-9)
+            assert line.get_label().endswith(f': mean {np.mean(expected):.4f}')
+        assert max(ax.lines[0].get_ydata()) > 2 * max(ax.lines[1].get_ydata())
+    plots.variance_peaks_figure(both['gt'], {}, n, 'f.png', points=5)
+    assert len(drawn[1].axes[0].lines[0].get_ydata()) == 5
+    with pytest.raises(ValueError, match='expected 24 patches'):
+        plots.variance_peaks_figure(both['gt'], {'less': both['gt'][:, 1:]}, n, 'f.png')
+
+
+# ---------------------------------------------------------------- sigma, and what networks cost
+
+SIGMA_NETS = {'network_g': {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 4, 'num_block': 1,
+                            'upscale': 2},
+              'network_u': {'type': 'UncertaintyNet', 'head': {'type': 'SigmaHead', 'num_feat': 4}}}
+
+
+@pytest.fixture
+def sigma_folder(tmp_path):
+    """A run whose sigma goes to 0: at iterations 2 and 30 its last convolution says −2 and −8 plus little."""
+    folder = tmp_path / 'experiments' / 'eq6'
+    (folder / 'models').mkdir(parents=True)
+    net = build_network({'backbone': SIGMA_NETS['network_g'], **SIGMA_NETS['network_u']})
+    torch.nn.init.normal_(net.head.conv_last.weight, std=0.3)
+    for iteration, logit in ((2, -2.), (30, -8.)):
+        torch.nn.init.constant_(net.head.conv_last.bias, logit)
+        torch.save({'params': net.state_dict()}, folder / 'models' / f'net_u_{iteration}.pth')
+    (folder / 'models' / 'net_u_latest.pth').write_bytes((folder / 'models' / 'net_u_30.pth').read_bytes())
+    (folder / 'train_eq6.yml').write_text(yaml.safe_dump({'stage': 'sigma', **SIGMA_NETS}))
+    entries = [{'head': 'x'}, {'iter': 2, 'sigma_mean': 0.12}, {'iter': 20, 'dataset': SET, 'psnr': 20.},
+               {'iter': 30, 'sigma_mean': 0.0003, 'l_sigma': 0.1}]
+    (folder / 'history.jsonl').write_text(''.join(json.dumps(entry) + '\n' for entry in entries))
+    return folder
+
+
+def test_sigma_is_that_of_history_and_checkpoints(sigma_folder, tmp_path):
+    curve = sigma.sigma_curve(sigma_folder)
+    assert (curve.name, curve.iterations.tolist(), curve.means.tolist()) == ('eq6', [2, 30], [0.12, 0.0003])
+    lq = rgb(0, 16, 24)
+    found = sigma.sigma_pixels(sigma_folder, lq, 5)
+    assert found.iterations.tolist() == [2, 30]
+    nets = []
+    for iteration in (2, 30):  # by hand: the features, the branch, the sigmoid
+        net = build_network({'backbone': SIGMA_NETS['network_g'], **SIGMA_NETS['network_u']})
+        state = torch.load(sigma_folder / 'models' / f'net_u_{iteration}.pth', weights_only=True)['params']
+        net.load_state_dict(state)
+        with torch.no_grad():
+            nets.append(net(maps.to_tensor(lq))[1].flatten())
+    ranks = nets[0].sort().values[torch.linspace(0, nets[0].numel() - 1, 5).round().long()]
+    np.testing.assert_allclose(found.pixels[0], ranks.numpy(), rtol=1e-6)
+    np.testing.assert_allclose(found.means, [net.mean().item() for net in nets], rtol=1e-5)
+    # logits are 6 lower at the second checkpoint, so sigma is e^-6 of itself wherever it is small
+    logits = np.log(found.pixels / (1 - found.pixels))
+    np.testing.assert_allclose(logits[0] - logits[1], 6., rtol=1e-3)
+    out = sigma.sigma_figure([curve], found, tmp_path / 'sigma.png', dpi=60)
+    assert out.stat().st_size > 2000
+    (sigma_folder / 'history.jsonl').write_text('{"iter": 2, "l_pix": 1.0}\n')
+    with pytest.raises(ReportError, match='no sigma_mean'):
+        sigma.sigma_curve(sigma_folder)
+    for file in (sigma_folder / 'models').glob('net_u_*'):
+        file.unlink()
+    with pytest.raises(ReportError, match='save_checkpoint_freq'):
+        sigma.sigma_pixels(sigma_folder, lq)
+
+
+def test_sigma_of_a_run(project, pairs, tmp_path):
+    """A run of eq. 6 leaves what the figure reads."""
+    (project.root / 'eq6.yml').write_text(yaml.safe_dump({
+        '_base_': '_base_.yml', 'name': 'eq6', 'stage': 'sigma', 'network_u': SIGMA_NETS['network_u'],
+        'train': {'sigma_opt': {'type': 'TrainedExpectedL1Loss'}}}))
+    stages.train(project.parse('eq6'), 'the command')
+    folder = project.root / 'experiments' / 'eq6'
+    curve = sigma.sigma_curve(folder)
+    assert curve.iterations.tolist() == [2, 4, 6, 8]
+    assert ((curve.means > 0) & (curve.means < 1)).all()
+    assert sigma.sigma_pixels(folder, rgb(0, 16, 24), 3).iterations.tolist() == [4, 8]
+    assert main('sigma', folder, '--lq', pairs / 'val' / 'lq' / '0.png', '--out', tmp_path / 's.png', '--dpi', 50) == 0
+
+
+def test_tradeoff_dots_are_the_printed_ones_and_ours(tmp_path):
+    paper = load_paper()
+    ours = {**record('L1', 0, 0., scale=3), 'method': 'L1', 'network_title': 'EDSR', 'comparison': 'large',
+            'degradation': 'BI', 'parameters': 43_000_000, 'protocol': 'p', 'seconds': 1.,
+            'run_time': {'seconds': 0.25, 'output': [1281, 720], 'device': 'd'},
+            'stages': [{'name': 'plain', 'iterations': 5}], 'options': [{}]}
+    ours['datasets'] = {'Set5': ours['datasets'][SET]}
+    tables = [make_table(name, [ours], paper) for name in ('le-3', 'le-6')]
+    dots = {(dot.label, dot.ours): dot for dot in tradeoff.tradeoff_dots(tables, 'Set5', 3)}
+    # copied from the paper: run time in ms, PSNR on Set5 at ×3, parameters
+    for label, cost, score, parameters in (('VDSR', 117.3, 33.66, 668e3), ('VDSR+Ours', 117.3, 34.18, 668e3),
+                                           ('EDSR', 493.8, 34.65, 43.68e6), ('EDSR+Ours', 493.8, 34.70, 43.68e6),
+                                           ('SAN', 1587.9, 34.75, 15.90e6), ('CARN', 30.7, 34.29, 1149e3)):
+        dot = dots[label, False]
+        assert (dot.cost, dot.score, dot.parameters) == (cost, score, parameters)
+    assert len(dots) == 14 + 1
+    mine = dots['EDSR', True]
+    assert (mine.cost, mine.score, mine.parameters) == (250., pytest.approx(31.), 43e6)
+    assert len(tradeoff.tradeoff_dots(tables, 'Set5', 3, 'macs')) == 7  # table 6 prints none
+    assert tradeoff.area([1e6, 40e6, 1e3]).tolist() == pytest.approx([20., 800., 4.])
+    assert tradeoff.tradeoff_figure([*dots.values()], 'Set5', 3, tmp_path / 'f.png', dpi=60).stat().st_size > 2000
+    with pytest.raises(scores.ScoresError, match='nothing to draw: no row has psnr on toys ×3 and a macs'):
+        tradeoff.tradeoff_figure([], SET, 3, tmp_path / 'g.png', 'macs')
+
+
 # ---------------------------------------------------------------- TLW
 
 TLW_OPT = {'type': 'TLWLoss', 'k_start': 0.2, 'k_gain': 0.5, 'k_tau': 2}
@@ -414,6 +550,25 @@ def test_tlw_maps(tlw_folder):
     np.testing.assert_array_equal(found.sr, expected.round())
 
 
+def test_layers_of_the_weights(tlw_folder, drawn):
+    run, gt = tlw.open_tlw_run(tlw_folder), rgb(0)
+    found = tlw.tlw_maps(run, 9, gt, gt[::2, ::2])
+    # FixedSum by the paper's eq. 5, in float64, of what the sigmoid says
+    raw, pixels = found.sigmoid.astype(np.float64), gt.shape[0] * gt.shape[1]
+    total, wanted = raw.sum(axis=(0, 1)), found.k * pixels
+    expected = np.where(wanted > total, raw + (wanted - total) / (pixels - total) * (1 - raw), raw * wanted / total)
+    np.testing.assert_allclose(found.weights, expected, atol=1e-5)
+    plots.layers_figure(found, 'f.png', bins=8)
+    above, below = drawn[0].axes[:3], drawn[0].axes[-3:]
+    for ax, panel, values in zip(below, above, (found.sigmoid, found.weights, found.sample), strict=True):
+        heights, edges, _ = ax.patches[0].get_data()
+        assert edges.tolist() == [i / 8 for i in range(9)]
+        place = np.minimum((values.ravel() * 8).astype(int), 7)
+        assert heights.tolist() == pytest.approx([100 * float((place == i).mean()) for i in range(8)])
+        np.testing.assert_array_equal(panel.images[0].get_array(), values.mean(2))
+        assert f'mean {values.mean():.3f}' in panel.get_title()
+
+
 def test_tlw_in_iterations_needs_no_log(tlw_folder):
     options = yaml.safe_load((tlw_folder / 'train_TLW.yml').read_text())
     (tlw_folder / 'train_TLW_1.log').unlink()
@@ -430,7 +585,7 @@ def test_tlw_in_iterations_needs_no_log(tlw_folder):
 # ---------------------------------------------------------------- command line
 
 @pytest.fixture
-def commands(toys, tlw_folder):
+def commands(toys, tlw_folder, sigma_folder):
     """Arguments of each kind that work, without --out."""
     results, gt, lq = toys / 'results', toys / 'gt', toys / 'lq'
     image = ['--dataset', SET, '--gt', gt, '--image', 'a']
@@ -440,12 +595,19 @@ def commands(toys, tlw_folder):
         'uncertainty': ['uncertainty', results / 'two', *image, '--limits', -1, 4],
         'weights': ['weights', results / 'one', '--uncertainty', results / 'two', *image, '--lq', lq],
         'gv': ['gv', results / 'one', results / 'two', '--dataset', SET, '--gt', gt],
+        'gradients': ['gradients', f'MSE={results}/one', f'GV={results}/two', *image],
+        'variances': ['variances', results / 'one', results / 'two', '--dataset', SET, '--gt', gt, '--images', 'a_2'],
         'tlw': ['tlw', tlw_folder, '--gt', gt / 'a.png', '--lq', lq / 'a.png'],
+        'fixed_sum': ['fixed_sum', tlw_folder, '--gt', gt / 'a.png', '--lq', lq / 'a.png', '--box', 24],
+        'sigma': ['sigma', sigma_folder, '--lq', lq / 'a.png', '--pixels', 4],
+        'tradeoff': ['tradeoff', '--cost', 'macs', '--tables', 'le-3'],
     }
 
 
 @pytest.mark.parametrize(('kind', 'suffix'), [('crops', '.png'), ('errors', '.pdf'), ('uncertainty', '.png'),
-                                              ('weights', '.svg'), ('gv', '.pdf'), ('tlw', '.png')])
+                                              ('weights', '.svg'), ('gv', '.pdf'), ('tlw', '.png'),
+                                              ('gradients', '.png'), ('variances', '.svg'), ('fixed_sum', '.png'),
+                                              ('sigma', '.pdf'), ('tradeoff', '.pdf')])
 def test_command_line(commands, kind, suffix, tmp_path, capsys):
     out = tmp_path / 'new' / f'{kind}{suffix}'
     assert main(*commands[kind], '--out', out, '--dpi', 60) == 0
@@ -470,6 +632,11 @@ def test_command_line(commands, kind, suffix, tmp_path, capsys):
     ('gv', ['--patch_size', '64'], '--patch_size: patch_size: a patch of 64x64 is larger than the image'),
     ('tlw', ['--iterations', '5'], 'has no checkpoints of 5, it has 4, 9'),
     ('tlw', ['--lq', 'nowhere.png'], 'nowhere.png: no such file'),
+    ('fixed_sum', ['--iteration', '5'], '--iteration: .* has no checkpoints of 5, it has 4, 9'),
+    ('variances', ['--images', 'nobody'], "no image 'nobody'|no nobody.png"),
+    ('sigma', ['--lq', 'nowhere.png'], 'nowhere.png: no such file'),
+    ('tradeoff', ['--scale', '8'], 'nothing to draw: no row has psnr on Set5 ×8 and a macs'),
+    ('tradeoff', ['--tables', 'le3'], 'did you mean le-3'),
 ])
 def test_wrong_input_is_refused(commands, kind, more, message, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -34,6 +34,7 @@ from udl_basicsr.data.loader import build_dataset, train_batches
 from udl_basicsr.engine import schema
 from udl_basicsr.engine.options import OptionError, Parsed, load_yaml, parse_options
 from udl_basicsr.engine.trials import build_network
+from udl_basicsr.experiments.plan import read_plan
 from udl_basicsr.models.checkpoints import CheckpointError
 
 OPTIONS = Path(__file__).resolve().parents[1] / 'options'
@@ -142,20 +143,22 @@ def seeds(tmp_path_factory) -> list[tuple[dict, bool]]:
             for number in range(2):
                 cv2.imwrite(str(root / f'x{scale}' / kind / f'{number}.png'), photograph(number, 32 * side, 36 * side))
     found: dict[str, tuple[dict, bool]] = {}
-    for file in sorted(OPTIONS.rglob('t*.yml')):
-        if file.parent.name == '_base_' or 'BD' in file.name or not (LONG or file.parent.name in ('demo', 'rivals')):
-            continue
-        is_train = file.name.startswith('train_')
-        flat = load_yaml(str(file))
-        if flat['network_g']['type'] != 'EDSR' and file.parent.name != 'small':
-            continue  # a step of a network at its full size takes seconds
+    folders = ('demo', 'small', OPTIONS.name) if LONG else ('demo', )
+    starts = [(str(file.relative_to(OPTIONS)), load_yaml(str(file))) for file in sorted(OPTIONS.rglob('t*.yml'))
+              if file.parent.name in folders]
+    # and every loss, as a plan makes its options
+    starts += [(f'compare/train_{stage.file.name}', stage.flat)
+               for run in read_plan(OPTIONS / 'compare' / 'every_loss.yml', root).runs for stage in run.stages]
+    for name, flat in starts:
         flat = _tiny(flat, root)
         (root / 'seeds').mkdir(exist_ok=True)
         content = json.dumps({k: v for k, v in flat.items() if k not in ('name', 'stage1')}, sort_keys=True)
         if 'stage1' in flat:
-            flat['stage1'] = str(root / 'seeds' / _flat_name(Path(flat['stage1'])))
-        (root / 'seeds' / _flat_name(file)).write_text(yaml.safe_dump(flat))
-        found.setdefault(content, (flat, is_train))
+            first = Path(flat['stage1'])
+            first = first.relative_to(OPTIONS) if first.is_relative_to(OPTIONS) else f'compare/train_{first.name}'
+            flat['stage1'] = str(root / 'seeds' / _flat_name(first))
+        (root / 'seeds' / _flat_name(name)).write_text(yaml.safe_dump(flat))
+        found.setdefault(content, (flat, Path(name).name.startswith('train_')))
     everything = _everything(root)
     stock = deepcopy(everything)
     for key in ('stage', 'network_u'):
@@ -180,8 +183,8 @@ def seeds(tmp_path_factory) -> list[tuple[dict, bool]]:
     return starts
 
 
-def _flat_name(file: Path) -> str:
-    return file.relative_to(OPTIONS).as_posix().replace('/', '_')
+def _flat_name(name: str | Path) -> str:
+    return Path(name).as_posix().replace('/', '_')
 
 
 def _write(root: Path, name: str, flat: dict) -> str:
@@ -226,8 +229,8 @@ def values(draw, old):
 
 
 @st.composite
-def mutated(draw, flat: dict) -> dict:
-    """``flat`` with one thing changed."""
+def mutated(draw, flat: dict, keys: list[str] = KEYS) -> dict:
+    """``flat`` with one thing changed; ``keys``: names that new keys get."""
     flat = deepcopy(flat)
     nodes = _nodes(flat)
     numbers = [n for n in nodes if isinstance(_parent(flat, n)[n[-1]], (int, float))]
@@ -242,7 +245,7 @@ def mutated(draw, flat: dict) -> dict:
         del block[key]
     elif how == 'rename' and isinstance(block, dict):
         new = draw(st.sampled_from([f'{key}s', str(key)[1:], str(key).upper(), f'{key} ', f'{key}.x', ''])
-                   | st.sampled_from(KEYS) | st.text(max_size=8))
+                   | st.sampled_from(keys) | st.text(max_size=8))
         block[new] = block.pop(key)
     elif how == 'swap':
         other = draw(st.sampled_from(_nodes(flat)))
@@ -250,13 +253,13 @@ def mutated(draw, flat: dict) -> dict:
             there = _parent(flat, other)
             block[key], there[other[-1]] = there[other[-1]], old
     elif how == 'insert' and isinstance(old, dict):
-        old[draw(st.sampled_from(KEYS))] = draw(values(1))
+        old[draw(st.sampled_from(keys))] = draw(values(1))
     elif how == 'insert' and isinstance(old, list):
         old.append(draw(anything))
     elif how == 'nest':
-        block[key] = {draw(st.sampled_from(KEYS)): old}
+        block[key] = {draw(st.sampled_from(keys)): old}
     else:
-        flat[draw(st.sampled_from(KEYS))] = deepcopy(old)
+        flat[draw(st.sampled_from(keys))] = deepcopy(old)
     return flat
 
 

@@ -9,6 +9,7 @@ from udl_basicsr.losses import (
     ESULoss,
     EULoss,
     ExpectedL1Loss,
+    GaussianNLLLoss,
     GradientVarianceLoss,
     GRAMLoss,
     SigmaLoss,
@@ -21,10 +22,12 @@ from udl_basicsr.losses import functional as F
 from udl_basicsr.losses.tlw import fixed_sum
 
 SHAPE = (2, 3, 4, 5)
-LIKELIHOODS = [EULoss(), ESULoss(), GRAMLoss(), GRAMLoss(norm='l2')]
+LIKELIHOODS = [EULoss(), ESULoss(), GaussianNLLLoss(), GRAMLoss(), GRAMLoss(norm='l2')]
 UDL = [UDLLoss(scaling=scaling, offset=offset) for scaling in F.SCALINGS for offset in (0., 1.)]
 MAPS = [WeightMapLoss(weight_map=name) for name in ('error', 'hr_gradient', 'lr_gradient')]
-IMAGE_LOSSES = [ExpectedL1Loss(), ExpectedL1Loss(threshold='none'), GradientVarianceLoss(patch_size=2), SSIMLoss()]
+IMAGE_LOSSES = [ExpectedL1Loss(), ExpectedL1Loss(threshold='none'), ExpectedL1Loss(sigma=0.1),
+                ExpectedL1Loss(noise='laplace'), GradientVarianceLoss(patch_size=2),
+                GradientVarianceLoss(patch_size=2, norm='l2', border='zeros'), SSIMLoss()]
 
 
 def label(loss):
@@ -53,7 +56,7 @@ def test_likelihoods(loss, s_value):
     s = torch.randn(SHAPE, dtype=torch.float64) if s_value is None else torch.full_like(pred, s_value)
     # exp(20) is 5e8 and exp(-20) 2e-9, so each check is made relative; the image stands in the fidelity term alone,
     # whose digits would be lost beside the log term's
-    scale = math.exp(-s.min())
+    scale = math.exp(-s.min() * (2 if isinstance(loss, GaussianNLLLoss) else 1))
     assert gradcheck(lambda p: loss.terms(p, target, s)[0] / scale, pred.clone().requires_grad_())
     scale = max(scale, 1.)
     if not isinstance(loss, GRAMLoss):
@@ -160,7 +163,7 @@ def test_no_error(loss, s_value, shape):
     if isinstance(loss, UDLLoss):
         assert out.item() == 0
         return
-    factor = {EULoss: 1., ESULoss: 2., GRAMLoss: 1 / (1 + math.exp(-s_value))}[type(loss)]
+    factor = {EULoss: 1., ESULoss: 2., GaussianNLLLoss: 1., GRAMLoss: 1 / (1 + math.exp(-s_value))}[type(loss)]
     assert out.item() == pytest.approx(factor * s_value, rel=1e-12)
     torch.testing.assert_close(s.grad, torch.full_like(target, factor / target.numel()), rtol=1e-12, atol=0)
 
@@ -173,11 +176,12 @@ def test_one_pixel(loss):
                                                                                dtype=torch.float64)
     log_scale = torch.full_like(pred, s)
     sigmoid = 1 / (1 + math.exp(-s))
-    if isinstance(loss, EULoss | ESULoss | GRAMLoss):
+    if isinstance(loss, EULoss | ESULoss | GaussianNLLLoss | GRAMLoss):
         scaled = 255 * e
         expected = {
             EULoss: math.exp(-s) * scaled + s,
             ESULoss: math.exp(-s) * scaled + 2 * s,
+            GaussianNLLLoss: math.exp(-2 * s) * scaled**2 / 2 + s,
             GRAMLoss: sigmoid * (math.exp(-s) * scaled**(2 if getattr(loss, 'norm', '') == 'l2' else 1) + s),
         }[type(loss)]
         out = loss(pred, target, log_scale)

@@ -514,6 +514,32 @@ def test_all_that_is_wrong_is_said_at_once(run, capsys, monkeypatch):
     assert no_files(run.out)
 
 
+@pytest.mark.parametrize('compression', [None, 'tiff_lzw'])
+def test_a_tiff_of_two_pages_that_is_cut_off(run, capsys, compression):
+    """Wherever it is cut: Pillow reads the second page's entries when it is asked how many there are."""
+    pages = [Image.fromarray(noise(4, 4, 3)) for _ in range(2)]
+    path = run.root / 'pages.tif'
+    pages[0].save(path, save_all=True, append_images=pages[1:], **({'compression': compression} if compression else {}))
+    whole = path.read_bytes()
+    for length in (*range(0, len(whole), 7), len(whole)):
+        path.write_bytes(whole[:length])
+        with pytest.raises(module.InferenceError, match=r'pages\.tif: (cannot be read|holds several|has the colour)'):
+            make_plan([path], run.out)
+    path.write_bytes(whole[:142])
+    assert run(path) == 2
+    assert 'pages.tif: ' in capsys.readouterr().err
+
+
+def test_texts_that_unpack_to_any_size(run, capsys):
+    path = run.picture('a.png')
+    data = path.read_bytes()
+    text = b'a\0\0' + zlib.compress(bytes(300_000_000), 1)
+    chunk = struct.pack('>I', len(text)) + b'zTXt' + text + struct.pack('>I', zlib.crc32(b'zTXt' + text))
+    path.write_bytes(data[:-12] + chunk + data[-12:])
+    assert run(path) == 2
+    assert f'{path}: has texts or a profile that unpack to more than 1048576 bytes' in capsys.readouterr().err
+
+
 def test_nothing_is_written_over_an_input(run, capsys):
     path = run.picture('in/a.png')
     before = path.read_bytes()

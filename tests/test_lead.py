@@ -1,11 +1,15 @@
 """Where a lead comes from and how it moves, against values worked out by hand."""
+import importlib.util
+import json
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
 from udl_basicsr.models.visuals import encode_log_scale
-from udl_basicsr.reports import lead
+from udl_basicsr.reports import comparison, lead
 from udl_basicsr.reports.pictures import Run
 from udl_basicsr.reports.scores import ScoresError
 
@@ -89,3 +93,100 @@ def test_lead_points(axis, values, tmp_path):
     assert lead.lead_figure({'toys': points}, axis, 'UDL', tmp_path / 'lead.png').stat().st_size > 0
     with pytest.raises(ScoresError, match='nothing to draw'):
         lead.lead_figure({'toys': []}, axis, 'UDL', tmp_path / 'no.png')
+
+
+# ---------------------------------------------------------------- command line
+
+def main(*argv):
+    file = Path(__file__).parents[1] / 'scripts' / 'figures.py'
+    spec = importlib.util.spec_from_file_location('figures_of_lead', file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main([str(a) for a in argv])
+
+
+@pytest.fixture
+def comparisons(tmp_path):
+    """Records as a comparison leaves them, of two budgets, with the pictures of seed 0 and their GT."""
+    random, names = np.random.default_rng(0), ['a', 'b', 'c']
+    for name in names:
+        save(tmp_path / 'gt' / f'{name}.png', random.integers(40, 200, (40, 44, 3)).astype(np.uint8))
+    for folder, factor in (('short', 1), ('long', 2)):
+        for method, gain, error in (('L1', 0., 8), ('UDL', 0.1 * factor, 6)):
+            run = f'{folder}_{method}_x2_seed0'
+            pictures = tmp_path / 'results' / run / 'toys'
+            for name in names:
+                gt = cv2.imread(str(tmp_path / 'gt' / f'{name}.png'))[..., ::-1]
+                save(pictures / f'{name}_{run}.png', gt + error)
+                cv2.imwrite(str(pictures / f'{name}_log_scale.png'),
+                            encode_log_scale(random.uniform(-1, 4, gt.shape[:2])))
+            psnr = {name: 30. + gain * (1 + i) for i, name in enumerate(names)}
+            one = record(method, 0, psnr, (400 * factor, 800 * factor), folder)
+            comparison.write_record({
+                **one, 'name': run, 'network': 'EDSR', 'weights': 'w', 'protocol': 'p', 'versions': {},
+                'label': f'label of {method}', 'degradation': 'BI', 'network_title': 'EDSR', 'options': [{}],
+                'initial_weights': 'x', 'data_order': 'y', 'seconds': 1., 'machine': 'm', 'date': 'd', 'curve': {},
+                'pictures': str(pictures.parent)}, tmp_path / 'records' / folder)
+    return tmp_path
+
+
+def test_commands_of_the_lead(comparisons, capsys, monkeypatch):
+    """Each command draws what the functions compute from the same files."""
+    records, gt = comparisons / 'records', comparisons / 'gt'
+    one = [records / 'short', '--method', 'UDL', '--dataset', 'toys', '--gt', gt]
+    drawn = {}
+    for kind in ('texture', 'deciles', 'lead'):
+        original = getattr(lead, f'{kind}_figure')
+        monkeypatch.setattr(lead, f'{kind}_figure', lambda *a, original=original, kind=kind, **k: (
+            drawn.update({kind: a}), original(*a, **k))[1])
+    assert main('texture', *one, '--out', comparisons / 't.png', '--dpi', 50) == 0
+    gains, label, *_ = drawn['texture']
+    assert gains.gains == pytest.approx([0.1, 0.2, 0.3])
+    images = [cv2.imread(str(gt / f'{name}.png'))[..., ::-1] for name in 'abc']
+    assert gains.shares == pytest.approx([lead.texture_share(image) for image in images])
+    assert label == 'label of UDL'
+    assert main('deciles', *one, '--out', comparisons / 'd.png', '--dpi', 50) == 0
+    deciles, labels, *_ = drawn['deciles']
+    assert deciles.reference == pytest.approx(np.full(10, 8.))
+    assert deciles.method == pytest.approx(np.full(10, 6.))
+    assert labels == ['label of L1', 'label of UDL']
+    lead_of = [records / 'long', records / 'short', '--method', 'UDL']
+    assert main('lead', *lead_of, '--axis', 'budget', '--out', comparisons / 'l.png', '--dpi', 50) == 0
+    [(name, points)] = drawn['lead'][0].items()
+    assert name == 'toys'
+    assert [(p.x, p.name, round(p.difference['mean'], 9)) for p in points] == [
+        (1200, 'short', 0.2), (2400, 'long', 0.4)]
+    for file in 'tdl':
+        assert cv2.imread(str(comparisons / f'{file}.png')).shape[1] == pytest.approx(350, abs=1)
+    capsys.readouterr()
+    for argv, message in (
+            (['texture', *one, '--method', 'GRAM'], 'no records of the method GRAM. There are: L1, UDL'),
+            (['texture', *one, '--gt', records], 'has no a.png: is it the GT folder'),
+            (['deciles', *one, '--seed', 3], '--seed 3: no '),
+            (['lead', records / 'short', '--method', 'GRAM', '--axis', 'scale'], '--method GRAM: no records of it'),
+            (['lead', records / 'short', '--method', 'UDL', '--axis', 'scale', '--datasets', 'Set5'],
+             'nothing to draw'),
+            (['lead', comparisons, '--method', 'UDL', '--axis', 'scale'], 'no records <method>')):
+        assert main(*argv, '--out', comparisons / 'no.png') == 2
+        assert message in capsys.readouterr().err
+    assert not (comparisons / 'no.png').exists()
+
+    for folder in ('short', 'long'):  # and of a second network, which must not be mixed with the first
+        for file in list((records / folder).glob('*.json')):
+            kept = json.loads(file.read_text())
+            file.unlink()
+            for network, more in (('CARN', 5.), ('EDSR', 0.)):
+                images = kept['datasets']['toys']['images'].items()
+                more *= kept['method'] == 'UDL'
+                other = record(kept['method'], 0, {name: values['psnr'] + more for name, values in images})['datasets']
+                comparison.write_record({**kept, 'network_id': network, 'network_title': network, 'datasets': other},
+                                        records / folder)
+    for argv in (['texture', *one], ['deciles', *one], ['lead', *lead_of, '--axis', 'budget'], [
+            'differences', records / 'short'], ['curves', records / 'short', '--dataset', 'toys']):
+        assert main(*argv, '--out', comparisons / 'no.png') == 2
+        assert 'has the networks CARN, EDSR; choose one of them with --network' in capsys.readouterr().err
+    for network, expected in (('CARN', [5.1, 5.2, 5.3]), ('EDSR', [0.1, 0.2, 0.3])):
+        for argv in (['texture', *one], ['deciles', *one], ['lead', *lead_of, '--axis', 'budget']):
+            assert main(*argv, '--network', network, '--out', comparisons / 't.png', '--dpi', 50) == 0
+        assert drawn['texture'][0].gains == pytest.approx(expected)
+        assert drawn['lead'][0]['toys'][0].difference['mean'] == pytest.approx(expected[1])

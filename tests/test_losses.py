@@ -7,7 +7,7 @@ import pytest
 import torch
 from basicsr.losses import build_loss
 
-from udl_basicsr.losses import ESULoss, EULoss, GRAMLoss, UDLLoss, WeightMapLoss
+from udl_basicsr.losses import ESULoss, EULoss, GaussianNLLLoss, GRAMLoss, UDLLoss, WeightMapLoss
 from udl_basicsr.losses import functional as F
 
 SHAPE = (2, 3, 4, 5)
@@ -30,6 +30,8 @@ LIKELIHOODS = {
            lambda e, s: np.exp(-s), lambda e, s: 1 - np.exp(-s) * e),
     'ESU': (ESULoss(), lambda e, s: np.exp(-s) * e + 2 * s,
             lambda e, s: np.exp(-s), lambda e, s: 2 - np.exp(-s) * e),
+    'Gaussian': (GaussianNLLLoss(), lambda e, s: e**2 / (2 * np.exp(s)**2) + 0.5 * np.log(np.exp(s)**2),
+                 lambda e, s: e * np.exp(-2 * s), lambda e, s: 1 - e**2 * np.exp(-2 * s)),
     'GRAM-l1': (GRAMLoss(), lambda e, s: sigmoid(s) * (np.exp(-s) * e + s),
                 lambda e, s: sigmoid(s) * np.exp(-s), lambda e, s: sigmoid(s) * (1 - np.exp(-s) * e)),
     'GRAM-l2': (GRAMLoss(norm='l2'), lambda e, s: sigmoid(s) * (np.exp(-s) * e**2 + s),
@@ -54,6 +56,7 @@ def test_likelihood_value_and_gradient(name):
 
 @pytest.mark.parametrize(('loss', 'optimum'), [
     (EULoss(), lambda e: math.log(e)),
+    (GaussianNLLLoss(), lambda e: math.log(e)),
     (ESULoss(), lambda e: math.log(e / 2)),
     (GRAMLoss(norm='l2'), lambda e: math.log(e**2)),
 ])
@@ -74,6 +77,14 @@ def test_optimum_of_s_alone(loss, optimum):
     assert s.item() == pytest.approx(optimum(error), abs=1e-5)
 
 
+def test_gaussian_likelihood_is_that_of_torch():
+    """But for a constant, -log N(x; f, sigma^2) of torch's own distribution."""
+    pred, target, log_scale = maps(3)
+    density = torch.distributions.Normal(255 * pred, torch.exp(log_scale)).log_prob(255 * target)
+    torch.testing.assert_close(GaussianNLLLoss(reduction='none')(pred, target, log_scale),
+                               -density - 0.5 * math.log(2 * math.pi))
+
+
 def test_terms_sum_to_the_loss_and_are_apart():
     pred, target, log_scale = maps(2)
     fidelity, log_term = ESULoss(loss_weight=0.5).terms(pred, target, log_scale)
@@ -87,7 +98,7 @@ def test_terms_sum_to_the_loss_and_are_apart():
 def test_extreme_s_stays_finite(value):
     target = torch.rand(SHAPE)
     s = torch.full(SHAPE, value, requires_grad=True)
-    for loss in (EULoss(), ESULoss(), GRAMLoss()):
+    for loss in (EULoss(), ESULoss(), GaussianNLLLoss(), GRAMLoss()):
         out = loss(target, target, s)  # e = 0
         out.backward()
         assert torch.isfinite(out)
@@ -105,7 +116,7 @@ SCALINGS = {
 
 
 @pytest.mark.parametrize('scaling', SCALINGS)
-@pytest.mark.parametrize('min_over', ['image', 'channel'])
+@pytest.mark.parametrize('min_over', ['image', 'channel', 'batch'])
 @pytest.mark.parametrize('offset', [0.0, 1.0])
 def test_udl_value_and_gradient(scaling, min_over, offset):
     pred, target, log_scale = maps(3, requires_grad=True)
@@ -113,7 +124,8 @@ def test_udl_value_and_gradient(scaling, min_over, offset):
     weight = np.empty_like(s)
     for n in range(SHAPE[0]):
         for c in range(SHAPE[1]):
-            weight[n, c] = SCALINGS[scaling](s[n, c], (s[n] if min_over == 'image' else s[n, c]).min()) + offset
+            minimum = {'image': s[n], 'channel': s[n, c], 'batch': s}[min_over].min()
+            weight[n, c] = SCALINGS[scaling](s[n, c], minimum) + offset
     out = UDLLoss(scaling=scaling, offset=offset, min_over=min_over)(pred, target, log_scale)
     out.backward()
     np.testing.assert_allclose(out.item(), (weight * np.abs(p - t)).mean(), rtol=1e-12)
@@ -157,6 +169,26 @@ def test_weight_maps():
         WeightMapLoss(weight_map='lr_gradient')(pred, target)
 
 
+@pytest.mark.parametrize('scaling', SCALINGS)
+@pytest.mark.parametrize('img_range', [1., 255.])
+@pytest.mark.parametrize('weight_map', WeightMapLoss.WEIGHT_MAPS)
+def test_weight_maps_in_every_scaling(weight_map, img_range, scaling):
+    if 'exp' in scaling and img_range > 1:
+        return  # refused
+    pred, target, _ = maps(6)
+    lq = target[..., ::2, :]
+    found = {'error': (pred - target).abs(), 'hr_gradient': F.gradient_map(target),
+             'lr_gradient': F.gradient_map(lq).repeat_interleave(2, -2)}[weight_map].numpy() * img_range
+    weight = np.stack([SCALINGS[scaling](one, one.min()) for one in found])
+    loss = WeightMapLoss(weight_map=weight_map, scaling=scaling, img_range=img_range)
+    expected = (weight * (pred - target).abs().numpy()).mean()
+    assert loss(pred, target, lq=lq).item() == pytest.approx(expected, rel=1e-12)
+    # the steepest image there is: still a number in float32
+    steep = torch.zeros(1, 1, 4, 4)
+    steep[..., 1, 1] = 1
+    assert loss(torch.zeros_like(steep), steep, lq=steep).isfinite()
+
+
 def test_no_gradient_through_the_error_map():
     pred, target, _ = maps(7, requires_grad=True)
     WeightMapLoss(weight_map='error')(pred, target).backward()
@@ -168,7 +200,7 @@ def test_no_gradient_through_the_error_map():
 # ----------------------------------------------------------------------------------------------------------- all losses
 
 
-@pytest.mark.parametrize('name', ['EULoss', 'ESULoss', 'GRAMLoss', 'UDLLoss'])
+@pytest.mark.parametrize('name', ['EULoss', 'ESULoss', 'GaussianNLLLoss', 'GRAMLoss', 'UDLLoss'])
 def test_float32_under_autocast(name):
     """bf16 keeps 8 bits: a loss computed in it would be off by about 0.4 %."""
     loss = build_loss({'type': name})
@@ -183,7 +215,7 @@ def test_float32_under_autocast(name):
     assert half.item() == pytest.approx(rounded.item(), rel=1e-6)
 
 
-@pytest.mark.parametrize('name', ['EULoss', 'ESULoss', 'GRAMLoss', 'UDLLoss', 'WeightMapLoss'])
+@pytest.mark.parametrize('name', ['EULoss', 'ESULoss', 'GaussianNLLLoss', 'GRAMLoss', 'UDLLoss', 'WeightMapLoss'])
 def test_reduction_and_weight(name):
     args = maps(9) if name != 'WeightMapLoss' else maps(9)[:2]
     full = build_loss({'type': name, 'reduction': 'none'})(*args)
@@ -197,8 +229,11 @@ def test_reduction_and_weight(name):
     (lambda: EULoss(img_range=0), 'img_range'),
     (lambda: GRAMLoss(norm='l3'), 'norm'),
     (lambda: UDLLoss(scaling='square'), 'scaling'),
-    (lambda: UDLLoss(min_over='batch'), 'min_over'),
+    (lambda: UDLLoss(min_over='row'), 'min_over'),
     (lambda: WeightMapLoss(weight_map='sobel'), 'weight_map'),
+    (lambda: WeightMapLoss(img_range=0), 'img_range: expected a positive number'),
+    (lambda: WeightMapLoss(scaling='exp', img_range=255), 'img_range: scaling exp of maps up to 361 passes the range'),
+    (lambda: WeightMapLoss(scaling='sqrt_exp', img_range=255), 'scaling sqrt_exp of maps up to 361'),
     (lambda: EULoss()(torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 4, 5)), 'log_scale'),
 ])
 def test_bad_arguments_are_named(make, named):

@@ -15,6 +15,7 @@ from basicsr.metrics.metric_util import to_y_channel
 from basicsr.models import build_model
 from basicsr.utils import tensor2img
 from conftest import photograph
+from torch.utils.data import DataLoader
 
 from udl_basicsr import metrics
 from udl_basicsr.data.loader import build_dataset
@@ -205,6 +206,10 @@ BLOCKS = {
     'log_likelihood': {'type': 'calculate_log_likelihood'},
     'gaussian': {'type': 'calculate_log_likelihood', 'distribution': 'gaussian', 'recalibration': 1.5},
     'sigma_psnr': {'type': 'calculate_sigma_psnr'},
+    'pll': {'type': 'calculate_pll'},
+    'constant_pll': {'type': 'calculate_constant_pll', 'sigma': 0.05},
+    'constant_psnr': {'type': 'calculate_constant_sigma_psnr', 'sigma': 0.05},
+    'fitting_error': {'type': 'calculate_fitting_error', 'better': 'lower'},
     'ause': {'type': 'calculate_ause', 'measure': 'rmse', 'steps': 20, 'better': 'lower'},
     'spearman': {'type': 'calculate_spearman', 'better': 'higher'},
     'calibration': {'type': 'calculate_calibration_error', 'better': 'lower'},
@@ -218,6 +223,10 @@ def by_hand(e, s):
         'log_likelihood': scipy.stats.laplace.logpdf(e, scale=theta).mean(),
         'gaussian': scipy.stats.norm.logpdf(e, scale=1.5 * np.sqrt(2) * theta).mean(),
         'sigma_psnr': 20 * np.log10(255) - 10 * np.log10(np.mean((theta.clip(max=255) - e)**2)),
+        'pll': scipy.stats.norm.logpdf(e / 255, scale=theta / 255).mean(),  # pixels in [0, 1], sigma as predicted
+        'constant_pll': scipy.stats.norm.logpdf(e / 255, scale=0.05).mean(),
+        'constant_psnr': -10 * np.log10(np.mean((0.05 - e / 255)**2)),
+        'fitting_error': (e / 255).mean(),
         'ause': F.ause(e, theta, 20, 'rmse'),
         'spearman': scipy.stats.spearmanr(e.ravel(), s.ravel()).statistic,
         'calibration': F.calibration_error(e, theta, rounding=1.),
@@ -276,6 +285,37 @@ def test_protocol_names_the_judge():
     sentence = protocol_sentence({'lpips': {**lpips_opt, 'net': 'vgg', 'crop_border': 0}, 'ause': BLOCKS['ause']}, 4)
     assert 'LPIPS (net vgg, version 0.1) on RGB in [−1, 1], no border cropped; AUSE on RGB, no border' in sentence
     assert [lower_is_better(m) for m in ('ause', 'calibration_error', 'lpips', 'spearman')] == [True, True, True, False]
+
+
+def test_the_baseline_of_table_7(project):
+    """A plain network tested on its training set gives the constant sigma, with which it is then scored."""
+    fitting = {'fitting_error': BLOCKS['fitting_error']}
+    model = build_model(project.parse('plain', force(fitting)).opt)
+    val_opt, train_opt = (model.opt['datasets'][phase] for phase in ('val', 'train'))
+    roots = {key: train_opt[key] for key in ('dataroot_gt', 'dataroot_lq')}
+    train_set, val_set = build_dataset({**val_opt, **roots}), build_dataset(val_opt)
+    sigma = model.validation(DataLoader(train_set), 0, None)['fitting_error']
+    errors = []
+    for index in range(len(train_set)):
+        pair = train_set[index]
+        with torch.no_grad():
+            sr = tensor2img(model.net_g(pair['lq'][None]))
+        errors.append(np.abs(sr.astype(float) - tensor2img(pair['gt'])).mean() / 255)
+    assert sigma == pytest.approx(np.mean(errors), rel=1e-12)
+    scored = build_model(project.parse('plain', force({'pll': {'type': 'calculate_constant_pll', 'sigma': sigma}})).opt)
+    scored.net_g.load_state_dict(model.net_g.state_dict())
+    pll = scored.validation(DataLoader(val_set), 0, None)['pll']
+    # the mean log density of N(f, sigma^2), from the mean squares alone
+    squares = []
+    for index in range(len(val_set)):
+        pair = val_set[index]
+        with torch.no_grad():
+            sr = tensor2img(model.net_g(pair['lq'][None]))
+        squares.append(np.square(sr.astype(float) - tensor2img(pair['gt'])).mean() / 255**2)
+    expected = -0.5 * np.log(2 * np.pi * sigma**2) - np.mean(squares) / (2 * sigma**2)
+    assert pll == pytest.approx(expected, rel=1e-10)
+    with pytest.raises(ValueError, match='sigma: expected a number > 0'):
+        metrics.calculate_constant_pll(sr, sr, sigma=0.)
 
 
 # ------------------------------------------------------------------------------------------------------------ options

@@ -79,6 +79,9 @@ def test_numbers_are_read_as_people_write_them(tmp_path):
     ('a: !!binary aGk=', 'is not allowed'),
     ('a: 1\nb: 2\na: 3', "a.yml:3: key 'a' stands here twice"),
     ('a:\n  b: 1\n  b: 2', "a.yml:3: key 'b' stands here twice"),
+    ('a: &x {k: 1}\nb: &y {k: 2}\nc:\n  <<: *x\n  <<: *y', r"a.yml:5: key '<<' stands here twice: merge a list"),
+    ('a: &x {k: 1}\nc:\n  <<: {<<: *x, <<: *x}', "a.yml:3: key '<<' stands here twice"),
+    ('c:\n  <<: {k: 1, k: 2}', "a.yml:2: key 'k' stands here twice"),
     ('a: [1, 2', 'a.yml:'),
     ('a: !!float x', "a.yml:1: 'x' is no float"),
     ('1: 2', "a key must be text, got '1'"),
@@ -115,8 +118,9 @@ def test_inheritance(tmp_path):
 
 
 def test_anchors_are_copies(tmp_path):
-    opt = load_yaml(write(tmp_path / 'a.yml', 'a: &x {k: [1]}\nb: *x\nc: {<<: *x, l: 2}'))
+    opt = load_yaml(write(tmp_path / 'a.yml', 'a: &x {k: [1]}\nb: *x\nc: {<<: *x, l: 2}\nd: {<<: [*x, {m: 3}], k: 4}'))
     assert opt['c'] == {'k': [1], 'l': 2}
+    assert opt['d'] == {'k': 4, 'm': 3}
     opt['a']['k'].append(2)
     assert opt['b'] == {'k': [1]}
     assert opt['c']['k'] == [1]

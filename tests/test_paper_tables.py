@@ -5,11 +5,13 @@ import importlib.util
 import json
 import re
 import statistics
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
-from udl_basicsr.reports import benchmark, comparison, costs, paper_tables
+from udl_basicsr.experiments.costs import image_macs
+from udl_basicsr.reports import amounts, benchmark, comparison, paper_tables
 from udl_basicsr.reports.scores import ScoresError
 
 ROOT = Path(__file__).parents[1]
@@ -194,7 +196,8 @@ def test_costs_stand_beside_the_printed_ones():
     blocks = {'VDSR': {'type': 'VDSR', 'upscale': 2}, 'EDSR-baseline': {
         'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 64, 'num_block': 16, 'upscale': 2}}
     records = [{**make_record('L1', network=network, scale=2, name=network, Set5=[(30., 0.9)]),
-                'options': [{'network_g': block}], 'parameters': parameters, 'costs': {'runtime': 12.34}}
+                'macs': image_macs(block, 2), 'parameters': parameters,
+                'run_time': {'seconds': 0.01234, 'output': [1280, 720], 'device': 'a GPU'}}
                for (network, block), parameters in zip(blocks.items(), (667_008, 1_369_859), strict=True)]
     markdown = paper_tables.paper_table('le-3', records, 'md')
     header = cells(markdown, 'network', 'scale', 'loss', 'seeds')
@@ -204,22 +207,31 @@ def test_costs_stand_beside_the_printed_ones():
         '1.37M', '1370K', '316.2G', '316.2G', '12.3ms', '56.5ms']
     assert cells(markdown, 'VDSR', '×2', 'VDSR', '1')[:4] == ['667K', '668K', '614.7G', '614.7G']
     assert cells(markdown, 'VDSR', '×2', 'VDSR+Ours', '–')[:6] == ['–'] * 6
-    del records[0]['costs']
-    asked = []
-    table = paper_tables.make_table('le-5', [{**records[0], 'network_title': 'SRResNet', 'degradation': 'RealSR'}],
-                                    benchmark.load_paper(), lambda *given: asked.append(given) or 5.)
-    assert asked == [(blocks['VDSR'], 2, [1200, 2200])]  # the size that table 5 says it of
-    assert [line.our_costs for line in table.lines if line.ours] == [{'parameters': 667_008, 'runtime': 5.}]
+    assert 'Ours, Runtime: on a GPU.' in markdown
+    # Table 5 says it of another size: what was measured on 1280×720 is none of its figures. It has no MACs.
+    real = {**records[0], 'network_title': 'SRResNet', 'degradation': 'RealSR'}
+    table = paper_tables.make_table('le-5', [real], benchmark.load_paper())
+    assert [line.our_costs for line in table.lines if line.ours] == [{'parameters': 667_008}]
+    assert any('not shown where it was measured on 1280×720 pixels, since the paper has 2200×1200' in sentence
+               for sentence in table.caption)
+    real['run_time'] = {**real['run_time'], 'output': [2200, 1200]}
+    table = paper_tables.make_table('le-5', [real], benchmark.load_paper())
+    assert [line.our_costs for line in table.lines if line.ours] == [
+        {'parameters': 667_008, 'runtime': pytest.approx(12.34)}]
+    # 9.5 s and 500 iterations
+    assert '| 19.00 ms/iter | 2.00 ms/iter |' in paper_tables.paper_table('le-1', [
+        make_record('L1', network='EDSR-baseline', scale=2, iterations=(500,), Set14=[(30., 0.9)])], 'md')
 
 
-def test_costs_are_counted_and_measured():
-    conv = {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 1, 'upscale': 2}
-    # 3 → 8, three of 8 → 8, 8 → 32 before the shuffle: all at LR; then 8 → 3 at HR
-    low, high = 9 * (3 * 8 + 3 * 64 + 8 * 32), 9 * 8 * 3
-    assert costs.count_macs(conv, 2, (12, 20)) == 6 * 10 * low + 12 * 20 * high
-    assert 0 < costs.run_time(conv, 2, (12, 20), repeats=2, device='cpu') < 1000
-    assert costs.parse_amount('15.44M') == 15_440_000
-    assert costs.format_amount('runtime', costs.parse_amount('1,587.9ms')) == '1587.9ms'
+def test_amounts_are_read_and_written_as_printed():
+    paper = benchmark.load_paper()
+    for row in paper['rows']:
+        for cost, text in row.get('costs', {}).items():
+            value = amounts.parse_amount(text)
+            assert amounts.parse_amount(amounts.format_amount(cost, value)) == pytest.approx(value, rel=5e-3)
+    assert amounts.parse_amount('15.44M') == 15_440_000
+    assert amounts.format_amount('runtime', amounts.parse_amount('1,587.9ms')) == '1587.9ms'
+    assert amounts.format_amount('macs', 614.7e9) == '614.7G'
 
 
 def test_a_trial_shows_its_own_photographs(records):
@@ -239,6 +251,15 @@ def test_paper_table_grows():
     ours = [row for row in csv.DictReader(one.splitlines()) if row['kind'] == 'ours']
     assert [(row['network'], row['scale'], row['label'], row['metric'], float(row['value'])) for row in ours] == [
         ('EDSR-S', '3', 'L_UDL-Ours', 'psnr', 34.), ('EDSR-S', '3', 'L_UDL-Ours', 'ssim', 0.92)]
+    lines = paper_tables.paper_table('udl-5', [make_record('UDL', network='EDSR-S', scale=3, Set5=[(34., 0.92)]),
+                                               make_record('UDL', 1, network='EDSR-S', scale=3, Set5=[(34.2, 0.93)])],
+                                     notes=False).splitlines()
+    at = next(number for number, line in enumerate(lines) if 'ours' in line)  # ours above printed
+    expected = 'EDSR-S ×3 L_UDL-Ours ours, 2 seeds 34.10 ± 0.14 / 0.9250 ± 0.0071 – – – –'
+    assert ' '.join(lines[at].split()) == expected
+    assert lines[at + 1].split()[:2] == ['printed', '34.15/0.9251']
+    assert len(lines) == 4 + 27 + 1  # title, empty line, head, rule; what is printed; ours
+    assert 'L_UDL-Ours' not in paper_tables.paper_table('le-4', notes=False)
     with pytest.raises(ScoresError, match='did you mean udl-5'):
         paper_tables.paper_table('udl5')
 
@@ -326,7 +347,9 @@ def test_every_table(name, given, records):
     markdown = paper_tables.render(table)
     assert len({len(re.findall(r'(?<!\\)\|', line)) for line in markdown.splitlines() if line.startswith('|')}) == 1
     assert 'not transcribed' not in markdown
-    assert max(map(len, paper_tables.render(table, 'text').splitlines()[2:4])) > 60
+    text = paper_tables.render(table, 'text', notes=False).splitlines()[2:]
+    assert len({len(line) for line in text}) == 1
+    assert len(text[0]) <= 150 or given
     assert paper['tables'][name]['layout'] in markdown
     latex_is_sound(paper_tables.render(table, 'latex'))
     rows = list(csv.DictReader(paper_tables.render(table, 'csv').splitlines()))
@@ -337,11 +360,13 @@ def test_every_table(name, given, records):
 
 # ---------------------------------------------------------------- the data file
 
-COUNTS = {  # rows, figures without misprints and lost ones, costs: counted in the papers' texts
-    'udl-1': (3, 30, 0), 'udl-2': (3, 30, 0), 'udl-3': (5, 25, 0), 'udl-4': (5, 25, 0), 'udl-5': (27, 270 - 6 - 2, 0),
-    'udl-6': (9, 90 - 1, 0), 'tlw-1': (36 + 3, 390, 0), 'tlw-2': (3, 30, 0), 'gv-1': (18, 144 - 1, 0),
-    'gv-2': (9, 18, 0), 'le-1': (5, 10, 5), 'le-2': (5, 10, 0), 'le-3': (21, 168 - 9, 45), 'le-4': (48, 96, 0),
-    'le-5': (21 + 3, 24 - 1, 30), 'le-6': (21, 210, 30), 'le-7': (12, 96, 0)}
+COUNTS = {  # rows, figures without misprints and lost ones, costs, sum of the figures: counted in the papers' texts
+    'udl-1': (3, 30, 0, '421.3538'), 'udl-2': (3, 30, 0, '439.5397'), 'udl-3': (5, 25, 0, '711.44'),
+    'udl-4': (5, 25, 0, '713.3'), 'udl-5': (27, 270 - 6 - 2, 0, '4253.9982'), 'udl-6': (9, 90 - 1, 0, '1301.0031'),
+    'tlw-1': (36 + 3, 390, 0, '5911.0864'), 'tlw-2': (3, 30, 0, '438.1097'), 'gv-1': (18, 144 - 1, 0, '1987.569'),
+    'gv-2': (9, 18, 0, '288.104899'), 'le-1': (5, 10, 5, '172.7597'), 'le-2': (5, 10, 0, '172.8534'),
+    'le-3': (21, 168 - 9, 45, '2576.1003'), 'le-4': (48, 96, 0, '3077.12'), 'le-5': (21 + 3, 24 - 1, 30, '710.31'),
+    'le-6': (21, 210, 30, '3471.3229'), 'le-7': (12, 96, 0, '1683.88')}
 
 
 def test_tables_rows_and_figures_are_complete():
@@ -349,9 +374,10 @@ def test_tables_rows_and_figures_are_complete():
     rows = {name: [row for row in paper['rows'] if row.get('table') == name] for name in paper['tables']}
     figures = {name: [value for row in found for values in row['scores'].values() for value in values]
                for name, found in rows.items()}
-    assert {name: (len(rows[name]), sum(value is not None for value in figures[name]),
-                   sum(len(row.get('costs', ())) for row in rows[name]))
-            for name in rows} == COUNTS
+    known = {name: [Decimal(benchmark.printed_text('', value)) for value in found if value is not None]
+             for name, found in figures.items()}
+    assert {name: (len(rows[name]), len(known[name]), sum(len(row.get('costs', ())) for row in rows[name]),
+                   f'{sum(known[name]).normalize():f}') for name in rows} == COUNTS
     assert len(paper['rows']) == 257 + 6
     assert len(paper['misprints']) == 5
     assert sum(len(values) for values in figures.values()) == 1646 + 5 + 3  # misprints; lost, beside one that is not

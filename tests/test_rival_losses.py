@@ -62,21 +62,25 @@ def assert_value_and_gradient(loss, reference, pred, target, seed=0):
 # --------------------------------------------------------------------------------------------------- gradient variance
 
 
-def gradient_variance(pred, target, n):
+def gradient_variance(pred, target, n, border='replicate', norm='mse', gray=(0.299, 0.587, 0.114)):
     """SciPy's Sobel filter, explicit loops over the patches."""
+    mode = {'replicate': 'nearest', 'zeros': 'constant'}[border]
     maps = []
     for image in (pred, target):
-        gray = image[:, 0] if image.shape[1] == 1 else np.tensordot(image, [0.299, 0.587, 0.114], axes=(1, 0))
-        maps.append([[ndimage.sobel(one, axis=axis, mode='nearest') for axis in (1, 0)] for one in gray])
-    total, count = 0, 0
+        gray_image = image[:, 0] if image.shape[1] == 1 else np.tensordot(image, gray, axes=(1, 0))
+        maps.append([[ndimage.sobel(one, axis=axis, mode=mode) for axis in (1, 0)] for one in gray_image])
+    total, norms, count = 0, 0, 0
     for image_p, image_t in zip(*maps, strict=True):
+        squares = np.zeros(2)
         for i in range(pred.shape[2] // n):
             for j in range(pred.shape[3] // n):
                 patch = np.s_[i * n:(i + 1) * n, j * n:(j + 1) * n]
-                total += sum((np.var(p[patch], ddof=1) - np.var(t[patch], ddof=1))**2
-                             for p, t in zip(image_p, image_t, strict=True))
+                squares += [(np.var(p[patch], ddof=1) - np.var(t[patch], ddof=1))**2
+                            for p, t in zip(image_p, image_t, strict=True)]
                 count += 1
-    return total / count
+        total += squares.sum()
+        norms += np.sqrt(squares).sum()
+    return total / count if norm == 'mse' else norms / len(pred)
 
 
 @pytest.mark.parametrize(('shape', 'n'), [
@@ -92,17 +96,53 @@ def test_gradient_variance_value_and_gradient(shape, n):
                               *images(shape, seed=n))
 
 
+@pytest.mark.parametrize('norm', ['mse', 'l2'])
+@pytest.mark.parametrize('border', ['replicate', 'zeros'])
+def test_gradient_variance_as_released_and_as_printed(border, norm):
+    loss = GradientVarianceLoss(patch_size=4, border=border, norm=norm, gray='released')
+    assert_value_and_gradient(loss, lambda p, t: gradient_variance(p, t, 4, border, norm, (0.2989, 0.5870, 0.1140)),
+                              *images((2, 3, 9, 12), seed=1))
+    # eq. 2 is unsquared: the square of the range, not its fourth power; and no NaN where there is no difference
+    pred, target = tensors((2, 3, 9, 12))
+    grown = loss(255 * pred, 255 * target) / loss(pred, target)
+    assert grown.item() == pytest.approx(255**(2 if norm == 'l2' else 4), rel=1e-10)
+    pred.requires_grad_()
+    out = loss(pred, pred.detach().clone())
+    out.backward()
+    assert out.item() == 0
+    assert (pred.grad == 0).all()
+
+
+def test_gradient_variance_as_the_released_program_computes_it():
+    """Convolutions padded with zeros, unfold, torch.var, two mean squares."""
+    pred, target = tensors((2, 3, 16, 24))
+    weights = torch.tensor([0.2989, 0.5870, 0.1140], dtype=torch.float64).view(1, 3, 1, 1)
+    sobel = torch.tensor([[-1., 0, 1], [-2, 0, 2], [-1, 0, 1]], dtype=torch.float64)[None, None]
+
+    def variances(image, kernel):
+        maps = torch.nn.functional.conv2d((weights * image).sum(1, keepdim=True), kernel, padding=1)
+        return torch.nn.functional.unfold(maps, 8, stride=8).var(dim=1)
+
+    expected = sum(torch.nn.functional.mse_loss(variances(pred, kernel), variances(target, kernel))
+                   for kernel in (sobel, sobel.mT))
+    loss = GradientVarianceLoss(patch_size=8, border='zeros', norm='mse', gray='released')
+    torch.testing.assert_close(loss(pred, target), expected, rtol=1e-12, atol=0)
+
+
 def test_sobel_maps():
     image, _ = images((1, 1, 6, 7))
-    maps = F.sobel_maps(torch.tensor(image)).numpy()
-    np.testing.assert_allclose(maps[0, 0], ndimage.sobel(image[0, 0], axis=1, mode='nearest'), atol=1e-14)
-    np.testing.assert_allclose(maps[0, 1], ndimage.sobel(image[0, 0], axis=0, mode='nearest'), atol=1e-14)
+    for border, mode in (('replicate', 'nearest'), ('zeros', 'constant')):
+        maps = F.sobel_maps(torch.tensor(image), border).numpy()
+        np.testing.assert_allclose(maps[0, 0], ndimage.sobel(image[0, 0], axis=1, mode=mode), atol=1e-14)
+        np.testing.assert_allclose(maps[0, 1], ndimage.sobel(image[0, 0], axis=0, mode=mode), atol=1e-14)
     assert F.sobel_maps(torch.full((1, 1, 4, 4), 0.7)).abs().max() < 1e-6  # a border is no edge
+    assert F.sobel_maps(torch.full((1, 1, 4, 4), 0.7), 'zeros').abs().max() > 1
 
 
 def test_luma_is_bt601():
     rgb = torch.eye(3, dtype=torch.float64).view(3, 3, 1, 1)  # pure red, green, blue
     np.testing.assert_allclose(F.luma(rgb).flatten(), [0.299, 0.587, 0.114])
+    np.testing.assert_allclose(F.luma(rgb, 'released').flatten(), [0.2989, 0.5870, 0.1140])
     gray = torch.rand(1, 1, 2, 2)
     assert F.luma(gray) is gray
 
@@ -475,6 +515,9 @@ def zeros(*shape):
 @pytest.mark.parametrize(('make', 'named'), [
     *((lambda name=name: build_loss({'type': name, 'reduction': 'average'}), 'reduction') for name in NAMES),
     *((lambda n=n: GradientVarianceLoss(patch_size=n), 'patch_size.*no variance') for n in (1, 0, -3, 2.5)),
+    (lambda: GradientVarianceLoss(border='reflect'), 'border: expected one of replicate, zeros'),
+    (lambda: GradientVarianceLoss(norm='l1'), 'norm: expected one of mse, l2'),
+    (lambda: GradientVarianceLoss(gray='y'), 'gray: expected one of bt601, released'),
     (lambda: GradientVarianceLoss()(zeros(1, 3, 7, 9), zeros(1, 3, 7, 9)), 'patch of 8x8 .* image, 7x9'),
     (lambda: GradientVarianceLoss()(zeros(1, 4, 8, 8), zeros(1, 4, 8, 8)), r'gray or an RGB .*\(1, 4, 8, 8\)'),
     (lambda: GradientVarianceLoss()(zeros(1, 3, 8, 8), zeros(1, 1, 8, 8)), 'pred .* target'),
@@ -544,17 +587,8 @@ def trained_with(file, tmp_path):
     return losses, (rest, train)
 
 
-def test_table_2_differs_in_the_losses_alone(tmp_path):
-    pixel = {'L2': 'MSELoss', 'L1': 'L1Loss', 'SSIM': 'SSIMLoss'}
-    beside = {'': {}, '_TV': {'tv_opt': {'type': 'WeightedTVLoss', 'loss_weight': 0.001}},
-              '_GV': {'gv_opt': {'type': 'GradientVarianceLoss', 'loss_weight': 0.01, 'patch_size': 16}}}
-    names = {f'train_{p}{b}_x4.yml': (p, b) for p in pixel for b in beside}
-    assert names.keys() == {file.name for file in (OPTIONS / 'gv').glob('train_*.yml')}
+def test_the_expected_l1_loss_is_all_that_differs_from_l1(tmp_path):
     _, baseline = trained_with('small/train_L1_x4.yml', tmp_path)
-    for name, (p, b) in names.items():
-        losses, rest = trained_with(f'gv/{name}', tmp_path)
-        assert losses == {'pixel_opt': {'type': pixel[p]}, **beside[b]}
-        assert rest == baseline
     losses, rest = trained_with('small/train_ExpectedL1_x4.yml', tmp_path)
     assert losses == {'pixel_opt': {'type': 'ExpectedL1Loss'}}
     assert rest == baseline

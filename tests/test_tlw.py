@@ -629,6 +629,13 @@ for name, total, *more in (('straight', 4), ('resumed', 2), ('resumed', 4), ('wh
     loop.train(parse_options('tlw.yml', root_path='.', is_train=True, auto_resume=True, rank=dist.get_rank(),
                              world_size=2, dist=True, num_gpu_available=0, force_yml={_TWO} + [
                                  f'name={{name}}', f'train:total_iter={{total}}', *more]))
+    if name == 'whole':  # one rank's images are NaN, after which the graph of the mean network is left unused
+        model, good = models[-1], {{k: torch.rand(2, 3, s, s) for k, s in (('lq', 16), ('gt', 32))}}
+        model.skip_nonfinite = 1
+        for number, factor in ((3, 1), (4, torch.nan if dist.get_rank() else 1), (5, 1)):
+            model.feed_data({{k: v * factor for k, v in good.items()}})
+            model.optimize_parameters(number)
+        assert (model.skipped, model.skipped_in_a_row) == (1, 0)
     for network in models[-1].networks_in_training().values():
         mine = torch.cat([p.detach().flatten() for p in network.parameters()])
         both = [torch.empty_like(mine) for _ in range(2)]

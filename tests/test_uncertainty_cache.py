@@ -1,6 +1,7 @@
 """Cached uncertainty: the same patches, the maps of the frozen network cut with them, and no cache of other things."""
 import contextlib
 import json
+import os
 import random
 import re
 import runpy
@@ -19,6 +20,7 @@ from conftest import Project, assert_same_weights, batch
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.functional import normalize
 
+from udl_basicsr import train as train_script
 from udl_basicsr.data import uncertainty_cache
 from udl_basicsr.data.loader import SeededDataset, build_dataset, train_batches
 from udl_basicsr.data.uncertainty_cache import CacheError, dequantise, fingerprint, prepare, quantise
@@ -328,6 +330,7 @@ def test_an_unfinished_build_of_other_weights_is_refused(ready):
 _WORKER = """
 import sys, torch, torch.distributed as dist
 import udl_basicsr
+from udl_basicsr import train as train_script
 from udl_basicsr.data import uncertainty_cache
 from udl_basicsr.data.loader import build_dataset
 from udl_basicsr.engine.options import parse_options
@@ -441,6 +444,61 @@ def test_broken_files_are_refused(ready):
         refused(ready, f'{manifest}: is no manifest')
     shutil.rmtree(ready.cache)
     prepared(ready)  # as the messages said
+
+
+def test_changed_maps_are_refused(ready):
+    """Of the right size, and as old as they were: their bytes tell."""
+    prepared(ready)
+    path, manifest = ready.cache / '3.png.npy', ready.cache / 'manifest.json'
+    whole, entries, time = path.read_bytes(), manifest.read_text(), path.stat().st_mtime_ns
+    for at in (0, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1:])
+        os.utime(path, ns=(time, time))
+        dataset = prepared(ready)
+        dataset[2]
+        with pytest.raises(CacheError, match=f'{path}: its bytes, .* have changed since .*delete this one'):
+            dataset[3]
+    path.write_bytes(whole)
+    prepared(ready)[3]
+    known = json.loads(entries)
+    known['maps']['3.png']['low'] += 1e-3
+    manifest.write_text(json.dumps(known))
+    with pytest.raises(CacheError, match=r'or its entry in .* have changed'):
+        prepared(ready)[3]
+
+
+def test_caches_without_checksums_are_read_with_a_warning(ready, caplog):
+    dataset = prepared(ready)
+    random.seed(0)
+    sample = dataset[3]['log_scale']
+    manifest = ready.cache / 'manifest.json'
+    known = json.loads(manifest.read_text())
+    for entry in known['maps'].values():
+        del entry['crc']
+    manifest.write_text(json.dumps(known))
+    with caplog.at_level('WARNING'):
+        old = prepared(ready)
+    assert '6 maps of this uncertainty cache were made without a checksum' in caplog.text
+    random.seed(0)
+    assert torch.equal(old[3]['log_scale'], sample)
+    for key, value in (('bytes', '7'), ('size', [48, 56]), ('size', [48, 0, 3]), ('low', float('nan')), ('crc', 'x'),
+                       ('more', 1)):
+        manifest.write_text(json.dumps({**known, 'maps': {**known['maps'], '0.png': {**known['maps']['0.png'],
+                                                                                     key: value}}}))
+        refused(ready, f'0.png: {key} missing or wrong')
+
+
+def test_a_worker_says_so_in_one_line(ready, monkeypatch, capsys):
+    prepared(ready)
+    for path in ready.cache.glob('*.npy'):
+        path.write_bytes(path.read_bytes()[:-1] + b'x')
+    monkeypatch.setattr('sys.argv', ['train.py', '-opt', str(ready.root / 'udl.yml'), '--force_yml',
+                                     f'{KEY}={ready.cache}', 'datasets:train:num_worker_per_gpu=1'])
+    assert train_script.main(root_path=ready.root) == 1
+    said = capsys.readouterr().err
+    last = said.strip().splitlines()[-1]
+    assert re.fullmatch(rf'CacheError: {ready.cache}/\d\.png\.npy: its bytes, .* computed anew', last)
+    assert 'Traceback' not in said.rpartition('CacheError')[0].rpartition('\n')[0]
 
 
 def test_a_broken_map_is_no_broken_image(ready):

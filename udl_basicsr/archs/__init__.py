@@ -1,6 +1,7 @@
 """Networks, registered in BasicSR's ARCH_REGISTRY."""
 from . import spandrel_archs  # noqa: F401  registers spandrel's networks
 from .carn_arch import CARN, CARN_M
+from .constant_head_arch import ConstantHead
 from .dpdnn_arch import DPDNN
 from .espcn_arch import ESPCN
 from .idn_arch import IDN
@@ -11,5 +12,5 @@ from .udl_head_arch import UDLHead
 from .uncertainty_arch import UncertaintyNet
 from .vdsr_arch import VDSR
 
-__all__ = ['CARN', 'CARN_M', 'DPDNN', 'ESPCN', 'IDN', 'VDSR', 'SigmaHead', 'TLWNet', 'TapError', 'UDLHead',
-           'UncertaintyNet']
+__all__ = ['CARN', 'CARN_M', 'DPDNN', 'ESPCN', 'IDN', 'VDSR', 'ConstantHead', 'SigmaHead', 'TLWNet', 'TapError',
+           'UDLHead', 'UncertaintyNet']

@@ -17,7 +17,7 @@ class UDLHead(nn.Module):
         num_in_ch (int): Channels of the tapped features.
         num_out_ch (int): Channels of s, those of the image.
         scale (int): From the tapped features' size to the image's.
-        num_feat (int | None): Width of the two inner convolutions; None takes ``num_in_ch``, as the paper does.
+        num_feat (int | None): Width of the two inner convolutions; None takes ``num_in_ch``, as released.
     """
 
     def __init__(self, num_in_ch: int, num_out_ch: int, scale: int, num_feat: int | None = None):

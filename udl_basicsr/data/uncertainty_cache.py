@@ -3,16 +3,19 @@
 The folder holds ``<LR file>.npy`` for each LR image, (H, W, C) uint16 with RGB channels, and ``manifest.json`` with
 what made it and each map's range: ``s = low + q * (high - low) / 65535``, so that the error is at most
 ``(high - low) / 131070`` and nothing is clipped. Plain arrays and no PNG, since of an array that is mapped into memory
-only the crop is read: 0.1 ms for 96x96 of 480x480, against 20 ms to decode the PNG, which is hardly smaller.
+only the crop is read: 0.1 ms for 96x96 of 480x480, against 20 ms to decode the PNG, which is hardly smaller. Each
+process reads a map whole when it first needs it, and compares its checksum.
 """
 import contextlib
 import copy
 import hashlib
 import io
 import json
+import math
 import mmap
 import os
 import random
+import zlib
 from collections.abc import Callable
 from os import path as osp
 from pathlib import Path
@@ -36,7 +39,15 @@ MANIFEST = 'manifest.json'
 AUTO = 'auto'
 _KEY = 'datasets.train.uncertainty_cache'
 _REMEDY = f'Name another folder in {_KEY} (auto gives each cache its own), or delete this one and it is computed anew'
-_ENTRY = {'size', 'bytes', 'low', 'high', 'digest', 'stamp'}
+_ENTRY = {  # what the manifest says of each map, and how that is recognised
+    'size': lambda v: isinstance(v, list) and len(v) == 3 and all(isinstance(n, int) and n > 0 for n in v),
+    'bytes': lambda v: isinstance(v, int) and v > 0,
+    'low': lambda v: isinstance(v, (int, float)) and math.isfinite(v),
+    'high': lambda v: isinstance(v, (int, float)) and math.isfinite(v),
+    'digest': lambda v: isinstance(v, str),
+    'stamp': lambda v: isinstance(v, list),
+    'crc': lambda v: isinstance(v, int),
+}
 _SHOWN = 3
 
 
@@ -144,13 +155,15 @@ class UncertaintyCache:
         made_by (dict): What s depends on beside the images: weights, network, scale, normalisation; plain values.
 
     Attributes:
-        maps (dict): Name of the LR image to ``{size, bytes, low, high, digest, stamp}``; empty until ``read``.
+        maps (dict): Name of the LR image to ``{size, bytes, low, high, digest, stamp, crc}``; empty until ``read``.
+            Caches of earlier versions have no ``crc``.
     """
 
     def __init__(self, folder: str | Path, made_by: dict):
         self.folder = Path(folder)
         self.made_by = json.loads(json.dumps(made_by))
         self.maps = {}
+        self._compared: set[str] = set()  # maps whose checksum this process has compared
 
     def path(self, name: str) -> Path:
         return self.folder / f'{name}.npy'
@@ -169,8 +182,9 @@ class UncertaintyCache:
         try:
             manifest = json.loads(path.read_text(encoding='utf-8'))
             made_by, self.maps = dict(manifest['made_by']), dict(manifest['maps'])
-            if any(entry.keys() != _ENTRY for entry in self.maps.values()):
-                raise ValueError('it lacks what is known of a map')
+            for name, entry in self.maps.items():
+                if wrong := _what_is_wrong(entry):
+                    raise ValueError(f'{name}: {", ".join(wrong)} missing or wrong')
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CacheError(f'{path}: is no manifest of an uncertainty cache ({error}). {_REMEDY}') from error
         self._compare(made_by)
@@ -204,6 +218,10 @@ class UncertaintyCache:
         broken = [str(self.path(name)) for name, entry in self.maps.items() if not self._is_whole(name, entry)]
         if broken:
             raise CacheError(f'{_some(broken)}: missing or cut off. {_REMEDY}')
+        if old := [name for name, entry in self.maps.items() if 'crc' not in entry]:
+            get_root_logger().warning(f'{self.folder}: {len(old)} maps of this uncertainty cache were made without a '
+                                      'checksum, by an earlier version, and are taken as they are. Delete the folder '
+                                      'to have them computed anew')
         return True
 
     def _is_whole(self, name: str, entry: dict) -> bool:
@@ -216,13 +234,18 @@ class UncertaintyCache:
         """The map as it is stored, (H, W, C) uint16, mapped into memory: what is not looked at is not read.
 
         Raises:
-            CacheError: It is missing or cut off.
+            CacheError: It is missing or cut off, or it is not what was written.
         """
         entry = self.maps[name]
         height, width, channels = entry['size']
         try:
             with open(f'{self.folder}/{name}.npy', 'rb') as file:  # np.memmap would take four times as long to open it
                 data = mmap.mmap(file.fileno(), entry['bytes'], access=mmap.ACCESS_READ)
+            if name not in self._compared:
+                if entry.get('crc', checksum := _checksum(data, entry)) != checksum:
+                    raise CacheError(f'{self.path(name)}: its bytes, or its entry in {MANIFEST}, have changed since it '
+                                     f'was computed. {_REMEDY}')
+                self._compared.add(name)
             values = np.frombuffer(data, np.uint16, offset=entry['bytes'] - 2 * height * width * channels)
             return values.reshape(height, width, channels)
         except (OSError, ValueError) as error:
@@ -286,7 +309,8 @@ class UncertaintyCache:
         with self._writing():
             self.path(name).parent.mkdir(parents=True, exist_ok=True)
             write_atomically(self.path(name), file.getvalue())
-        return {'size': list(levels.shape), 'bytes': len(file.getvalue()), 'low': low, 'high': high}
+        entry = {'size': list(levels.shape), 'bytes': len(file.getvalue()), 'low': low, 'high': high}
+        return {**entry, 'crc': _checksum(file.getvalue(), entry)}
 
     def _noted(self) -> dict:
         """The maps that an interrupted build has finished."""
@@ -299,7 +323,8 @@ class UncertaintyCache:
                 except (ValueError, KeyError, AttributeError):
                     continue  # the line at which the process was killed
                 self._compare(made_by)
-                noted[name] = entry
+                if not _what_is_wrong(entry):
+                    noted[name] = entry
         return noted
 
     def _finish(self, maps: dict) -> None:
@@ -320,6 +345,18 @@ class UncertaintyCache:
             raise CacheError(f'{error.filename or self.folder}: cannot be written ({error.strerror or error}). Free '
                              f'some space, check the permissions, or name another folder in {_KEY}; what has been '
                              'computed is kept') from error
+
+
+def _what_is_wrong(entry: dict) -> list[str]:
+    """What an entry of the manifest lacks or has wrong; a checksum may be missing."""
+    unknown = [key for key in entry if key not in _ENTRY]
+    return unknown + [key for key, is_right in _ENTRY.items()
+                      if not (is_right(entry[key]) if key in entry else key == 'crc')]
+
+
+def _checksum(data: bytes | mmap.mmap, entry: dict) -> int:
+    """CRC-32 of a map's file and of what makes numbers of it: some 1 ms for 480x480."""
+    return zlib.crc32(repr([entry['size'], float(entry['low']), float(entry['high'])]).encode(), zlib.crc32(data))
 
 
 class UncertaintyDataset(Dataset):

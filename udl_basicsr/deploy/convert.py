@@ -19,6 +19,7 @@ is why every conversion comes with the ``network_g`` block that its weights belo
 """
 import inspect
 import itertools
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -232,8 +233,12 @@ def to_ours(weights: Weights, *, res_scale: float | None = None, rgb_range: floa
         scale: Which upsampler to take of a CARN that has several.
 
     Raises:
-        ConversionError: Unknown or already ours, an option is missing or does not belong here, or the pixels differ.
+        ConversionError: Unknown or already ours, an option is missing, does not belong here or is no number > 0, or the
+            pixels differ.
     """
+    for option, value in (('res_scale', res_scale), ('rgb_range', rgb_range)):
+        if value is not None and not 0 < value < math.inf:
+            raise ConversionError(f'--{option}: expected a number > 0, got {value:g}')
     kind = detect(weights)
     if kind in OURS:
         raise ConversionError(f'these are weights of {OURS[kind]} already; --to says into what they are to be '

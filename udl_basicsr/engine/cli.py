@@ -66,11 +66,10 @@ def run(action: Callable[..., None], is_train: bool, root_path: Path | None = No
         _say(f'{error}')
         return EXIT_INTERRUPTED
     except BrokenImageError as error:  # met by one rank alone, whichever it is
-        # A worker's error comes with its traceback, whose last line it is.
-        print(str(error).rsplit('BrokenImageError: ', 1)[-1].rstrip(), file=sys.stderr, flush=True)
+        print(_own_words(error), file=sys.stderr, flush=True)
         return 1
     except (CheckpointError, FloatingPointError, RunBusyError) as error:
-        _say(f'{type(error).__name__}: {error}')
+        _say(f'{type(error).__name__}: {_own_words(error)}')
         return 1
     except OSError as error:  # of any rank
         if error.errno not in _NOT_WRITABLE:
@@ -83,6 +82,11 @@ def run(action: Callable[..., None], is_train: bool, root_path: Path | None = No
         if dist.is_available() and dist.is_initialized() and sys.exc_info()[0] is None:
             dist.destroy_process_group()
     return 0
+
+
+def _own_words(error: Exception) -> str:
+    """The message; that of a data worker comes with its traceback, whose last line it is."""
+    return str(error).rsplit(f'{type(error).__name__}: ', 1)[-1].rstrip()
 
 
 def _dist_params(file: str) -> dict:

@@ -184,7 +184,7 @@ def _scores(model, opt: dict) -> dict:
         'scale': opt['scale'],
         'network': opt['network_g']['type'],
         'weights': str(opt['path'].get('pretrain_network_g')),
-        'protocol': protocol_sentence(metrics, opt['scale']),
+        'protocol': protocol_sentence(metrics, opt['scale'], opt['val'].get('rounded', True)),
         'datasets': {name: {'images': images, 'mean': mean_scores(images)} for name, images in model.scores.items()
                      if images and metrics},
         'versions': _versions(),

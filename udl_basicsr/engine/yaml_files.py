@@ -76,17 +76,19 @@ class _Loader(yaml.SafeLoader):
         raise yaml.composer.ComposerError(None, None, f'more than {_MAX_DEPTH} blocks within one another',
                                           self.get_mark())
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen: set[str] = set()
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        """A key that stands twice in one block is refused, also in one that is only merged into another."""
+        node = super().compose_mapping_node(anchor)
+        seen: set[tuple[str, str]] = set()
         for key_node, _ in node.value:
-            if key_node.tag == 'tag:yaml.org,2002:merge':
-                continue
-            # no text (`1: x`, `[a]: x`): refused below
-            if key_node.tag == 'tag:yaml.org,2002:str' and key_node.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key '{key_node.value}' stands here twice",
+            if key_node.tag not in ('tag:yaml.org,2002:str', 'tag:yaml.org,2002:merge'):
+                continue  # no text (`1: x`, `[a]: x`): refused below
+            if (key := (key_node.tag, key_node.value)) in seen:
+                remedy = ': merge a list, <<: [*a, *b]' if key[0].endswith(':merge') else ''
+                raise yaml.constructor.ConstructorError(None, None, f"key '{key_node.value}' stands here twice{remedy}",
                                                         key_node.start_mark)
-            seen.add(str(key_node.value))
-        return super().construct_mapping(node, deep)
+            seen.add(key)
+        return node
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         """Puts what ``<<: *anchor`` merges into the mapping."""

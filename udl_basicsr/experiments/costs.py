@@ -10,7 +10,8 @@ import functools
 import json
 import statistics
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -22,26 +23,15 @@ from udl_basicsr.engine.checks import lookup
 from udl_basicsr.engine.introspect import parameters
 from udl_basicsr.engine.trials import build_network, quietly
 from udl_basicsr.losses.perceptual import NETS, build_lpips
+from udl_basicsr.reports.costs import count_macs, run_time
 
 from .plan import Run, Stage
 
-HD = (1280, 720)  # the output image that papers count for
-_ON_CPU = (320, 180)
+_ON_CPU = (180, 320)
 _CROP = 48
+_WHOLE = 392  # side of a square of 480×320 pixels, as many images of BSDS have, where whole ones are trained on
 _BACKWARD = 3  # forward and backward in forwards: gradients to the input and to the weights cost one each
 _SECONDS = 1.0
-
-
-def image_macs(network: Mapping, scale: int, output: tuple[int, int] = HD) -> int:
-    """Multiplications, each with its addition, for one output image.
-
-    Args:
-        network: The block ``network_g`` of options.
-        scale: Upscaling factor.
-        output: Width and height; the input has its sides divided by ``scale``, rounded.
-    """
-    width, height = (round(side / scale) for side in output)
-    return _forward(json.dumps(network, sort_keys=True), height, width) // 2
 
 
 @functools.lru_cache(maxsize=256)
@@ -75,34 +65,29 @@ def _judge(net: str, side: int) -> int:
     return _count(judge, *images) // 2
 
 
-def run_time(network: Mapping, scale: int, output: tuple[int, int] | None = None) -> dict:
-    """How long one image takes, measured: the median of three, after one that is not counted.
+def measure_image(network: Mapping, scale: int, size: Sequence[int]) -> tuple[dict, dict]:
+    """What one image costs: operations counted, run time measured here.
 
     Args:
         network: The block ``network_g`` of options.
-        scale: Upscaling factor.
-        output: Width and height of the output image; None: 1280×720 on a GPU, 320×180 on a CPU.
+        scale: How many times it enlarges.
+        size: Height and width of the output image. A CPU is timed on at most 180×320, which says so.
 
     Returns:
-        dict: ``{'seconds': float, 'output': [width, height], 'device': str}``.
+        tuple: The record's ``costs``: ``macs`` of the image and, if it was timed as a whole, ``runtime`` in ms; and its
+            ``run_time``: ``{'ms': float, 'size': [height, width], 'device': str}``.
     """
-    device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    output = output or (HD if device.type == 'cuda' else _ON_CPU)
-    width, height = (round(side / scale) for side in output)
-    with quietly(), torch.no_grad():
-        net = build_real(dict(network)).eval().to(device)
-        image = torch.rand(1, network.get('num_in_ch', 3), height, width, device=device)
-        seconds = [_seconds(net, image) for _ in range(4)][1:]
-    name = torch.cuda.get_device_name() if device.type == 'cuda' else f'CPU, {torch.get_num_threads()} thread(s)'
-    return {'seconds': round(statistics.median(seconds), 6), 'output': [width * scale, height * scale], 'device': name}
-
-
-def _seconds(net: nn.Module, image: torch.Tensor) -> float:
-    started = time.perf_counter()
-    net(image)
-    if image.is_cuda:
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
+    found = {}
+    with suppress(Exception):  # a network that looks at values cannot be counted without computing
+        found['macs'] = count_macs(network, scale, size)
+    gpu = torch.cuda.is_available()
+    timed = list(size) if gpu else [min(pair) for pair in zip(size, _ON_CPU, strict=True)]
+    with quietly():
+        ms = round(run_time(network, scale, timed, repeats=3), 3)
+    if timed == list(size):
+        found['runtime'] = ms
+    device = torch.cuda.get_device_name() if gpu else f'CPU, {torch.get_num_threads()} thread(s)'
+    return found, {'ms': ms, 'size': timed, 'device': device}
 
 
 # ---------------------------------------------------------------- training
@@ -110,7 +95,8 @@ def _seconds(net: nn.Module, image: torch.Tensor) -> float:
 def iteration_operations(flat: Mapping) -> int:
     """Operations of one step of a stage: forward and backward of what is trained, forward of what is frozen."""
     data, train = flat['datasets']['train'], flat['train']
-    side = max(1, int(data['gt_size']) // flat['scale']) if 'gt_size' in data else _CROP
+    side = max(1, int(data['gt_size']) // flat['scale']) if 'gt_size' in data \
+        else _WHOLE // flat['scale']
 
     def forward(block: Mapping) -> int:
         return _forward(json.dumps(block, sort_keys=True), side, side)

@@ -65,7 +65,7 @@ def _lengths(chain: Sequence[Stage]) -> str:
 
 def duration(seconds: float) -> str:
     """Seconds for people."""
-    for unit, size in (('d', 86400), ('h', 3600), ('min', 60)):
+    for unit, size in (('years', 365 * 86400), ('d', 86400), ('h', 3600), ('min', 60)):
         if seconds >= 2 * size:
             return f'{seconds / size:,.1f} {unit}'
     return f'{seconds:.0f} s'

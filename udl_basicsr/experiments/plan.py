@@ -56,7 +56,9 @@ from udl_basicsr.engine.schema import Key, Kind
 from udl_basicsr.engine.yaml_files import did_you_mean, interpolate, merge
 from udl_basicsr.losses.perceptual import find_backbone_weights
 from udl_basicsr.models.checkpoints import CheckpointError
+from udl_basicsr.reports.benchmark import load_paper
 from udl_basicsr.reports.comparison import record_file
+from udl_basicsr.reports.costs import HR_SIZE
 
 MOST_RUNS = 5000
 _MOST_BASES = 20
@@ -105,8 +107,8 @@ class Run:
     test_flat: dict
     network: str | None = None  # its id, in plans with several
     lengths: str = 'shared'
-    timed: tuple[int, int] | None = None
-    """Width and height of the image whose run time is measured; None: what a GPU or CPU does in reasonable time."""
+    size: tuple[int, int] = HR_SIZE
+    """Height and width of the output image whose cost is told."""
 
     @property
     def name(self) -> str:
@@ -279,7 +281,14 @@ def read_plan(file: str | Path, root: Path, seeds: list[int] | None = None) -> P
                 block.pop('seeds', None)
     if problems := _check(plan):
         raise OptionError(f'{file}: {problem}' for problem in problems)
-    runs = tuple(_Expansion(file, plan, root).runs())
+    size = HR_SIZE
+    if table := plan.get('table'):
+        known = load_paper()['tables']
+        if table not in known:
+            raise OptionError(f'{file}: table: there is no {table!r} in reports/paper_scores.json'
+                              f'{did_you_mean(table, known, listing=20)}')
+        size = tuple(known[table].get('size', HR_SIZE))
+    runs = tuple(_Expansion(file, plan, root, size).runs())
     names = [run.name for run in runs]
     if len({*names}) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
@@ -292,8 +301,8 @@ def read_plan(file: str | Path, root: Path, seeds: list[int] | None = None) -> P
 class _Expansion:
     """The runs of a plan."""
 
-    def __init__(self, file: str, plan: dict, root: Path) -> None:
-        self.file, self.plan, self.root = file, plan, root
+    def __init__(self, file: str, plan: dict, root: Path, size: tuple[int, int]) -> None:
+        self.file, self.plan, self.root, self.size = file, plan, root, size
         self.folder = root / 'results' / plan['name'] / 'options'
         self.shared = plan.get('lengths', 'shared') == 'shared'
         self.files: dict[str, dict] = {}
@@ -351,7 +360,8 @@ class _Expansion:
             last.flat['stage1'] = str(chain[0].file)
         return Run(plan['name'], network or plan['title'], plan['reference'], method, label, order, scale, seed,
                    tuple(chain), self.folder / f'test_{prefix}{method}_{tail}.yml',
-                   self.test(f'{prefix}{method}_{tail}', test, chain, seed), network, plan.get('lengths', 'shared'))
+                   self.test(f'{prefix}{method}_{tail}', test, chain, seed), network,
+                   plan.get('lengths', 'shared'), self.size)
 
     def stage(self, name: str, flat: dict, seed: int, iterations: int | None, before: int) -> Stage:
         """The options of one stage.

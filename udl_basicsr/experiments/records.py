@@ -20,24 +20,28 @@ from udl_basicsr.engine.history import read_history
 from udl_basicsr.engine.options import load_yaml
 from udl_basicsr.reports.scores import read_scores
 
-from .costs import image_macs, run_time
+from .costs import measure_image
 from .plan import Run, Stage
 
 
-def make_record(run: Run, root: Path, seconds: float, memory: dict | None) -> dict:
+def make_record(run: Run, root: Path, seconds: float, step: float | None = None, memory: dict | None = None) -> dict:
     """The record of a run that has been trained and tested.
 
     Args:
         run: The run.
         root: Where its ``experiments/`` and ``results/`` are.
         seconds: What training and test took in this process.
+        step: Milliseconds of an iteration of the last stage, validation and all; None where this process has not
+            trained it from its beginning.
         memory: Of :func:`peak_memory`, after the training; None where this process has not trained.
     """
     histories = [read_history(root / 'experiments' / stage.name / 'history.jsonl') for stage in run.stages]
     visualization = Path('results') / run.name / 'visualization'
     has_pictures = any((root / visualization).glob('*/*.png'))
     last = run.stages[-1].flat
-    network, enlarged = last['network_g'], last['scale']
+    network = last['network_g']
+    costs, measured = measure_image(network, last['scale'], run.size)
+    training = {} if step is None else {'training': round(step, 3)}
     return {
         **read_scores(root / 'results' / run.name),
         'scale': run.scale,  # of the plan: networks for aligned pairs (RealSR) keep the size
@@ -46,8 +50,7 @@ def make_record(run: Run, root: Path, seconds: float, memory: dict | None) -> di
         **({'network_id': run.network} if run.network else {}),
         **({'lengths': run.lengths} if run.lengths != 'shared' else {}),
         'parameters': sum(p.numel() for p in build_network(network).parameters()),
-        'macs': image_macs(network, enlarged), 'run_time': run_time(network, enlarged, run.timed),
-        'peak_memory': memory,
+        'costs': {**costs, **training}, 'run_time': measured, 'peak_memory': memory,
         'stages': [{'name': stage.flat.get('stage', 'plain'), 'iterations': stage.iterations} for stage in run.stages],
         'options': [stage.essence for stage in run.stages],
         'weights': f'experiments/{run.name}/models/net_g_latest.pth',

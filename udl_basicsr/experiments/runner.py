@@ -18,7 +18,7 @@ from udl_basicsr.engine.yaml_files import dump_flat
 from udl_basicsr.reports.comparison import write_record
 from udl_basicsr.reports.scores import write_text
 
-from .plan import Run
+from .plan import Run, Stage
 from .records import make_record, peak_memory
 
 
@@ -103,14 +103,15 @@ def make(run: Run, out: Path, root: Path, log: Path, gpu: int | None, first_only
     with open(log, 'a', encoding='utf-8') as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    started, memory = time.time(), None
+    started, step, memory = time.time(), None, None
     for stage in run.stages[:1] if first_only else run.stages:
         if not stage.weights(root, 'g').exists():
+            whole, began = not done(root, stage), time.time()
             _command(['train.py', '-opt', str(stage.file), '--auto_resume'], stages.train, True, root)
-            memory = peak_memory()
+            step, memory = 1000 * (time.time() - began) / stage.iterations if whole else None, peak_memory()
     if not first_only:
         _command(['test.py', '-opt', str(run.test_file)], lambda parsed, _: loop.test(parsed), False, root)
-        write_record(make_record(run, root, time.time() - started, memory), out)
+        write_record(make_record(run, root, time.time() - started, step, memory), out)
     sys.exit(0)
 
 
@@ -187,7 +188,7 @@ def progress(run: Run, root: Path) -> int:
     return sum(done(root, stage) for stage in run.stages)
 
 
-def done(root: Path, stage) -> int:
+def done(root: Path, stage: Stage) -> int:
     """How many iterations of a stage are done."""
     if stage.weights(root, 'g').exists():
         return stage.iterations

@@ -127,7 +127,7 @@ def _on_trial(run: Run, folder: Path, side: int) -> Run:
     tested = {**run.test_flat, 'datasets': {kept: images(sets[kept], 'test', _TEST_SIDE)},
               'val': {**run.test_flat['val'], 'metrics': without_lpips_weights(run.test_flat['val']['metrics'])}}
     return replace(run, stages=tuple(map(stage, run.stages)), test_flat=tested,
-                   timed=(_TEST_SIDE * enlarged, _TEST_SIDE * enlarged))
+                   size=(_TEST_SIDE * enlarged, _TEST_SIDE * enlarged))
 
 
 def _random_judge(block: object) -> object:

@@ -6,6 +6,7 @@ All maps are (N, C, H, W). Functions keep the dtype they are given; the loss cla
 import torch
 from torch import Tensor
 from torch.distributions import Laplace
+from torch.nn.functional import pad
 
 from .tlw import fixed_sum  # noqa: F401 - one of the formulas, kept with those it belongs to
 
@@ -13,13 +14,15 @@ from .tlw import fixed_sum  # noqa: F401 - one of the formulas, kept with those 
 ELU_FLOOR = -1.0
 
 SCALINGS = ('linear', 'exp', 'sqrt_exp', 'log')
-MIN_OVER = ('image', 'channel')
+_MIN_DIMS = {'image': (1, 2, 3), 'channel': (2, 3), 'batch': (0, 1, 2, 3)}
+MIN_OVER = tuple(_MIN_DIMS)
 THRESHOLDS = ('mean', 'none')
 MEAN_OVER = ('image', 'batch')
 NOISES = ('gaussian', 'laplace')
+BORDERS = ('replicate', 'zeros')
 
-#: Red, green, blue to luma, ITU-R BT.601.
-LUMA = (0.299, 0.587, 0.114)
+#: Weights of red, green and blue in a gray image: ITU-R BT.601, and as the released program of GV has them.
+LUMA = {'bt601': (0.299, 0.587, 0.114), 'released': (0.2989, 0.5870, 0.1140)}
 
 SSIM_WINDOW = 11
 
@@ -47,6 +50,21 @@ def laplace_nll_terms(error: Tensor, log_scale: Tensor, prior: float = 0.) -> tu
     return torch.exp(-log_scale) * error, (1. + prior) * log_scale
 
 
+def gaussian_nll_terms(error: Tensor, log_sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """The two terms of the Gaussian negative log-likelihood, e^2/(2 sigma^2) + ln(sigma^2)/2 (UDL paper, eq. 2).
+
+    With s = ln sigma that is exp(-2s)*e^2/2 + s; per-pixel optimum s* = ln e.
+
+    Args:
+        error (Tensor): e = |x - f| in 0-255 units.
+        log_sigma (Tensor): s, same shape.
+
+    Returns:
+        tuple: fidelity exp(-2s)*e^2/2 and log term s, each of the shape of ``error``.
+    """
+    return 0.5 * (torch.exp(-log_sigma) * error).square(), log_sigma
+
+
 def gram_terms(error: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor]:
     """GRAM (gradient rescaling attention model, 2019): both EU terms times sg[sigmoid(s)], sg = stop-gradient.
 
@@ -63,18 +81,19 @@ def scale_log_scale(log_scale: Tensor, scaling: str = 'linear', offset: float = 
     ========== ======================= ==========================================================================
     scaling    weight                  note
     ========== ======================= ==========================================================================
-    linear     s - min s               eq. 10, the paper's choice
+    linear     s - min s               eq. 10, the one that the paper advocates
     exp        exp(s)                  the scale theta itself
     sqrt_exp   exp(s)^(1/2)            computed as exp(s/2), which does not overflow before its result does
-    log        ln(1 + (s - min s))     s may be <= 0, where ln s is undefined; moved so that its minimum is 1, the
-                                       logarithm is defined everywhere and has the minimum 0
+    log        ln(1 + (s - min s))     ours: printed is ln s - min(ln s), and s may be <= 0, where ln s is undefined;
+                                       moved so that its minimum is 1, the logarithm is defined and has the minimum 0
     ========== ======================= ==========================================================================
 
     Args:
         log_scale (Tensor): (N, C, H, W).
         scaling (str): One of the names above.
-        offset (float): Added to the weight. The released code adds 1 to s - min s, the paper nothing.
-        min_over (str): ``'image'`` takes the minimum over C, H, W (the paper), ``'channel'`` over H, W (released code).
+        offset (float): Added to the weight. UDL's released program adds 1 to s - min s, the paper nothing.
+        min_over (str): ``'image'`` takes the minimum over C, H, W (eq. 10 does not say; ours), ``'channel'`` over H, W
+            (UDL's released program), ``'batch'`` over N as well (TLW's released program, for the UDL it compares with).
 
     Raises:
         ValueError: Unknown ``scaling`` or ``min_over``.
@@ -86,7 +105,7 @@ def scale_log_scale(log_scale: Tensor, scaling: str = 'linear', offset: float = 
     elif scaling == 'sqrt_exp':
         weight = torch.exp(log_scale / 2)
     else:
-        minimum = log_scale.amin(dim=(1, 2, 3) if min_over == 'image' else (2, 3), keepdim=True)
+        minimum = log_scale.amin(dim=_MIN_DIMS[min_over], keepdim=True)
         weight = log_scale - minimum
         if scaling == 'log':
             weight = torch.log1p(weight)
@@ -96,7 +115,7 @@ def scale_log_scale(log_scale: Tensor, scaling: str = 'linear', offset: float = 
 def gradient_map(img: Tensor) -> Tensor:
     """G(i,j) = ||(I(i+1,j) - I(i,j), I(i,j+1) - I(i,j))||_2 per channel (UDL paper, eq. 11).
 
-    Past the last row and column the image is taken as constant, so the map has the shape of the image and the
+    Past the last row and column the image is taken as constant (ours), so the map has the shape of the image and the
     difference across that border is 0. Any unit; the map has the image's.
 
     Args:
@@ -109,11 +128,12 @@ def gradient_map(img: Tensor) -> Tensor:
     return torch.hypot(down, right)
 
 
-def luma(img: Tensor) -> Tensor:
-    """Gray version of an image by the weights of ITU-R BT.601, full range: [0, 1] stays [0, 1].
+def luma(img: Tensor, gray: str = 'bt601') -> Tensor:
+    """Gray version of an image, full range: [0, 1] stays [0, 1].
 
     Args:
         img (Tensor): (N, 3, H, W) in RGB, or (N, 1, H, W), which is gray already and returned as it is.
+        gray (str): Weights of the colours, a name in ``LUMA``.
 
     Returns:
         Tensor: (N, 1, H, W).
@@ -126,24 +146,28 @@ def luma(img: Tensor) -> Tensor:
         return img
     if channels != 3:
         raise ValueError(f'expected a gray or an RGB image (N, 1 or 3, H, W), got {tuple(img.shape)}')
-    return sum(weight * img[:, c:c + 1] for c, weight in enumerate(LUMA))
+    return sum(weight * img[:, c:c + 1] for c, weight in enumerate(LUMA[gray]))
 
 
-def sobel_maps(img: Tensor) -> Tensor:
-    """Sobel derivatives along x and y, of the size of the image, whose border pixels are repeated outwards.
+def sobel_maps(img: Tensor, border: str = 'replicate') -> Tensor:
+    """Sobel derivatives along x and y, of the size of the image.
 
-    By differences and not by a convolution, which GPUs round to TF32 unless told otherwise; the border by slices and
-    not by ``pad``, whose gradient there is summed in no fixed order.
+    By differences and not by a convolution, which GPUs round to TF32 unless told otherwise; the border is repeated by
+    slices and not by ``pad``, whose gradient there is summed in no fixed order.
 
     Args:
         img (Tensor): (N, 1, H, W), any unit.
+        border (str): What lies outside: ``'replicate'``, the border's pixels again, or ``'zeros'``.
 
     Returns:
         Tensor: (N, 2, H, W), the derivatives along x (right minus left) and y (lower minus upper); 8 times the slope
         of a ramp.
     """
-    img = torch.cat((img[..., :1], img, img[..., -1:]), dim=-1)
-    img = torch.cat((img[..., :1, :], img, img[..., -1:, :]), dim=-2)
+    if border == 'zeros':
+        img = pad(img, (1, 1, 1, 1))
+    else:
+        img = torch.cat((img[..., :1], img, img[..., -1:]), dim=-1)
+        img = torch.cat((img[..., :1, :], img, img[..., -1:, :]), dim=-2)
     along_x = img[..., 2:] - img[..., :-2]
     along_y = img[..., 2:, :] - img[..., :-2, :]
     return torch.cat((along_x[..., :-2, :] + 2 * along_x[..., 1:-1, :] + along_x[..., 2:, :],
@@ -157,16 +181,17 @@ def check_patch_size(patch_size: int) -> None:
                          f'got {patch_size!r}')
 
 
-def gradient_variance_maps(img: Tensor, patch_size: int) -> Tensor:
-    """Unbiased variance of the Sobel maps in each n x n patch (GV paper, section 2, eq. 1).
+def gradient_variance_maps(img: Tensor, patch_size: int, border: str = 'replicate', gray: str = 'bt601') -> Tensor:
+    """Unbiased variance of the Sobel maps in each n x n patch (GV paper, section 3, eq. 1).
 
     Patches lie side by side from the upper left corner. The remainder of a side that is no multiple of n is in no
-    patch, as in the released code: at most n - 1 rows at the bottom and columns at the right, of which the first still
-    counts through the Sobel filter of its neighbour.
+    patch, as in the released program: at most n - 1 rows at the bottom and columns at the right, of which the first
+    still counts through the Sobel filter of its neighbour.
 
     Args:
         img (Tensor): (N, 1 or 3, H, W), gray or RGB. The result scales as the square of its range.
         patch_size (int): n, at least 2: one pixel has no variance.
+        border (str), gray (str): See :func:`sobel_maps` and :func:`luma`.
 
     Returns:
         Tensor: (N, 2, H // n, W // n), variances of the derivatives along x and y.
@@ -179,7 +204,7 @@ def gradient_variance_maps(img: Tensor, patch_size: int) -> Tensor:
     if patch_size > min(height, width):
         raise ValueError(f'patch_size: a patch of {patch_size}x{patch_size} is larger than the image, '
                          f'{height}x{width} (height x width)')
-    patches = sobel_maps(luma(img)).unfold(-2, patch_size, patch_size).unfold(-2, patch_size, patch_size)
+    patches = sobel_maps(luma(img, gray), border).unfold(-2, patch_size, patch_size).unfold(-2, patch_size, patch_size)
     return patches.var(dim=(-2, -1), unbiased=True)
 
 

@@ -2,35 +2,52 @@
 
 Abrahamyan et al., Gradient Variance Loss for Structure-Enhanced Image Super-Resolution, ICASSP 2022.
 """
+import torch
 from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor
 
 from . import functional as F
 from .base import WeightedLoss, check_shapes, full_precision
 
+NORMS = ('mse', 'l2')
+
 
 @LOSS_REGISTRY.register()
 class GradientVarianceLoss(WeightedLoss):
-    """GV: squared difference of the variances of the Sobel maps, patch by patch, x plus y (GV paper, eq. 1-2).
+    """GV: distance of the variances of the Sobel maps, patch by patch, along x plus along y (GV paper, section 3).
 
-    It stands beside a pixel loss. The paper takes ``loss_weight=0.01`` with pixels in [0, 1] (the loss grows with the
-    fourth power of the range) and ``patch_size`` 8 at x2, 16 at x3 and x4. What differs from the released code: pixels
-    past the border repeat the border, where the released code has zeros and so an edge that is in no image.
+    It stands beside a pixel loss. As printed: gray, Sobel, unbiased variances, patches of 8 at x2 and of 16 at x3 and
+    x4. Open in the paper: the weight (released 0.01, for pixels in [0, 1]; the loss grows with the fourth power of the
+    range, ``norm='l2'`` with the second), the border, the weights of gray. Defaults: the norm is the released one, the
+    border ours, gray BT.601, of which the released weights are a rounding.
 
     Args:
         loss_weight (float): Weight of the loss.
         patch_size (int): n, side of the patches. Rows and columns that fill no patch are left out; see
             :func:`~udl_basicsr.losses.functional.gradient_variance_maps`.
-        reduction (str): ``'none'``, ``'mean'`` or ``'sum'``, over images and patches.
+        border (str): Beyond the border lie ``'replicate'``, its pixels again, or ``'zeros'`` as released, which make an
+            edge around every crop that is in no image.
+        norm (str): ``'mse'``, the mean square difference, as released; ``'l2'``, the mean over the images of the
+            unsquared norm of the difference of their variance maps, as eq. 2 is printed.
+        gray (str): ``'bt601'``, or ``'released'``: 0.2989 R + 0.5870 G + 0.1140 B.
+        reduction (str): ``'none'``, ``'mean'`` or ``'sum'``, over images and, with ``'mse'``, patches.
 
     Raises:
-        ValueError: ``patch_size`` below 2.
+        ValueError: ``patch_size`` below 2, or an unknown name.
     """
 
-    def __init__(self, loss_weight: float = 1.0, patch_size: int = 8, reduction: str = 'mean'):
+    def __init__(self,
+                 loss_weight: float = 1.0,
+                 patch_size: int = 8,
+                 border: str = 'replicate',
+                 norm: str = 'mse',
+                 gray: str = 'bt601',
+                 reduction: str = 'mean'):
         super().__init__(loss_weight, reduction)
         F.check_patch_size(patch_size)
-        self.patch_size = patch_size
+        for name, value, choices in (('border', border, F.BORDERS), ('norm', norm, NORMS), ('gray', gray, F.LUMA)):
+            F.check_choice(name, value, tuple(choices))
+        self.patch_size, self.border, self.norm, self.gray = patch_size, border, norm, gray
 
     @full_precision
     def forward(self, pred: Tensor, target: Tensor, **kwargs) -> Tensor:
@@ -40,12 +57,17 @@ class GradientVarianceLoss(WeightedLoss):
             target (Tensor): x, same shape and range.
 
         Returns:
-            Tensor: A scalar, or (N, 1, H // n, W // n) with ``reduction='none'``. float32 whatever the autocast.
+            Tensor: A scalar; with ``reduction='none'`` (N, 1, H // n, W // n), or (N, 1, 1, 1) of ``norm='l2'``.
+            float32 whatever the autocast.
 
         Raises:
             ValueError: The shapes differ, the patch is larger than the image, or neither 1 nor 3 channels.
         """
         check_shapes(pred=pred, target=target)
-        difference = (F.gradient_variance_maps(pred, self.patch_size)
-                      - F.gradient_variance_maps(target, self.patch_size))
-        return self._reduce(difference.square().sum(dim=1, keepdim=True))
+        of_pred, of_target = (F.gradient_variance_maps(image, self.patch_size, self.border, self.gray)
+                              for image in (pred, target))
+        if self.norm == 'l2':  # a norm whose gradient is 0, and not NaN, at 0
+            distance = torch.linalg.vector_norm(of_pred - of_target, dim=(2, 3), keepdim=True)
+        else:
+            distance = (of_pred - of_target).square()
+        return self._reduce(distance.sum(dim=1, keepdim=True))

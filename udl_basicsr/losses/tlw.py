@@ -15,7 +15,8 @@ def fixed_sum(x: Tensor, k: float | Tensor) -> Tensor:
     """FixedSum (eq. 5): moves values in [0, 1] so that those of each channel have the mean k.
 
     With N pixels in a channel and S = sum(x): x + (kN - S)/(N - S)*(1 - x) if kN > S, else x*kN/S. The result lies in
-    [0, 1] and sums to kN. Its derivative (eq. 6), delta the Kronecker delta:
+    [0, 1] and sums to kN. (Over each channel by itself as released; eq. 5 has a vector.) Its derivative, of which eq. 6
+    prints the diagonal, delta the Kronecker delta:
 
     - kN > S: dy_i/dx_j = N(1 - k)/(N - S) * (delta_ij - (1 - x_i)/(N - S))
     - else:   dy_i/dx_j = kN/S * (delta_ij - x_i/S)

@@ -1,8 +1,9 @@
-"""EU, ESU, GRAM, UDL and the weight maps UDL is compared with. The formulas are in ``functional.py``.
+"""EU, ESU, GRAM, a Gaussian likelihood, UDL and the weight maps UDL is compared with. Formulas: ``functional.py``.
 
 Ning et al., Uncertainty-Driven Loss for Single Image Super-Resolution, NeurIPS 2021.
 """
 import logging
+import math
 
 import torch
 from basicsr.utils.registry import LOSS_REGISTRY
@@ -108,6 +109,23 @@ class ESULoss(_LikelihoodLoss):
 
 
 @LOSS_REGISTRY.register()
+class GaussianNLLLoss(_LikelihoodLoss):
+    """Gaussian likelihood: mean(e^2/(2 sigma^2) + ln(sigma^2)/2), s = ln sigma (UDL paper, eq. 2).
+
+    What the works it sums up train with; "applying above loss into SISR directly leads performance decline". The head's
+    s is then the log of a standard deviation, not of a Laplace scale. Per-pixel optimum s* = ln e.
+
+    Args:
+        loss_weight (float): Weight of the loss.
+        img_range (float): Residuals are multiplied by this before they meet s; 255 for pixels in [0, 1].
+        reduction (str): ``'none'``, ``'mean'`` or ``'sum'``.
+    """
+
+    def pixel_terms(self, error, log_scale):
+        return F.gaussian_nll_terms(error, log_scale)
+
+
+@LOSS_REGISTRY.register()
 class GRAMLoss(_LikelihoodLoss):
     """GRAM, 2019: mean(sg[sigmoid(s)] * (exp(-s)*e + s)), sg = stop-gradient.
 
@@ -120,8 +138,7 @@ class GRAMLoss(_LikelihoodLoss):
 
     def __init__(self, loss_weight: float = 1.0, norm: str = 'l1', img_range: float = 255., reduction: str = 'mean'):
         super().__init__(loss_weight, img_range, reduction)
-        if norm not in ('l1', 'l2'):
-            raise ValueError(f'norm: expected l1 or l2, got {norm!r}')
+        F.check_choice('norm', norm, ('l1', 'l2'))
         self.norm = norm
 
     def pixel_terms(self, error, log_scale):
@@ -133,7 +150,8 @@ class _WeightedL1Loss(WeightedLoss):
 
     def __init__(self, loss_weight: float, scaling: str, offset: float, min_over: str, reduction: str):
         super().__init__(loss_weight, reduction)
-        F.scale_log_scale(torch.zeros(1, 1, 1, 1), scaling, offset, min_over)  # refuses unknown names right away
+        F.check_choice('scaling', scaling, F.SCALINGS)
+        F.check_choice('min_over', min_over, F.MIN_OVER)
         self.scaling, self.offset, self.min_over = scaling, offset, min_over
 
     def _weighted(self, pred: Tensor, target: Tensor, weight_map: Tensor) -> Tensor:
@@ -145,15 +163,15 @@ class _WeightedL1Loss(WeightedLoss):
 class UDLLoss(_WeightedL1Loss):
     """Uncertainty-driven loss: mean(w * e), w = s - min(s) of a frozen stage-1 network (UDL paper, eq. 10).
 
-    The released code adds 1 to the weight and takes the minimum per image and channel; the paper has neither.
-    ``offset=1.0, min_over='channel'`` reproduces it.
+    The released program adds 1 to the weight and takes the minimum per image and channel: ``offset=1.0,
+    min_over='channel'``. The paper has no offset, and does not say over what the minimum is; each image is ours.
 
     Args:
         loss_weight (float): Weight of the loss.
         scaling (str): ``'linear'``, ``'exp'``, ``'sqrt_exp'`` or ``'log'`` (table 4); see
             :func:`~udl_basicsr.losses.functional.scale_log_scale`.
         offset (float): Added to the weight.
-        min_over (str): ``'image'`` or ``'channel'``.
+        min_over (str): ``'image'``, ``'channel'`` or ``'batch'``.
         reduction (str): ``'none'``, ``'mean'`` or ``'sum'``.
     """
 
@@ -189,13 +207,19 @@ class UDLLoss(_WeightedL1Loss):
 class WeightMapLoss(_WeightedL1Loss):
     """mean(w * e) with the weight maps that the UDL paper compares its own with (table 3, eq. 11).
 
+    "We adjust the scaling functions [...] to get the best performance", says section 4.3, and prints neither functions
+    nor units: any scaling here is ours, and a comparison wants several tried. The unit matters. In [0, 1]
+    (``img_range=1``) ``exp`` and ``sqrt_exp`` stay between 1 and 4.2, and ``log`` is nearly ``linear``; in grey levels
+    (``img_range=255``) ``log`` rises as s does, and the exponentials pass all bounds, so that they are refused.
+
     Args:
         loss_weight (float): Weight of the loss.
         weight_map (str): ``'error'``, the detached e; ``'hr_gradient'``, the gradient map of the target;
-            ``'lr_gradient'``, that of the low-quality input, nearest-upsampled. In the pixels' own unit, [0, 1].
+            ``'lr_gradient'``, that of the low-quality input, nearest-upsampled (ours; the paper does not say how).
         scaling (str): Applied to the map as to s; ``'linear'`` is map - min(map).
         offset (float): Added to the weight.
-        min_over (str): ``'image'`` or ``'channel'``.
+        min_over (str): ``'image'``, ``'channel'`` or ``'batch'``.
+        img_range (float): The map is multiplied by this before it is scaled: 1 or 255, for pixels in [0, 1].
         reduction (str): ``'none'``, ``'mean'`` or ``'sum'``.
     """
     WEIGHT_MAPS = ('error', 'hr_gradient', 'lr_gradient')
@@ -206,11 +230,17 @@ class WeightMapLoss(_WeightedL1Loss):
                  scaling: str = 'linear',
                  offset: float = 0.0,
                  min_over: str = 'image',
+                 img_range: float = 1.0,
                  reduction: str = 'mean'):
         super().__init__(loss_weight, scaling, offset, min_over, reduction)
-        if weight_map not in self.WEIGHT_MAPS:
-            raise ValueError(f'weight_map: expected one of {", ".join(self.WEIGHT_MAPS)}, got {weight_map!r}')
-        self.weight_map = weight_map
+        F.check_choice('weight_map', weight_map, self.WEIGHT_MAPS)
+        if not img_range > 0:
+            raise ValueError(f'img_range: expected a positive number, 1 or 255 for pixels in [0, 1], got {img_range!r}')
+        exponent = {'exp': 1., 'sqrt_exp': 0.5}.get(scaling, 0.) * math.sqrt(2) * img_range  # of the steepest gradient
+        if exponent > math.log(torch.finfo(torch.float32).max):
+            raise ValueError(f'img_range: scaling {scaling} of maps up to {math.sqrt(2) * img_range:.0f} passes the '
+                             f'range of float32; take img_range: 1, or scaling: linear or log, got {img_range:g}')
+        self.weight_map, self.img_range = weight_map, img_range
 
     @full_precision
     def forward(self, pred: Tensor, target: Tensor, lq: Tensor | None = None, **kwargs) -> Tensor:
@@ -232,4 +262,4 @@ class WeightMapLoss(_WeightedL1Loss):
             if lq is None:
                 raise ValueError("weight_map 'lr_gradient' needs the low-quality input: forward(pred, target, lq=...)")
             weight_map = interpolate(F.gradient_map(lq), size=target.shape[-2:], mode='nearest')
-        return self._weighted(pred, target, weight_map)
+        return self._weighted(pred, target, self.img_range * weight_map)

@@ -7,11 +7,16 @@ from .perceptual import calculate_lpips
 from .uncertainty import (
     calculate_ause,
     calculate_calibration_error,
+    calculate_constant_pll,
+    calculate_constant_sigma_psnr,
+    calculate_fitting_error,
     calculate_log_likelihood,
+    calculate_pll,
     calculate_recalibration,
     calculate_sigma_psnr,
     calculate_spearman,
 )
 
-__all__ = ['calculate_ause', 'calculate_calibration_error', 'calculate_log_likelihood', 'calculate_lpips',
+__all__ = ['calculate_ause', 'calculate_calibration_error', 'calculate_constant_pll', 'calculate_constant_sigma_psnr',
+           'calculate_fitting_error', 'calculate_log_likelihood', 'calculate_lpips', 'calculate_pll',
            'calculate_recalibration', 'calculate_sigma_psnr', 'calculate_spearman', 'fidelity', 'functional']

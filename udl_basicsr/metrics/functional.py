@@ -45,9 +45,17 @@ def gaussian_log_likelihood(error: np.ndarray, scale: np.ndarray) -> float:
 
     The Gaussian has the variance that the Laplace distribution says, so that both describe one and the same prediction.
     """
-    error, scale = _pair(error, scale)
-    variance = 2 * scale**2
-    return float(np.mean(-0.5 * np.log(2 * np.pi * variance) - error**2 / (2 * variance)))
+    return predictive_log_likelihood(error, np.sqrt(2) * np.asarray(scale, dtype=np.float64))
+
+
+def predictive_log_likelihood(error: np.ndarray, sigma: np.ndarray) -> float:
+    """The mean log density of the truth under N(f, σ²): mean(−½ ln 2πσ² − e²/2σ²), in nats per value; higher is better.
+
+    With σ as it is predicted and both in [0, 1] this is the PLL of He and Cheng, "Revisiting L1 Loss in
+    Super-Resolution", eq. 11. In other units by c it is less by ln c.
+    """
+    error, sigma = _pair(error, sigma)
+    return float(np.mean(-0.5 * np.log(2 * np.pi * sigma**2) - error**2 / (2 * sigma**2)))
 
 
 def calibration_curve(error: np.ndarray, scale: np.ndarray, levels: np.ndarray = LEVELS,

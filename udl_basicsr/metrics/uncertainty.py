@@ -7,6 +7,7 @@ do not (where e is exactly 0 it was ¼ on average, which matters where θ is wel
 
 ``recalibration`` is a factor on θ, fitted on another data set by ``calculate_recalibration``.
 """
+import math
 from typing import Literal
 
 import numpy as np
@@ -38,8 +39,8 @@ def error_and_scale(img: np.ndarray, img2: np.ndarray, log_scale: np.ndarray, cr
     Args:
         img (ndarray): SR, (H, W, C), or (H, W), in 0–255, BGR like ``img2`` and ``log_scale``; order ``input_order``.
         img2 (ndarray): GT of the same shape.
-        log_scale (ndarray): s, natural log of the Laplace scale in 0–255 units, float, of the same shape or with one
-            channel, which then holds for all.
+        log_scale (ndarray | float): s, natural log of the Laplace scale in 0–255 units, float, of the same shape or
+            with one channel, which then holds for all; or one number.
         crop_border (int): Pixels left out at each edge.
         input_order (str): ``HWC`` or ``CHW``.
         recalibration (float): Factor on θ, > 0.
@@ -50,6 +51,8 @@ def error_and_scale(img: np.ndarray, img2: np.ndarray, log_scale: np.ndarray, cr
     Raises:
         ValueError: The sizes differ, nothing is left without the border, or the factor is not positive.
     """
+    if np.ndim(log_scale) == 0:
+        log_scale = np.full(np.shape(img), log_scale)
     img, img2, log_scale = (reorder_image(np.asarray(a, dtype=np.float64), input_order)
                             for a in (img, img2, log_scale))
     if img.shape != img2.shape or log_scale.shape[:2] != img.shape[:2] or log_scale.shape[2] not in (1, img.shape[2]):
@@ -74,6 +77,57 @@ def calculate_sigma_psnr(img: np.ndarray, img2: np.ndarray, log_scale: np.ndarra
                          recalibration: float = 1., input_order: str = 'HWC', **kwargs) -> float:
     """PSNR in dB between θ, the predicted |error|, and |error|, peak 255. Higher is better."""
     return F.sigma_psnr(*error_and_scale(img, img2, log_scale, crop_border, input_order, recalibration))
+
+
+# He and Cheng, "Revisiting L1 Loss in Super-Resolution", table 7: PLL and PSNR(σ, |e|) of the network that predicts σ,
+# and of one that does not, whose σ is a constant, "their average fitting error calculated on the training dataset".
+
+@METRIC_REGISTRY.register()
+def calculate_pll(img: np.ndarray, img2: np.ndarray, log_scale: np.ndarray, crop_border: int = 0,
+                  input_order: str = 'HWC', **kwargs) -> float:
+    """PLL (eq. 11): mean log N(x; f, σ²) for pixels in [0, 1], in nats per value. Higher is better.
+
+    σ is what the branch predicts, exp(s)/255, taken for the standard deviation as it is: not for a Laplace scale, as in
+    ``calculate_log_likelihood``.
+    """
+    error, sigma = error_and_scale(img, img2, log_scale, crop_border, input_order)
+    return F.predictive_log_likelihood(error / 255, sigma / 255)
+
+
+@METRIC_REGISTRY.register()
+def calculate_constant_pll(img: np.ndarray, img2: np.ndarray, sigma: float, crop_border: int = 0,
+                           input_order: str = 'HWC', **kwargs) -> float:
+    """PLL of a network without uncertainty, σ the same everywhere. Higher is better.
+
+    ``sigma``, in the unit of pixels in [0, 1], is the mean of ``calculate_fitting_error`` over the training set.
+    """
+    error, scale = error_and_scale(img, img2, _constant(sigma), crop_border, input_order)
+    return F.predictive_log_likelihood(error / 255, scale / 255)
+
+
+@METRIC_REGISTRY.register()
+def calculate_constant_sigma_psnr(img: np.ndarray, img2: np.ndarray, sigma: float, crop_border: int = 0,
+                                  input_order: str = 'HWC', **kwargs) -> float:
+    """``calculate_sigma_psnr`` of a constant σ, in the unit of pixels in [0, 1]. Higher is better."""
+    return F.sigma_psnr(*error_and_scale(img, img2, _constant(sigma), crop_border, input_order))
+
+
+@METRIC_REGISTRY.register()
+def calculate_fitting_error(img: np.ndarray, img2: np.ndarray, crop_border: int = 0, input_order: str = 'HWC',
+                            **kwargs) -> float:
+    """mean |x − f| for pixels in [0, 1]; over the training set it is the baseline's constant σ. Lower is better."""
+    return float(error_and_scale(img, img2, _constant(1.), crop_border, input_order)[0].mean() / 255)
+
+
+def _constant(sigma: float) -> float:
+    """s of a constant σ.
+
+    Raises:
+        ValueError: σ is no positive number.
+    """
+    if not sigma > 0:
+        raise ValueError(f'sigma: expected a number > 0, the mean |x − f| of pixels in [0, 1], got {sigma}')
+    return math.log(255 * sigma)
 
 
 @METRIC_REGISTRY.register()

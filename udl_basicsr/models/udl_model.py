@@ -15,7 +15,7 @@ class UDLModel(StepModel):
     """Which stage is trained is the top-level key ``stage``:
 
     - ``esu``: the mean network and its uncertainty head together, as one UncertaintyNet, with a likelihood loss
-      ``train.likelihood_opt`` (EULoss, ESULoss, GRAMLoss).
+      ``train.likelihood_opt`` (EULoss, ESULoss, GRAMLoss, GaussianNLLLoss).
     - ``udl``: the bare mean network, with ``train.udl_opt`` (UDLLoss); the uncertainty comes from the frozen
       UncertaintyNet of ``path.pretrain_network_u``.
     - ``sigma``: the mean network with ordinary losses (ExpectedL1Loss), and beside it a sigma branch that shares its

@@ -32,7 +32,8 @@ class ValidatedModel(SRModel):
     """Validates ``net_g``, or its EMA, in float32.
 
     YAML keys beyond BasicSR's, all off unless given: ``val.tile: {size, overlap}`` (in low-quality pixels),
-    ``val.self_ensemble``, ``val.save_best: {metric, dataset}``.
+    ``val.self_ensemble``, ``val.save_best: {metric, dataset}``, ``val.rounded: false`` (metrics see the image before it
+    is rounded to 8 bits).
 
     Attributes:
         net_g (nn.Module): The bare mean network, which is validated and saved.
@@ -183,6 +184,8 @@ class ValidatedModel(SRModel):
         sr = tensor2img([output])
         if path is not None:
             _write_image(sr, path)
+        if not self.opt['val'].get('rounded', True):
+            sr = 255 * tensor2img([output], out_type=np.float32)
         if log_scale is not None and not np.isfinite(log_scale).all():
             return image, 'uncertainty'
         return image, None if gt is None else self._measure(sr, tensor2img([gt]), log_scale)

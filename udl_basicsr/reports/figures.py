@@ -38,6 +38,7 @@ MAPS = {
     'stretched': ('viridis', 'percentile of s in its map'),
     'weight': ('cividis', 'weight, mean = 1'),
     'share': ('cividis', 'weight w'),
+    'gradient': ('RdBu_r', 'derivative of luma'),
 }
 LOG_SCALE_LIMITS = (-1., 5.)
 """The fixed scale of s: from the floor of ELU to θ = 148 grey levels."""
@@ -53,8 +54,8 @@ class Panel:
         title: Printed above it; may have two lines.
         image: (H, W, 3) uint8 RGB for the kind `image`, else a map (H, W).
         kind: `image`, or one of `MAPS`. Maps of one kind share their colours, so that they can be compared:
-            `log_scale` lies on a fixed scale, `stretched` and `share` in [0, 1], the others from 0 to almost their
-            maximum, `scale` on a logarithmic scale.
+            `log_scale` lies on a fixed scale, `stretched` and `share` in [0, 1], `gradient` around 0, the others from 0
+            to almost their maximum, `scale` on a logarithmic scale.
     """
     title: str
     image: np.ndarray
@@ -130,6 +131,9 @@ def norm_of(kind: str, values: np.ndarray, limits: tuple[float, float] = LOG_SCA
         return Normalize(*limits)
     if kind in ('stretched', 'share'):
         return Normalize(0, 1)
+    if kind == 'gradient':
+        high = max(np.percentile(np.abs(values), 99.), 1e-6)
+        return Normalize(-high, high)
     low, high = np.percentile(values, [0.5, 99. if kind == 'weight' else 99.7])
     if kind == 'scale':
         low = max(low, 1e-3)

@@ -132,6 +132,16 @@ def patch_variances(image: np.ndarray, patch_size: int) -> np.ndarray:
     return F.gradient_variance_maps(to_tensor(image), patch_size).double().numpy().ravel()
 
 
+def gradients(image: np.ndarray) -> np.ndarray:
+    """The Sobel derivatives of luma along x and y, for pixels in [0, 1]: (H, W, 3) uint8 to (2, H, W)."""
+    return F.sobel_maps(F.luma(to_tensor(image)))[0].double().numpy()
+
+
+def peaks(values: np.ndarray, points: int) -> np.ndarray:
+    """The largest of each of ``points`` groups of neighbouring values, all about equally large."""
+    return np.array([group.max() for group in np.array_split(values, points)])
+
+
 def log_histogram(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
     """Counts between logarithmic edges; what lies outside, 0 included, counts in the first or last bin."""
     return np.histogram(values.clip(edges[0], edges[-1]), edges)[0]

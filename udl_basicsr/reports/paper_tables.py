@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from udl_basicsr.reports.amounts import HR_SIZE, format_amount, parse_amount
 from udl_basicsr.reports.benchmark import (
     DATASETS,
     MARKS,
@@ -30,7 +31,6 @@ from udl_basicsr.reports.benchmark import (
     row_metrics,
 )
 from udl_basicsr.reports.comparison import means
-from udl_basicsr.reports.costs import HR_SIZE, count_macs, format_amount, parse_amount
 from udl_basicsr.reports.scores import ScoresError, decimals, markdown_table, metric_title, text_table
 
 FORMATS = {'md': 'md', 'text': 'txt', 'csv': 'csv', 'latex': 'tex'}  # name → suffix of a file
@@ -105,7 +105,8 @@ class _Group:
 
 # ---------------------------------------------------------------- joining
 
-def paper_table(name: str, ours: Sequence[Mapping] = (), fmt: str = 'text', paper: Mapping | None = None) -> str:
+def paper_table(name: str, ours: Sequence[Mapping] = (), fmt: str = 'text', notes: bool = True,
+                paper: Mapping | None = None) -> str:
     """A paper's table, ours beside printed, as it stands now: cells that are not trained yet are dashes.
 
     Args:
@@ -114,25 +115,22 @@ def paper_table(name: str, ours: Sequence[Mapping] = (), fmt: str = 'text', pape
             of comparisons; none is fine. A record is placed by its `network_title`, `method` or `label`, `scale` and
             `degradation`; what the table has no place for is left out.
         fmt: `text` for the terminal, `md`, `latex` or `csv`.
+        notes: See :func:`render`; without them a table that grows is short.
         paper: What `benchmark.load_paper` gave; by default the packaged figures.
 
     Raises:
         ScoresError: See :func:`make_table`.
     """
-    return render(make_table(name, ours, paper or load_paper()), fmt)
+    return render(make_table(name, ours, paper or load_paper()), fmt, notes)
 
 
-def make_table(name: str, records: Sequence[Mapping], paper: Mapping,
-               run_time: Callable[[Mapping, int, Sequence[int]], float] | None = None) -> PaperTable:
+def make_table(name: str, records: Sequence[Mapping], paper: Mapping) -> PaperTable:
     """Joins our records with the printed figures of one table.
 
     Args:
         name: A key of `paper['tables']`, e.g. `udl-5`.
         records: As `comparison.read_records` gives them; several comparisons may be joined, each has rows of its own.
-            The optional key `costs` of a record may give `macs`, `runtime` and `training` (ms).
         paper: What `benchmark.load_paper` gave.
-        run_time: `costs.run_time`, to measure the run time of our networks where the table has it and the record has
-            not; without it there is none.
 
     Raises:
         ScoresError: No such table, or two records of the same comparison, network, method, scale, degradation and seed.
@@ -156,7 +154,7 @@ def make_table(name: str, records: Sequence[Mapping], paper: Mapping,
                      *(record['scale'] for group in groups for record in group.records)})
     printed_costs = {_cell_of(row): row.get('costs', {}) for row in rows}
     lines = tuple(line for scale in scales for line in _lines(
-        scale, groups, networks, methods, metrics, printed, layout, printed_costs, run_time))
+        scale, groups, networks, methods, metrics, printed, layout, printed_costs))
     seen = sorted({dataset for line in lines for dataset, _ in [*line.printed, *line.ours]},
                   key=lambda dataset: (DATASETS.index(dataset) if dataset in DATASETS else len(DATASETS), dataset))
     printed_sets = {*layout['datasets'], *(dataset for line in lines for dataset, _ in line.printed)}
@@ -173,7 +171,8 @@ def make_table(name: str, records: Sequence[Mapping], paper: Mapping,
     return PaperTable(
         name, f'{layout["source"]}, {layout["number"]}. {layout["title"]}: {"/".join(map(_metric_title, metrics))}',
         layout['degradation'], tuple(datasets), tuple(metrics), layout.get('costs', {}), lines,
-        caption=(*_about_ours(groups), _about_printed(name, layout, rows, networks, groups, source)),
+        caption=(*_about_ours(groups), *_about_costs(groups, layout),
+                 _about_printed(name, layout, rows, networks, groups, source)),
         remarks=(f'Layout. {layout["layout"]}', *suspects),
         notes=footnotes)
 
@@ -272,7 +271,7 @@ def _is_one_of(group: _Group, network: str, names: Iterable[str]) -> bool:
 
 def _lines(scale: int, groups: Sequence[_Group], networks: Mapping[str, list[str]], methods: Iterable[str],
            metrics: Iterable[str], printed: Mapping[tuple, Mapping], layout: Mapping,
-           printed_costs: Mapping[tuple, Mapping], run_time: Callable | None) -> Iterable[Line]:
+           printed_costs: Mapping[tuple, Mapping]) -> Iterable[Line]:
     """The rows of one scale: the paper's networks with our namesakes, then our other networks."""
     here = [group for group in groups if any(record['scale'] == scale for record in group.records)]
     cited = layout.get('cited', ())
@@ -296,7 +295,7 @@ def _lines(scale: int, groups: Sequence[_Group], networks: Mapping[str, list[str
             if ours or cell in printed or (network and not printed):
                 yield Line(scale, title, group.comparison if group else '', method,
                            _label(layout, method, network or group.network), network in cited or method in cited, ours,
-                           printed.get(cell, {}), _our_costs(group, method, scale, layout, run_time) if ours else {},
+                           printed.get(cell, {}), _our_costs(group, method, scale, layout) if ours else {},
                            printed_costs.get(cell, {}))
 
 
@@ -310,26 +309,22 @@ def _our_figures(group: _Group, method: str, metrics: Iterable[str], scale: int)
             for (dataset, metric), figure in found.items() if figure}
 
 
-def _our_costs(group: _Group, method: str, scale: int, layout: Mapping, run_time: Callable | None) -> dict[str, float]:
-    """What ours costs, of the costs that the table has: as the record says, or counted in the network it names."""
+def _our_costs(group: _Group, method: str, scale: int, layout: Mapping) -> dict[str, float]:
+    """What ours costs, of the costs that the table has, by its first record."""
     record = next(record for record in group.records
                   if record['method'] == group.methods[method] and record['scale'] == scale)
-    known, size = record.get('costs', {}), layout.get('size', HR_SIZE)
-    network = next((options['network_g'] for options in reversed(record['options']) if options.get('network_g')), None)
-    found = {}
-    for cost in layout.get('costs', {}):
-        if cost in known:
-            found[cost] = known[cost]
-        elif cost == 'parameters':
-            found[cost] = record['parameters']
-        elif cost == 'macs' and network:
-            try:
-                found[cost] = count_macs(network, scale, size)
-            except Exception:  # a network that cannot run without memory raises whatever it likes
-                continue
-        elif cost == 'runtime' and network and run_time:
-            found[cost] = run_time(network, scale, size)
-    return found
+    known = {'parameters': record['parameters'], 'macs': record.get('macs'),
+             'training': 1000 * record['seconds'] / record['stages'][-1]['iterations']}
+    if _timed_as_printed(record, layout):
+        known['runtime'] = 1000 * record['run_time']['seconds']
+    return {cost: known[cost] for cost in layout.get('costs', {}) if known.get(cost) is not None}
+
+
+def _timed_as_printed(record: Mapping, layout: Mapping) -> bool:
+    """Whether the run time is that of an image of the table's size, of which a scale may leave a remainder."""
+    sides = zip(record.get('run_time', {}).get('output', ()), reversed(layout.get('size', HR_SIZE)), strict=False)
+    differences = [abs(ours - theirs) for ours, theirs in sides]
+    return bool(differences) and max(differences) < record['scale']
 
 
 # ---------------------------------------------------------------- the caption
@@ -351,6 +346,23 @@ def _about_ours(groups: Sequence[_Group]) -> list[str]:
         protocols = dict.fromkeys(record['protocol'] for record in records if record['scale'] == scale)
         texts.append(f'Ours at ×{scale}: {"; or: ".join(protocols)}.' + (
             ' These are different protocols, whose figures cannot be compared.' if len(protocols) > 1 else ''))
+    return texts
+
+
+def _about_costs(groups: Sequence[_Group], layout: Mapping) -> list[str]:
+    costs, texts = layout.get('costs', {}), []
+    records = [record for group in groups for record in group.records]
+    timed = [record['run_time'] for record in records if record.get('run_time') and 'runtime' in costs]
+    for device in dict.fromkeys(one['device'] for one in timed):
+        texts.append(f'Ours, {costs["runtime"]}: on {device}.')
+    height, width = layout.get('size', HR_SIZE)
+    others = {'×'.join(map(str, record['run_time']['output'])) for record in records if record.get('run_time')
+              and 'runtime' in costs and not _timed_as_printed(record, layout)}
+    if others:
+        texts.append(f'Ours, {costs["runtime"]}: not shown where it was measured on {" and ".join(sorted(others))} '
+                     f'pixels, since the paper has {width}×{height}.')
+    if records and 'training' in costs:
+        texts.append(f'Ours, {costs["training"]}: the time of the last stage with its test, over its iterations.')
     return texts
 
 
@@ -393,13 +405,14 @@ def _about_marks(lines: Sequence[Line], fmt: str) -> str:
 
 # ---------------------------------------------------------------- formats
 
-def render(table: PaperTable, fmt: str = 'md') -> str:
+def render(table: PaperTable, fmt: str = 'md', notes: bool = True) -> str:
     """Writes the table out.
 
     Args:
         table: What `make_table` gave.
-        fmt: `md`; `text` for the terminal; `latex` (booktabs, a whole table environment); or `csv` (a line per figure,
-            in full precision).
+        fmt: `md`; `text` for the terminal, ours above printed; `latex` (booktabs, a whole table environment); or `csv`
+            (a line per figure, in full precision).
+        notes: Whether `md` and `text` say below what everything is.
     """
     if fmt == 'csv':
         return render_csv([table])
@@ -407,36 +420,55 @@ def render(table: PaperTable, fmt: str = 'md') -> str:
     pairs = {dataset for line in table.lines for dataset, _ in line.printed}
     ranked = {kind: {(dataset, metric): _places(table, kind, dataset, metric)
                      for dataset in table.datasets for metric in table.metrics} for kind in ('ours', 'printed')}
-
     digits = {metric: table.digits(metric) for metric in table.metrics}
 
     def cell(number: int, kind: str, dataset: str) -> str:
         return _cell([getattr(table.lines[number], kind).get((dataset, metric)) for metric in table.metrics],
                      [ranked[kind][dataset, metric].get(number) for metric in table.metrics], digits, fmt)
 
-    def costs(line: Line) -> list[str]:
-        return [plain(text) for cost in table.costs for text in (
-            format_amount(cost, line.our_costs[cost]) if cost in line.our_costs else '–',
-            line.printed_costs.get(cost, '–'))]
+    def cost(line: Line, kind: str, name: str) -> str:
+        if kind == 'printed':
+            return plain(line.printed_costs.get(name, '–'))
+        return plain(format_amount(name, line.our_costs[name]) if name in line.our_costs else '–')
 
     def kinds(dataset: str) -> Sequence[str]:
         return ('ours', 'printed') if dataset in pairs else ('ours',)
 
+    if fmt == 'text':
+        return _text(table, cell, cost, notes)
     header = ['network', 'scale', 'loss', 'seeds',
               *(f'{head}, {kind}' for head in table.costs.values() for kind in ('ours', 'printed')),
               *(f'{dataset}, {kind}' for dataset in table.datasets for kind in kinds(dataset)),
               *([] if pairs else ['printed'])]
     rows = [[plain(line.network), plain(f'×{line.scale}'), plain(line.label),
-             plain(CITED if line.cited else str(line.seeds or '–')), *costs(line),
+             plain(CITED if line.cited else str(line.seeds or '–')),
+             *(cost(line, kind, name) for name in table.costs for kind in ('ours', 'printed')),
              *(cell(number, kind, dataset) for dataset in table.datasets for kind in kinds(dataset)),
              *([] if pairs else [plain('–')])] for number, line in enumerate(table.lines)]
     if fmt == 'latex':
         return _latex(table, header, rows)
-    below = [*table.caption, *table.remarks, _about_marks(table.lines, fmt),
-             *(f'{_raised(mark, fmt)} {text}' for mark, text in table.notes.items())]
-    if fmt == 'text':
-        return '\n\n'.join([table.title, text_table(header, rows), '\n'.join(below)]) + '\n'
-    return '\n\n'.join([f'**{table.title}**', markdown_table(header, rows), *below]) + '\n'
+    return '\n\n'.join([f'**{table.title}**', markdown_table(header, rows), *_below(table, fmt, notes)]) + '\n'
+
+
+def _text(table: PaperTable, cell: Callable[[int, str, str], str], cost: Callable[[Line, str, str], str],
+          notes: bool) -> str:
+    rows = []
+    for number, line in enumerate(table.lines):
+        told = {'ours': f'ours, {line.seeds} seed{"s" * (line.seeds > 1)}',
+                'printed': CITED if line.cited else 'printed'}
+        head = [line.network, f'×{line.scale}', line.label]
+        for kind in [kind for kind in told if getattr(line, kind)] or ['printed']:
+            rows.append([*head, told[kind], *(cost(line, kind, name) for name in table.costs),
+                         *(cell(number, kind, dataset) for dataset in table.datasets)])
+            head = [''] * 3
+    header = ['network', 'scale', 'loss', '', *table.costs.values(), *table.datasets]
+    below = '\n'.join(_below(table, 'text', notes))
+    return '\n\n'.join([table.title, text_table(header, rows), *([below] if below else [])]) + '\n'
+
+
+def _below(table: PaperTable, fmt: str, notes: bool) -> list[str]:
+    marks = [f'{_raised(mark, fmt)} {text}' for mark, text in table.notes.items()]
+    return [*table.caption, *table.remarks, _about_marks(table.lines, fmt), *marks] if notes else []
 
 
 def _places(table: PaperTable, kind: str, dataset: str, metric: str) -> dict[int, int]:

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from .comparison import methods_of, paired_difference
 from .figures import WIDTH, Panel, crop, draw_grid, new_figure, save
-from .maps import error_map, log_histogram, logarithmic_edges, variance_ratio
+from .maps import error_map, log_histogram, logarithmic_edges, peaks, variance_ratio
 from .scores import ScoresError, lower_is_better, metric_title
 from .tlw import TLWMaps, TLWRun
 
@@ -37,7 +37,8 @@ def tidy(ax: Axes, grid: str = 'both') -> None:
     ax.title.set(fontsize=_FONT + 0.5, fontweight='bold')
 
 
-def _one_scale(records: Sequence[Mapping], scale: int | None) -> tuple[list[Mapping], int]:
+def one_scale(records: Sequence[Mapping], scale: int | None) -> tuple[list[Mapping], int]:
+    """The records of one scale, and that scale, which must be named where there are several (ScoresError)."""
     scales = sorted({r['scale'] for r in records})
     if scale is None and len(scales) > 1:
         raise ScoresError(f'the records are of the scales {", ".join(map(str, scales))}: choose one, --scale')
@@ -48,7 +49,8 @@ def _one_scale(records: Sequence[Mapping], scale: int | None) -> tuple[list[Mapp
     return chosen, scale
 
 
-def _chosen_methods(records: Sequence[Mapping], methods: Sequence[str]) -> dict[str, str]:
+def chosen_methods(records: Sequence[Mapping], methods: Sequence[str]) -> dict[str, str]:
+    """Ids and labels of the methods asked for, of all where none is; an unknown one is refused with a ScoresError."""
     known = methods_of(records)
     unknown = [method for method in methods if method not in known]
     if unknown:
@@ -81,8 +83,8 @@ def differences_figure(records: Sequence[Mapping], out: str | Path, metric: str 
     Raises:
         ScoresError: Nothing to compare, or an unknown metric, method or scale.
     """
-    records, scale = _one_scale(records, scale)
-    labels = _chosen_methods(records, methods)
+    records, scale = one_scale(records, scale)
+    labels = chosen_methods(records, methods)
     reference = records[0]['reference']
     labels.pop(reference, None)
     datasets = list(dict.fromkeys(name for r in records for name in r['datasets']))
@@ -176,8 +178,8 @@ def curves_figure(records: Sequence[Mapping], dataset: str, out: str | Path, met
     Raises:
         ScoresError: No such validations, or an unknown method or scale.
     """
-    records, scale = _one_scale(records, scale)
-    labels, reference = _chosen_methods(records, methods), records[0]['reference']
+    records, scale = one_scale(records, scale)
+    labels, reference = chosen_methods(records, methods), records[0]['reference']
     curves = {m: curve for m in labels if (curve := validation_curves(records, m, dataset, metric))}
     if not curves:
         there = {f'{name} ({", ".join(k for k in curve if k != "iter")})' for r in records
@@ -271,6 +273,48 @@ def variances_figure(gt: np.ndarray, runs: Mapping[str, np.ndarray], patch_size:
     return save(figure, out)
 
 
+def variance_peaks_figure(gt: np.ndarray, runs: Mapping[str, np.ndarray], patch_size: int, out: str | Path,
+                          title: str = '', points: int = 400, width: float = WIDTH, dpi: int = 150) -> Path:
+    """Draws the variances of the gradients patch after patch: where the GT has peaks, what the runs make of them.
+
+    Figure 2 of the GV paper. The patches come in reading order, image after image; where there are more of them than
+    can be told apart, the largest of each group of neighbours is drawn.
+
+    Args:
+        gt: Variances of all patches, (2, P): of the derivatives along x and y.
+        runs: The same patches of each run, by label.
+        patch_size: Side of a patch, for the label.
+        out: The picture to write; the format follows the ending.
+        title: Above everything.
+        points: Drawn of each, at most.
+        width: In inches.
+        dpi: Resolution of a PNG.
+
+    Raises:
+        ValueError: A run has another number of patches.
+    """
+    for label, values in runs.items():
+        if values.shape != gt.shape:
+            raise ValueError(f'{label}: expected {gt.shape[1]} patches as in the GT, got {values.shape[1]}')
+    figure = new_figure(width, 2.6, dpi)
+    shown = min(points, gt.shape[1])
+    at = [group[0] for group in np.array_split(np.arange(gt.shape[1]), shown)]
+    for number, (name, x) in enumerate((('x', 0.07), ('y', 0.56))):
+        ax = figure.add_axes((x, 0.17, 0.42, 0.62))
+        for label, values, style in (('ground truth', gt, {'color': 'black'}),
+                                     *((label, values, style_of(n)) for n, (label, values) in enumerate(runs.items()))):
+            ax.plot(at, peaks(values[number], shown), linewidth=0.8, label=f'{label}: mean {values[number].mean():.4f}',
+                    **style)
+        ax.set(title=f'({"ab"[number]}) gradient along {name}', xlabel=f'patch of {patch_size}×{patch_size} pixels')
+        ax.set_ylim(bottom=0)
+        tidy(ax)
+        ax.legend(fontsize=_FONT - 0.5, frameon=False)
+    figure.text(0.07, 0.93, f'{title}; variance of the Sobel maps'
+                + (f', the largest of each {gt.shape[1] / shown:.0f} patches' if shown < gt.shape[1] else ''),
+                fontsize=_FONT)
+    return save(figure, out)
+
+
 # ---------------------------------------------------------------- TLW
 
 def tlw_figure(run: TLWRun, maps: Sequence[TLWMaps], gt: np.ndarray, out: str | Path,
@@ -317,3 +361,42 @@ def tlw_figure(run: TLWRun, maps: Sequence[TLWMaps], gt: np.ndarray, out: str | 
     tidy(ax)
     ax.legend(fontsize=_FONT, frameon=False, loc='lower right')
     return save(figure, out)
+
+
+def layers_figure(maps: TLWMaps, out: str | Path, box: tuple[int, int, int, int] | None = None, bins: int = 50,
+                  width: float = WIDTH, dpi: int = 150) -> Path:
+    """Draws what each layer makes of the weights, and below it how its values are distributed (figure 4 of TLW).
+
+    Sigmoid, FixedSum, and one sample of the relaxed Bernoulli distribution. Maps are means over the channels, the
+    histograms hold every value of the whole image.
+
+    Args:
+        maps: One image at one checkpoint.
+        out: The picture to write; the format follows the ending.
+        box: Shown of each map; None for all.
+        bins: Of the histograms, over [0, 1].
+        width: In inches.
+        dpi: Resolution of a PNG.
+
+    Raises:
+        ValueError: The box does not lie within the image.
+    """
+    layers = {'sigmoid': maps.sigmoid, f'FixedSum, k = {maps.k:.3f}': maps.weights, 'one sample': maps.sample}
+    foot = 1.5
+    figure = draw_grid([[Panel(f'{title}\nmean {values.mean():.3f}', crop(values.mean(2), box), 'share')
+                         for title, values in layers.items()]], foot=foot, dpi=dpi, width=width)
+    height, pictures = figure.get_figheight(), [ax.get_position() for ax in figure.axes[:len(layers)]]
+    for number, (values, place) in enumerate(zip(layers.values(), pictures, strict=True)):
+        left = 0.45 / width if number == 0 else 0.2 / width
+        ax = figure.add_axes((place.x0 + left, 0.42 / height, place.width - left, (foot - 0.6) / height))
+        ax.stairs(*share_histogram(values, bins), fill=True, color=COLOURS[0])
+        ax.axvline(values.mean(), color='black', linewidth=0.8)
+        ax.set(xlim=(0, 1), xlabel='weight', ylabel='values, %' if number == 0 else '')
+        tidy(ax)
+    return save(figure, out)
+
+
+def share_histogram(values: np.ndarray, bins: int) -> tuple[np.ndarray, np.ndarray]:
+    """How many per cent of the values lie in each of ``bins`` equal parts of [0, 1], and the ends of those."""
+    counts, edges = np.histogram(values, bins, (0, 1))
+    return 100 * counts / values.size, edges

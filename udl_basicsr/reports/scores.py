@@ -84,12 +84,13 @@ def unmeasured(scores: Mapping) -> list[str]:
                         if not _is_finite(values[metric])])]
 
 
-def protocol_sentence(metrics_opt: Mapping[str, Mapping[str, Any]], scale: int) -> str:
+def protocol_sentence(metrics_opt: Mapping[str, Mapping[str, Any]], scale: int, rounded: bool = True) -> str:
     """One sentence that says how the metrics of a YAML's `val.metrics` are measured.
 
     Args:
         metrics_opt: The block `val.metrics`, e.g. `{'psnr': {'type': 'calculate_psnr', 'crop_border': 4}}`.
         scale: The upscaling factor; a border that differs from it is pointed out, since papers crop the scale.
+        rounded: Whether the SR image was rounded to 8 bits first.
 
     Returns:
         str: The sentence, metrics measured alike named together.
@@ -113,7 +114,8 @@ def protocol_sentence(metrics_opt: Mapping[str, Mapping[str, Any]], scale: int) 
         alike.setdefault(how, []).append(name.upper())
     if not alike:
         return 'No metrics were asked for'
-    return '; '.join(f'{"/".join(names)} {how}' for how, names in alike.items()) + ', SR rounded to 8 bits'
+    return '; '.join(f'{"/".join(names)} {how}' for how, names in alike.items()) + (
+        ', SR rounded to 8 bits' if rounded else ', SR not rounded to 8 bits')
 
 
 # ---------------------------------------------------------------- schema

@@ -63,12 +63,14 @@ class TLWMaps:
     Attributes:
         iteration, k: When, and the mean that the weights had then.
         sr: f, uint8.
+        sigmoid: What the weighting network's last convolution says, before FixedSum, in [0, 1].
         weights: What the weighting network says, in [0, 1].
         sample: One w drawn from it, in [0, 1].
     """
     iteration: int
     k: float
     sr: np.ndarray
+    sigmoid: np.ndarray
     weights: np.ndarray
     sample: np.ndarray
 
@@ -128,7 +130,7 @@ def tlw_maps(run: TLWRun, iteration: int, gt: np.ndarray, lq: np.ndarray) -> TLW
             raise ReportError(f'{run.folder}: makes {pred.shape[3]}×{pred.shape[2]} pixels of this LQ, but the GT has '
                               f'{target.shape[3]}×{target.shape[2]}')
         loss, k = run.loss, run.k(iteration)
-        weights = nets['w'](target, pred, k)
+        sigmoid, weights = nets['w'].body(torch.cat([target, pred], dim=1)).sigmoid(), nets['w'](target, pred, k)
         sample = weights if loss.deterministic else relaxed_bernoulli(weights, loss.temperature, 1)[0]
     sr = (pred.clamp(0, 1) * 255).round().to(torch.uint8)
-    return TLWMaps(iteration, k, *(t[0].permute(1, 2, 0).numpy() for t in (sr, weights, sample)))
+    return TLWMaps(iteration, k, *(t[0].permute(1, 2, 0).numpy() for t in (sr, sigmoid, weights, sample)))

@@ -1,0 +1,54 @@
+"""Every program says what it does: --help of each script and of each of its commands, in one process."""
+import argparse
+import importlib.util
+import inspect
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PROGRAMS = [*(path for path in sorted((ROOT / 'scripts').glob('*.py')) if path.name != 'demo.py'),  # demo.sh's
+            *(ROOT / 'udl_basicsr' / f'{name}.py' for name in ('train', 'test'))]
+
+
+class _Found(BaseException):
+    """The parser of a program, from the moment at which it would read its arguments."""
+
+
+@pytest.mark.parametrize('program', PROGRAMS, ids=lambda path: path.stem)
+def test_help_of_every_command(program, monkeypatch):
+    def found(parser, *_):
+        raise _Found(parser)
+
+    monkeypatch.setattr(argparse.ArgumentParser, 'parse_args', found)
+    spec = importlib.util.spec_from_file_location(f'help_{program.stem}', program)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, module.__name__, module)  # which dataclasses look into
+    spec.loader.exec_module(module)
+    with pytest.raises(_Found) as caught:
+        module.main()
+    parsers = [caught.value.args[0]]
+    for parser in parsers:
+        commands = [action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+        parsers += [sub for choices in commands for sub in choices.values()]
+        text = parser.format_help()
+        assert text.startswith('usage: ')
+        assert parser.description
+        for action in parser._actions:
+            assert action.help is argparse.SUPPRESS or all(option in text for option in action.option_strings)
+        with pytest.raises(SystemExit) as stop:  # and as it is asked for
+            argparse.ArgumentParser.parse_known_args(parser, ['--help'])
+        assert stop.value.code == 0
+
+
+def test_figures_has_a_command_for_every_kind():
+    """Nothing that can be drawn is missing on the command line."""
+    spec = importlib.util.spec_from_file_location('figures_help', ROOT / 'scripts' / 'figures.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    kinds = next(a for a in module._parser()._actions if isinstance(a, argparse._SubParsersAction)).choices
+    assert {'texture', 'deciles', 'lead', 'fixed_sum', 'sigma', 'tradeoff', 'gradients', 'variances'} <= kinds.keys()
+    for name, parser in kinds.items():
+        assert inspect.isfunction(parser.get_default('draw'))
+        assert parser.get_default('draw') is getattr(module, name)
