@@ -484,7 +484,7 @@ def test_tradeoff_dots_are_the_printed_ones_and_ours(tmp_path):
     paper = load_paper()
     ours = {**record('L1', 0, 0., scale=3), 'method': 'L1', 'network_title': 'EDSR', 'comparison': 'large',
             'degradation': 'BI', 'parameters': 43_000_000, 'protocol': 'p', 'seconds': 1.,
-            'run_time': {'seconds': 0.25, 'output': [1281, 720], 'device': 'd'},
+            'costs': {'runtime': 250.},
             'stages': [{'name': 'plain', 'iterations': 5}], 'options': [{}]}
     ours['datasets'] = {'Set5': ours['datasets'][SET]}
     tables = [make_table(name, [ours], paper) for name in ('le-3', 'le-6')]

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from udl_basicsr.experiments.costs import image_macs
-from udl_basicsr.reports import amounts, benchmark, comparison, paper_tables
+from udl_basicsr.reports import benchmark, comparison, costs, paper_tables
 from udl_basicsr.reports.scores import ScoresError
 
 ROOT = Path(__file__).parents[1]
@@ -185,8 +184,12 @@ def test_labels_of_the_paper_find_ours():
     ('le-3', {'IMDN', 'OISR'}, 6), ('le-4', {'Edge', 'Riemann', 'Teacher'}, 3 + 6 + 9),
     ('le-5', {'DPS', 'KPN', 'LP-KPN'}, 9), ('le-6', {'SAN', 'HAN', 'NLSA'}, 9)])
 def test_what_a_paper_only_cites_stands_without_ours(name, cited, rows, records):
-    markdown = paper_tables.render(paper_tables.make_table(name, records, benchmark.load_paper()))
-    lines = [line for line in markdown.splitlines() if '| cited |' in line]
+    paper = benchmark.load_paper()
+    more = [make_record('L1', network=title, name='own', degradation=paper['tables'][name]['degradation'],
+                        Set5=[(30., 0.9)]) for title in cited]
+    table = paper_tables.make_table(name, [*records, *more], paper)
+    assert not any(line.ours for line in table.lines if line.cited)
+    lines = [line for line in paper_tables.render(table).splitlines() if '| cited |' in line]
     assert len(lines) == rows
     assert all(any(f'| {title} |' in line for title in cited) for line in lines)
 
@@ -196,8 +199,8 @@ def test_costs_stand_beside_the_printed_ones():
     blocks = {'VDSR': {'type': 'VDSR', 'upscale': 2}, 'EDSR-baseline': {
         'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 64, 'num_block': 16, 'upscale': 2}}
     records = [{**make_record('L1', network=network, scale=2, name=network, Set5=[(30., 0.9)]),
-                'macs': image_macs(block, 2), 'parameters': parameters,
-                'run_time': {'seconds': 0.01234, 'output': [1280, 720], 'device': 'a GPU'}}
+                'parameters': parameters, 'costs': {'macs': costs.count_macs(block, 2), 'runtime': 12.34},
+                'run_time': {'ms': 12.34, 'size': [720, 1280], 'device': 'a GPU'}}
                for (network, block), parameters in zip(blocks.items(), (667_008, 1_369_859), strict=True)]
     markdown = paper_tables.paper_table('le-3', records, 'md')
     header = cells(markdown, 'network', 'scale', 'loss', 'seeds')
@@ -207,31 +210,35 @@ def test_costs_stand_beside_the_printed_ones():
         '1.37M', '1370K', '316.2G', '316.2G', '12.3ms', '56.5ms']
     assert cells(markdown, 'VDSR', '×2', 'VDSR', '1')[:4] == ['667K', '668K', '614.7G', '614.7G']
     assert cells(markdown, 'VDSR', '×2', 'VDSR+Ours', '–')[:6] == ['–'] * 6
-    assert 'Ours, Runtime: on a GPU.' in markdown
-    # Table 5 says it of another size: what was measured on 1280×720 is none of its figures. It has no MACs.
-    real = {**records[0], 'network_title': 'SRResNet', 'degradation': 'RealSR'}
+    assert 'Ours, Runtime: measured on a GPU.' in markdown
+    # Table 5 prints no MACs; and a CPU measures a small image, which is no figure of the table
+    real = {**records[0], 'network_title': 'SRResNet', 'degradation': 'RealSR', 'costs': {'macs': 5},
+            'run_time': {'ms': 1., 'size': [180, 320], 'device': 'a CPU'}}
     table = paper_tables.make_table('le-5', [real], benchmark.load_paper())
     assert [line.our_costs for line in table.lines if line.ours] == [{'parameters': 667_008}]
-    assert any('not shown where it was measured on 1280×720 pixels, since the paper has 2200×1200' in sentence
-               for sentence in table.caption)
-    real['run_time'] = {**real['run_time'], 'output': [2200, 1200]}
-    table = paper_tables.make_table('le-5', [real], benchmark.load_paper())
-    assert [line.our_costs for line in table.lines if line.ours] == [
-        {'parameters': 667_008, 'runtime': pytest.approx(12.34)}]
-    # 9.5 s and 500 iterations
-    assert '| 19.00 ms/iter | 2.00 ms/iter |' in paper_tables.paper_table('le-1', [
-        make_record('L1', network='EDSR-baseline', scale=2, iterations=(500,), Set14=[(30., 0.9)])], 'md')
+    assert 'Ours, Runtime: measured on a CPU, 320×180 pixels alone, and not shown, since the paper has 2200×1200.' in (
+        table.caption)
+    trained = {**make_record('L1', network='EDSR-baseline', scale=2, Set14=[(30., 0.9)]), 'costs': {'training': 19.}}
+    assert '| 19.00 ms/iter | 2.00 ms/iter |' in paper_tables.paper_table('le-1', [trained], 'md')
+
+
+def test_costs_are_counted_and_measured():
+    block = {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 1, 'upscale': 2}
+    # 3 → 8, three of 8 → 8, 8 → 32 before the shuffle: all at LR; then 8 → 3 at HR
+    low, high = 9 * (3 * 8 + 3 * 64 + 8 * 32), 9 * 8 * 3
+    assert costs.count_macs(block, 2, (12, 20)) == 6 * 10 * low + 12 * 20 * high
+    assert 0 < costs.run_time(block, 2, (12, 20), repeats=2, device='cpu') < 1000
 
 
 def test_amounts_are_read_and_written_as_printed():
     paper = benchmark.load_paper()
     for row in paper['rows']:
         for cost, text in row.get('costs', {}).items():
-            value = amounts.parse_amount(text)
-            assert amounts.parse_amount(amounts.format_amount(cost, value)) == pytest.approx(value, rel=5e-3)
-    assert amounts.parse_amount('15.44M') == 15_440_000
-    assert amounts.format_amount('runtime', amounts.parse_amount('1,587.9ms')) == '1587.9ms'
-    assert amounts.format_amount('macs', 614.7e9) == '614.7G'
+            value = costs.parse_amount(text)
+            assert costs.parse_amount(costs.format_amount(cost, value)) == pytest.approx(value, rel=5e-3)
+    assert costs.parse_amount('15.44M') == 15_440_000
+    assert costs.format_amount('runtime', costs.parse_amount('1,587.9ms')) == '1587.9ms'
+    assert costs.format_amount('macs', 614.7e9) == '614.7G'
 
 
 def test_a_trial_shows_its_own_photographs(records):

@@ -18,7 +18,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from udl_basicsr.reports.amounts import HR_SIZE, format_amount, parse_amount
 from udl_basicsr.reports.benchmark import (
     DATASETS,
     MARKS,
@@ -31,6 +30,7 @@ from udl_basicsr.reports.benchmark import (
     row_metrics,
 )
 from udl_basicsr.reports.comparison import means
+from udl_basicsr.reports.costs import HR_SIZE, format_amount, parse_amount
 from udl_basicsr.reports.scores import ScoresError, decimals, markdown_table, metric_title, text_table
 
 FORMATS = {'md': 'md', 'text': 'txt', 'csv': 'csv', 'latex': 'tex'}  # name → suffix of a file
@@ -130,6 +130,7 @@ def make_table(name: str, records: Sequence[Mapping], paper: Mapping) -> PaperTa
     Args:
         name: A key of `paper['tables']`, e.g. `udl-5`.
         records: As `comparison.read_records` gives them; several comparisons may be joined, each has rows of its own.
+            Their `costs` may hold `macs`, `runtime` and `training`, the latter two in milliseconds.
         paper: What `benchmark.load_paper` gave.
 
     Raises:
@@ -313,18 +314,8 @@ def _our_costs(group: _Group, method: str, scale: int, layout: Mapping) -> dict[
     """What ours costs, of the costs that the table has, by its first record."""
     record = next(record for record in group.records
                   if record['method'] == group.methods[method] and record['scale'] == scale)
-    known = {'parameters': record['parameters'], 'macs': record.get('macs'),
-             'training': 1000 * record['seconds'] / record['stages'][-1]['iterations']}
-    if _timed_as_printed(record, layout):
-        known['runtime'] = 1000 * record['run_time']['seconds']
-    return {cost: known[cost] for cost in layout.get('costs', {}) if known.get(cost) is not None}
-
-
-def _timed_as_printed(record: Mapping, layout: Mapping) -> bool:
-    """Whether the run time is that of an image of the table's size, of which a scale may leave a remainder."""
-    sides = zip(record.get('run_time', {}).get('output', ()), reversed(layout.get('size', HR_SIZE)), strict=False)
-    differences = [abs(ours - theirs) for ours, theirs in sides]
-    return bool(differences) and max(differences) < record['scale']
+    known = {'parameters': record['parameters'], **record.get('costs', {})}
+    return {cost: known[cost] for cost in layout.get('costs', {}) if cost in known}
 
 
 # ---------------------------------------------------------------- the caption
@@ -350,20 +341,17 @@ def _about_ours(groups: Sequence[_Group]) -> list[str]:
 
 
 def _about_costs(groups: Sequence[_Group], layout: Mapping) -> list[str]:
-    costs, texts = layout.get('costs', {}), []
-    records = [record for group in groups for record in group.records]
-    timed = [record['run_time'] for record in records if record.get('run_time') and 'runtime' in costs]
-    for device in dict.fromkeys(one['device'] for one in timed):
-        texts.append(f'Ours, {costs["runtime"]}: on {device}.')
-    height, width = layout.get('size', HR_SIZE)
-    others = {'×'.join(map(str, record['run_time']['output'])) for record in records if record.get('run_time')
-              and 'runtime' in costs and not _timed_as_printed(record, layout)}
-    if others:
-        texts.append(f'Ours, {costs["runtime"]}: not shown where it was measured on {" and ".join(sorted(others))} '
-                     f'pixels, since the paper has {width}×{height}.')
-    if records and 'training' in costs:
-        texts.append(f'Ours, {costs["training"]}: the time of the last stage with its test, over its iterations.')
-    return texts
+    """Where run times of ours were measured; those of another size than the paper's are no figures of its table."""
+    if 'runtime' not in layout.get('costs', {}):
+        return []
+    head, (height, width) = layout['costs']['runtime'], layout.get('size', HR_SIZE)
+    texts = {}
+    for record in (record for group in groups for record in group.records if record.get('run_time')):
+        known, (rows, columns) = record['run_time'], record['run_time']['size']
+        texts[f'Ours, {head}: measured on {known["device"]}' + (
+            '.' if 'runtime' in record.get('costs', {}) else
+            f', {columns}×{rows} pixels alone, and not shown, since the paper has {width}×{height}.')] = None
+    return [*texts]
 
 
 def _usual(group: _Group, value: Callable[[Mapping], str]) -> str:

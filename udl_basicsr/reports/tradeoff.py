@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
-from .amounts import parse_amount
+from .costs import parse_amount
 from .figures import WIDTH, new_figure, save
 from .paper_tables import PaperTable
 from .plots import COLOURS, tidy

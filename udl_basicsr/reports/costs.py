@@ -1,0 +1,97 @@
+"""What a network costs to make one HR image of a given size: multiply-accumulate operations and run time.
+
+The network is built anew from its block of an option file; what it costs does not depend on its weights.
+"""
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+
+import torch
+from basicsr.archs import build_network
+from torch.utils.flop_counter import FlopCounterMode
+
+HR_SIZE = (720, 1280)
+"""Height and width that the papers say it of."""
+
+
+def count_macs(network: Mapping, scale: int, size: Sequence[int] = HR_SIZE) -> int:
+    """The multiply-accumulate operations of one HR image, by torch's own flop counter, which counts each as two flops.
+
+    Convolutions, matrix products and attention count; sums and activations do not, as in the papers. Nothing is
+    computed: network and image are on the device `meta`.
+
+    Args:
+        network: A block `network_g`, e.g. `{'type': 'EDSR', ...}`.
+        scale: Upscaling factor.
+        size: Height and width of the HR image; the LR image has them divided by the scale, rounded up.
+
+    Raises:
+        Exception: What the network itself raises, where it cannot be built or run without memory.
+    """
+    with torch.device('meta'), torch.no_grad():
+        net = build_network(dict(network)).eval()
+        with FlopCounterMode(display=False) as counter:
+            net(torch.empty(1, _channels(network), *_low(size, scale)))
+    return counter.get_total_flops() // 2
+
+
+def run_time(network: Mapping, scale: int, size: Sequence[int] = HR_SIZE, repeats: int = 5,
+             device: str | torch.device | None = None) -> float:
+    """Milliseconds for one HR image in float32: the median of some runs after a first one.
+
+    Args:
+        network, scale, size: See :func:`count_macs`.
+        repeats: How many runs.
+        device: By default the GPU, if there is one.
+    """
+    device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+    net = build_network(dict(network)).eval().to(device)
+    image = torch.rand(1, _channels(network), *_low(size, scale), device=device)
+    seconds = []
+    with torch.no_grad():
+        for _ in range(repeats + 1):
+            started = time.perf_counter()
+            net(image)
+            if device.type == 'cuda':
+                torch.cuda.synchronize(device)
+            seconds.append(time.perf_counter() - started)
+    return 1000 * statistics.median(seconds[1:])
+
+
+def _low(size: Sequence[int], scale: int) -> list[int]:
+    return [math.ceil(side / scale) for side in size]
+
+
+def _channels(network: Mapping) -> int:
+    return int(network.get('num_in_ch', 3))
+
+
+def parse_amount(text: str) -> float:
+    """A printed amount as a number: parameters and operations in ones, times in milliseconds.
+
+    Example:
+        >>> parse_amount('1370K'), parse_amount('316.2G'), parse_amount('1,587.9ms'), parse_amount('2.00 ms/iter')
+        (1370000.0, 316200000000.0, 1587.9, 2.0)
+    """
+    text = text.replace(',', '').removesuffix('/iter').removesuffix('ms').strip()
+    factor = {'K': 1e3, 'M': 1e6, 'G': 1e9}.get(text[-1:], 1.)
+    return round(float(text.rstrip('KMG')) * factor, 6)
+
+
+def format_amount(cost: str, value: float) -> str:
+    """An amount as the papers print it.
+
+    Example:
+        >>> [format_amount(*a) for a in (('parameters', 667_000), ('parameters', 1.37e6), ('macs', 3.162e11))]
+        ['667K', '1.37M', '316.2G']
+        >>> format_amount('runtime', 56.54), format_amount('training', 2.004)
+        ('56.5ms', '2.00 ms/iter')
+    """
+    if cost == 'parameters':
+        return f'{value / 1e3:.0f}K' if value < 1e6 else f'{value / 1e6:.2f}M'
+    if cost == 'macs':
+        return f'{value / 1e9:.1f}G'
+    return f'{value:.1f}ms' if cost == 'runtime' else f'{value:.2f} ms/iter'
