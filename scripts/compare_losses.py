@@ -154,12 +154,11 @@ def read_or_none(out: Path) -> list:
 
 
 def show(plan: Plan, out: Path, metrics: Sequence[str] = ('psnr', ), markdown: bool = False) -> None:
-    """The table of what there is; with the printed one beside it, where the plan names one."""
-    records = read_or_none(out)
-    if records:
-        print(f'\n{format_summary(records, metrics, markdown)}\n', flush=True)
-    if plan.table and records:
-        print(paper_table(plan.table, records), flush=True)
+    """The table of what there is: the printed one with ours beside it where the plan names one."""
+    if records := read_or_none(out):
+        text = paper_table(plan.table, records, 'md' if markdown else 'text') if plan.table \
+            else format_summary(records, metrics, markdown)
+        print(f'\n{text}\n', flush=True)
 
 
 if __name__ == '__main__':

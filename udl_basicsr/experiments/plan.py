@@ -273,7 +273,8 @@ def read_plan(file: str | Path, root: Path, seeds: list[int] | None = None) -> P
         OptionError: What is wrong with the plan, by its keys.
     """
     file = str(file)
-    plan = load_yaml(file)
+    plan = load_yaml(file, references=False)  # ${scale} in options is that of each run
+    plan |= interpolate({key: value for key, value in plan.items() if not isinstance(value, dict)}, file)
     if seeds:
         plan['seeds'] = seeds
         for block in plan['methods'].values() if isinstance(plan.get('methods'), dict) else ():
