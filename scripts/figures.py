@@ -6,7 +6,7 @@ Examples:
         --gt datasets/Set14/GTmod4 --lq datasets/Set14/LRbicx4 --box 64 --out crops.pdf
     python scripts/figures.py tlw experiments/EDSR_TLW_x4 --gt datasets/Set5/GTmod4/butterfly.png \
         --lq datasets/Set5/LRbicx4/butterfly.png --out tlw.pdf
-    python scripts/figures.py differences docs/results/rivals --out differences.pdf
+    python scripts/figures.py differences docs/results/tiny_x4 --out differences.pdf
 
 Tests keep their pictures with val.save_img: true, and the uncertainty with path.pretrain_network_u.
 """

@@ -4,8 +4,8 @@
 Example:
     python scripts/paper_tables.py --list
     python scripts/paper_tables.py --table udl-5                           # as printed
-    python scripts/paper_tables.py docs/results/rivals --table udl-3
-    python scripts/paper_tables.py docs/results/rivals docs/results/gpu --format latex --out tables
+    python scripts/paper_tables.py docs/results/tiny_x4 --table udl-3
+    python scripts/paper_tables.py docs/results/tiny_x4 docs/results/gpu --format latex --out tables
 """
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 """Makes one HTML file of a comparison or of test runs, which opens in any browser, without a network.
 
 Examples:
-    python scripts/report.py docs/results/rivals --gt Set5=datasets/Set5/GTmod4 --lq Set5=datasets/Set5/LRbicx4
+    python scripts/report.py docs/results/tiny_x4 --gt Set5=datasets/Set5/GTmod4 --lq Set5=datasets/Set5/LRbicx4
     python scripts/report.py results/EDSR_L1_x4 results/EDSR_UDL_x4 --images Set5/butterfly --window 0
 
 Exit status: 0; 1 when the file could not be written; 2 when something is wrong with what was given, and nothing was.

@@ -5,10 +5,12 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import assert_same_weights
+import yaml
+from conftest import assert_same_weights, photograph
 from torch.utils.data import DataLoader, Dataset
 
 from udl_basicsr.data import in_memory
@@ -213,3 +215,32 @@ def test_it_is_for_training_sets_alone(project, key, message):
 def test_it_is_for_pairs_alone(project):
     with pytest.raises(OptionError, match=r'in_memory: needs a PairedImageDataset, got SingleImageDataset'):
         project.parse('plain', IN_MEMORY, 'datasets:train:type=SingleImageDataset')
+
+
+# ------------------------------------------------------------------------------------------------------- whole images
+
+
+def test_whole_images_are_trained_on_one_at_a_time(project, pairs, tmp_path):
+    shutil.copytree(pairs / 'train', tmp_path / 'whole')
+    for kind, size in (('gt', 1), ('lq', 2)):  # images differ in size
+        cv2.imwrite(str(tmp_path / 'whole' / kind / '0.png'), photograph(9, 40, 60)[::size, ::size])
+    options = yaml.safe_load((tmp_path / '_base_.yml').read_text())
+    options.update({'name': 'whole', 'stage': 'plain'})
+    del options['network_u'], options['val'], options['datasets']['val']
+    options['val'] = {'val_freq': 100}
+    options['train']['pixel_opt'] = {'type': 'L1Loss'}
+    options['datasets']['train'] = {
+        'name': 'whole', 'type': 'WholeImageDataset', 'dataroot_gt': str(tmp_path / 'whole' / 'gt'),
+        'dataroot_lq': str(tmp_path / 'whole' / 'lq'), 'io_backend': {'type': 'disk'}, 'num_worker_per_gpu': 0,
+        'batch_size_per_gpu': 1}
+    (tmp_path / 'whole.yml').write_text(yaml.safe_dump(options))
+    parsed = project.parse('whole')
+    sample = build_dataset(parsed.opt['datasets']['train'])[0]
+    assert sample['gt'].shape == (3, 40, 60)
+    image = cv2.imread(str(tmp_path / 'whole' / 'gt' / '0.png'))[..., ::-1]
+    np.testing.assert_array_equal((255 * sample['gt']).round().numpy(), image.transpose(2, 0, 1))
+    stages.train(parsed)
+    assert project.weights('whole')
+
+    with pytest.raises(OptionError, match='batch_size_per_gpu: whole images differ in size'):
+        project.parse('whole', 'datasets:train:batch_size_per_gpu=2')

@@ -144,7 +144,8 @@ def record(run, metrics: list[str]) -> dict:
     names = [block['name'] for block in run.test_flat['datasets'].values()]
     return {'name': run.name, 'comparison': run.plan, 'network_title': run.title, 'method': run.method,
             'label': run.label, 'scale': run.scale, 'seed': run.seed, 'degradation': run.degradation, 'protocol': 'p',
-            'parameters': 1, 'stages': [{'iterations': stage.iterations} for stage in run.stages], 'options': [],
+            'parameters': 1, 'seconds': 1., 'options': [],
+            'stages': [{'iterations': stage.iterations} for stage in run.stages],
             'datasets': {name: {'images': {'a': mean}, 'mean': mean} for name in names}}
 
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from udl_basicsr.archs import UDLHead, UncertaintyNet
 from udl_basicsr.archs.taps import find_tap
-from udl_basicsr.losses import ESULoss
+from udl_basicsr.losses import ESULoss, EULoss
 
 EDSR = {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 2}
 SWINIR = {'type': 'SwinIR', 'in_chans': 3, 'img_size': 16, 'window_size': 8, 'depths': [2, 2], 'embed_dim': 12,
@@ -218,3 +218,28 @@ def test_head(scale):
     assert s.shape == (2, 3, 5 * scale, 4 * scale)
     assert s.min() >= -1
     assert [m.weight.shape[:2] for m in head.modules() if isinstance(m, nn.Conv2d)] == [(6, 8), (6, 6), (3, 6)]
+
+
+def test_a_constant_uncertainty_is_the_mean_error_and_trains_the_image_as_l1():
+    net = UncertaintyNet(copy.deepcopy(BACKBONES['EDSR-x2']), head={'type': 'ConstantHead'})
+    lq, gt = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 16, 16)
+    mean, log_scale = net(lq)
+    assert mean.shape == log_scale.shape == net.log_scale(lq).shape
+    error = 255 * (gt - mean).abs().mean().item()
+
+    # the gradient to the image is L1's times one number
+    with torch.no_grad():
+        net.head.log_scale.fill_(0.5)
+    mean, log_scale = net(lq)
+    eu = torch.autograd.grad(EULoss()(mean, gt, log_scale), mean, retain_graph=True)[0]
+    l1 = torch.autograd.grad(F.l1_loss(mean, gt), mean)[0]
+    torch.testing.assert_close(eu, l1 * 255 * torch.tensor(-0.5).exp())
+
+    # and s comes to rest at the mean error
+    optimizer = torch.optim.SGD([net.head.log_scale], lr=0.5)
+    for _ in range(60):
+        optimizer.zero_grad()
+        EULoss()(mean.detach(), gt, net.head(lq)).backward()
+        optimizer.step()
+        optimizer.param_groups[0]['lr'] = min(1., 0.5 + net.head.log_scale.exp().item() / error)
+    assert net.head.log_scale.exp().item() == pytest.approx(error, rel=1e-3)

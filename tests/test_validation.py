@@ -46,6 +46,35 @@ def run_test(tmp_path, monkeypatch, *arguments) -> int:
     return test_script.main(root_path=tmp_path)
 
 
+# -------------------------------------------------------------------------------------------------------- not rounded
+def test_an_image_can_be_measured_before_it_is_rounded(tested, project, pairs, tmp_path, monkeypatch):
+    """Against PSNR on Y (BT.601) of the network's own output, in float64."""
+    metrics = {'psnr': {'type': 'calculate_psnr', 'crop_border': 0, 'test_y_channel': True}}
+    results = tested(val={'metrics': metrics, 'rounded': False})
+    assert run_test(tmp_path, monkeypatch) == 0
+    found = scores.read_scores(results / 'scores.json')
+    assert 'SR not rounded to 8 bits' in found['protocol']
+
+    network = project.model('plain').net_g.eval().double()
+    network.mean = network.mean.double()
+    network.load_state_dict(torch.load(tmp_path / 'net_g.pth', weights_only=True)['params'])
+    weights = torch.tensor([65.481, 128.553, 24.966], dtype=torch.float64).view(3, 1, 1)
+    rounded = []
+
+    def psnr(difference: torch.Tensor) -> float:
+        return 20 * math.log10(255) - 10 * difference.square().mean().log10().item()
+
+    for name, values in found['datasets']['tiny']['images'].items():
+        gt, lq = (torch.from_numpy(cv2.imread(str(pairs / 'val' / kind / f'{name}.png'))[..., ::-1].copy())
+                  .permute(2, 0, 1).double() / 255 for kind in ('gt', 'lq'))
+        with torch.no_grad():
+            sr = network(lq[None])[0].clamp(0, 1)
+        difference = (weights * (sr - gt)).sum(0)
+        assert values['psnr'] == pytest.approx(psnr(difference), abs=1e-5)
+        rounded.append(psnr((weights * ((255 * sr).round() / 255 - gt)).sum(0)))
+    assert found['datasets']['tiny']['mean']['psnr'] != pytest.approx(np.mean(rounded), abs=2e-5)
+
+
 # ------------------------------------------------------------------------------------------------------ not finite
 @pytest.mark.parametrize('change', [lambda v: v * float('nan'), lambda v: v * 1e30], ids=['nan', '1e30'])
 def test_a_test_of_broken_weights_is_no_result(tested, tmp_path, monkeypatch, capsys, change):

@@ -5,19 +5,13 @@ from basicsr.utils.registry import DATASET_REGISTRY
 
 @DATASET_REGISTRY.register()
 class WholeImageDataset(PairedImageDataset):
-    """Pairs as PairedImageDataset reads them, neither cropped nor flipped; sizes differ, so the batch is one image.
+    """Pairs as PairedImageDataset reads them, neither cropped nor flipped; sizes differ, so a batch is one image.
 
     Args:
         opt (dict): Of PairedImageDataset; ``gt_size``, ``use_hflip`` and ``use_rot`` have no meaning here.
-
-    Raises:
-        ValueError: ``batch_size_per_gpu`` is not 1.
     """
 
     def __init__(self, opt: dict):
-        if opt.get('batch_size_per_gpu', 1) != 1:
-            raise ValueError('batch_size_per_gpu: whole images differ in size and make no batch; set it to 1, got '
-                             f'{opt["batch_size_per_gpu"]}')
         super().__init__({**opt, 'phase': 'val'})
 
     def __getitem__(self, index: int) -> dict:

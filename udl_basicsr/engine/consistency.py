@@ -9,6 +9,7 @@ from basicsr.data.paired_image_dataset import PairedImageDataset
 from torch import nn
 
 from udl_basicsr.data.uncertainty_cache import AUTO
+from udl_basicsr.data.whole_images import WholeImageDataset
 from udl_basicsr.losses import TLWLoss
 from udl_basicsr.losses.perceptual import NETS, VERSIONS, find_backbone_weights, smallest_image
 from udl_basicsr.metrics import calculate_lpips
@@ -107,6 +108,9 @@ class Checker(KeyChecker):
                 self.report.add(f'{where}.persistent_workers', 'needs worker processes, which '
                                 + ('num_worker_per_gpu: 0 has not' if phase == 'train' else 'validation has not'))
             self.check_numbers(block, where)
+            if lookup('data set', block.get('type')) is WholeImageDataset and block.get('batch_size_per_gpu', 1) != 1:
+                self.report.add(f'{where}.batch_size_per_gpu', 'whole images differ in size and make no batch; set it '
+                                'to 1')
             if block.get('uncertainty_cache') and phase != 'train':
                 self.report.add(f'{where}.uncertainty_cache', 'only the training set has one; remove it')
             if block.get('in_memory') is True:

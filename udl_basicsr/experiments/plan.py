@@ -4,8 +4,8 @@ A plan is a YAML file (``options/compare/``, ``options/papers/``)::
 
     name: tiny                      # records: docs/results/tiny
     title: EDSR 4×16                # the network, as it is printed
-    train: ../rivals/_base_.yml     # what all runs share: network, data, optimiser, schedule, budget (total_iter)
-    test: ../rivals/test.yml        # the data sets they are tested on
+    train: _tiny_.yml               # what all runs share: network, data, optimiser, schedule, budget (total_iter)
+    test: _tiny_test_.yml           # the data sets they are tested on
     reference: L1                   # the method that differences are taken to
     seeds: [0, 1, 2]
     scales:                         # and what changes in train and test for each

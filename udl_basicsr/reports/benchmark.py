@@ -368,8 +368,8 @@ def latex_text(text: str) -> str:
     """Text as LaTeX prints it: its special characters escaped, the signs of this module as mathematics.
 
     Example:
-        >>> print(latex_text('rivals_L1 ×4: 5 % ±0.1'))
-        rivals\\_L1 $\\times$4: 5 \\% $\\pm$0.1
+        >>> print(latex_text('tiny_L1 ×4: 5 % ±0.1'))
+        tiny\\_L1 $\\times$4: 5 \\% $\\pm$0.1
     """
     return text.translate(_TEX)
 
