@@ -184,6 +184,16 @@ def try_optimizer(target: type[torch.optim.Optimizer], arguments: dict) -> None:
             optimizer.step()
 
 
+def try_parameters(target: type[torch.optim.Optimizer], arguments: dict, network: nn.Module) -> str:
+    """Why an optimizer does not take the parameters of a network; empty where it does."""
+    try:
+        with quietly():
+            target([p for p in network.parameters() if p.requires_grad], **arguments)
+    except Exception as error:
+        return f'{target.__name__} cannot train {type(network).__name__}: {why(error)}; use Adam, or another'
+    return ''
+
+
 def try_moments(target: type[torch.optim.Optimizer], arguments: dict, shapes: Iterable[torch.Size], group: dict,
                 state: dict[int, dict]) -> str:
     """Why an optimizer cannot go on from what was saved of it; empty where it can.
