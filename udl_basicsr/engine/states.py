@@ -75,8 +75,8 @@ def _problems_of_run(run: dict, opt: dict) -> Iterator[str]:
         if run.get(key) is not None and not (_is_integer(run[key]) and run[key] < 2**32):
             yield f'run: {one_line(key)}: expected integer, 0 ≤ x < 2³², got {_shown(run[key])}'
     options = run.get('options', {})
-    if not isinstance(options, dict) or not all(isinstance(key, str) for key in options):
-        yield f'run: options: expected values by the names of options, got {_shown(options)}'
+    if not isinstance(options, dict) or not all(isinstance(key, str) and _is_plain(options[key]) for key in options):
+        yield f'run: options: expected plain values by the names of options, got {_shown(options)}'
     now = essence(opt) if options else {}
     for key in now.keys() | options:
         is_type = key in ('model_type', 'stage') or (key.startswith('train.optim_') and key.endswith('.type'))
@@ -162,6 +162,12 @@ def _is_number(value: Any) -> bool:
 
 def _is_list(value: Any, accepts: Any) -> bool:
     return isinstance(value, (list, tuple)) and all(map(accepts, value))
+
+
+def _is_plain(value: Any, depth: int = 4) -> bool:
+    if isinstance(value, list):
+        return depth > 0 and all(_is_plain(child, depth - 1) for child in value)
+    return value is None or isinstance(value, (bool, int, float, str))
 
 
 def _is_best(record: Any) -> bool:
