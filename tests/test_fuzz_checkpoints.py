@@ -49,8 +49,10 @@ KEYS = [HOSTILE, '', 5, -1, 2**70, None, True, 0.5, (1, 2), 'params', 'params_em
         'conv_first.weight', 'x' * 5000, 'é', '\ud800', 'state', 'param_groups', 'params.x', 'step', 'options']
 PLAIN = [None, True, False, 0, 1, -1, 2, 7, 2**31, 2**63 - 1, -2**63, 2**70, 0.5, -1e308, 1e-300, float('nan'),
          float('inf'), '', 'x', HOSTILE, 'x' * 9000, [], {}, (), [None], [1, 2], [[1]], {'x': 1}, {1: 2}, {None: None},
-         (1., 2.), [0.1], [float('nan')], OrderedDict(a=1), Counter('aab'), {1, 2}, b'x', complex(1, 2),
-         torch.Size([1, 2]), torch.float32, torch.device('cpu'), torch.strided]
+         (1., 2.), [0.1], [float('nan')], [0.1, 0.2, 0.3], OrderedDict(a=1), Counter('aab'), {'better': 'higher'},
+         {'psnr': {'better': 'higher', 'val': 1, 'iter': 1}}, {'state': {}, 'param_groups': []}, torch.Size([1, 2]),
+         torch.float32]
+UNREADABLE = [{1, 2}, b'x', complex(1, 2), torch.device('cpu'), torch.strided, range(3), 10**5000, Exception]
 
 
 class File(bytes):
@@ -95,7 +97,7 @@ def odd_values(draw, old):
         return draw(st.sampled_from([[old], (old, ), {'x': old}, {0: old}, {HOSTILE: old}, OrderedDict(params=old)]))
     if how == 'number' and isinstance(old, (int, float)) and not isinstance(old, bool):
         return draw(st.sampled_from([-old, old + 1, old * 1000, float(old), str(old), old / 7, 10**30 * (old or 1)]))
-    return deepcopy(draw(st.sampled_from(PLAIN)))
+    return deepcopy(draw(st.sampled_from(PLAIN if draw(st.integers(0, 19)) else UNREADABLE)))
 
 
 def nodes(value, at: tuple = ()) -> list[tuple]:
@@ -108,9 +110,10 @@ def changed(draw, content):
     """``content`` (dictionaries and lists of tensors and values) with one to three things changed."""
     content = [_copied(content)]  # in a list, so that the whole can be replaced as well
     for _ in range(draw(st.sampled_from([1, 1, 1, 2, 3]))):
-        paths = sorted(nodes(content), key=len)
+        paths = nodes(content)
         deep = [path for path in paths if len(path) > 3] or paths
-        path = draw(st.sampled_from(draw(st.sampled_from([paths, deep, deep]))))
+        lists = [paths[1:] or paths, deep, deep, [path for path in paths if len(path) == 2] or paths]
+        path = draw(st.sampled_from(draw(st.sampled_from(lists)) if draw(st.integers(0, 19)) else paths))
         block = content
         for key in path[:-1]:
             block = block[key]
