@@ -140,7 +140,7 @@ class TLWModel(StepModel):
 
     @staticmethod
     def trained_blocks(opt: dict) -> dict[str, tuple[dict, dict]]:
-        optim_w = opt['train'].get('optim_w') or {'type': 'Adam', 'lr': 1e-4}
+        optim_w = opt['train'].get('optim_w') or _RELEASED_OPTIM
         return {'g': (opt['network_g'], opt['train']['optim_g']), 'w': (opt['network_w'], optim_w)}
 
     def networks_to_save(self) -> dict:
