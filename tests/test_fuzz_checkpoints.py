@@ -95,7 +95,7 @@ def odd_values(draw, old):
             return tensors_like(old)[name]()
     if how == 'wrap':
         return draw(st.sampled_from([[old], (old, ), {'x': old}, {0: old}, {HOSTILE: old}, OrderedDict(params=old)]))
-    if how == 'number' and isinstance(old, (int, float)) and not isinstance(old, bool):
+    if how == 'number' and isinstance(old, (int, float)) and not isinstance(old, bool) and abs(old) < 2**64:
         return draw(st.sampled_from([-old, old + 1, old * 1000, float(old), str(old), old / 7, 10**30 * (old or 1)]))
     return deepcopy(draw(st.sampled_from(PLAIN if draw(st.integers(0, 19)) else UNREADABLE)))
 
@@ -326,9 +326,9 @@ def test_mutated_checkpoints(tmp_path, monkeypatch):
         assert tally.attempt(path, lambda: convert_file(path, f'{out}.safetensors', opt=opt, force=True))
 
     @attempts
-    @given(torch_files(contents).map(File), st.data())
-    def attempt(data, draw):
-        path.write_bytes(data)
+    @given(st.data())
+    def attempt(draw):
+        path.write_bytes(draw.draw(torch_files(contents).map(File)))
         key = draw.draw(st.sampled_from(['params', 'params_ema', None]))
         doors = {
             'load': lambda: load_network(network, path, key), 'lax': lambda: load_network(network, path, key, False),
@@ -339,9 +339,8 @@ def test_mutated_checkpoints(tmp_path, monkeypatch):
             'export': lambda: convert_file(path, f'{out}.safetensors', opt=opt, force=True),
             'to edsr': lambda: convert_file(path, f'{out}.pt', to='edsr', opt=opt, force=True),
             'to udl': lambda: convert_file(path, f'{out}.pt', to='udl', opt=opt, force=True)}
-        for door in doors if LONG else [draw.draw(st.sampled_from(sorted(doors)))]:
-            note(door)
-            tally.attempt(path, doors[door])
+        door = draw.draw(st.sampled_from(sorted(doors)))
+        tally.attempt(path, doors[door])
         assert {p.name for p in tmp_path.iterdir()} <= {'net.pth', 'opt.yml', 'out.pth', 'out.safetensors', 'out.pt'}
 
     attempt()
@@ -359,13 +358,12 @@ def test_mutated_safetensors(tmp_path, monkeypatch):
 
     @attempts
     @given(st.sampled_from(['network_g', 'network_g', 'carn']).flatmap(
-        lambda key: safetensors_files(weights[key], networks)).map(File), st.booleans())
-    def attempt(data, other):
+        lambda key: safetensors_files(weights[key], networks)).map(File), st.integers(0, 3))
+    def attempt(data, number):
         path.write_bytes(data)
-        tally.attempt(path, lambda: load_restorer(path, device='cpu'))
-        if LONG or other:
-            tally.attempt(path, lambda: convert_file(path, out, force=True))
-            tally.attempt(path, lambda: load_network(network, path))
+        doors = [lambda: load_restorer(path, device='cpu'), lambda: load_restorer(path, device='cpu'),
+                 lambda: convert_file(path, out, force=True), lambda: load_network(network, path)]
+        tally.attempt(path, doors[number])
         assert {p.name for p in tmp_path.iterdir()} <= {'net.safetensors', 'out.safetensors'}
 
     attempt()
