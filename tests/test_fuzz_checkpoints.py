@@ -190,7 +190,7 @@ def damaged_archive(draw, data: bytes) -> bytes:
     elif how == 'drop':
         del records[name]
     elif how == 'rename':
-        near = [f'{name}x', f'/{name}', f'../{name}', name.upper(), 'x', '']
+        near = [f'{name}x', f'/{name}', f'../{name}', name.upper(), 'x', ' ']
         records[draw(st.sampled_from(near))] = records.pop(name)
     else:
         records[name] = records[name] * (2 if how == 'double' else 0)
@@ -328,7 +328,7 @@ def test_mutated_checkpoints(tmp_path, monkeypatch):
     @attempts
     @given(st.data())
     def attempt(draw):
-        path.write_bytes(draw.draw(torch_files(contents).map(File)))
+        path.write_bytes(draw.draw(torch_files(contents).map(File), 'file'))
         key = draw.draw(st.sampled_from(['params', 'params_ema', None]))
         doors = {
             'load': lambda: load_network(network, path, key), 'lax': lambda: load_network(network, path, key, False),
@@ -403,7 +403,7 @@ def test_mutated_states(trained, monkeypatch):
     @given(st.integers(0, len(cases) - 1), st.data())
     def attempt(number, draw):
         opt, folder, name, content = cases[number]
-        data = draw.draw(torch_files([content]).map(File))
+        data = draw.draw(torch_files([content]).map(File), 'file')
         path = folder / name
         path.write_bytes(data)
         try:
