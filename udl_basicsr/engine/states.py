@@ -78,11 +78,11 @@ def _problems_of_run(run: dict, opt: dict) -> Iterator[str]:
     if not isinstance(options, dict) or not all(isinstance(key, str) and _is_plain(options[key]) for key in options):
         yield f'run: options: expected plain values by the names of options, got {_shown(options)}'
     now = essence(opt) if options else {}
-    for key in now.keys() | options:
+    for key in now.keys() & options:
         is_type = key in ('model_type', 'stage') or (key.startswith('train.optim_') and key.endswith('.type'))
-        if is_type and options.get(key) != now.get(key):
-            yield (f'{one_line(key)} was {_shown(options.get(key))}, now it is {_shown(now.get(key))}, which cannot go '
-                   'on from it. Give this run another name; its weights can be started from, path.pretrain_network_*')
+        if is_type and options[key] != now[key]:
+            yield (f'{key} was {_shown(options[key])}, now it is {now[key]}, which cannot go on from it. Give this run '
+                   'another name; its weights can be started from, path.pretrain_network_*')
 
 
 def _problems_of_optimizers(optimizers: list, blocks: dict[str, tuple[dict, dict]] | None) -> Iterator[str]:
