@@ -18,7 +18,7 @@ from udl_basicsr.models.checkpoints import CheckpointError
 from . import schema
 from .checks import KeyChecker, Report, lookup
 from .introspect import call_problems, describe, keys_read, parameters
-from .trials import build_network, try_loss, try_network
+from .trials import build_network, try_loss, try_network, try_parameters
 from .yaml_files import OptionError, did_you_mean
 
 LONGEST_NAME = 150  # bytes; file systems allow 255, and `train_<name>_<time>.log` is to fit
@@ -72,6 +72,7 @@ class Checker(KeyChecker):
         if self.is_train and isinstance(self.opt.get('train'), dict):
             self.check_stage(self.opt['train'])
             self.check_schedule(self.opt['train'])
+            self.check_optimizers()
         self.check_paths()
         self.check_validation()
         self.check_logger()
@@ -326,6 +327,17 @@ class Checker(KeyChecker):
                             f'{cls.__name__}; remove it')
         elif self.opt.get('rounds', 1) != 1 and folder != AUTO:
             self.report.add(where, 'each of the rounds has another stage-1 network, and so another cache; use auto')
+
+    def check_optimizers(self) -> None:
+        """That each takes the parameters it is to train: Muon takes matrices, and kernels of convolutions are none."""
+        keys = ('model_type', 'stage', 'network_g', 'network_u', 'network_w', 'train')
+        if not hasattr(self.model, 'trained_blocks') or any(map(self.report.has, keys)):
+            return
+        for label, (block, optim) in self.model.trained_blocks(self.opt).items():
+            network, target = build_network(lookup('network', block['type']), block), lookup('optimizer', optim['type'])
+            arguments = {key: value for key, value in optim.items() if key != 'type'}
+            if isinstance(network, nn.Module) and (problem := try_parameters(target, arguments, network)):
+                self.report.add('train.optim_w' if label == 'w' else 'train.optim_g', problem)
 
     def check_schedule(self, train: dict) -> None:
         total, warmup = train.get('total_iter'), train.get('warmup_iter', -1)

@@ -19,7 +19,8 @@ from .history import History, weights_digest
 from .interrupt import Interrupted, Interrupts
 from .log import run_log
 from .options import Parsed
-from .run_folder import broadcast, make_folders, note_changes, resume_state
+from .run_folder import broadcast, make_folders, resume_state
+from .states import essence, note_changes
 
 
 def train(parsed: Parsed, command: str = '') -> None:
@@ -48,6 +49,7 @@ def train(parsed: Parsed, command: str = '') -> None:
         val_loaders = _loaders(opt, 'val')
         train_set = build_dataset(opt['datasets']['train'])
         seed_all(opt['manual_seed'])  # the same initial weights in every process, whatever was drawn before
+        options = essence(opt)  # before BasicSR's models, which take keys out of it
         model = build_model(opt)
         if opt['datasets']['train'].get('uncertainty_cache'):
             train_set = uncertainty_cache.prepare(train_set, opt, model.device)
@@ -57,10 +59,10 @@ def train(parsed: Parsed, command: str = '') -> None:
         head = {'initial_weights': network and weights_digest(network)}
         if state:
             model.resume_training(state)
-            note_changes(state, _run(train_set, opt))
+            note_changes(state, _run(train_set, opt, options))
             logger.info(f"Resuming training from epoch: {state['epoch']}, iter: {start_iter}.")
 
-        model.run = _run(train_set, opt)
+        model.run = _run(train_set, opt, options)
         lock = make_folders(parsed, command, keep=state is not None)
         if opt['rank'] == 0:
             log.to_file(Path(opt['path']['log']) / f"train_{opt['name']}_{get_time_str()}.log")
@@ -81,10 +83,10 @@ def train(parsed: Parsed, command: str = '') -> None:
             lock.close()
 
 
-def _run(train_set, opt: dict) -> dict:
-    """What decides, beside the iteration, which images are trained next; kept with every state."""
+def _run(train_set, opt: dict, options: dict) -> dict:
+    """What decides, beside the iteration, which images are trained next, and how; kept with every state."""
     return {'manual_seed': opt['manual_seed'], 'world_size': opt['world_size'], 'images': len(train_set),
-            'batch_size': opt['datasets']['train']['batch_size_per_gpu']}
+            'batch_size': opt['datasets']['train']['batch_size_per_gpu'], 'options': options}
 
 
 def _iterate(model, batches, sampler, val_loaders, opt, tb_logger, history, start_iter, total_iter,

@@ -1,22 +1,27 @@
 """The folder of one run: made, kept apart from older ones, locked while it is trained, and found again on resume."""
 import os
+import re
 import socket
 import time
 from pathlib import Path
 
 import torch.distributed as dist
 from basicsr.utils import get_root_logger, mkdir_and_rename
+from torch import nn
 
-from udl_basicsr.models.checkpoints import CheckpointError, network_weights, read_checkpoint
+from udl_basicsr.models.checkpoints import CheckpointError, check_fit, network_weights, read_checkpoint
 
-from .options import Parsed, dump_flat
+from .checks import lookup
+from .options import OptionError, Parsed, dump_flat
+from .states import check_state, trained_blocks
+from .trials import build_network
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
 
-_STATE_KEYS = ('iter', 'epoch', 'optimizers', 'schedulers')
+_STATE = re.compile(r'[0-9]+\.state')
 
 
 class RunBusyError(RuntimeError):
@@ -109,6 +114,7 @@ def resume_state(opt: dict) -> dict | None:
     Raises:
         CheckpointError: The state that ``path.resume_state`` names cannot be used, or not one of all those that
             ``--auto_resume`` found.
+        OptionError: The run is to end before the iteration of the state.
     """
     named = opt['path'].get('resume_state')
     chosen, problem = None, None
@@ -122,7 +128,10 @@ def resume_state(opt: dict) -> dict | None:
         raise CheckpointError(problem)
     if not chosen:
         return None
-    state = read_checkpoint(chosen)
+    state, total_iter = read_checkpoint(chosen), int(opt['train']['total_iter'])
+    if state['iter'] > total_iter:
+        raise OptionError(f"train.total_iter: {total_iter} is less than the {state['iter']} iterations that are done "
+                          f'({chosen}); set it to more, or give this run another name')
     for label, file in _networks(Path(chosen), state['iter']).items():
         opt['path'][f'pretrain_network_{label}'] = str(file)
         opt['path'][f'param_key_{label}'] = 'params'
@@ -131,7 +140,7 @@ def resume_state(opt: dict) -> dict | None:
 
 def _latest_usable(opt: dict) -> Path | None:
     folder = Path(opt['path']['training_states'])
-    states = sorted((p for p in folder.glob('*.state') if p.stem.isdigit()), key=lambda p: -int(p.stem))
+    states = sorted((p for p in folder.glob('*.state') if _STATE.fullmatch(p.name)), key=lambda p: -int(p.stem))
     problems = []
     for path in states:
         try:
@@ -149,19 +158,26 @@ def _latest_usable(opt: dict) -> Path | None:
 
 
 def _check(path: Path, opt: dict) -> Path:
-    """Finds the state and the networks saved with it whole."""
+    """Finds the state and the networks saved with it whole, and those of this run."""
     state = read_checkpoint(path)
-    absent = [key for key in _STATE_KEYS if key not in state]
-    if absent:
-        raise CheckpointError(f'{path}: is no training state, it lacks {", ".join(absent)}. '
-                              'Expected training_states/<iteration>.state of a run')
-    networks = _networks(path, state['iter'])
-    for label in ('g', 'w') if opt.get('network_w') else ('g', ):
-        if label not in networks:
+    check_state(state, path, opt)
+    saved, trained = _networks(path, state['iter']), trained_blocks(opt)
+    expected = {'g': opt['network_g'], **{label: block for label, (block, _) in (trained or {}).items()}}
+    for label in expected:
+        if label not in saved:
             missing = path.parent.parent / 'models' / f"net_{label}_{state['iter']}.pth"
             raise CheckpointError(f'{missing}: missing, though {path} was saved with it')
-    for file in networks.values():
-        network_weights(file)
+    for label, file in saved.items():
+        weights = [network_weights(file)]
+        if trained and label not in expected:
+            raise CheckpointError(f'{path}: was saved with {file.name}, by another stage or model than this one. Give '
+                                  'this run another name')
+        outline = trained and build_network(lookup('network', expected[label]['type']), expected[label])
+        if isinstance(outline, nn.Module):
+            if label == 'g' and opt['train'].get('ema_decay'):
+                weights.append(network_weights(file, 'params_ema'))
+            for given in weights:
+                check_fit(outline, given, file)
     return path
 
 
@@ -169,23 +185,3 @@ def _networks(state: Path, iteration: int) -> dict[str, Path]:
     models = state.parent.parent / 'models'
     saved = {label: models / f'net_{label}_{iteration}.pth' for label in ('g', 'u', 'w')}
     return {label: file for label, file in saved.items() if file.exists()}
-
-
-def note_changes(state: dict, run: dict) -> None:
-    """Says in the log what differs from the run that saved ``state``, where that decides what is trained next.
-
-    Args:
-        state (dict): A training state, with ``run`` as it was when it was saved (absent in BasicSR's).
-        run (dict): ``world_size``, ``batch_size`` (of one process) and ``images`` (of the training set) now.
-    """
-    before = state.get('run')
-    if not before:
-        get_root_logger().warning('This state does not say with how many processes and images it was trained: whether '
-                                  'what follows is what would have followed cannot be told.')
-        return
-    changed = [f'{name.replace("_", " ")} {before.get(name)} -> {value}' for name, value in run.items()
-               if before.get(name) != value]
-    if changed:
-        get_root_logger().warning(
-            f'Not as when the state was saved: {", ".join(changed)}. Training goes on at the same iteration, but the '
-            'images of each batch are no longer those of an uninterrupted run.')

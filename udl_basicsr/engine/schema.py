@@ -85,6 +85,7 @@ NAMES = Kind('list of text', lambda v: isinstance(v, list) and all(isinstance(i,
 ANY = Kind('anything', lambda v: True)
 COUNT = integer(1)
 FREQUENCY = integer(1, 'iterations, integer ≥ 1')
+LENGTH = Kind('iterations, integer, 1 ≤ x ≤ 10⁹', lambda v: _is_count(v) and 1 <= v <= 10**9, int)
 GPUS = Kind('auto | integer ≥ 0', lambda v: v == 'auto' or (_is_int(v) and v >= 0))
 SEED = Kind('integer, 0 ≤ x < 2³²', lambda v: _is_int(v) and 0 <= v < 2**32)
 CHANNELS = Kind('list of numbers, one per channel', lambda v: isinstance(v, list) and all(map(_is_number, v)))
@@ -145,7 +146,7 @@ TRAIN = {
     'ema_decay': Key(DECAY, 'exponential moving average of the weights, used for validation; default 0, off'),
     'optim_g': Key(Built('optimizer'), 'any class of torch.optim', need='train'),
     'scheduler': Key(Built('scheduler'), 'learning rate schedule: MultiStepLR, CosineAnnealingRestartLR', need='train'),
-    'total_iter': Key(FREQUENCY, 'length of the training', need='train'),
+    'total_iter': Key(LENGTH, 'length of the training', need='train'),
     'warmup_iter': Key(integer(-1), 'linear warm-up, in iterations; -1: none'),
     'optim_w': Key(Built('optimizer'), 'of network_w; default Adam with lr 1e-4, betas [0.5, 0.999]', ours=True,
                    only='network_w'),

@@ -11,7 +11,7 @@ import logging
 import os
 import random
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
 
 import numpy as np
@@ -21,6 +21,7 @@ from torch.nn.modules import module as hooks
 from torch.utils.data import Dataset
 
 from udl_basicsr.data.images import same_names
+from udl_basicsr.messages import one_line, some
 from udl_basicsr.models import step
 
 MOST_PARAMETERS = 2**32
@@ -89,8 +90,7 @@ def _bounded() -> Iterator[None]:
 def why(error: BaseException) -> str:
     """An exception from inside a library as one short line."""
     lines = str(error).strip().splitlines()
-    text = f'{type(error).__name__}: {lines[0]}' if lines else type(error).__name__
-    return text if len(text) <= 300 else f'{text[:297]}...'
+    return one_line(f'{type(error).__name__}: {lines[0]}' if lines else type(error).__name__, 300)
 
 
 def build_network(target: Callable[..., nn.Module], block: dict) -> nn.Module | str:
@@ -182,6 +182,50 @@ def try_optimizer(target: type[torch.optim.Optimizer], arguments: dict) -> None:
         for _ in range(2):
             parameter.grad = torch.ones_like(parameter)
             optimizer.step()
+
+
+def try_parameters(target: type[torch.optim.Optimizer], arguments: dict, network: nn.Module) -> str:
+    """Why an optimizer does not take the parameters of a network; empty where it does."""
+    try:
+        with quietly():
+            target([p for p in network.parameters() if p.requires_grad], **arguments)
+    except Exception as error:
+        return f'{target.__name__} cannot train {type(network).__name__}: {why(error)}; use Adam, or another'
+    return ''
+
+
+def try_moments(target: type[torch.optim.Optimizer], arguments: dict, shapes: Iterable[torch.Size], group: dict,
+                state: dict[int, dict]) -> str:
+    """Why an optimizer cannot go on from what was saved of it; empty where it can.
+
+    It takes a step of each parameter alone, from zeros, with a gradient of 0: only its code knows what it needs.
+
+    Args:
+        target: Its class.
+        arguments: Of the class, from an option file.
+        shapes: Of its parameters.
+        group: Saved settings.
+        state: Saved moments, by the numbers of the parameters. There may be none: with fp16 the first steps of all are
+            left out while the loss scale is searched.
+    """
+    with quietly(), torch.enable_grad():
+        for index, shape in enumerate(shapes):
+            parameter = nn.Parameter(torch.zeros(shape))
+            optimizer = target([parameter], **arguments)
+            if unknown := set(group) - set(optimizer.param_groups[0]) - {'initial_lr'}:
+                return f'was saved by another optimizer than {target.__name__}: it has {some(map(str, unknown))}'
+            try:
+                optimizer.load_state_dict({
+                    'state': {0: dict(state[index])} if index in state else {},
+                    'param_groups': [{**group, 'params': [0], 'capturable': False, 'fused': None, 'foreach': None}]})
+                parameter.grad = torch.zeros(shape)
+                optimizer.step()
+            except Exception as error:  # whatever its code says to moments or settings that it cannot use
+                return (f'state: {index}: {target.__name__} cannot take a step with these moments and settings '
+                        f'({why(error)})')
+            if not parameter.isfinite().all():
+                return f'state: {index}: a step of {target.__name__} with these moments and settings is not finite'
+    return ''
 
 
 def try_scheduler(target: type, arguments: dict) -> None:

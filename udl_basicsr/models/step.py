@@ -27,6 +27,8 @@ from .checkpoints import CheckpointError, load_network, save_atomic
 from .validation import ValidatedModel
 
 _AMP_DTYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16}
+_HOW_COMPUTED = ('foreach', 'fused', 'capturable', 'differentiable')
+_POSITION = ('last_epoch', '_step_count', 'base_lrs', '_last_lr')  # of a scheduler
 
 
 class StepModel(ValidatedModel):
@@ -91,6 +93,12 @@ class StepModel(ValidatedModel):
     def networks_in_training(self) -> dict[str, nn.Module]:
         """``{label: network}``, wrapped as they run, in the order of ``optimizers``: each has one of its own."""
         return {'g': self.trained}
+
+    @staticmethod
+    def trained_blocks(opt: dict) -> dict[str, tuple[dict, dict]]:
+        """``{label: (block of the network, block of its optimiser)}`` in the order of ``optimizers``, from runtime
+        options alone: what a training state must fit before anything is built."""
+        return {'g': (opt['network_g'], opt['train']['optim_g'])}
 
     def networks_to_save(self) -> dict:
         """``{label: {param_key: network}}`` for ``<label>_<iter>.pth``."""
@@ -341,14 +349,24 @@ class StepModel(ValidatedModel):
         if not keep or self.opt['rank'] != 0:
             return
         states = Path(self.opt['path']['training_states'])
-        old = sorted(int(p.stem) for p in states.glob('*.state') if p.stem.isdigit())[:-keep]
+        old = sorted(int(p.stem) for p in states.glob('*.state') if p.stem.isascii() and p.stem.isdigit())[:-keep]
         for iteration in old:
             (states / f'{iteration}.state').unlink(missing_ok=True)  # first, so that no state is without networks
             for label in self.networks_to_save():
                 (Path(self.opt['path']['models']) / f'{label}_{iteration}.pth').unlink(missing_ok=True)
 
     def resume_training(self, resume_state: dict) -> None:
-        super().resume_training(resume_state)
+        """Goes on from a state: moments and settings of the optimisers, learning rates and position of the schedules.
+
+        How an optimiser computes (``foreach``, ``fused``, ...) is this machine's affair, and the schedule itself is
+        that of the options: one that was lengthened goes on beyond its old end.
+        """
+        optimizers = [{**saved, 'param_groups': [
+            {**group, **{key: own[key] for key in _HOW_COMPUTED if key in own}}
+            for group, own in zip(saved['param_groups'], optimizer.param_groups, strict=True)]}
+            for saved, optimizer in zip(resume_state['optimizers'], self.optimizers, strict=True)]
+        schedulers = [{key: saved[key] for key in _POSITION} for saved in resume_state['schedulers']]
+        super().resume_training({**resume_state, 'optimizers': optimizers, 'schedulers': schedulers})
         self.scaler.load_state_dict(resume_state.get('scaler', {}) or self.scaler.state_dict())
         self.best_metric_results = resume_state.get('best_metric_results', {})
 

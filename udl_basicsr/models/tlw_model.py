@@ -138,6 +138,11 @@ class TLWModel(StepModel):
     def _figures(self, criterion: Tensor, weight_map: Tensor) -> dict:
         return {'wc_mean': criterion.mean(), 'w_mean': weight_map.detach().mean(), 'k': torch.tensor(self.k)}
 
+    @staticmethod
+    def trained_blocks(opt: dict) -> dict[str, tuple[dict, dict]]:
+        optim_w = opt['train'].get('optim_w') or _RELEASED_OPTIM
+        return {'g': (opt['network_g'], opt['train']['optim_g']), 'w': (opt['network_w'], optim_w)}
+
     def networks_to_save(self) -> dict:
         return {**super().networks_to_save(), 'net_w': {'params': self.net_w}}
 

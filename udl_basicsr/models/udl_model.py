@@ -96,6 +96,13 @@ class UDLModel(StepModel):
         self.net_u.train(was_training)
         return log_scale
 
+    @staticmethod
+    def trained_blocks(opt: dict) -> dict[str, tuple[dict, dict]]:
+        label, block = 'g', opt['network_g']
+        if opt.get('stage') in ('esu', 'sigma'):
+            label, block = 'u', {'backbone': block, **opt['network_u']}
+        return {label: (block, opt['train']['optim_g'])}
+
     def networks_to_save(self) -> dict:
         networks = super().networks_to_save()
         if self.trains_u:

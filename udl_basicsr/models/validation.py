@@ -213,6 +213,14 @@ class ValidatedModel(SRModel):
             tb_logger.add_image(f'log_scale/{dataset}/{image}', (encoded >> 8).astype(np.uint8), current_iter,
                                 dataformats='HW')
 
+    def _initialize_best_metric_results(self, dataset_name: str) -> None:
+        """BasicSR's (sr_model.py:140), for a run that goes on with a metric that its state does not know."""
+        known = getattr(self, 'best_metric_results', {}).pop(dataset_name, {})
+        super()._initialize_best_metric_results(dataset_name)
+        record = self.best_metric_results[dataset_name]
+        record.update({metric: best for metric, best in known.items()
+                       if metric in record and best['better'] == record[metric]['better']})
+
     def _save_best(self, dataset: str, current_iter) -> None:
         rule = self.opt['val'].get('save_best')
         if self.is_train and rule and rule['dataset'] == dataset and rule['metric'] in self.metric_results:
