@@ -16,6 +16,8 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
+from udl_basicsr.messages import MessageError
+
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp')
 # Refused by name; anything else in a folder (text files, thumbnails' caches) is no image and is passed over.
 OTHER_IMAGE_SUFFIXES = ('.tif', '.tiff', '.gif', '.webp', '.ppm', '.pgm', '.jp2', '.heic', '.avif', '.npy', '.exr')
@@ -36,7 +38,7 @@ class ImageError(ValueError):
     """An image that cannot be used; the message says why and what to do, and leaves the file's name to the caller."""
 
 
-class BrokenImageError(RuntimeError):
+class BrokenImageError(MessageError):
     """An image that cannot be read or used in mid-run, though it seemed so when the run began; the message names it."""
 
 
