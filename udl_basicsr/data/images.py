@@ -24,6 +24,8 @@ OTHER_IMAGE_SUFFIXES = ('.tif', '.tiff', '.gif', '.webp', '.ppm', '.pgm', '.jp2'
 ORIENTATION = 0x0112  # EXIF tag
 MAX_PIXELS = 2**27
 """More than any photograph has; a file of a few kilobytes can unpack to any size."""
+MAX_SIDE = 2**20
+"""Pixels a side that OpenCV reads."""
 MAX_TEXT = 2**20
 """Bytes that the compressed texts and colour profile of a PNG may unpack to; Pillow has the same limit for each."""
 _PNG, _PNG_END = b'\x89PNG\r\n\x1a\n\0\0\0\rIHDR', b'\0\0\0\0IEND\xaeB`\x82'
@@ -85,6 +87,8 @@ def read_header(file: BinaryIO) -> tuple[int, int]:
                 image = Image.open(file, formats=_READ_BY_BASICSR)
                 several = getattr(image, 'is_animated', False)
                 orientation = image.getexif().get(ORIENTATION, 1)
+            if orientation == 1:
+                orientation = _orientation(image.info.get('exif', b''))
         except Image.DecompressionBombError:
             raise ImageError(f'is larger than {MAX_PIXELS} pixels: cut it into smaller images') from None
         except Exception as error:  # damaged files make Pillow raise almost anything
@@ -96,6 +100,9 @@ def read_header(file: BinaryIO) -> tuple[int, int]:
     if width * height > MAX_PIXELS:
         raise ImageError(f'says it has {width}x{height} pixels, more than the {MAX_PIXELS} that are read: cut it into '
                          'smaller images')
+    if max(width, height) > MAX_SIDE:
+        raise ImageError(f'says it has {width}x{height} pixels, more than the {MAX_SIDE} a side that are read: cut it '
+                         'into smaller images')
     if not width or not height:
         raise ImageError(f'says it has {width}x{height} pixels: fetch it again or remove it')
     if several:
@@ -147,13 +154,19 @@ def read_png_chunks(file: BinaryIO) -> tuple[bool, int]:
     return animated, orientation
 
 
-def _orientation(data: bytes) -> int:
-    exif = Image.Exif()
-    try:
-        exif.load(data)
-        return exif.get(ORIENTATION, 1)
-    except Exception:  # Pillow raises almost anything; what it cannot read turns no image
+def _orientation(exif: bytes) -> int:
+    """As OpenCV reads it, where Pillow gives up: the first entry of that number, whatever its type is said to be."""
+    exif = exif.removeprefix(b'Exif\0\0')
+    order = {b'MM': '>', b'II': '<'}.get(exif[:2])
+    if order is None or len(exif) < 8:
         return 1
+    first = struct.unpack_from(f'{order}I', exif, 4)[0]
+    count = struct.unpack_from(f'{order}H', exif, first)[0] if first + 2 <= len(exif) else 0
+    for entry in range(first + 2, min(first + 2 + 12 * count, len(exif) - 9), 12):
+        tag, value = struct.unpack_from(f'{order}H6xH', exif, entry)
+        if tag == ORIENTATION:
+            return value if 1 <= value <= 8 else 1
+    return 1
 
 
 def _unpacked(kind: bytes, content: bytes, most: int) -> int:
@@ -230,7 +243,7 @@ def decode_rgb(data: bytes) -> tuple[np.ndarray, list[str]]:
 def _decode_16_bit(data: bytes, plain: bool) -> tuple[np.ndarray, list[str]]:
     if not plain:
         raise ImageError('is a 16-bit PNG with an EXIF orientation or a transparent colour: save it without')
-    deep = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    deep = decode_with_opencv(data, cv2.IMREAD_UNCHANGED)
     if deep is None or deep.dtype != np.uint16:
         raise ImageError('is a 16-bit PNG that OpenCV cannot read: save it with 8 bits per channel')
     notes = ['16 bits rounded to 8']
@@ -241,6 +254,14 @@ def _decode_16_bit(data: bytes, plain: bool) -> tuple[np.ndarray, list[str]]:
         _refuse_transparency(deep[..., 3], 65535)
         notes.append('opaque alpha channel dropped')
     return ((deep[..., 2::-1].astype(np.uint32) + 128) // 257).astype(np.uint8), notes
+
+
+def decode_with_opencv(data: bytes, flags: int = cv2.IMREAD_COLOR) -> np.ndarray | None:
+    """``cv2.imdecode``, and None also for what it raises an error for, in one version or another."""
+    try:
+        return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error:
+        return None
 
 
 def _refuse_transparency(alpha: np.ndarray, opaque: int) -> None:

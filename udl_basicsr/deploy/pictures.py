@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from udl_basicsr.data.images import ORIENTATION, ImageError, read_png_chunks
+from udl_basicsr.data.images import ORIENTATION, ImageError, decode_with_opencv, read_png_chunks
 
 # Pillow's formats, MPO being what many cameras write as .jpg, and the ending that ours get.
 FORMATS = {'PNG': '.png', 'JPEG': '.jpg', 'MPO': '.jpg', 'BMP': '.bmp', 'TIFF': '.tif', 'WEBP': '.webp'}
@@ -189,7 +189,7 @@ def _described(img: Image.Image, start: bytes) -> Header:
 
 def _decode_16_bit(data: bytes, img: Image.Image) -> np.ndarray:
     """(H, W, 1 to 4): gray or RGB, and alpha where ``img``, the same file as Pillow sees it, has some."""
-    deep = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    deep = decode_with_opencv(data, cv2.IMREAD_UNCHANGED)
     if deep is None or deep.dtype != np.uint16:
         raise ImageError('is a 16-bit image that OpenCV cannot read: save it as a PNG')
     deep = np.atleast_3d(deep)

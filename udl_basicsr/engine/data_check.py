@@ -14,12 +14,10 @@ from os import path as osp
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import BinaryIO, NamedTuple
 
-import cv2
-import numpy as np
 from basicsr.data.paired_image_dataset import PairedImageDataset
 from tqdm import tqdm
 
-from udl_basicsr.data.images import SUFFIXES, ImageError, decode_rgb, read_header, same_names
+from udl_basicsr.data.images import SUFFIXES, ImageError, decode_rgb, decode_with_opencv, read_header, same_names
 from udl_basicsr.data.in_memory import processes_here, why_too_large
 from udl_basicsr.data.uncertainty_cache import AUTO, why_no_folder
 from udl_basicsr.metrics import calculate_lpips
@@ -95,7 +93,7 @@ class Images:
 def _decode(name: str, data: bytes) -> None:
     if name.lower().endswith(SUFFIXES) or data[:4] == b'\x89PNG':
         decode_rgb(data)
-    elif cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) is None:
+    elif decode_with_opencv(data) is None:
         raise ImageError('cannot be decoded: fetch it again or remove it')
 
 
