@@ -132,13 +132,16 @@ def read_png_chunks(file: BinaryIO) -> tuple[bool, int]:
         Whether it is an animation, and its EXIF orientation (1: upright).
 
     Raises:
-        ImageError: Its compressed texts and profile unpack to more than MAX_TEXT bytes, and may to a thousand times
-            the file's size; OpenCV would unpack them at every reading.
+        ImageError: It has two headers; or its compressed texts and profile unpack to more than MAX_TEXT bytes, and may
+            to a thousand times the file's size; OpenCV would unpack them at every reading.
     """
-    animated, orientation, room = False, 1, MAX_TEXT
+    animated, orientation, room, headers = False, 1, MAX_TEXT, 0
     file.seek(8)
     while len(start := file.read(8)) == 8:
         length, kind = struct.unpack('>I4s', start)
+        headers += kind == b'IHDR'
+        if headers > 1:  # of which some readers take the first, and some the last
+            raise ImageError('is damaged, it has two headers: fetch it again or remove it')
         if kind not in (b'acTL', b'eXIf', b'zTXt', b'iTXt', b'iCCP'):
             file.seek(length + 4, os.SEEK_CUR)
             continue
@@ -207,13 +210,14 @@ def decode_rgb(data: bytes) -> tuple[np.ndarray, list[str]]:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # of DecompressionBombWarning our own limit is below
             img = Image.open(io.BytesIO(data), formats=('PNG', 'JPEG', 'BMP'))
-            if img.width * img.height > MAX_PIXELS:
+            if img.width * img.height > MAX_PIXELS or max(img.size) > MAX_SIDE:
                 raise Image.DecompressionBombError
             several = getattr(img, 'is_animated', False)
             img.load()
             orientation = img.getexif().get(ORIENTATION, 1)
     except Image.DecompressionBombError as error:
-        raise ImageError(f'is larger than the {MAX_PIXELS} pixels that are read: cut it into smaller images') from error
+        raise ImageError(f'is larger than the {MAX_PIXELS} pixels, and {MAX_SIDE} a side, that are read: cut it into '
+                         'smaller images') from error
     except Exception as error:  # damaged files make Pillow raise almost anything: OSError, SyntaxError, struct.error
         raise ImageError('cannot be read as PNG, JPEG or BMP, it is damaged, truncated or something else '
                          f'({str(error).partition("<")[0].strip()}): fetch it again or remove it') from error

@@ -82,7 +82,9 @@ class Images:
                 size = read_header(file)
                 if self.deep:
                     file.seek(0)
-                    _decode(name, file.read())
+                    if (decoded := _decode(name, file.read())) != size:
+                        raise ImageError(f'is damaged, its header says {size[0]}x{size[1]} and its pixels are '
+                                         f'{decoded[0]}x{decoded[1]}: fetch it again or remove it')
                 return size
         except ImageError as error:
             return str(error)
@@ -90,11 +92,12 @@ class Images:
             return f'cannot be opened ({error.strerror})'
 
 
-def _decode(name: str, data: bytes) -> None:
-    if name.lower().endswith(SUFFIXES) or data[:4] == b'\x89PNG':
-        decode_rgb(data)
-    elif decode_with_opencv(data) is None:
+def _decode(name: str, data: bytes) -> Size:
+    pixels = decode_rgb(data)[0] if name.lower().endswith(SUFFIXES) or data[:4] == b'\x89PNG' else \
+        decode_with_opencv(data)
+    if pixels is None:
         raise ImageError('cannot be decoded: fetch it again or remove it')
+    return pixels.shape[1], pixels.shape[0]
 
 
 def where(path: str, root_path: str) -> str:

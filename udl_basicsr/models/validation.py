@@ -5,6 +5,7 @@ Built on BasicSR's SRModel, whose faults are mended where they are (file:line of
 import errno
 import inspect
 import math
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -113,8 +114,8 @@ class ValidatedModel(SRModel):
             dist.all_gather_object(gathered, results)
             results = {index: result for part in gathered for index, result in part.items()}
         results = [result for _, result in sorted(results.items())]
-        names = [image for image, _ in results]
-        if twice := sorted({image for image in names if names.count(image) > 1}):  # of sets whose files cannot be seen
+        names = Counter(image for image, _ in results)
+        if twice := [image for image, count in names.items() if count > 1]:  # of sets whose files cannot be seen before
             raise BrokenImageError(f'{name}: several images are called {some(twice)}, and one would take the place of '
                                    'the other in scores and results: rename them')
         self.scores[name] = {image: values for image, values in results if isinstance(values, dict)}
