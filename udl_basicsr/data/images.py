@@ -86,9 +86,8 @@ def read_header(file: BinaryIO) -> tuple[int, int]:
                 warnings.simplefilter('ignore')  # Image.DecompressionBombWarning: our own limit is below
                 image = Image.open(file, formats=_READ_BY_BASICSR)
                 several = getattr(image, 'is_animated', False)
-                orientation = image.getexif().get(ORIENTATION, 1)
-            if orientation == 1:
-                orientation = _orientation(image.info.get('exif', b''))
+                orientations = [image.getexif().get(ORIENTATION, 1), *map(_orientation, _exif_blocks(image))]
+                orientation = next((o for o in orientations if o != 1), 1)
         except Image.DecompressionBombError:
             raise ImageError(f'is larger than {MAX_PIXELS} pixels: cut it into smaller images') from None
         except Exception as error:  # damaged files make Pillow raise almost anything
@@ -149,7 +148,7 @@ def read_png_chunks(file: BinaryIO) -> tuple[bool, int]:
         if kind == b'acTL':
             animated = True
         elif kind == b'eXIf':
-            orientation = _orientation(content)
+            orientation = _orientation(content) if orientation == 1 else orientation
         else:
             room -= _unpacked(kind, content, room)
         if room < 0:
@@ -157,11 +156,17 @@ def read_png_chunks(file: BinaryIO) -> tuple[bool, int]:
     return animated, orientation
 
 
+def _exif_blocks(image: Image.Image) -> list[bytes]:
+    """Those of a JPEG one by one, since it may have several, of which readers take the first, or one that is sound."""
+    return [image.info.get('exif', b''), *(content for name, content in getattr(image, 'applist', ())
+                                           if name == 'APP1' and content[:6] == b'Exif\0\0')]
+
+
 def _orientation(exif: bytes) -> int:
     """As OpenCV reads it, where Pillow gives up: the first entry of that number, whatever its type is said to be."""
     exif = exif.removeprefix(b'Exif\0\0')
-    order = {b'MM': '>', b'II': '<'}.get(exif[:2])
-    if order is None or len(exif) < 8:
+    order = '<' if exif[:2] == b'II' else '>'
+    if len(exif) < 8:
         return 1
     first = struct.unpack_from(f'{order}I', exif, 4)[0]
     count = struct.unpack_from(f'{order}H', exif, first)[0] if first + 2 <= len(exif) else 0

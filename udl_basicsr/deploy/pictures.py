@@ -95,6 +95,8 @@ def read_picture(path: Path) -> Picture:
         header = _header(img, data[:26])
         try:
             img.load()  # of 16-bit images too: OpenCV fills what is missing of a truncated one with black
+            if _described(img, data[:26]).transparent != header.transparent:
+                raise ValueError('its transparent colour stands behind the pixels')
             orientation = img.getexif().get(ORIENTATION, 1)  # Pillow and OpenCV turn TIFFs themselves
         except Exception as error:  # damaged files make Pillow raise almost anything
             raise _damaged(error) from error
