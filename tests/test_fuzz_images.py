@@ -287,12 +287,14 @@ def through_every_door(path: Path, folder: Path) -> Counter:
         val = {**common, 'phase': 'val'}
         sample = result_of(lambda: ValidationImages(build_dataset(val))[0], BrokenImageError, name)
         if sample is None:
+            assert isinstance(known[True], str)  # which --deep finds out before
             became['refused in mid-run'] += 1
         else:
             assert tuple(sample['lq'].shape) == (3, *known[False][::-1])
             became['validated on'] += 1
         train = {**common, 'phase': 'train', 'gt_size': 1, 'use_hflip': False, 'use_rot': False}
-        result_of(lambda: SeededDataset(build_dataset(train), 0)[0, 0], BrokenImageError, name)
+        if result_of(lambda: SeededDataset(build_dataset(train), 0)[0, 0], BrokenImageError, name) is None:
+            assert isinstance(known[True], str)
 
     # prepare_data.py
     record = prepare._inspect(path)

@@ -93,8 +93,10 @@ class Images:
 
 
 def _decode(name: str, data: bytes) -> Size:
-    pixels = decode_rgb(data)[0] if name.lower().endswith(SUFFIXES) or data[:4] == b'\x89PNG' else \
-        decode_with_opencv(data)
+    """Twice where that is possible: OpenCV is what will read it, and Pillow notices more of what is broken."""
+    if name.lower().endswith(SUFFIXES) or data[:4] == b'\x89PNG':
+        decode_rgb(data)
+    pixels = decode_with_opencv(data)
     if pixels is None:
         raise ImageError('cannot be decoded: fetch it again or remove it')
     return pixels.shape[1], pixels.shape[0]
