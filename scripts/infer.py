@@ -21,7 +21,7 @@ import sys
 from udl_basicsr.deploy.export import ExportError
 from udl_basicsr.deploy.infer import InferenceError, carry_out, load_restorer, make_plan
 from udl_basicsr.engine.yaml_files import OptionError
-from udl_basicsr.models.checkpoints import CheckpointError
+from udl_basicsr.models.checkpoints import EMA_FIRST, CheckpointError
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -42,7 +42,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--out', required=True, metavar='FOLDER', help='for the results; folders are kept')
     parser.add_argument('--weights', required=True, metavar='FILE', help='net_g_*.pth or .safetensors')
     parser.add_argument('-opt', metavar='YAML', help="option file with network_g; default: the one in the weights' run")
-    parser.add_argument('--param-key', default='params_ema', metavar='KEY',
+    parser.add_argument('--param-key', default=EMA_FIRST, metavar='KEY',
                         help='entry of the weights; default: params_ema where there is one, else params')
     parser.add_argument('--uncertainty', metavar='FILE',
                         help='net_u_*.pth: also write s, -2 (black) to 6 (white), as <name>_log_scale.png, 16 bits')

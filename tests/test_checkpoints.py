@@ -17,7 +17,7 @@ from basicsr.archs import build_network
 from conftest import photograph
 
 from udl_basicsr.engine import loop
-from udl_basicsr.models.checkpoints import CheckpointError, load_network, read_checkpoint, save_atomic
+from udl_basicsr.models.checkpoints import EMA_FIRST, CheckpointError, load_network, read_checkpoint, save_atomic
 
 EDSR = {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 1, 'upscale': 2}
 
@@ -59,10 +59,11 @@ def test_what_is_saved_is_loaded(tmp_path):
     net, other = network(), network()
     save_atomic({'params': {f'module.{k}': v for k, v in net.state_dict().items()}}, tmp_path / 'net.pth')
     load_network(other, tmp_path / 'net.pth')
-    load_network(other, tmp_path / 'net.pth', 'params_ema')  # falls back to params, as BasicSR does
+    load_network(other, tmp_path / 'net.pth', EMA_FIRST)
     assert all(torch.equal(v, net.state_dict()[k]) for k, v in other.state_dict().items())
-    with pytest.raises(CheckpointError, match="has no 'ema', it has: params"):
-        load_network(other, tmp_path / 'net.pth', 'ema')
+    for key in ('ema', 'params_ema'):
+        with pytest.raises(CheckpointError, match=f"net.pth: has no '{key}', it has: params. Name the right one"):
+            load_network(other, tmp_path / 'net.pth', key)
 
 
 def test_not_strict_keeps_what_does_not_fit(tmp_path):

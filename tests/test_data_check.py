@@ -75,6 +75,16 @@ def test_decompression_bombs(tmp_path, suffix):
             decode_rgb(path.read_bytes())
 
 
+def test_a_side_that_opencv_does_not_read():
+    file = io.BytesIO()
+    Image.new('L', (2**20 + 1, 1)).save(file, 'TIFF')
+    file.seek(0)
+    with pytest.raises(ImageError, match=f'more than the {2**20} a side'):
+        read_header(file)
+    with pytest.raises(ImageError, match=f'more than the {2**20} a side'):
+        read_header(io.BytesIO(png_header(2**20 + 1, 1)))
+
+
 def encoded(*images: Image.Image, kind: str = 'PNG', **options) -> bytes:
     file = io.BytesIO()
     more = {'save_all': True, 'append_images': images[1:]} if images[1:] else {}

@@ -238,7 +238,7 @@ def test_what_is_refused(data, message):
 
 def test_too_many_pixels(monkeypatch):
     monkeypatch.setattr('udl_basicsr.data.images.MAX_PIXELS', 900)
-    with pytest.raises(ImageError, match='larger than the 900 pixels that are read: cut it into smaller images'):
+    with pytest.raises(ImageError, match='larger than the 900 pixels, and 1048576 a side, that are read: cut it'):
         decode_rgb(encode(COLOUR))
 
 

@@ -169,6 +169,31 @@ def test_a_run_whose_validation_breaks_says_so_and_ends(project, monkeypatch):
     assert (project.root / 'experiments/plain/models/net_g_latest.pth').exists()
 
 
+# ----------------------------------------------------------------------------------------------------- which weights
+def test_the_entry_that_the_options_name_is_tested(tested, project, tmp_path, monkeypatch, capsys):
+    """A file with two entries: each is scored as itself, and one that is missing is not replaced by the other."""
+    file = tmp_path / 'net_g.pth'
+    tested()
+    weights = torch.load(file)['params']
+    torch.save({'params': weights, 'params_ema': {k: 0.5 * v for k, v in weights.items()}}, file)
+
+    def score(name: str, *entry: str) -> float:
+        assert run_test(tmp_path, monkeypatch, '--force_yml', f'name={name}', *entry) == 0
+        found = scores.read_scores(tmp_path / 'results' / name)
+        assert found['weights'] == str(file) + (' [params_ema]' if 'path:param_key_g=params_ema' in entry else '')
+        return found['datasets']['tiny']['mean']['psnr']
+
+    ema = score('c', 'path:param_key_g=params_ema')
+    assert score('a') == score('b', 'path:param_key_g=params') != ema
+    torch.save({'params': {k: 0.5 * v for k, v in weights.items()}}, file)
+    assert score('d') == ema
+    capsys.readouterr()
+    assert run_test(tmp_path, monkeypatch, '--force_yml', 'name=e', 'path:param_key_g=params_ema') == 1
+    assert f"{file}: has no 'params_ema', it has: params. Name the right one in path.param_key_" in \
+        capsys.readouterr().err
+    assert not (tmp_path / 'results' / 'e').exists()
+
+
 # ------------------------------------------------------------------------------------------------- images in mid-run
 def images_of_our_own(pairs, tmp_path) -> str:
     shutil.copytree(pairs / 'val', tmp_path / 'val')

@@ -16,12 +16,16 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
+from udl_basicsr.messages import MessageError
+
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp')
 # Refused by name; anything else in a folder (text files, thumbnails' caches) is no image and is passed over.
 OTHER_IMAGE_SUFFIXES = ('.tif', '.tiff', '.gif', '.webp', '.ppm', '.pgm', '.jp2', '.heic', '.avif', '.npy', '.exr')
 ORIENTATION = 0x0112  # EXIF tag
 MAX_PIXELS = 2**27
 """More than any photograph has; a file of a few kilobytes can unpack to any size."""
+MAX_SIDE = 2**20
+"""Pixels a side that OpenCV reads."""
 MAX_TEXT = 2**20
 """Bytes that the compressed texts and colour profile of a PNG may unpack to; Pillow has the same limit for each."""
 _PNG, _PNG_END = b'\x89PNG\r\n\x1a\n\0\0\0\rIHDR', b'\0\0\0\0IEND\xaeB`\x82'
@@ -36,7 +40,7 @@ class ImageError(ValueError):
     """An image that cannot be used; the message says why and what to do, and leaves the file's name to the caller."""
 
 
-class BrokenImageError(RuntimeError):
+class BrokenImageError(MessageError):
     """An image that cannot be read or used in mid-run, though it seemed so when the run began; the message names it."""
 
 
@@ -82,7 +86,8 @@ def read_header(file: BinaryIO) -> tuple[int, int]:
                 warnings.simplefilter('ignore')  # Image.DecompressionBombWarning: our own limit is below
                 image = Image.open(file, formats=_READ_BY_BASICSR)
                 several = getattr(image, 'is_animated', False)
-                orientation = image.getexif().get(ORIENTATION, 1)
+                orientations = [image.getexif().get(ORIENTATION, 1), *map(_orientation, _exif_blocks(image))]
+                orientation = next((o for o in orientations if o != 1), 1)
         except Image.DecompressionBombError:
             raise ImageError(f'is larger than {MAX_PIXELS} pixels: cut it into smaller images') from None
         except Exception as error:  # damaged files make Pillow raise almost anything
@@ -94,6 +99,9 @@ def read_header(file: BinaryIO) -> tuple[int, int]:
     if width * height > MAX_PIXELS:
         raise ImageError(f'says it has {width}x{height} pixels, more than the {MAX_PIXELS} that are read: cut it into '
                          'smaller images')
+    if max(width, height) > MAX_SIDE:
+        raise ImageError(f'says it has {width}x{height} pixels, more than the {MAX_SIDE} a side that are read: cut it '
+                         'into smaller images')
     if not width or not height:
         raise ImageError(f'says it has {width}x{height} pixels: fetch it again or remove it')
     if several:
@@ -123,13 +131,16 @@ def read_png_chunks(file: BinaryIO) -> tuple[bool, int]:
         Whether it is an animation, and its EXIF orientation (1: upright).
 
     Raises:
-        ImageError: Its compressed texts and profile unpack to more than MAX_TEXT bytes, and may to a thousand times
-            the file's size; OpenCV would unpack them at every reading.
+        ImageError: It has two headers; or its compressed texts and profile unpack to more than MAX_TEXT bytes, and may
+            to a thousand times the file's size; OpenCV would unpack them at every reading.
     """
-    animated, orientation, room = False, 1, MAX_TEXT
+    animated, orientation, room, headers = False, 1, MAX_TEXT, 0
     file.seek(8)
     while len(start := file.read(8)) == 8:
         length, kind = struct.unpack('>I4s', start)
+        headers += kind == b'IHDR'
+        if headers > 1:  # of which some readers take the first, and some the last
+            raise ImageError('is damaged, it has two headers: fetch it again or remove it')
         if kind not in (b'acTL', b'eXIf', b'zTXt', b'iTXt', b'iCCP'):
             file.seek(length + 4, os.SEEK_CUR)
             continue
@@ -137,7 +148,7 @@ def read_png_chunks(file: BinaryIO) -> tuple[bool, int]:
         if kind == b'acTL':
             animated = True
         elif kind == b'eXIf':
-            orientation = _orientation(content)
+            orientation = _orientation(content) if orientation == 1 else orientation
         else:
             room -= _unpacked(kind, content, room)
         if room < 0:
@@ -145,13 +156,25 @@ def read_png_chunks(file: BinaryIO) -> tuple[bool, int]:
     return animated, orientation
 
 
-def _orientation(data: bytes) -> int:
-    exif = Image.Exif()
-    try:
-        exif.load(data)
-        return exif.get(ORIENTATION, 1)
-    except Exception:  # Pillow raises almost anything; what it cannot read turns no image
+def _exif_blocks(image: Image.Image) -> list[bytes]:
+    """Those of a JPEG one by one, since it may have several, of which readers take the first, or one that is sound."""
+    return [image.info.get('exif', b''), *(content for name, content in getattr(image, 'applist', ())
+                                           if name == 'APP1' and content[:6] == b'Exif\0\0')]
+
+
+def _orientation(exif: bytes) -> int:
+    """As OpenCV reads it, where Pillow gives up: the first entry of that number, whatever its type is said to be."""
+    exif = exif.removeprefix(b'Exif\0\0')
+    order = '<' if exif[:2] == b'II' else '>'
+    if len(exif) < 8:
         return 1
+    first = struct.unpack_from(f'{order}I', exif, 4)[0]
+    count = struct.unpack_from(f'{order}H', exif, first)[0] if first + 2 <= len(exif) else 0
+    for entry in range(first + 2, min(first + 2 + 12 * count, len(exif) - 9), 12):
+        tag, value = struct.unpack_from(f'{order}H6xH', exif, entry)
+        if tag == ORIENTATION:
+            return value if 1 <= value <= 8 else 1
+    return 1
 
 
 def _unpacked(kind: bytes, content: bytes, most: int) -> int:
@@ -192,13 +215,14 @@ def decode_rgb(data: bytes) -> tuple[np.ndarray, list[str]]:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # of DecompressionBombWarning our own limit is below
             img = Image.open(io.BytesIO(data), formats=('PNG', 'JPEG', 'BMP'))
-            if img.width * img.height > MAX_PIXELS:
+            if img.width * img.height > MAX_PIXELS or max(img.size) > MAX_SIDE:
                 raise Image.DecompressionBombError
             several = getattr(img, 'is_animated', False)
             img.load()
             orientation = img.getexif().get(ORIENTATION, 1)
     except Image.DecompressionBombError as error:
-        raise ImageError(f'is larger than the {MAX_PIXELS} pixels that are read: cut it into smaller images') from error
+        raise ImageError(f'is larger than the {MAX_PIXELS} pixels, and {MAX_SIDE} a side, that are read: cut it into '
+                         'smaller images') from error
     except Exception as error:  # damaged files make Pillow raise almost anything: OSError, SyntaxError, struct.error
         raise ImageError('cannot be read as PNG, JPEG or BMP, it is damaged, truncated or something else '
                          f'({str(error).partition("<")[0].strip()}): fetch it again or remove it') from error
@@ -228,7 +252,7 @@ def decode_rgb(data: bytes) -> tuple[np.ndarray, list[str]]:
 def _decode_16_bit(data: bytes, plain: bool) -> tuple[np.ndarray, list[str]]:
     if not plain:
         raise ImageError('is a 16-bit PNG with an EXIF orientation or a transparent colour: save it without')
-    deep = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    deep = decode_with_opencv(data, cv2.IMREAD_UNCHANGED)
     if deep is None or deep.dtype != np.uint16:
         raise ImageError('is a 16-bit PNG that OpenCV cannot read: save it with 8 bits per channel')
     notes = ['16 bits rounded to 8']
@@ -239,6 +263,14 @@ def _decode_16_bit(data: bytes, plain: bool) -> tuple[np.ndarray, list[str]]:
         _refuse_transparency(deep[..., 3], 65535)
         notes.append('opaque alpha channel dropped')
     return ((deep[..., 2::-1].astype(np.uint32) + 128) // 257).astype(np.uint8), notes
+
+
+def decode_with_opencv(data: bytes, flags: int = cv2.IMREAD_COLOR) -> np.ndarray | None:
+    """``cv2.imdecode``, and None also for what it raises an error for, in one version or another."""
+    try:
+        return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error:
+        return None
 
 
 def _refuse_transparency(alpha: np.ndarray, opaque: int) -> None:

@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 import torch
 from basicsr.data import build_dataset as build_basicsr_dataset
+from basicsr.data.paired_image_dataset import PairedImageDataset
 from basicsr.data.prefetch_dataloader import CPUPrefetcher, CUDAPrefetcher, PrefetchDataLoader
 from basicsr.utils import get_root_logger
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -74,25 +75,35 @@ class ValidationImages(Dataset):
 
     def __getitem__(self, index: int):
         try:
-            self._look_at(index)
-            return self.dataset[index]
+            sizes = self._look_at(index)
+            sample = self.dataset[index]
+            path = sample.get('lq_path') if isinstance(self.dataset, PairedImageDataset) else None
+            if path in sizes and (got := tuple(sample['lq'].shape[:0:-1])) != sizes[path]:
+                raise ImageError(f'{path}: is damaged, its header says {sizes[path]} pixels and it has {got}')
+            return sample
         except ImageError as error:
             problem = str(error)
         except Exception as error:  # OpenCV and the backends raise almost anything
             problem = _problem(self.dataset, index, error, 'validation')
         raise BrokenImageError(f'{problem}. Put it right; training goes on with --auto_resume, a test is started anew')
 
-    def _look_at(self, index: int) -> None:
-        """What was looked at when the run began, once more: OpenCV hands out what is left of a file that is cut off."""
+    def _look_at(self, index: int) -> dict[str, tuple[int, int]]:
+        """What was looked at when the run began, once more: OpenCV hands out what is left of a file that is cut off.
+
+        Returns:
+            dict: (width, height) of each file.
+        """
         paths, backend = getattr(self.dataset, 'paths', None), self.opt.get('io_backend') or {}
         if not isinstance(paths, list) or backend.get('type') != 'disk':
-            return
+            return {}
+        sizes = {}
         for path in paths[index].values() if isinstance(paths[index], dict) else [paths[index]]:
             with open(path, 'rb') as file:
                 try:
-                    read_header(file)
+                    sizes[path] = read_header(file)
                 except ImageError as error:
                     raise ImageError(f'{path}: {error}') from error
+        return sizes
 
 
 class SeededDataset(Dataset):

@@ -23,7 +23,7 @@ from udl_basicsr.engine.checks import lookup
 from udl_basicsr.engine.consistency import check_networks
 from udl_basicsr.engine.yaml_files import load_yaml, read_block
 from udl_basicsr.messages import MessageError
-from udl_basicsr.models.checkpoints import check_fit, network_weights, safetensors_metadata
+from udl_basicsr.models.checkpoints import ParamKey, check_fit, network_weights, safetensors_metadata
 
 OPSET = 18
 TOLERANCE = 1e-5  # of a pixel in [0, 1]
@@ -130,7 +130,7 @@ def _blocks(options: dict) -> dict:
     return found if isinstance(found.get('network_g', {}).get('type'), str) else {}
 
 
-def build_loaded(path: str | Path, blocks: dict, param_key: str | None, label: str = 'g') -> nn.Module:
+def build_loaded(path: str | Path, blocks: dict, param_key: ParamKey, label: str = 'g') -> nn.Module:
     """The network of ``blocks[f'network_{label}']`` with the weights of a file, in evaluation mode, float32, CPU.
 
     It takes no more memory than the file has weights: it is built only when they are found to fit.

@@ -22,6 +22,7 @@ from udl_basicsr.data.images import ImageError, write_atomically
 from udl_basicsr.messages import one_line
 from udl_basicsr.models import inference
 from udl_basicsr.models.background import Background, read_ahead
+from udl_basicsr.models.checkpoints import EMA_FIRST, ParamKey
 from udl_basicsr.models.visuals import encode_log_scale
 
 from .export import ExportError, build_loaded, find_options
@@ -336,7 +337,7 @@ class Restorer:
 
 
 def load_restorer(weights: str | Path, *, opt: str | Path | None = None, uncertainty: str | Path | None = None,
-                  param_key: str = 'params_ema', device: str = 'auto', **options) -> Restorer:
+                  param_key: ParamKey = EMA_FIRST, device: str = 'auto', **options) -> Restorer:
     """Builds the networks that checkpoints belong to.
 
     Args:
@@ -344,7 +345,7 @@ def load_restorer(weights: str | Path, *, opt: str | Path | None = None, uncerta
         opt: The option file with ``network_g``, and ``network_u`` for ``uncertainty``. None finds those of each
             checkpoint's run, see :func:`find_options`.
         uncertainty: ``net_u_*``.
-        param_key: Entry of ``weights``; ``params_ema`` falls back to ``params``.
+        param_key: Entry of ``weights``, see :func:`~udl_basicsr.models.checkpoints.network_weights`.
         device: ``auto``, ``cpu`` or ``cuda``.
         **options: ``tile``, ``overlap``, ``self_ensemble``, ``amp`` of :class:`Restorer`.
 

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from udl_basicsr.data.images import ORIENTATION, ImageError, read_png_chunks
+from udl_basicsr.data.images import ORIENTATION, ImageError, decode_with_opencv, read_png_chunks
 
 # Pillow's formats, MPO being what many cameras write as .jpg, and the ending that ours get.
 FORMATS = {'PNG': '.png', 'JPEG': '.jpg', 'MPO': '.jpg', 'BMP': '.bmp', 'TIFF': '.tif', 'WEBP': '.webp'}
@@ -95,6 +95,8 @@ def read_picture(path: Path) -> Picture:
         header = _header(img, data[:26])
         try:
             img.load()  # of 16-bit images too: OpenCV fills what is missing of a truncated one with black
+            if _described(img, data[:26]).transparent != header.transparent:
+                raise ValueError('its transparent colour stands behind the pixels')
             orientation = img.getexif().get(ORIENTATION, 1)  # Pillow and OpenCV turn TIFFs themselves
         except Exception as error:  # damaged files make Pillow raise almost anything
             raise _damaged(error) from error
@@ -189,7 +191,7 @@ def _described(img: Image.Image, start: bytes) -> Header:
 
 def _decode_16_bit(data: bytes, img: Image.Image) -> np.ndarray:
     """(H, W, 1 to 4): gray or RGB, and alpha where ``img``, the same file as Pillow sees it, has some."""
-    deep = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    deep = decode_with_opencv(data, cv2.IMREAD_UNCHANGED)
     if deep is None or deep.dtype != np.uint16:
         raise ImageError('is a 16-bit image that OpenCV cannot read: save it as a PNG')
     deep = np.atleast_3d(deep)

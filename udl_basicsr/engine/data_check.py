@@ -14,12 +14,10 @@ from os import path as osp
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import BinaryIO, NamedTuple
 
-import cv2
-import numpy as np
 from basicsr.data.paired_image_dataset import PairedImageDataset
 from tqdm import tqdm
 
-from udl_basicsr.data.images import SUFFIXES, ImageError, decode_rgb, read_header, same_names
+from udl_basicsr.data.images import SUFFIXES, ImageError, decode_rgb, decode_with_opencv, read_header, same_names
 from udl_basicsr.data.in_memory import processes_here, why_too_large
 from udl_basicsr.data.uncertainty_cache import AUTO, why_no_folder
 from udl_basicsr.metrics import calculate_lpips
@@ -84,7 +82,9 @@ class Images:
                 size = read_header(file)
                 if self.deep:
                     file.seek(0)
-                    _decode(name, file.read())
+                    if (decoded := _decode(name, file.read())) != size:
+                        raise ImageError(f'is damaged, its header says {size[0]}x{size[1]} and its pixels are '
+                                         f'{decoded[0]}x{decoded[1]}: fetch it again or remove it')
                 return size
         except ImageError as error:
             return str(error)
@@ -92,11 +92,14 @@ class Images:
             return f'cannot be opened ({error.strerror})'
 
 
-def _decode(name: str, data: bytes) -> None:
+def _decode(name: str, data: bytes) -> Size:
+    """Twice where that is possible: OpenCV is what will read it, and Pillow notices more of what is broken."""
     if name.lower().endswith(SUFFIXES) or data[:4] == b'\x89PNG':
         decode_rgb(data)
-    elif cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) is None:
+    pixels = decode_with_opencv(data)
+    if pixels is None:
         raise ImageError('cannot be decoded: fetch it again or remove it')
+    return pixels.shape[1], pixels.shape[0]
 
 
 def where(path: str, root_path: str) -> str:

@@ -185,12 +185,18 @@ def _scores(model, opt: dict) -> dict:
         'name': opt['name'],
         'scale': opt['scale'],
         'network': opt['network_g']['type'],
-        'weights': str(opt['path'].get('pretrain_network_g')),
+        'weights': _weights(opt['path']),
         'protocol': protocol_sentence(metrics, opt['scale'], opt['val'].get('rounded', True)),
         'datasets': {name: {'images': images, 'mean': mean_scores(images)} for name, images in model.scores.items()
                      if images and metrics},
         'versions': _versions(),
     }
+
+
+def _weights(path: dict) -> str:
+    """Which were tested; the entry of the file too where it is not the usual one."""
+    key = path.get('param_key_g', 'params')
+    return str(path.get('pretrain_network_g')) + (f' [{key}]' if key not in ('params', None) else '')
 
 
 def _versions() -> dict:

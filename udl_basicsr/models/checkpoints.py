@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 from udl_basicsr.messages import MessageError, first_line, one_line, some
 
+ParamKey = str | tuple[str, ...] | None
+EMA_FIRST = ('params_ema', 'params')
+"""Entries of a network's file: the running mean of its weights where there is one."""
 _ORDINARY = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool, torch.uint8, torch.int8,
              torch.int16, torch.int32, torch.int64}
 
@@ -188,10 +191,11 @@ def why_no_tensor(value: Any) -> str:
     return ''
 
 
-def network_weights(path: str | Path, param_key: str | None = 'params') -> dict[str, Tensor]:
-    """The weights under ``param_key``; ``params`` where the key is ``params_ema`` and the file has none.
+def network_weights(path: str | Path, param_key: ParamKey = 'params') -> dict[str, Tensor]:
+    """The weights under ``param_key``, or under the first of several that the file has.
 
-    ``param_key=None`` takes the file's top level. DDP's ``module.`` is removed.
+    ``param_key=None`` takes the file's top level. DDP's ``module.`` is removed. BasicSR takes ``params`` where
+    ``params_ema`` is missing (base_model.py:287), so that a test could score another network than it was told to.
 
     Raises:
         CheckpointError: As :func:`read_checkpoint` and :func:`check_weights`; no such entry; or two keys that differ by
@@ -201,8 +205,8 @@ def network_weights(path: str | Path, param_key: str | None = 'params') -> dict[
     if Path(path).suffix == '.safetensors':
         param_key = 'params'  # it has one set of weights, whatever that was called before
     if param_key is not None:
-        if param_key not in content and param_key == 'params_ema':
-            param_key = 'params'
+        if isinstance(param_key, tuple):
+            param_key = next((key for key in param_key if key in content), param_key[-1])
         if param_key not in content:
             raise CheckpointError(f"{path}: has no '{param_key}', it has: {some(content)}. "
                                   'Name the right one in path.param_key_*')
@@ -215,7 +219,7 @@ def network_weights(path: str | Path, param_key: str | None = 'params') -> dict[
     return weights
 
 
-def load_network(network: nn.Module, path: str | Path, param_key: str | None = 'params', strict: bool = True) -> None:
+def load_network(network: nn.Module, path: str | Path, param_key: ParamKey = 'params', strict: bool = True) -> None:
     """Loads a network, or says in what the checkpoint differs from it.
 
     With ``strict=False`` weights that are absent or of another shape are left as they are.

@@ -23,7 +23,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from udl_basicsr.archs import UncertaintyNet
 
-from .checkpoints import CheckpointError, load_network, save_atomic
+from .checkpoints import EMA_FIRST, CheckpointError, ParamKey, load_network, save_atomic
 from .validation import ValidatedModel
 
 _AMP_DTYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16}
@@ -109,14 +109,15 @@ class StepModel(ValidatedModel):
 
     # ------------------------------------------------------------------ set-up
 
-    def load_pretrained(self, network: nn.Module, label: str, param_key: str | None = None) -> None:
+    def load_pretrained(self, network: nn.Module, label: str, param_key: ParamKey = None) -> None:
         """Loads ``path.pretrain_network_<label>`` if given, strictly unless ``path.strict_load_<label>`` is false."""
         path_opt = self.opt['path']
         path = path_opt.get(f'pretrain_network_{label}')
         if path is None:
             return
         param_key = param_key or path_opt.get(f'param_key_{label}', 'params')
-        get_root_logger().info(f'Loading {type(network).__name__} from {path} [{param_key}].')
+        entry = ' or '.join(param_key) if isinstance(param_key, tuple) else param_key
+        get_root_logger().info(f'Loading {type(network).__name__} from {path} [{entry}].')
         load_network(network, path, param_key, path_opt.get(f'strict_load_{label}', True))
 
     def model_to_device(self, net: nn.Module) -> nn.Module:
@@ -146,7 +147,7 @@ class StepModel(ValidatedModel):
             self.net_g_ema = build_network(self.opt['network_g']).to(self.device)
             self.net_g_ema.load_state_dict(self.net_g.state_dict())
             self.net_g_ema.eval().requires_grad_(False)
-            self.load_pretrained(self.net_g_ema, 'g', 'params_ema')
+            self.load_pretrained(self.net_g_ema, 'g', EMA_FIRST)
         self.criteria = {
             key: _build_loss(key, block).to(self.device)
             for key, block in train_opt.items() if key.endswith('_opt') and block

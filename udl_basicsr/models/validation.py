@@ -5,6 +5,7 @@ Built on BasicSR's SRModel, whose faults are mended where they are (file:line of
 import errno
 import inspect
 import math
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from torch.utils.data import default_collate
 from tqdm import tqdm
 
 from udl_basicsr.data.images import BrokenImageError
+from udl_basicsr.messages import some
 from udl_basicsr.metrics.fidelity import Fidelity
 
 from . import inference
@@ -112,9 +114,9 @@ class ValidatedModel(SRModel):
             dist.all_gather_object(gathered, results)
             results = {index: result for part in gathered for index, result in part.items()}
         results = [result for _, result in sorted(results.items())]
-        names = [image for image, _ in results]
-        if twice := sorted({image for image in names if names.count(image) > 1}):  # of sets whose files cannot be seen
-            raise BrokenImageError(f'{name}: several images are called {shown(twice)}, and one would take the place of '
+        names = Counter(image for image, _ in results)
+        if twice := [image for image, count in names.items() if count > 1]:  # of sets whose files cannot be seen before
+            raise BrokenImageError(f'{name}: several images are called {some(twice)}, and one would take the place of '
                                    'the other in scores and results: rename them')
         self.scores[name] = {image: values for image, values in results if isinstance(values, dict)}
         for what in ('output', 'uncertainty'):
@@ -141,7 +143,7 @@ class ValidatedModel(SRModel):
         network = type(getattr(self, f'net_{label}', self)).__name__
         weights = self.opt['path'].get(f'pretrain_network_{label}')
         problem = (f'{dataset}: the {what} of {network} is not finite for {len(images)} of {count} images '
-                   f'({shown(images)})')
+                   f'({some(images)})')
         if self.is_train:
             get_root_logger().warning(
                 f'{problem} at iteration {current_iter}. This validation has no means and no best. If it stays so, '
@@ -158,7 +160,7 @@ class ValidatedModel(SRModel):
             odd = [image for image, values in scores.items() if not math.isfinite(values[metric])]
             if odd and self.is_train:
                 get_root_logger().warning(
-                    f'{dataset}: {metric} is {scores[odd[0]][metric]} for {len(odd)} of {count} images ({shown(odd)}) '
+                    f'{dataset}: {metric} is {scores[odd[0]][metric]} for {len(odd)} of {count} images ({some(odd)}) '
                     f'at iteration {current_iter}: it has no mean and no best in this validation')
             elif not odd and len(scores) == count:
                 means[metric] = float(np.mean([values[metric] for values in scores.values()]))
@@ -228,11 +230,6 @@ class ValidatedModel(SRModel):
             if best['iter'] == current_iter:
                 get_root_logger().info(f'Best {rule["metric"]} on {dataset} so far: {best["val"]:.4f}. Saved as best.')
                 self.save_networks('best')
-
-
-def shown(names: list[str], most: int = 5) -> str:
-    """Names for a message: a few, and how many there are besides."""
-    return ', '.join(names[:most]) + (f' and {len(names) - most} more' if len(names) > most else '')
 
 
 def _wants_log_scale(block: dict) -> bool:
