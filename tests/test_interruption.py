@@ -1,4 +1,5 @@
 """Runs that are stopped, broken or doubled: nothing is lost, and what happened is said."""
+import multiprocessing
 import os
 import re
 import shutil
@@ -6,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from conftest import assert_same_weights
 
 from udl_basicsr.data.images import BrokenImageError
 from udl_basicsr.engine import cli, loop, run_folder, stages
+from udl_basicsr.engine.history import read_history
 from udl_basicsr.engine.interrupt import EXIT_INTERRUPTED, Interrupted, Interrupts
 from udl_basicsr.models.checkpoints import CheckpointError
 from udl_basicsr.models.step import StepModel
@@ -47,7 +50,56 @@ def at_iteration(monkeypatch):
     monkeypatch.undo()
 
 
+class Child:
+    """A command line in a process of its own, forked: what the test has patched is patched there too."""
+
+    def __init__(self, project, *argv, is_train=True, sigint=signal.default_int_handler):
+        self.output = project.root / 'output.txt'
+        self.process = multiprocessing.get_context('fork').Process(
+            target=self._run, args=(project.root, argv, is_train, sigint))
+        self.process.start()
+
+    def _run(self, root, argv, is_train, sigint):
+        with open(self.output, 'w') as file:
+            for number in (1, 2):
+                os.dup2(file.fileno(), number)
+        signal.signal(signal.SIGINT, sigint)  # pytest itself may have been started with SIGINT ignored
+        sys.stdout, sys.stderr = (os.fdopen(number, 'w', 1, closefd=False) for number in (1, 2))
+        sys.argv = ['train.py', *argv]
+        sys.exit(cli.run(stages.train if is_train else lambda parsed, _: loop.test(parsed), is_train, root))
+
+    def wait_for(self, file):
+        end = time.monotonic() + 100
+        while not file.exists():
+            assert self.process.is_alive(), self.text()
+            assert time.monotonic() < end, self.text()
+            time.sleep(0.01)
+        file.unlink()
+
+    def stop(self, number) -> int:
+        """Sends a signal; returns the exit status."""
+        os.kill(self.process.pid, number)
+        return self.wait()
+
+    def wait(self) -> int:
+        self.process.join(100)
+        if self.process.is_alive():
+            self.process.kill()
+        return self.process.exitcode
+
+    def text(self) -> str:
+        return self.output.read_text()
+
+
 # ------------------------------------------------------------------------------------------------------------- signals
+
+
+@pytest.fixture(autouse=True)
+def _ctrl_c():
+    """As in a terminal; where the tests were started with ``nohup ... &``, Ctrl-C is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize('workers', [0, 2])
@@ -74,6 +126,26 @@ def test_a_second_signal_is_not_kept():
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_command_that_ignores_ctrl_c_stops_on_sigterm(project, monkeypatch):
+    """As `nohup python train.py ... &` starts it."""
+    step, there = StepModel.optimize_parameters, project.root / 'there'
+
+    def slow(self, current_iter):
+        there.touch()
+        time.sleep(0.05)
+        step(self, current_iter)
+
+    monkeypatch.setattr(StepModel, 'optimize_parameters', slow)
+    run = Child(project, '-opt', str(project.root / 'plain.yml'), '--force_yml', 'train:total_iter=10000', 'val=~',
+                sigint=signal.SIG_IGN)
+    run.wait_for(there)
+    os.kill(run.process.pid, signal.SIGINT)
+    for _ in range(3):
+        run.wait_for(there)  # it trains on
+    assert run.stop(signal.SIGTERM) == EXIT_INTERRUPTED
+    assert 'Stopped by SIGTERM after iteration' in run.text()
 
 
 def test_exit_statuses_of_the_command_line(project, at_iteration, monkeypatch, capsys):
@@ -143,25 +215,40 @@ def test_what_changed_since_the_state_was_saved_is_said(project):
     assert resumed == {'manual_seed': drawn, 'world_size': 1, 'images': 6, 'batch_size': 2}
 
 
-def test_a_run_that_dies_in_its_last_validation_has_not_ended(project, monkeypatch):
-    validate = loop._validate
+@pytest.mark.parametrize('val_freq', [1000, 3])
+@pytest.mark.parametrize(('number', 'status'), [
+    (signal.SIGTERM, EXIT_INTERRUPTED), (signal.SIGINT, EXIT_INTERRUPTED), (signal.SIGKILL, -signal.SIGKILL)])
+def test_nothing_is_lost_in_the_last_validation(project, monkeypatch, number, status, val_freq):
+    """It may take hours, on data sets of large images; and a run that was stopped there has not ended."""
+    force = ('train:total_iter=6', f'val:val_freq={val_freq}', 'logger:save_checkpoint_freq=5000',
+             'val:save_best={metric: psnr, dataset: val}')
+    measure, there = StepModel._measure, project.root / 'there'
 
-    def dies_at_the_end(model, loaders, iteration, *args):
-        if iteration == 6:
-            raise KeyboardInterrupt
-        validate(model, loaders, iteration, *args)
+    def slow(self, *args):
+        if (run_of(project, 'plain') / 'training_states' / '6.state').exists():
+            there.touch()
+            time.sleep(100)
+        return measure(self, *args)
 
-    monkeypatch.setattr(loop, '_validate', dies_at_the_end)
-    rule = 'val:save_best={metric: psnr, dataset: val}'
-    with pytest.raises(KeyboardInterrupt):
-        train(project, 'plain', 'train:total_iter=6', rule)
+    monkeypatch.setattr(StepModel, '_measure', slow)
+    run = Child(project, '-opt', str(project.root / 'plain.yml'), '--force_yml', *force)
+    run.wait_for(there)
+    assert run.stop(number) == status
+    if status == EXIT_INTERRUPTED:
+        assert 'after iteration 6 of 6, which is saved; the last validation is still to be done' in run.text()
     models = run_of(project, 'plain') / 'models'
     assert not (models / 'net_g_latest.pth').exists()  # or the next stage would take it for done
+
     monkeypatch.undo()
-    train(project, 'plain', 'train:total_iter=6', rule, auto_resume=True)
-    train(project, 'plain', 'train:total_iter=6', rule, 'name=whole')
-    for label in ('best', 'latest'):
+    train(project, 'plain', *force, auto_resume=True)
+    train(project, 'plain', *force, 'name=whole')
+    for label in ('best', 'latest', '6'):
         assert_same_weights(project.weights('plain', label), project.weights('whole', label))
+    states = [run_of(project, name) / 'training_states' / '6.state' for name in ('plain', 'whole')]
+    resumed, whole = (torch.load(state, weights_only=True) for state in states)
+    assert resumed['best_metric_results'] == whole['best_metric_results']
+    history, straight = (read_history(run_of(project, name) / 'history.jsonl') for name in ('plain', 'whole'))
+    assert history == straight
 
 
 def test_two_runs_of_one_name(project):

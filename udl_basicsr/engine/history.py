@@ -29,10 +29,13 @@ class History:
         path (Path): The file, whose folder exists.
         start_iter (int): Iterations already done; what the file tells of later ones is dropped.
         head (dict): First line of a new file.
+        validates_again (bool): The validation of ``start_iter`` is done again; what the file has of it is dropped too.
     """
 
-    def __init__(self, path: Path, start_iter: int, head: dict):
+    def __init__(self, path: Path, start_iter: int, head: dict, validates_again: bool = False):
         kept = [line for line in read_history(path) if line.get('iter', 0) <= start_iter] if start_iter else []
+        if validates_again:
+            kept = [line for line in kept if not ('dataset' in line and line.get('iter') == start_iter)]
         aside = path.with_name(f'.{path.name}.part')
         aside.write_text(''.join(_line(entry) for entry in kept or [head]), encoding='utf-8')
         os.replace(aside, path)
