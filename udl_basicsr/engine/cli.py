@@ -16,7 +16,7 @@ from udl_basicsr.models.checkpoints import CheckpointError
 from .compat import LaunchError, init_dist
 from .interrupt import EXIT_INTERRUPTED, Interrupted
 from .options import OptionError, load_yaml, parse_options
-from .run_folder import RunBusyError
+from .run_folder import EXIT_BUSY, RunBusyError
 from .trials import forbid_pickles
 
 _NOT_WRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
@@ -32,9 +32,9 @@ def run(action: Callable[..., None], is_train: bool, root_path: Path | None = No
         does (str): What the command does, for its help; by default that it trains or tests.
 
     Returns:
-        int: Exit status: 0, 1 when a run failed in a way that is understood, 2 when its options are wrong, 75 when it
-            was interrupted and has saved its state. Any other failure is raised, and ends the process with a
-            traceback and status 1.
+        int: Exit status: 0, 1 when a run failed in a way that is understood, 2 when its options are wrong, 69 when
+            another process trains it, 75 when it was interrupted and has saved its state. Any other failure is raised,
+            and ends the process with a traceback and status 1.
     """
     parser = argparse.ArgumentParser(description=does or ('Train.' if is_train else 'Test.'))
     parser.add_argument('-opt', required=True, metavar='FILE', help='option file (YAML)')
@@ -68,7 +68,10 @@ def run(action: Callable[..., None], is_train: bool, root_path: Path | None = No
     except BrokenImageError as error:  # met by one rank alone, whichever it is
         print(_own_words(error), file=sys.stderr, flush=True)
         return 1
-    except (CheckpointError, FloatingPointError, RunBusyError) as error:
+    except RunBusyError as error:
+        _say(f'{error}')
+        return EXIT_BUSY
+    except (CheckpointError, FloatingPointError) as error:
         _say(f'{type(error).__name__}: {_own_words(error)}')
         return 1
     except OSError as error:  # of any rank

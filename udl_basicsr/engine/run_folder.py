@@ -16,6 +16,8 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
+# BSD's EX_UNAVAILABLE: the run is not at hand for now. Nothing has failed, and it is no use to start it again at once.
+EXIT_BUSY = 69
 _STATE_KEYS = ('iter', 'epoch', 'optimizers', 'schedulers')
 
 
