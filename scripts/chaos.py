@@ -43,6 +43,7 @@ MOMENT, WRITE, LAST, CACHE = 'a moment', 'a write', 'the last validation', 'the 
 AIMS = (MOMENT, WRITE, MOMENT, WRITE, LAST, LAST, CACHE, CACHE, CACHE, MOMENT, WRITE, MOMENT, WRITE, LAST)
 """What the kills of one training are aimed at, in the order in which the two stages come to it."""
 ALL, PARENT = 'all processes', 'the parent alone'
+_OF_THE_MOMENT = {'seconds', 'date', 'peak_memory', 'commit'}  # in records of comparisons
 _ENTRY = 'import sys; from pathlib import Path; from udl_basicsr.train import main; sys.exit(main(Path.cwd()))'
 _BASE = """\
 _base_: {demo}/train_ESU.yml
@@ -385,11 +386,11 @@ def equal(a, b) -> bool:
 
 
 def content(file: Path):
-    """What is compared of a file: all of it, but for how long a run took, and when."""
+    """What is compared of a file: all of it, but for how long a run took, when, and in how much memory."""
     if file.suffix in ('.pth', '.state'):
         return torch.load(file, map_location='cpu', weights_only=True)
     if file.suffix == '.json':
-        return {k: v for k, v in json.loads(file.read_text(encoding='utf-8')).items() if k not in ('seconds', 'date')}
+        return {k: v for k, v in json.loads(file.read_text(encoding='utf-8')).items() if k not in _OF_THE_MOMENT}
     return file.read_bytes()
 
 

@@ -12,6 +12,9 @@ from pathlib import Path
 
 from torch import nn
 
+FIELDS = ('iter', 'dataset', 'initial_weights')
+"""What the lines hold beside losses and metrics, which therefore cannot be called like this."""
+
 
 def weights_digest(network: nn.Module) -> str:
     """A SHA-256 of the names and values of a network's parameters and buffers: equal for equal networks."""
@@ -41,7 +44,7 @@ class History:
         os.replace(aside, path)
         self._path = path
 
-    def add(self, iteration: int, **values: float | str) -> None:
+    def add(self, iteration: int, /, **values: float | str) -> None:
         with open(self._path, 'a', encoding='utf-8') as file:
             file.write(_line({'iter': iteration, **values}))
 

@@ -25,6 +25,7 @@ from typing import Any
 
 FIELDS = {'name': str, 'scale': int, 'network': str, 'weights': str, 'protocol': str, 'datasets': dict,
           'versions': dict}
+CSV_FIELDS = ('dataset', 'image')  # of scores.csv, before the metrics
 LOWER_IS_BETTER = ('lpips', 'dists', 'niqe', 'brisque', 'mae', 'mse', 'rmse', 'nll', 'ause', 'ence', 'calibration',
                    'fid')
 
@@ -233,7 +234,7 @@ def _csv(scores: Mapping) -> str:
     metrics = _all_metrics(scores)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator='\n')
-    writer.writerow(['dataset', 'image', *metrics])
+    writer.writerow([*CSV_FIELDS, *metrics])
     for name, dataset in scores['datasets'].items():
         for image, values in _with_mean(dataset):
             # repr gives back the very same float: the CSV loses nothing against the JSON file.
