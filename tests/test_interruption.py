@@ -53,13 +53,14 @@ def at_iteration(monkeypatch):
 class Child:
     """A command line in a process of its own, forked: what the test has patched is patched there too."""
 
-    def __init__(self, project, *argv, is_train=True, sigint=signal.default_int_handler):
-        self.output = project.root / 'output.txt'
+    def __init__(self, project, *argv, is_train=True, sigint=signal.default_int_handler, **environment):
+        self.output = project.root / f'output_{environment.get("RANK", "")}.txt'
         self.process = multiprocessing.get_context('fork').Process(
-            target=self._run, args=(project.root, argv, is_train, sigint))
+            target=self._run, args=(project.root, argv, is_train, sigint, environment))
         self.process.start()
 
-    def _run(self, root, argv, is_train, sigint):
+    def _run(self, root, argv, is_train, sigint, environment):
+        os.environ.update(environment)
         with open(self.output, 'w') as file:
             for number in (1, 2):
                 os.dup2(file.fileno(), number)
@@ -339,15 +340,97 @@ dist.destroy_process_group()
 """
 
 
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        return str(probe.getsockname()[1])
+
+
+def ranks(project, *argv):
+    """Two processes of one training, as torchrun would start them."""
+    found = {'WORLD_SIZE': '2', 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': free_port(), 'CUDA_VISIBLE_DEVICES': ''}
+    return [Child(project, *argv, '--launcher', 'pytorch', RANK=str(rank), LOCAL_RANK=str(rank), **found)
+            for rank in (0, 1)]
+
+
+def test_every_rank_says_what_is_wrong_with_it(project, monkeypatch):
+    for rank, child in enumerate(ranks(project, '-opt', 'nope.yml')):
+        assert child.wait() == 2
+        assert re.fullmatch(rf'rank {rank}: \S*nope\.yml: cannot read this option file: No such.*\n', child.text())
+    alone = Child(project, '-opt', 'nope.yml', RANK='1')  # no launcher, whatever the environment says
+    assert alone.wait() == 2
+    assert re.fullmatch(r'\S*nope\.yml: cannot read this option file: No such.*\n', alone.text())
+
+    step = StepModel.optimize_parameters
+
+    def breaks(self, current_iter):
+        if self.opt['rank'] == 1:
+            raise BrokenImageError('a.png: cannot be read')
+        step(self, current_iter)
+
+    monkeypatch.setattr(StepModel, 'optimize_parameters', breaks)
+    first, second = ranks(project, '-opt', str(project.root / 'plain.yml'))
+    assert (first.wait(), second.wait()) == (1, 1)
+    assert second.text().splitlines()[-1] == 'rank 1: a.png: cannot be read'
+    assert first.text().splitlines()[-1].startswith('rank 0: another process has ended, and says why: ')
+    assert 'Traceback' not in first.text() + second.text()
+
+
+@pytest.mark.parametrize(('variables', 'message'), [
+    ({'RANK': 'abc'}, "variable RANK: expected an integer from 0 to 1, got 'abc'"),
+    ({'RANK': '2'}, "variable RANK: expected an integer from 0 to 1, got '2'"),
+    ({'RANK': '-1'}, "variable RANK: expected an integer from 0 to 1, got '-1'"),
+    ({'RANK': None}, 'not started by torchrun'),
+    ({'WORLD_SIZE': '0'}, "variable WORLD_SIZE: expected an integer ≥ 1, got '0'"),
+    ({'WORLD_SIZE': None}, 'variable WORLD_SIZE: expected an integer ≥ 1, got none'),
+    ({'LOCAL_RANK': '²'}, "variable LOCAL_RANK: expected an integer ≥ 0, got '²'"),
+    ({'MASTER_PORT': '70000'}, "variable MASTER_PORT: expected an integer from 1 to 65535, got '70000'"),
+    ({'MASTER_PORT': None}, 'variable MASTER_PORT: expected an integer from 1 to 65535, got none'),
+    ({'MASTER_ADDR': '\x1b[2J..'}, 'variable MASTER_ADDR: expected the address of the first process, got'),
+    ({'launcher': 'slurm'}, 'not started by srun'),
+    ({'launcher': 'slurm', 'SLURM_PROCID': '0'}, 'scontrol cannot say which machines'),
+    ({'scontrol': 'exit 3', 'SLURM_PROCID': '0'}, 'scontrol cannot say which machines SLURM_NODELIST=node-[1-2] means'),
+    ({'scontrol': 'echo', 'SLURM_PROCID': '0'}, 'variable SLURM_NTASKS: expected an integer ≥ 1, got none'),
+    ({'scontrol': 'echo a', 'SLURM_PROCID': '2', 'SLURM_NTASKS': '2'}, 'variable SLURM_PROCID: expected an integer '),
+    ({'scontrol': 'echo a', 'SLURM_PROCID': '1', 'SLURM_NTASKS': '2', 'SLURM_LOCALID': 'x'}, 'variable SLURM_LOCALID'),
+    ({'TORCHELASTIC_RESTART_COUNT': 'x'}, 'variable TORCHELASTIC_RESTART_COUNT: expected an integer ≥ 0'),
+])
+def test_variables_of_the_launcher_are_checked(project, monkeypatch, capsys, variables, message):
+    given = {'RANK': '0', 'WORLD_SIZE': '2', 'LOCAL_RANK': '0', 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': '29500',
+             'SLURM_NODELIST': 'node-[1-2]', **variables}
+    launcher = given.pop('launcher', 'slurm' if 'scontrol' in given else 'pytorch')
+    if script := given.pop('scontrol', None):
+        (project.root / 'scontrol').write_text(f'#!/bin/sh\n{script}\n')
+        (project.root / 'scontrol').chmod(0o755)
+        monkeypatch.setenv('PATH', str(project.root), prepend=os.pathsep)
+    for name, value in given.items():
+        monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, 'argv', ['train.py', '-opt', str(project.root / 'plain.yml'), '--launcher', launcher])
+    assert cli.run(stages.train, is_train=True, root_path=project.root) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count('\n') == 1
+    assert said[:-1].isprintable()
+
+
+def test_processes_that_do_not_meet_say_so(project):
+    with socket.socket() as other:  # of another program, on the port that was meant for the first process
+        other.bind(('127.0.0.1', 0))
+        other.listen()
+        port = other.getsockname()[1]
+        child = Child(project, '-opt', str(project.root / 'plain.yml'), '--launcher', 'pytorch', RANK='0',
+                      WORLD_SIZE='1', LOCAL_RANK='0', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+        assert child.wait() == 2
+    assert f'rank 0: the 1 processes do not find one another at 127.0.0.1, port {port}: ' in child.text()
+    assert 'Traceback' not in child.text()
+
+
 def test_all_ranks_leave_out_the_same_step(project):
     script = project.root / 'ranks.py'
     script.write_text(_TWO_RANKS)
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        free_port = probe.getsockname()[1]
     done = subprocess.run(
-        [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', f'--master_port={free_port}', str(script),
-         str(project.root / 'plain.yml'), str(project.root)],
+        [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', f'--master_port={free_port()}',
+         str(script), str(project.root / 'plain.yml'), str(project.root)],
         capture_output=True, text=True, timeout=240, env={**os.environ, 'OMP_NUM_THREADS': '1'})
     assert done.returncode == 0, done.stderr[-3000:]
     for rank in (0, 1):
