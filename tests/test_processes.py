@@ -232,7 +232,7 @@ def test_a_folder_that_cannot_be_written_is_named(project, monkeypatch, capsys, 
 
     monkeypatch.setattr(Path, 'mkdir', refuse)
     assert command_line(project, monkeypatch) == 1
-    assert re.search(rf'experiments/plain/visualization: {os.strerror(number)}\. What was saved before is kept\. Free '
+    assert re.search(rf'experiments/plain: {os.strerror(number)}\. What was saved before is kept\. Free '
                      'some space or check the permissions, then go on with --auto_resume', capsys.readouterr().err)
 
 
