@@ -59,8 +59,11 @@ def read_history(path: Path) -> list[dict]:
 
 
 def _entries(path: Path) -> Iterator[dict]:
-    for line in path.read_text(encoding='utf-8').splitlines():
+    for line in path.read_text(encoding='utf-8', errors='replace').splitlines():
         try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
+            entry = json.loads(line)
+        except (ValueError, RecursionError):
             return
+        if not isinstance(entry, dict) or not isinstance(entry.get('iter', 0), int):
+            return
+        yield entry

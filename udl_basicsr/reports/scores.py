@@ -23,6 +23,8 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+from .json_files import JsonError, read_json
+
 FIELDS = {'name': str, 'scale': int, 'network': str, 'weights': str, 'protocol': str, 'datasets': dict,
           'versions': dict}
 CSV_FIELDS = ('dataset', 'image')  # of scores.csv, before the metrics
@@ -301,7 +303,7 @@ def read_scores(path: str | Path) -> dict:
         raise FileNotFoundError(f'No scores at {file}. Test the network first: '
                                 f'python udl_basicsr/test.py -opt <test.yml> writes results/<name>/scores.json.')
     try:
-        scores = json.loads(file.read_text(encoding='utf-8'))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        scores = read_json(file)
+    except JsonError as error:
         raise ScoresError(f'{file} is no JSON file ({error}). Run the test again.') from error
     return check_scores(scores, str(file))
