@@ -15,9 +15,10 @@ import torch
 from conftest import assert_same_weights
 
 from udl_basicsr.data.images import BrokenImageError
-from udl_basicsr.engine import cli, loop, run_folder, stages
+from udl_basicsr.engine import cli, loop, options, run_folder, stages
 from udl_basicsr.engine.history import read_history
 from udl_basicsr.engine.interrupt import EXIT_INTERRUPTED, Interrupted, Interrupts
+from udl_basicsr.engine.options import OptionError
 from udl_basicsr.models.checkpoints import CheckpointError
 from udl_basicsr.models.step import StepModel
 
@@ -149,6 +150,35 @@ def test_a_command_that_ignores_ctrl_c_stops_on_sigterm(project, monkeypatch):
     assert 'Stopped by SIGTERM after iteration' in run.text()
 
 
+@pytest.mark.parametrize(('number', 'status'), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize('place', ['the options are checked', 'the data are read', 'the test is made'])
+def test_a_signal_before_training_leaves_no_trace(project, monkeypatch, number, status, place):
+    there, stage = project.root / 'there', 'plain'
+
+    def slow(*args, **kwargs):
+        there.touch()
+        time.sleep(100)
+
+    if place == 'the options are checked':
+        monkeypatch.setattr(options, 'check_data', slow)
+    elif place == 'the data are read':
+        monkeypatch.setattr(loop, 'build_dataset', slow)
+    else:
+        monkeypatch.setattr(StepModel, 'test', slow)
+        stage = 'test'
+        (project.root / 'test.yml').write_text(
+            '_base_: plain.yml\ndatasets: {train: ~, val: ~, test: {name: t, type: PairedImageDataset, dataroot_gt: '
+            f'{project.pairs}/val/gt, dataroot_lq: {project.pairs}/val/lq, io_backend: {{type: disk}}}}}}\n'
+            f'train: ~\nlogger: ~\nval: {{val_freq: ~}}\npath: {{pretrain_network_g: {project.root}/g.pth}}\n')
+        torch.save({'params': project.model('plain').net_g.state_dict()}, project.root / 'g.pth')
+    child = Child(project, '-opt', str(project.root / f'{stage}.yml'), is_train=stage == 'plain')
+    child.wait_for(there)
+    assert child.stop(number) == status
+    assert child.text().splitlines()[-1].startswith(f'Stopped by {number.name}. What was saved before is kept')
+    assert 'Traceback' not in child.text()
+    assert not (project.root / 'experiments').exists()
+
+
 def test_exit_statuses_of_the_command_line(project, at_iteration, monkeypatch, capsys):
     def main(*extra):
         monkeypatch.setattr(sys, 'argv', ['train.py', '-opt', str(project.root / 'plain.yml'), *extra])
@@ -264,6 +294,60 @@ def test_two_runs_of_one_name(project):
     held.close()
     train(project, 'plain')
     assert len(list(run_of(project, 'plain').parent.iterdir())) == 2  # the one before is archived, as ever
+
+
+# -------------------------------------------------------------------------------------------------------------- places
+
+
+def test_runs_of_one_second_are_all_kept(project, monkeypatch):
+    monkeypatch.setattr(run_folder, 'get_time_str', lambda: '20260101_000000')
+    for iterations in (1, 2, 3, 4):
+        train(project, 'plain', f'train:total_iter={iterations}', 'val=~', 'logger:use_tb_logger=true')
+    for kind in ('experiments', 'tb_logger'):
+        names = ['plain', *(f'plain_archived_20260101_000000{tail}' for tail in ('', '_2', '_3'))]
+        assert sorted(p.name for p in (project.root / kind).iterdir()) == names
+    kept = [next((project.root / 'experiments' / name / 'training_states').iterdir()).stem for name in names]
+    assert kept == ['4', '1', '2', '3']
+
+
+@pytest.mark.parametrize(('place', 'make', 'message'), [
+    ('experiments', Path.touch, 'experiments is a file; remove or rename it'),
+    ('experiments', lambda path: path.symlink_to('nowhere'), 'experiments is a link to what is not there; remove'),
+    ('experiments/plain', Path.touch, 'experiments/plain is a file; remove'),
+    ('tb_logger', Path.touch, 'tb_logger is a file; remove'),
+    ('experiments/plain/.lock', Path.mkdir, r'plain/\.lock is no file; expected the lock of a run'),
+])
+def test_what_stands_in_the_place_of_a_folder_is_named(project, place, make, message):
+    path = project.root / place
+    path.parent.mkdir(parents=True, exist_ok=True)
+    make(path)
+    before = sorted(project.root.rglob('*'))
+    with pytest.raises(OptionError, match=rf'plain\.yml: name: \S*.*{message}'):
+        project.parse('plain')
+    assert sorted(project.root.rglob('*')) == before
+
+
+@pytest.mark.parametrize('name', ['models', 'history.jsonl', '.lock'])
+def test_an_option_file_may_be_called_like_a_part_of_the_run(project, name):
+    file = project.root / name
+    file.write_text((project.root / 'plain.yml').read_text())
+    for kwargs in ({}, {'auto_resume': True}):
+        parsed = options.parse_options(str(file), root_path=str(project.root), is_train=True, **kwargs,
+                                       force_yml=['train:total_iter=2'])
+        stages.train(parsed)
+    run = run_of(project, 'plain')
+    assert options.load_yaml(str(run / f'{name}.yml'))['train']['total_iter'] == 2
+    assert read_history(run / 'history.jsonl')[-1]['iter'] == 2
+
+
+def test_a_working_folder_that_was_deleted_is_said(project, monkeypatch):
+    gone = project.root / 'gone'
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    child = Child(project, '-opt', 'plain.yml')
+    assert child.wait() == 2
+    assert child.text() == 'the working folder has been deleted: change to one that is there\n'
 
 
 # ---------------------------------------------------------------------------------------------------------------- data

@@ -49,7 +49,8 @@ def explain(error: BaseException) -> str | None:
         if error.strerror is None:  # raised with a message of ours
             return str(error)
         names = [str(name) for name in (error.filename, error.filename2) if name is not None]
-        return f'{" -> ".join(names) or "the disk"}: {error.strerror}'
+        nameless = 'the working folder' if isinstance(error, FileNotFoundError) else 'the disk'
+        return f'{" -> ".join(names) or nameless}: {error.strerror}'
     if type(error).__module__.split('.')[0] == _PACKAGE:
         return str(error)
     return None
