@@ -35,6 +35,8 @@ from pathlib import Path
 
 import torch
 
+from udl_basicsr.engine import exits
+
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = ('chaos_ESU', 'chaos_UDL')
 ITERATIONS = 215  # of each stage; neither frequency divides it
@@ -554,23 +556,25 @@ def demo_data() -> Path:
     """The folder of the demo's photographs, which are prepared where they are missing."""
     data = ROOT / 'datasets/demo'
     if not all((data / part).is_dir() for part in ('train/GTmod2_sub', 'train/LRbicx2_sub', 'val/LRbicx2')):
-        subprocess.run(['bash', str(ROOT / 'scripts/demo.sh'), '--data-only'], check=True)
+        made = subprocess.run(['bash', str(ROOT / 'scripts/demo.sh'), '--data-only'])
+        if made.returncode:
+            raise FileNotFoundError(f'{data}: the photographs could not be prepared, see above')
     return data
 
 
-def main() -> int:
+@exits.command()
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split('\n', 1)[0])
     parser.add_argument('--kills', type=int, default=40, metavar='N')
     parser.add_argument('--out', type=Path, required=True, metavar='FILE.json', help='where the report goes')
     parser.add_argument('--seed', type=int, default=0, help='of the moments')
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.kills < 1:
         parser.error(f'--kills: expected at least 1, got {args.kills}')
-    if not args.out.parent.is_dir():
-        parser.error(f'--out: {args.out.parent} is no folder')
+    if args.out.is_dir() or not args.out.parent.is_dir():
+        parser.error(f'--out {args.out}: expected a file in a folder that is there')
     folder = Path(tempfile.mkdtemp(prefix='chaos_'))
     chaos = Chaos(args.kills, args.seed, folder, demo_data())
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         chaos.run()
     finally:

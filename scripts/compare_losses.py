@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 import udl_basicsr  # noqa: F401 - registers
+from udl_basicsr.engine import exits
 from udl_basicsr.engine.interrupt import EXIT_INTERRUPTED
 from udl_basicsr.engine.options import OptionError
 from udl_basicsr.engine.run_folder import EXIT_BUSY
@@ -30,6 +31,7 @@ from udl_basicsr.reports.paper_tables import paper_table
 from udl_basicsr.reports.scores import ScoresError
 
 
+@exits.command('Run the same command again; it goes on where it stopped.')
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description='Trains, tests and compares losses.')
     parser.add_argument('plan', type=Path, help='YAML file, such as options/compare/tiny_x4.yml')

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from udl_basicsr.deploy.export import ExportError
+from udl_basicsr.engine import exits
 from udl_basicsr.engine.options import OptionError
 from udl_basicsr.losses.functional import MIN_OVER, SCALINGS
 from udl_basicsr.models.checkpoints import CheckpointError
@@ -434,6 +435,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+@exits.command()
 def main(argv: list[str] | None = None) -> int:
     parser = _parser()
     args = parser.parse_args(argv)

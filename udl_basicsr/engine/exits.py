@@ -51,6 +51,8 @@ def explain(error: BaseException) -> str | None:
         names = [str(name) for name in (error.filename, error.filename2) if name is not None]
         nameless = 'the working folder' if isinstance(error, FileNotFoundError) else 'the disk'
         return f'{" -> ".join(names) or nameless}: {error.strerror}'
+    if isinstance(error, RuntimeError) and str(error).startswith('Symlink loop'):  # pathlib's, until Python 3.13
+        return f'{error}: these links lead to one another'
     if type(error).__module__.split('.')[0] == _PACKAGE:
         return str(error)
     return None
