@@ -44,8 +44,9 @@ SAVE_FREQ, VAL_FREQ = 10, 40
 MOMENT, WRITE, LAST, CACHE = 'a moment', 'a write', 'the last validation', 'the cache'
 AIMS = (MOMENT, WRITE, MOMENT, WRITE, LAST, LAST, CACHE, CACHE, CACHE, MOMENT, WRITE, MOMENT, WRITE, LAST)
 """What the kills of one training are aimed at, in the order in which the two stages come to it."""
+DONE = 'all', None  # where there is nothing to go on with: the kill came after the last record
 ALL, PARENT = 'all processes', 'the parent alone'
-_OF_THE_MOMENT = {'seconds', 'date', 'peak_memory', 'commit'}  # in records of comparisons
+_OF_THE_MOMENT = {'seconds', 'date', 'peak_memory', 'run_time', 'commit'}  # in records of comparisons
 _ENTRY = 'import sys; from pathlib import Path; from udl_basicsr.train import main; sys.exit(main(Path.cwd()))'
 _BASE = """\
 _base_: {demo}/train_ESU.yml
@@ -257,7 +258,7 @@ class Comparison(Chain):
                     name = next((n for n in (f'chaos_{stage}_x2_seed{seed}' for stage in stages)
                                  if not self.has_ended(n)), None)
                     return (name, self.last_state(name)) if name else (f'chaos_{method}_x2_seed{seed}', None)
-        return 'all', None
+        return DONE
 
     def record(self, name: str) -> Path:
         return self.folder / 'records' / f'{name.removeprefix("chaos_")}.json'
@@ -388,7 +389,7 @@ def equal(a, b) -> bool:
 
 
 def content(file: Path):
-    """What is compared of a file: all of it, but for how long a run took, when, and in how much memory."""
+    """What is compared of a file: all of it, but for how long something took, when, and in how much memory."""
     if file.suffix in ('.pth', '.state'):
         return torch.load(file, map_location='cpu', weights_only=True)
     if file.suffix == '.json':
@@ -522,6 +523,8 @@ class Chaos:
         kill = Kill(len(self.kills) + 1, chain.folder.name, aim, round(run.seconds, 2), stage, iteration,
                     'saving' if file else phase, file.name.split('.', 1)[1].rsplit('.', 2)[0] if file else None,
                     file.stat().st_size if file else None, ended_after, chain.position())
+        if kill.state == DONE:
+            kill.resumed_from = DONE
         self.kills.append(kill)
         chain.abandoned.update(written)
         what = f'writing {kill.file}, {kill.bytes_written} bytes' if kill.file else phase

@@ -203,6 +203,8 @@ def test_chaos_knows_where_a_comparison_has_to_go_on(chaos, tmp_path):
     assert chain.position() == ('chaos_first_ESU_x2_seed0', 0)
     make(f'{first}u_latest.pth')
     assert chain.position() == ('chaos_UDL_x2_seed0', 0)
+    make('records/UDL_x2_seed0.json', 'records/L1_x2_seed1.json', 'records/UDL_x2_seed1.json')
+    assert chain.position() == chaos.DONE
     assert chaos.content(chain.folder / 'records/L1_x2_seed0.json') == {'name': 'a'}
 
 
