@@ -10,6 +10,7 @@ import argparse
 import itertools
 import logging
 import statistics
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ import udl_basicsr  # noqa: F401 - registers
 # isort: split
 from basicsr.models import build_model
 
+from udl_basicsr.engine import exits
 from udl_basicsr.engine.options import dump_flat, parse_options
 from udl_basicsr.experiments.plan import Stage, read_plan
 from udl_basicsr.models.checkpoints import save_atomic
@@ -55,21 +57,28 @@ def step(model, data: dict):
     return run
 
 
-def main() -> None:
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f'expected an integer ≥ 1, got {text!r}')
+    return int(text)
+
+
+@exits.command()
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('plan', type=Path, nargs='?', default=Path('options/compare/every_loss.yml'),
                         help='whose methods are measured; one of them is called L1')
-    parser.add_argument('--rounds', type=int, default=20)
+    parser.add_argument('--rounds', type=_positive, default=20)
     parser.add_argument('--force_yml', nargs='+', default=[], metavar='KEY:KEY=VALUE', help='for all of them')
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     logging.getLogger('basicsr').setLevel(logging.WARNING)
 
     with tempfile.TemporaryDirectory() as folder:
         plan = read_plan(args.plan, Path(folder))
         one = {run.method: run for run in reversed(plan.runs)}  # the first of each: one network, scale and seed
+        if 'L1' not in one:
+            parser.error(f'{args.plan} has no method L1 to compare with')
         models = {method: build(run.stages, args.force_yml, Path(folder)) for method, run in one.items()}
-    if 'L1' not in models:
-        parser.error(f'{args.plan} has no method L1 to compare with')
     opt = models['L1'].opt
     train, scale = opt['datasets']['train'], opt['scale']
     batch, size = train['batch_size_per_gpu'], train['gt_size']
@@ -86,7 +95,8 @@ def main() -> None:
     print(f'{opt["network_g"]["type"]} x{scale}, batch {batch} of {size // scale}x{size // scale}, {device}, '
           f'{args.rounds} rounds\n')
     print(markdown_table(['loss', 'step / L1 step', 'quartiles'], rows))
+    return 0
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main())

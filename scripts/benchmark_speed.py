@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 import udl_basicsr  # noqa: F401 - registers
+from udl_basicsr.engine import exits
 from udl_basicsr.reports import speed
 
 
@@ -26,7 +27,8 @@ def positive(text: str) -> int:
     return value
 
 
-def main() -> int:
+@exits.command()
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--out', type=Path, required=True, metavar='FILE', help='JSON to write; a .png goes beside it')
     parser.add_argument('--quick', action='store_true', help='EDSR-S alone, on small patches, with few rounds')
@@ -47,7 +49,7 @@ def main() -> int:
                         help='what a step is timed by; processor, for one thread on a CPU: the time that it computes, '
                              'where others compute on the same machine (default: wall)')
     parser.add_argument('--device', choices=['auto', 'cpu', 'cuda'], default='auto')
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.out.suffix == '.png' or args.out.is_dir():
         parser.error(f'--out {args.out}: expected the name of a JSON file')
     there = next(p for p in args.out.absolute().parents if p.exists())

@@ -10,10 +10,12 @@ import argparse
 import sys
 from dataclasses import replace
 
+from udl_basicsr.engine import exits
 from udl_basicsr.reports.benchmark import FORMATS, join, load_paper, printed_rows, render
 from udl_basicsr.reports.scores import ScoresError, read_scores, write_text
 
 
+@exits.command()
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description='Joins the scores of several runs into one table.')
     parser.add_argument('results', nargs='+', help='results folders, or their scores.json; scales may differ')

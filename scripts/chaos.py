@@ -1,16 +1,19 @@
 #!/usr/bin/env python
-"""Kills a training with SIGKILL again and again, resumes it each time, and compares with one that was left alone.
+"""Kills trainings with SIGKILL again and again, resumes them each time, and compares with what was left alone.
 
-    python scripts/chaos.py --kills 30 --out chaos.json
+    python scripts/chaos.py --kills 40 --out chaos.json
 
-Both stages (ESU, then UDL) are trained on the demo's photographs, which are prepared first where they are missing.
-Half of the kills come at random moments, in start-up too, half while a checkpoint is being written: once the file that
-is written aside is seen, before it is whole and renamed. After each kill the same command goes on
-with `--auto_resume`. It must go on from the last state that was complete, and all that is left at the end (networks,
-their averages, the best ones, states of optimisers and schedulers) must be bit for bit what the undisturbed run left.
+Three quarters of the kills go to a training of both stages (ESU, then UDL with cached uncertainty) on the demo's
+photographs, which are prepared first where they are missing: at random moments, in start-up too; while a checkpoint is
+being written, once the file that is written aside is seen, before it is whole and renamed; in the last validation of a
+stage; and while the cache is made. The others go to a comparison of losses (scripts/compare_losses.py): by turns to all
+of its processes, and to the one alone that started the others, which then have to end by themselves. After each kill
+the same command goes on. It must go on from the last state that was complete, and all that is left at the end
+(networks, their averages, the best ones, states of optimisers and schedulers, the maps of the cache, the records of the
+comparison) must be bit for bit what was left without a kill.
 
 The exit status is 0 only if every kill was resumed and all is equal. It works in a folder of its own, which is kept if
-not. 30 kills take about 8 minutes on 2 idle cores.
+not. 40 kills take about 15 minutes on 2 idle cores.
 """
 from __future__ import annotations
 
@@ -26,18 +29,29 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
+from udl_basicsr.engine import exits
+
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = ('chaos_ESU', 'chaos_UDL')
+ITERATIONS = 215  # of each stage; neither frequency divides it
 SAVE_FREQ, VAL_FREQ = 10, 40
+MOMENT, WRITE, LAST, CACHE = 'a moment', 'a write', 'the last validation', 'the cache'
+AIMS = (MOMENT, WRITE, MOMENT, WRITE, LAST, LAST, CACHE, CACHE, CACHE, MOMENT, WRITE, MOMENT, WRITE, LAST)
+"""What the kills of one training are aimed at, in the order in which the two stages come to it."""
+DONE = 'all', None  # where there is nothing to go on with: the kill came after the last record
+ALL, PARENT = 'all processes', 'the parent alone'
+_OF_THE_MOMENT = {'seconds', 'date', 'peak_memory', 'run_time', 'commit'}  # in records of comparisons
 _ENTRY = 'import sys; from pathlib import Path; from udl_basicsr.train import main; sys.exit(main(Path.cwd()))'
-_OPTIONS = """\
-_base_: {demo}/train_{stage}.yml
-name: chaos_{stage}
+_BASE = """\
+_base_: {demo}/train_ESU.yml
+name: ~
+stage: ~
 datasets:
   train:
     dataroot_gt: {data}/train/GTmod2_sub
@@ -51,6 +65,7 @@ network_g:
   num_feat: 16
   num_block: 2
 train:
+  likelihood_opt: ~
   total_iter: {iterations}
   ema_decay: 0.95
   scheduler:
@@ -62,6 +77,50 @@ logger:
   save_checkpoint_freq: {save_freq}
   keep_last: 3
 """
+_TRAININGS = {
+    'train_ESU.yml': """\
+_base_: base.yml
+name: chaos_ESU
+stage: esu
+train: {likelihood_opt: {type: ESULoss}}
+""",
+    'train_UDL.yml': """\
+_base_: base.yml
+name: chaos_UDL
+stage: udl
+stage1: train_ESU.yml
+datasets: {train: {uncertainty_cache: cache}}
+train: {udl_opt: {type: UDLLoss}}
+""",
+}
+_PLAN = """\
+name: chaos
+title: EDSR 2×16
+train: base.yml
+test: test.yml
+reference: L1
+seeds: [0, 1]
+scales: {x2: ~}
+first: {iterations: 35, ESU: {stage: esu, train: {likelihood_opt: {type: ESULoss}}}}
+methods:
+  L1: {options: {stage: plain, network_u: ~, train: {pixel_opt: {type: L1Loss}}}}
+  UDL: {after: ESU, options: {stage: udl, train: {udl_opt: {type: UDLLoss}}}}
+"""
+_TEST = """\
+_base_: base.yml
+train: ~
+logger: ~
+datasets:
+  train: ~
+  val: ~
+  test:
+    name: demo
+    type: PairedImageDataset
+    dataroot_gt: {data}/val/GTmod2
+    dataroot_lq: {data}/val/LRbicx2
+    io_backend: {{type: disk}}
+val: {{val_freq: ~, save_best: ~}}
+"""
 
 
 @dataclass
@@ -69,23 +128,30 @@ class Kill:
     """One kill, and how the run went on.
 
     Attributes:
+        what: The folder of what was killed.
+        aim: What was to be hit; what was hit is the ``phase``.
         seconds: Since the process was started.
         stage, iteration: Of the last step that it logged; None before the first.
-        phase: ``start-up``, ``training``, ``validation`` or ``saving`` (a file that was being written is left behind).
+        phase: ``start-up``, ``cache``, ``training``, ``validation``, ``last validation``, or ``saving`` (a file that
+            was being written is left behind).
         file, bytes_written: What was being written, and how much of it was there.
-        state: The last complete state on the disk as (stage, iteration): from here it has to go on.
+        ended_after: Seconds until the children of a parent that was killed alone had ended by themselves.
+        state: The last complete state on the disk as (stage, iteration): from here it has to go on. Without an
+            iteration, the test of that run is still to be done.
         resumed_from: Where it did; None if that was never seen.
     """
     number: int
-    chain: int
+    what: str
+    aim: str
     seconds: float
     stage: str | None
     iteration: int | None
     phase: str
     file: str | None
     bytes_written: int | None
-    state: tuple[str, int]
-    resumed_from: tuple[str, int] | None = None
+    ended_after: float | None
+    state: tuple[str, int | None]
+    resumed_from: tuple[str, int | None] | None = None
 
     @property
     def resumed(self) -> bool:
@@ -95,48 +161,114 @@ class Kill:
 class Chain:
     """A folder in which both stages are trained, by one process after the other."""
 
-    def __init__(self, folder: Path, data: Path, iterations: int):
+    iterations = ITERATIONS
+
+    def __init__(self, folder: Path, data: Path):
         self.folder = folder
         folder.mkdir()
-        for stage in ('ESU', 'UDL'):
-            (folder / f'train_{stage}.yml').write_text(_OPTIONS.format(
-                demo=ROOT / 'options/demo', data=data, stage=stage, iterations=iterations, save_freq=SAVE_FREQ,
-                val_freq=VAL_FREQ))
-        with open(folder / 'train_UDL.yml', 'a', encoding='utf-8') as file:
-            file.write(f'stage1: {folder / "train_ESU.yml"}\n')
+        (folder / 'base.yml').write_text(_BASE.format(
+            demo=ROOT / 'options/demo', data=data, iterations=self.iterations, save_freq=SAVE_FREQ, val_freq=VAL_FREQ))
         self.starts = 0
         self.abandoned: set[Path] = set()  # by processes that were killed
+        self.write_options(data)
+
+    def write_options(self, data: Path) -> None:
+        for name, text in _TRAININGS.items():
+            (self.folder / name).write_text(text)
+
+    def command(self) -> list[str]:
+        resume = ['--auto_resume'] if self.starts > 1 else []
+        return [sys.executable, '-c', _ENTRY, '-opt', 'train_UDL.yml', *resume]
 
     def start(self) -> Run:
         self.starts += 1
-        resume = ['--auto_resume'] if self.starts > 1 else []
-        return Run([sys.executable, '-c', _ENTRY, '-opt', 'train_UDL.yml', *resume], self.folder,
-                   self.folder / f'output_{self.starts:03d}.txt')
+        return Run(self.command(), self.folder, self.folder / f'output_{self.starts:03d}.txt')
+
+    def said(self, run: Run) -> str:
+        """What the training said since the process was started."""
+        return run.text()
 
     def being_written(self) -> list[Path]:
-        return [file for name in STAGES for kind in ('models', 'training_states')
-                for file in (self.folder / 'experiments' / name / kind).glob('.*.part') if file not in self.abandoned]
+        return [file for kind in ('models', 'training_states')
+                for file in self.folder.glob(f'experiments/*/{kind}/.*.part') if file not in self.abandoned]
 
-    def position(self) -> tuple[str, int]:
+    def last_state(self, name: str) -> int:
+        """The iteration of the last complete state of a run; 0 where there is none."""
+        states = (self.folder / 'experiments' / name / 'training_states').glob('*.state')
+        return max((int(state.stem) for state in states), default=0)
+
+    def has_ended(self, name: str) -> bool:
+        labels = 'gu' if 'ESU' in name else 'g'
+        return all((self.folder / 'experiments' / name / 'models' / f'net_{x}_latest.pth').exists() for x in labels)
+
+    def position(self) -> tuple[str, int | None]:
         """The stage, and the iteration of its last complete state (0: none yet)."""
-        first = self.folder / 'experiments' / STAGES[0] / 'models'
-        stage = STAGES[all((first / f'net_{label}_latest.pth').exists() for label in 'gu')]
-        states = (self.folder / 'experiments' / stage / 'training_states').glob('*.state')
-        return stage, max((int(state.stem) for state in states), default=0)
+        stage = STAGES[self.has_ended(STAGES[0])]
+        return stage, self.last_state(stage)
+
+    def in_last_validation(self, run: Run) -> bool:
+        stage, _, phase = last_step(self.said(run))
+        return phase == 'last validation' and not self.has_ended(stage)
+
+    def in_cache(self, run: Run) -> bool:
+        return last_step(self.said(run))[2] == 'cache' and not self.has_cache()
+
+    def has_cache(self) -> bool:
+        return (self.folder / 'cache' / 'manifest.json').exists()
 
     def left(self) -> dict[str, Path]:
-        """What is compared at the end: the last and the best networks, and the last states."""
+        """What is compared at the end: the last and the best networks, the last states, and the cache."""
         found = {}
-        for name in STAGES:
-            run = self.folder / 'experiments' / name
+        for run in sorted((self.folder / 'experiments').iterdir()):
             states = sorted((run / 'training_states').glob('*.state'), key=lambda p: int(p.stem))
             for file in (*run.glob('models/*_latest.pth'), *run.glob('models/*_best.pth'), *states[-1:]):
-                found[f'{name}/{file.name}'] = file
+                found[f'{run.name}/{file.name}'] = file
+        for file in (*self.folder.glob('cache/*.npy'), *self.folder.glob('cache/*.json*')):
+            found[f'cache/{file.name}'] = file
         return found
 
 
+class Comparison(Chain):
+    """A folder in which a comparison of two losses is made: seeds 0 and 1, one run after the other."""
+
+    iterations = 95
+
+    def write_options(self, data: Path) -> None:
+        (self.folder / 'plan.yml').write_text(_PLAN, encoding='utf-8')
+        (self.folder / 'test.yml').write_text(_TEST.format(data=data))
+        self.heard: dict[Path, int] = {}
+
+    def command(self) -> list[str]:
+        return [sys.executable, str(ROOT / 'scripts/compare_losses.py'), 'plan.yml', '--root', '.', '--out', 'records']
+
+    def start(self) -> Run:
+        self.heard = {log: log.stat().st_size for log in self.logs()}
+        return super().start()
+
+    def logs(self) -> list[Path]:
+        return sorted(self.folder.glob('results/chaos/logs/*.log'), key=lambda p: p.stat().st_mtime_ns)
+
+    def said(self, run: Run) -> str:
+        return ''.join(log.read_bytes()[self.heard.get(log, 0):].decode(errors='replace') for log in self.logs())
+
+    def position(self) -> tuple[str, int | None]:
+        for seed in (0, 1):
+            for method, stages in (('L1', ('L1', )), ('UDL', ('first_ESU', 'UDL'))):
+                if not self.record(f'chaos_{method}_x2_seed{seed}').exists():
+                    name = next((n for n in (f'chaos_{stage}_x2_seed{seed}' for stage in stages)
+                                 if not self.has_ended(n)), None)
+                    return (name, self.last_state(name)) if name else (f'chaos_{method}_x2_seed{seed}', None)
+        return DONE
+
+    def record(self, name: str) -> Path:
+        return self.folder / 'records' / f'{name.removeprefix("chaos_")}.json'
+
+    def left(self) -> dict[str, Path]:
+        return super().left() | {file.name: file for file in self.folder.glob('records/*.json')}
+
+
 class Run:
-    """One process of training with its workers, all in a process group of their own."""
+    """One process with its children, all in a process group and a session of their own."""
 
     last: Run | None = None
 
@@ -166,54 +298,80 @@ class Run:
         return False
 
     def kill(self) -> None:
-        """SIGKILL to the process and all its workers."""
+        """SIGKILL to the process and all its children."""
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
-    def kill_while_writing(self, chain: Chain, skip: int, delay: float) -> bool:
-        """Kills ``delay`` seconds into the next write of a checkpoint but ``skip``. False if the process ended before.
+    def kill_parent(self, patience: float) -> float | None:
+        """SIGKILL to the process alone. Returns after how many seconds its children had ended, or None if not."""
+        self.process.kill()
+        self.process.wait()
+        begun = time.monotonic()
+        while members(self.process.pid):
+            if time.monotonic() - begun > patience:
+                os.killpg(self.process.pid, signal.SIGKILL)
+                return None
+            time.sleep(0.1)
+        return round(time.monotonic() - begun, 2)
 
-        It is halted first, so that there is time to make sure that the file is still there; if not, the next write is
-        taken.
+    def kill_when(self, there: Callable[[], bool], delay: float) -> bool:
+        """Kills ``delay`` seconds into what is waited for. False if the process ended before.
+
+        It is halted first, so that there is time to make sure that it is still at it; if not, the next time is taken.
         """
-        seen = None
         while not self.ended():
-            files = chain.being_written()
-            if not files or files[0] == seen:
-                time.sleep(0.0005)
-                continue
-            seen = files[0]
-            if skip > 0:
-                skip -= 1
+            if not there():
+                time.sleep(0.002)
                 continue
             time.sleep(delay)
-            os.kill(self.process.pid, signal.SIGSTOP)
-            if chain.being_written():
+            os.killpg(self.process.pid, signal.SIGSTOP)
+            if there():
                 self.kill()
                 return True
-            os.kill(self.process.pid, signal.SIGCONT)
+            os.killpg(self.process.pid, signal.SIGCONT)
         return False
 
     def text(self) -> str:
         return self.output.read_text(encoding='utf-8', errors='replace')
 
 
+def members(session: int) -> list[int]:
+    """The processes of a session that live, by /proc."""
+    found = []
+    for stat in Path('/proc').glob('[0-9]*/stat'):
+        try:
+            state, _, _, of, *_ = stat.read_text().rpartition(')')[2].split()
+        except OSError:  # it has just ended
+            continue
+        if int(of) == session and state != 'Z':
+            found.append(int(stat.parent.name))
+    return found
+
+
+_NAME = re.compile(r'^ {0,2}name: (\S+)$', re.MULTILINE)  # of a run; those of its data sets stand further in
+
+
 def began_at(text: str) -> tuple[str, int] | None:
     """Stage and iteration from which a process trained on, by what it printed; None if it did not come so far."""
-    found = re.search(rf'name: ({"|".join(STAGES)})\n(?:.*\n)*?.* iterations (\d+) to \d+\.', text)
-    return (found[1], int(found[2]) - 1) if found else None
+    found = re.search(r'.* iterations (\d+) to \d+\.', text)
+    names = _NAME.findall(text[:found.start()]) if found else []
+    return (names[-1], int(found[1]) - 1) if names else None
 
 
 def last_step(text: str) -> tuple[str | None, int | None, str]:
     """Stage and iteration of the last step that a process logged, and what it was about to do."""
-    begins = list(re.finditer(rf'^ *name: ({"|".join(STAGES)})$', text, re.MULTILINE))
+    begins = list(_NAME.finditer(text))
     if not begins:
         return None, None, 'start-up'
     stage, text = begins[-1][1], text[begins[-1].end():]
     steps = list(re.finditer(r'iter: *([\d,]+), lr', text))
+    iteration = int(steps[-1][1].replace(',', '')) if steps else None
+    if 'End of training.' in text:
+        return stage, iteration, 'last validation'
     if not steps:
-        return stage, None, 'training' if re.search(r' iterations \d+ to \d+\.', text) else 'start-up'
-    iteration = int(steps[-1][1].replace(',', ''))
+        makes = 'computing the uncertainty of' in text and 'rounded by at most' not in text
+        return stage, None, 'cache' if makes else \
+            'training' if re.search(r' iterations \d+ to \d+\.', text) else 'start-up'
     validates = iteration % VAL_FREQ == 0 and 'Validation' not in text[steps[-1].end():]
     return stage, iteration, 'validation' if validates else 'training'
 
@@ -230,11 +388,20 @@ def equal(a, b) -> bool:
     return type(a) is type(b) and a == b
 
 
+def content(file: Path):
+    """What is compared of a file: all of it, but for how long something took, when, and in how much memory."""
+    if file.suffix in ('.pth', '.state'):
+        return torch.load(file, map_location='cpu', weights_only=True)
+    if file.suffix == '.json':
+        return {k: v for k, v in json.loads(file.read_text(encoding='utf-8')).items() if k not in _OF_THE_MOMENT}
+    return file.read_bytes()
+
+
 def differing(reference: Chain, other: Chain) -> list[str]:
     """The files of both chains that are not equal, or that one of them lacks."""
     a, b = reference.left(), other.left()
-    return sorted(name for name in a.keys() | b.keys() if name not in a or name not in b or not equal(
-        *(torch.load(files[name], map_location='cpu', weights_only=True) for files in (a, b))))
+    return sorted(name for name in a.keys() | b.keys()
+                  if name not in a or name not in b or not equal(content(a[name]), content(b[name])))
 
 
 class Chaos:
@@ -243,62 +410,89 @@ class Chaos:
     def __init__(self, wanted: int, seed: int, folder: Path, data: Path):
         self.wanted, self.folder, self.data = wanted, folder, data
         self.seed, self.random = seed, random.Random(seed)
-        self.iterations = 40 + SAVE_FREQ * wanted  # of each stage, enough for all kills to find something to stop
         self.kills: list[Kill] = []
-        self.chains, self.different, self.problem = [], [], None
+        self.chains, self.different, self.compared, self.problem = [], [], [], None
         self.begun = time.monotonic()
 
     def run(self) -> None:
-        print(f'Training {self.iterations} iterations of ESU and of UDL without a kill.', flush=True)
-        self.reference = Chain(self.folder / 'reference', self.data, self.iterations)
-        run = self.reference.start()
-        start_up = self._first_step(run)
-        if not self._finish(run, 3600):
+        of_comparisons = self.wanted // 4
+        self._torment(Chain, 'training', self.wanted - of_comparisons, AIMS)
+        if of_comparisons:
+            self._torment(Comparison, 'comparison', of_comparisons, (PARENT, ALL))
+
+    def _torment(self, kind: type[Chain], name: str, count: int, aims: tuple[str, ...]) -> None:
+        """Makes one without a kill, and as many with as it takes to place ``count`` kills."""
+        if self.problem is not None:
             return
-        self.start_up, self.training = start_up, run.seconds - start_up
-        print(f'It took {run.seconds:.0f} s, {start_up:.0f} of them to start up. Now {self.wanted} kills.', flush=True)
-        # How long a process may train at most, so that the kills are spread over both stages.
-        self.beyond = 2 * self.training / max(self.wanted, 1)
-        self.patience = 5 * (start_up + self.training) + 60
-        while self.problem is None and (len(self.kills) < self.wanted or not self.chains):
-            chain = Chain(self.folder / f'killed_{len(self.chains)}', self.data, self.iterations)
+        print(f'A {name} without a kill.', flush=True)
+        reference = kind(self.folder / f'{name}_reference', self.data)
+        run = reference.start()
+        self.start_up = self._first_step(reference, run)
+        if not self._finish(reference, run, 7200):
+            return
+        self.compared += sorted(f'{name}/{file}' for file in reference.left())
+        work = run.seconds - self.start_up
+        print(f'It took {run.seconds:.0f} s, {self.start_up:.0f} of them to start up. Now {count} kills.', flush=True)
+        # How long a process may work at most, so that the kills are spread over all of it.
+        self.beyond = 2 * work / len(aims if kind is Chain else range(count))
+        self.patience = 10 * (self.start_up + work) + 120
+        left, number = count, 0
+        while left > 0 and self.problem is None:
+            number += 1
+            chain = kind(self.folder / f'{name}_{number}', self.data)
             self.chains.append(chain)
-            self._torment(chain)
-
-    def _torment(self, chain: Chain) -> None:
-        """Kills until there have been enough kills, or until the training is done."""
-        while len(self.kills) < self.wanted and self.problem is None:
-            run = chain.start()
-            writing = len(self.kills) % 2 == 1
-            skip, delay = self.random.randrange(3), self.random.uniform(0, 0.003)
-            if not writing and self.random.random() < 1 / 3:
-                alive = run.wait_until(self.random.uniform(0, self.start_up))
-            else:
-                self._first_step(run)  # however long that takes on a busy machine
-                alive = run.wait_until(run.seconds + self.random.uniform(0, self.beyond))
-            if alive and writing:
-                alive = run.kill_while_writing(chain, skip, delay)
-            elif alive:
-                run.kill()
-            self._settle(run.text())
-            if not alive:
-                self._check_end(run)
-                break
-            self._note(chain, run)
-        else:
+            wanted = [aims[i % len(aims)] for i in range(left if kind is Comparison else min(left, len(aims)))]
+            left -= self._kill_all(chain, wanted)
             if self.problem is None:
-                run = chain.start()
-                self._finish(run, self.patience)
-                self._settle(run.text())
-        if self.problem is None:
-            self.different += [f'{chain.folder.name}/{name}' for name in differing(self.reference, chain)]
+                self.different += [f'{chain.folder.name}/{file}' for file in differing(reference, chain)]
 
-    def _first_step(self, run: Run) -> float:
-        while not run.ended() and last_step(run.text())[1] is None:
+    def _kill_all(self, chain: Chain, aims: list[str]) -> int:
+        """Kills until there have been enough kills, or until all is done. Returns how many there were."""
+        for number, aim in enumerate(aims):
+            run = chain.start()
+            if aim == CACHE and chain.has_cache():  # an earlier kill came too late to leave it to be made
+                aim = MOMENT
+            killed, ended_after = self._kill(chain, run, aim)
+            self._settle(chain, chain.said(run))
+            if not killed:
+                self._check_end(run)
+                return number
+            self._note(chain, run, aim, ended_after)
+            if self.problem is not None:
+                return number + 1
+        run = chain.start()
+        self._finish(chain, run, self.patience)
+        self._settle(chain, chain.said(run))
+        return len(aims)
+
+    def _kill(self, chain: Chain, run: Run, aim: str) -> tuple[bool, float | None]:
+        """Whether it could be killed before it ended, and how long its children lived on."""
+        if aim == LAST:
+            return run.kill_when(lambda: chain.in_last_validation(run), self.random.uniform(0, 0.2)), None
+        if aim == CACHE:
+            return run.kill_when(lambda: chain.in_cache(run), self.random.uniform(0, 1)), None
+        if aim != WRITE and self.random.random() < 1 / 3:
+            alive = run.wait_until(self.random.uniform(0, self.start_up))
+        else:
+            self._first_step(chain, run)  # however long that takes on a busy machine
+            alive = run.wait_until(run.seconds + self.random.uniform(0, self.beyond))
+        if aim == WRITE:
+            return run.kill_when(chain.being_written, self.random.uniform(0, 0.003)), None
+        if alive and aim == PARENT:
+            ended_after = run.kill_parent(self.patience)
+            if ended_after is None:
+                self.problem = f'{run.output}: after {self.patience:.0f} s its children trained on'
+            return True, ended_after
+        if alive:
+            run.kill()
+        return alive, None
+
+    def _first_step(self, chain: Chain, run: Run) -> float:
+        while not run.ended() and last_step(chain.said(run))[1] is None:
             time.sleep(0.1)
         return run.seconds
 
-    def _finish(self, run: Run, patience: float) -> bool:
+    def _finish(self, chain: Chain, run: Run, patience: float) -> bool:
         if run.wait_until(run.seconds + patience):
             run.kill()
             self.problem = f'{run.output}: still running after {patience:.0f} s'
@@ -310,41 +504,50 @@ class Chaos:
             self.problem = f'{run.output}: exit status {run.process.returncode}\n{run.text()[-2000:]}'
         return self.problem is None
 
-    def _settle(self, text: str) -> None:
+    def _settle(self, chain: Chain, text: str) -> None:
         """Notes for the kills before where the process went on. One that was killed too early does not tell."""
         began = began_at(text)
-        if began:
-            for kill in self.kills:
-                if kill.resumed_from is None:
-                    kill.resumed_from = began
+        for kill in self.kills:
+            if kill.what != chain.folder.name or kill.resumed_from is not None:
+                continue
+            if kill.state[1] is None:
+                if chain.position() != kill.state:  # the test is done
+                    kill.resumed_from = kill.state
+            elif began:
+                kill.resumed_from = began
 
-    def _note(self, chain: Chain, run: Run) -> None:
-        stage, iteration, phase = last_step(run.text())
+    def _note(self, chain: Chain, run: Run, aim: str, ended_after: float | None) -> None:
+        stage, iteration, phase = last_step(chain.said(run))
         written = chain.being_written()
         file = max(written, key=lambda p: p.stat().st_mtime_ns) if written else None
-        kill = Kill(len(self.kills) + 1, len(self.chains), round(run.seconds, 2), stage, iteration,
+        kill = Kill(len(self.kills) + 1, chain.folder.name, aim, round(run.seconds, 2), stage, iteration,
                     'saving' if file else phase, file.name.split('.', 1)[1].rsplit('.', 2)[0] if file else None,
-                    file.stat().st_size if file else None, chain.position())
+                    file.stat().st_size if file else None, ended_after, chain.position())
+        if kill.state == DONE:
+            kill.resumed_from = DONE
         self.kills.append(kill)
         chain.abandoned.update(written)
-        spent = time.monotonic() - self.begun
-        eta = (spent - self.start_up - self.training) / kill.number * (self.wanted - kill.number) + self.start_up
         what = f'writing {kill.file}, {kill.bytes_written} bytes' if kill.file else phase
-        print(f'kill {kill.number}/{self.wanted} after {kill.seconds:.1f} s: {stage or "-"} {iteration or "-"}, '
-              f'{what}; last state {kill.state[0]} {kill.state[1]}; {eta:.0f} s left', flush=True)
+        alone = f', children ended after {ended_after:.1f} s' if ended_after is not None else ''
+        print(f'kill {kill.number}/{self.wanted} after {kill.seconds:.1f} s, aimed at {aim}: {stage or "-"} '
+              f'{iteration or "-"}, {what}{alone}; last state {kill.state[0]} {kill.state[1]}; '
+              f'{time.monotonic() - self.begun:.0f} s so far', flush=True)
 
     def report(self) -> dict:
-        resumed = sum(kill.resumed for kill in self.kills)
+        phases = [kill.phase for kill in self.kills]
         return {
             'kills': len(self.kills),
-            'resumed': resumed,
-            'during_write': sum(kill.phase == 'saving' for kill in self.kills),
+            'resumed': sum(kill.resumed for kill in self.kills),
+            'during_write': phases.count('saving'),
+            'phases': {phase: phases.count(phase) for phase in sorted(set(phases))},
+            'in_comparisons': sum(kill.aim in (ALL, PARENT) for kill in self.kills),
+            'children_ended_after': max((k.ended_after for k in self.kills if k.ended_after is not None), default=None),
             'bitwise_equal': self.problem is None and bool(self.chains) and not self.different,
-            'compared': sorted(self.reference.left()),
+            'compared': self.compared,
             'different': self.different,
             'problem': self.problem,
             'trainings': len(self.chains),
-            'iterations': dict.fromkeys(STAGES, self.iterations),
+            'iterations': ITERATIONS,
             'seed': self.seed,
             'seconds': round(time.monotonic() - self.begun),
             'machine': f'{platform.machine()}, {os.cpu_count()} CPU cores, torch {torch.__version__}',
@@ -356,23 +559,25 @@ def demo_data() -> Path:
     """The folder of the demo's photographs, which are prepared where they are missing."""
     data = ROOT / 'datasets/demo'
     if not all((data / part).is_dir() for part in ('train/GTmod2_sub', 'train/LRbicx2_sub', 'val/LRbicx2')):
-        subprocess.run(['bash', str(ROOT / 'scripts/demo.sh'), '--data-only'], check=True)
+        made = subprocess.run(['bash', str(ROOT / 'scripts/demo.sh'), '--data-only'])
+        if made.returncode:
+            raise FileNotFoundError(f'{data}: the photographs could not be prepared, see above')
     return data
 
 
-def main() -> int:
+@exits.command()
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split('\n', 1)[0])
-    parser.add_argument('--kills', type=int, default=30, metavar='N')
+    parser.add_argument('--kills', type=int, default=40, metavar='N')
     parser.add_argument('--out', type=Path, required=True, metavar='FILE.json', help='where the report goes')
     parser.add_argument('--seed', type=int, default=0, help='of the moments')
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.kills < 1:
         parser.error(f'--kills: expected at least 1, got {args.kills}')
-    if not args.out.parent.is_dir():
-        parser.error(f'--out: {args.out.parent} is no folder')
+    if args.out.is_dir() or not args.out.parent.is_dir():
+        parser.error(f'--out {args.out}: expected a file in a folder that is there')
     folder = Path(tempfile.mkdtemp(prefix='chaos_'))
     chaos = Chaos(args.kills, args.seed, folder, demo_data())
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         chaos.run()
     finally:
@@ -381,8 +586,8 @@ def main() -> int:
     report = chaos.report()
     args.out.write_text(json.dumps(report, indent=1) + '\n', encoding='utf-8')
     good = report['bitwise_equal'] and report['resumed'] == report['kills'] == args.kills
-    print(f"{report['resumed']} of {report['kills']} kills resumed, {report['during_write']} of them during a write; "
-          f"bitwise equal: {report['bitwise_equal']}; {report['seconds']} s. Report in {args.out}")
+    print(f"{report['resumed']} of {report['kills']} kills resumed, {report['phases']}; bitwise equal: "
+          f"{report['bitwise_equal']}; {report['seconds']} s. Report in {args.out}")
     if not good:
         print('\n'.join(filter(None, (report['problem'], *report['different']))), f'Kept: {folder}', file=sys.stderr)
         return 1

@@ -18,8 +18,10 @@ from pathlib import Path
 import torch
 
 import udl_basicsr  # noqa: F401 - registers
+from udl_basicsr.engine import exits
 from udl_basicsr.engine.interrupt import EXIT_INTERRUPTED
 from udl_basicsr.engine.options import OptionError
+from udl_basicsr.engine.run_folder import EXIT_BUSY
 from udl_basicsr.experiments import runner, trial
 from udl_basicsr.experiments.overview import describe_runs
 from udl_basicsr.experiments.plan import Plan, Run, read_plan, select
@@ -29,6 +31,7 @@ from udl_basicsr.reports.paper_tables import paper_table
 from udl_basicsr.reports.scores import ScoresError
 
 
+@exits.command('Run the same command again; it goes on where it stopped.')
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description='Trains, tests and compares losses.')
     parser.add_argument('plan', type=Path, help='YAML file, such as options/compare/tiny_x4.yml')
@@ -113,7 +116,7 @@ def try_all(args: argparse.Namespace, folder: Path, gpus: list) -> int:
 def train(plan: Plan, missing: list[Run], out: Path, root: Path, gpus: list) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the runs in progress save their state
     events = runner.make_all(missing, out, root, gpus)
-    failed, ended, last = [], 0, {}
+    failed, busy, ended, last = [], [], 0, {}
     try:
         for event in events:
             run = event.run
@@ -125,6 +128,10 @@ def train(plan: Plan, missing: list[Run], out: Path, root: Path, gpus: list) -> 
             last.pop(run.name, None)
             ended += 1
             clear = '\r\033[K' if sys.stdout.isatty() else ''
+            if event.status == EXIT_BUSY:  # of a comparison that was killed, or that somebody else has started
+                busy.append(event)
+                print(f'{clear}{event.log.read_text(encoding="utf-8").splitlines()[-1]}', flush=True)
+                continue
             if event.status:
                 failed.append(event)
                 print(f'{clear}{run.name}: failed with status {event.status}; the end of {event.log}:\n'
@@ -143,7 +150,10 @@ def train(plan: Plan, missing: list[Run], out: Path, root: Path, gpus: list) -> 
         events.close()
     for event in failed:
         print(f'{event.run.name}: failed, see {event.log}', file=sys.stderr)
-    return 1 if failed else 0
+    for event in busy:
+        print(f'{event.run.name}: left out, since another process trains it. Start again when that has ended',
+              file=sys.stderr)
+    return 1 if failed else EXIT_BUSY if busy else 0
 
 
 def read_or_none(out: Path) -> list:

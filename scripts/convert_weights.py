@@ -19,10 +19,12 @@ import sys
 
 from udl_basicsr.deploy.convert import FORMATS, convert_file
 from udl_basicsr.deploy.export import ExportError
+from udl_basicsr.engine import exits
 from udl_basicsr.engine.yaml_files import OptionError, dump_flat
 from udl_basicsr.models.checkpoints import CheckpointError
 
 
+@exits.command()
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description='Converts weights from and to other programs, and exports them as safetensors or ONNX.',

@@ -2,12 +2,15 @@
 """The Python parts of demo.sh: `photos` collects the photographs, `bicubic` scores plain upsampling, `figure` draws."""
 from __future__ import annotations
 
+import argparse
 import sys
 from importlib.resources import as_file, files
 from pathlib import Path
 
 import cv2
 import numpy as np
+
+from udl_basicsr.engine import exits
 
 DATA, RESULTS = Path('datasets/demo'), Path('results')
 # Photographs in scikit-image's wheel, without the few that are smooth or black nearly everywhere. The motorcycles are
@@ -78,8 +81,13 @@ def figure() -> None:
         print(f'Wrote {out}')
 
 
+@exits.command()
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description='The Python parts of the demo. bash scripts/demo.sh calls it.')
+    parser.add_argument('part', choices=['photos', 'bicubic', 'figure'])
+    {'photos': photos, 'bicubic': bicubic, 'figure': figure}[parser.parse_args(argv).part]()
+    return 0
+
+
 if __name__ == '__main__':
-    parts = {'photos': photos, 'bicubic': bicubic, 'figure': figure}
-    if len(sys.argv) != 2 or sys.argv[1] not in parts:
-        sys.exit(f'usage: demo.py {{{",".join(parts)}}} (bash scripts/demo.sh calls it)')
-    parts[sys.argv[1]]()
+    sys.exit(main())

@@ -13,13 +13,13 @@ Tests keep their pictures with val.save_img: true, and the uncertainty with path
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 import numpy as np
 
 from udl_basicsr.deploy.export import ExportError
+from udl_basicsr.engine import exits
 from udl_basicsr.engine.options import OptionError
 from udl_basicsr.losses.functional import MIN_OVER, SCALINGS
 from udl_basicsr.models.checkpoints import CheckpointError
@@ -28,6 +28,7 @@ from udl_basicsr.reports import lead as leads
 from udl_basicsr.reports.benchmark import load_paper
 from udl_basicsr.reports.comparison import read_records, record_file
 from udl_basicsr.reports.figures import Panel
+from udl_basicsr.reports.json_files import read_json
 from udl_basicsr.reports.paper_tables import make_table
 from udl_basicsr.reports.pictures import Run, open_run, read_image, read_partner, same_size
 from udl_basicsr.reports.sigma import sigma_curve, sigma_figure, sigma_pixels
@@ -222,7 +223,7 @@ def tradeoff(args, look: dict) -> Path:
 def calibration(args, look: dict) -> Path:
     path = Path(args.report)
     try:
-        reports = [Report(**run) for run in json.loads(path.read_text(encoding='utf-8'))['runs']]
+        reports = [Report(**run) for run in read_json(path)['runs']]
     except (ValueError, TypeError, KeyError) as error:
         raise ReportError(f'{path}: is no uncertainty.json of scripts/uncertainty_report.py ({error})') from error
     return uncertainty_figure(reports, args.out, **look)
@@ -434,6 +435,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+@exits.command()
 def main(argv: list[str] | None = None) -> int:
     parser = _parser()
     args = parser.parse_args(argv)

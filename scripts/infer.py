@@ -20,6 +20,7 @@ import sys
 
 from udl_basicsr.deploy.export import ExportError
 from udl_basicsr.deploy.infer import InferenceError, carry_out, load_restorer, make_plan
+from udl_basicsr.engine import exits
 from udl_basicsr.engine.yaml_files import OptionError
 from udl_basicsr.models.checkpoints import EMA_FIRST, CheckpointError
 
@@ -59,6 +60,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@exits.command('Run the same command again; it goes on where it stopped.')
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     args = parse_args(argv)
@@ -82,9 +84,6 @@ def main(argv: list[str] | None = None) -> int:
         print(f'{error.filename or args.out}: {error.strerror or error}. Put it right and run the same command again; '
               'it goes on where it stopped.', file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print('Interrupted. Run the same command again; it goes on where it stopped.', file=sys.stderr)
-        return 130
     print(f'{len(plan.jobs) - len(failures)} done, in {args.out}')
     if failures:
         print(f'{len(failures)} failed:', *failures, sep='\n  ', file=sys.stderr)

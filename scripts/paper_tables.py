@@ -13,6 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from udl_basicsr.engine import exits
 from udl_basicsr.reports.benchmark import load_paper, printed_values
 from udl_basicsr.reports.comparison import read_records
 from udl_basicsr.reports.paper_tables import FORMATS, make_table, render, render_csv
@@ -31,6 +32,7 @@ def listing(paper: dict) -> str:
     return '\n'.join(lines)
 
 
+@exits.command()
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Makes the papers' tables of our comparisons.")
     parser.add_argument('records', nargs='*', help='folders of records, docs/results/<comparison>')

@@ -12,6 +12,7 @@ from pathlib import Path
 from udl_basicsr.data.degradations import DEGRADATIONS
 from udl_basicsr.data.prepare import Job, PreparationError, bicubic_scores, prepare
 from udl_basicsr.data.workers import Workers
+from udl_basicsr.engine import exits
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -82,6 +83,7 @@ def report(job: Job, records: dict[str, dict], workers: Workers) -> None:
         print(f'  {kind:>3} x{scale}  PSNR {psnr:.2f} dB  SSIM {ssim:.4f}')
 
 
+@exits.command('Run the same command again; it goes on where it stopped.')
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     args = parse_args(argv)
@@ -106,9 +108,6 @@ def main(argv: list[str] | None = None) -> int:
         print(f'{error.filename or job.out}: {error.strerror or error}. Put it right and run the same command again; '
               'it goes on where it stopped.', file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print('Interrupted. Run the same command again; it goes on where it stopped.', file=sys.stderr)
-        return 130
     return 0
 
 

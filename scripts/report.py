@@ -13,6 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from udl_basicsr.engine import exits
 from udl_basicsr.reports.html import make_page
 from udl_basicsr.reports.html_pictures import WINDOW
 from udl_basicsr.reports.scores import ScoresError, write_text
@@ -53,6 +54,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@exits.command()
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     args = parse_args(argv)

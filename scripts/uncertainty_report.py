@@ -11,10 +11,12 @@ import argparse
 import sys
 from pathlib import Path
 
+from udl_basicsr.engine import exits
 from udl_basicsr.metrics.functional import recalibration_factor
 from udl_basicsr.reports.uncertainty import ReportError, format_reports, make_report, read_errors, write_reports
 
 
+@exits.command()
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description='Scores the uncertainty of several runs and draws its curves.')
     parser.add_argument('results', nargs='+', help='results folders of tests with val.save_img: true')

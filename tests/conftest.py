@@ -101,7 +101,7 @@ class Project:
     """A folder with the option files ``plain.yml``, ``esu.yml`` and ``udl.yml`` of tiny runs on the CPU."""
 
     def __init__(self, root: Path, pairs: Path):
-        self.root = root
+        self.root, self.pairs = root, pairs
         (root / '_base_.yml').write_text(_BASE.format(root=pairs))
         for stage, options in _STAGES.items():
             (root / f'{stage}.yml').write_text(yaml.safe_dump(

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from udl_basicsr.data.loader import TrainBatches
+from udl_basicsr.engine import run_folder
 from udl_basicsr.engine.options import OptionError
 from udl_basicsr.experiments import plan as plans
 from udl_basicsr.experiments import records as kept
@@ -231,6 +232,19 @@ def test_a_comparison_that_was_stopped_goes_on_and_one_failure_stops_no_other(pl
     records = {r['method']: r for r in comparison.read_records(out)}
     assert records.keys() == {'L1', 'twice'}
     assert records['twice']['datasets'] == records['L1']['datasets']
+
+
+def test_a_run_that_another_process_trains_is_named_and_has_not_failed(plan, capfd):
+    file = plan()
+    folder = file.parent / 'experiments' / 'trial_L1_x2_seed7'
+    folder.mkdir(parents=True)
+    held = run_folder._lock(folder)
+    assert run_here(file, '--methods', 'L1') == run_folder.EXIT_BUSY == 69
+    said = capfd.readouterr()
+    assert f'trial_L1_x2_seed7: is being trained by process {os.getpid()} on ' in said.out
+    assert 'trial_L1_x2_seed7: left out, since another process trains it' in said.err
+    assert 'failed' not in said.out + said.err
+    held.close()
 
 
 @pytest.mark.parametrize(('changes', 'message'), [

@@ -554,6 +554,13 @@ def test_nothing_is_written_over_an_input(run, capsys):
     assert path.read_bytes() == before
 
 
+def test_a_name_that_no_file_can_have_is_refused(run, capsys):
+    path = run.picture('in/a.png')
+    assert run(path, '--suffix', 'é' * 130) == 2
+    assert 'in/a.png: the name of its result, a_ééé' in capsys.readouterr().err
+    assert no_files(run.out)
+
+
 def test_a_map_and_a_picture_do_not_share_a_name(run, capsys):
     paths = [run.picture('a.png'), run.picture('a_log_scale.png')]
     assert run(*paths, *run.add_uncertainty()) == 2

@@ -1,4 +1,5 @@
 """Runs that are stopped, broken or doubled: nothing is lost, and what happened is said."""
+import multiprocessing
 import os
 import re
 import shutil
@@ -6,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,8 +15,10 @@ import torch
 from conftest import assert_same_weights
 
 from udl_basicsr.data.images import BrokenImageError
-from udl_basicsr.engine import cli, loop, run_folder, stages
+from udl_basicsr.engine import cli, loop, options, run_folder, stages
+from udl_basicsr.engine.history import read_history
 from udl_basicsr.engine.interrupt import EXIT_INTERRUPTED, Interrupted, Interrupts
+from udl_basicsr.engine.options import OptionError
 from udl_basicsr.models.checkpoints import CheckpointError
 from udl_basicsr.models.step import StepModel
 
@@ -47,7 +51,57 @@ def at_iteration(monkeypatch):
     monkeypatch.undo()
 
 
+class Child:
+    """A command line in a process of its own, forked: what the test has patched is patched there too."""
+
+    def __init__(self, project, *argv, is_train=True, sigint=signal.default_int_handler, **environment):
+        self.output = project.root / f'output_{environment.get("RANK", "")}.txt'
+        self.process = multiprocessing.get_context('fork').Process(
+            target=self._run, args=(project.root, argv, is_train, sigint, environment))
+        self.process.start()
+
+    def _run(self, root, argv, is_train, sigint, environment):
+        os.environ.update(environment)
+        with open(self.output, 'w') as file:
+            for number in (1, 2):
+                os.dup2(file.fileno(), number)
+        signal.signal(signal.SIGINT, sigint)  # pytest itself may have been started with SIGINT ignored
+        sys.stdout, sys.stderr = (os.fdopen(number, 'w', 1, closefd=False) for number in (1, 2))
+        sys.argv = ['train.py', *argv]
+        sys.exit(cli.run(stages.train if is_train else lambda parsed, _: loop.test(parsed), is_train, root))
+
+    def wait_for(self, file):
+        end = time.monotonic() + 100
+        while not file.exists():
+            assert self.process.is_alive(), self.text()
+            assert time.monotonic() < end, self.text()
+            time.sleep(0.01)
+        file.unlink()
+
+    def stop(self, number) -> int:
+        """Sends a signal; returns the exit status."""
+        os.kill(self.process.pid, number)
+        return self.wait()
+
+    def wait(self) -> int:
+        self.process.join(100)
+        if self.process.is_alive():
+            self.process.kill()
+        return self.process.exitcode
+
+    def text(self) -> str:
+        return self.output.read_text()
+
+
 # ------------------------------------------------------------------------------------------------------------- signals
+
+
+@pytest.fixture(autouse=True)
+def _ctrl_c():
+    """As in a terminal; where the tests were started with ``nohup ... &``, Ctrl-C is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize('workers', [0, 2])
@@ -74,6 +128,55 @@ def test_a_second_signal_is_not_kept():
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_command_that_ignores_ctrl_c_stops_on_sigterm(project, monkeypatch):
+    """As `nohup python train.py ... &` starts it."""
+    step, there = StepModel.optimize_parameters, project.root / 'there'
+
+    def slow(self, current_iter):
+        there.touch()
+        time.sleep(0.05)
+        step(self, current_iter)
+
+    monkeypatch.setattr(StepModel, 'optimize_parameters', slow)
+    run = Child(project, '-opt', str(project.root / 'plain.yml'), '--force_yml', 'train:total_iter=10000', 'val=~',
+                sigint=signal.SIG_IGN)
+    run.wait_for(there)
+    os.kill(run.process.pid, signal.SIGINT)
+    for _ in range(3):
+        run.wait_for(there)  # it trains on
+    assert run.stop(signal.SIGTERM) == EXIT_INTERRUPTED
+    assert 'Stopped by SIGTERM after iteration' in run.text()
+
+
+@pytest.mark.parametrize(('number', 'status'), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize('place', ['the options are checked', 'the data are read', 'the test is made'])
+def test_a_signal_before_training_leaves_no_trace(project, monkeypatch, number, status, place):
+    there, stage = project.root / 'there', 'plain'
+
+    def slow(*args, **kwargs):
+        there.touch()
+        time.sleep(100)
+
+    if place == 'the options are checked':
+        monkeypatch.setattr(options, 'check_data', slow)
+    elif place == 'the data are read':
+        monkeypatch.setattr(loop, 'build_dataset', slow)
+    else:
+        monkeypatch.setattr(StepModel, 'test', slow)
+        stage = 'test'
+        (project.root / 'test.yml').write_text(
+            '_base_: plain.yml\ndatasets: {train: ~, val: ~, test: {name: t, type: PairedImageDataset, dataroot_gt: '
+            f'{project.pairs}/val/gt, dataroot_lq: {project.pairs}/val/lq, io_backend: {{type: disk}}}}}}\n'
+            f'train: ~\nlogger: ~\nval: {{val_freq: ~}}\npath: {{pretrain_network_g: {project.root}/g.pth}}\n')
+        torch.save({'params': project.model('plain').net_g.state_dict()}, project.root / 'g.pth')
+    child = Child(project, '-opt', str(project.root / f'{stage}.yml'), is_train=stage == 'plain')
+    child.wait_for(there)
+    assert child.stop(number) == status
+    assert child.text().splitlines()[-1].startswith(f'Stopped by {number.name}. What was saved before is kept')
+    assert 'Traceback' not in child.text()
+    assert not (project.root / 'experiments').exists()
 
 
 def test_exit_statuses_of_the_command_line(project, at_iteration, monkeypatch, capsys):
@@ -144,25 +247,40 @@ def test_what_changed_since_the_state_was_saved_is_said(project):
     assert resumed == {'manual_seed': drawn, 'world_size': 1, 'images': 6, 'batch_size': 2}
 
 
-def test_a_run_that_dies_in_its_last_validation_has_not_ended(project, monkeypatch):
-    validate = loop._validate
+@pytest.mark.parametrize('val_freq', [1000, 3])
+@pytest.mark.parametrize(('number', 'status'), [
+    (signal.SIGTERM, EXIT_INTERRUPTED), (signal.SIGINT, EXIT_INTERRUPTED), (signal.SIGKILL, -signal.SIGKILL)])
+def test_nothing_is_lost_in_the_last_validation(project, monkeypatch, number, status, val_freq):
+    """It may take hours, on data sets of large images; and a run that was stopped there has not ended."""
+    force = ('train:total_iter=6', f'val:val_freq={val_freq}', 'logger:save_checkpoint_freq=5000',
+             'val:save_best={metric: psnr, dataset: val}')
+    measure, there = StepModel._measure, project.root / 'there'
 
-    def dies_at_the_end(model, loaders, iteration, *args):
-        if iteration == 6:
-            raise KeyboardInterrupt
-        validate(model, loaders, iteration, *args)
+    def slow(self, *args):
+        if (run_of(project, 'plain') / 'training_states' / '6.state').exists():
+            there.touch()
+            time.sleep(100)
+        return measure(self, *args)
 
-    monkeypatch.setattr(loop, '_validate', dies_at_the_end)
-    rule = 'val:save_best={metric: psnr, dataset: val}'
-    with pytest.raises(KeyboardInterrupt):
-        train(project, 'plain', 'train:total_iter=6', rule)
+    monkeypatch.setattr(StepModel, '_measure', slow)
+    run = Child(project, '-opt', str(project.root / 'plain.yml'), '--force_yml', *force)
+    run.wait_for(there)
+    assert run.stop(number) == status
+    if status == EXIT_INTERRUPTED:
+        assert 'after iteration 6 of 6, which is saved; the last validation is still to be done' in run.text()
     models = run_of(project, 'plain') / 'models'
     assert not (models / 'net_g_latest.pth').exists()  # or the next stage would take it for done
+
     monkeypatch.undo()
-    train(project, 'plain', 'train:total_iter=6', rule, auto_resume=True)
-    train(project, 'plain', 'train:total_iter=6', rule, 'name=whole')
-    for label in ('best', 'latest'):
+    train(project, 'plain', *force, auto_resume=True)
+    train(project, 'plain', *force, 'name=whole')
+    for label in ('best', 'latest', '6'):
         assert_same_weights(project.weights('plain', label), project.weights('whole', label))
+    states = [run_of(project, name) / 'training_states' / '6.state' for name in ('plain', 'whole')]
+    resumed, whole = (torch.load(state, weights_only=True) for state in states)
+    assert resumed['best_metric_results'] == whole['best_metric_results']
+    history, straight = (read_history(run_of(project, name) / 'history.jsonl') for name in ('plain', 'whole'))
+    assert history == straight
 
 
 def test_two_runs_of_one_name(project):
@@ -177,6 +295,60 @@ def test_two_runs_of_one_name(project):
     held.close()
     train(project, 'plain')
     assert len(list(run_of(project, 'plain').parent.iterdir())) == 2  # the one before is archived, as ever
+
+
+# -------------------------------------------------------------------------------------------------------------- places
+
+
+def test_runs_of_one_second_are_all_kept(project, monkeypatch):
+    monkeypatch.setattr(run_folder, 'get_time_str', lambda: '20260101_000000')
+    for iterations in (1, 2, 3, 4):
+        train(project, 'plain', f'train:total_iter={iterations}', 'val=~', 'logger:use_tb_logger=true')
+    for kind in ('experiments', 'tb_logger'):
+        names = ['plain', *(f'plain_archived_20260101_000000{tail}' for tail in ('', '_2', '_3'))]
+        assert sorted(p.name for p in (project.root / kind).iterdir()) == names
+    kept = [next((project.root / 'experiments' / name / 'training_states').iterdir()).stem for name in names]
+    assert kept == ['4', '1', '2', '3']
+
+
+@pytest.mark.parametrize(('place', 'make', 'message'), [
+    ('experiments', Path.touch, 'experiments is a file; remove or rename it'),
+    ('experiments', lambda path: path.symlink_to('nowhere'), 'experiments is a link to what is not there; remove'),
+    ('experiments/plain', Path.touch, 'experiments/plain is a file; remove'),
+    ('tb_logger', Path.touch, 'tb_logger is a file; remove'),
+    ('experiments/plain/.lock', Path.mkdir, r'plain/\.lock is no file; expected the lock of a run'),
+])
+def test_what_stands_in_the_place_of_a_folder_is_named(project, place, make, message):
+    path = project.root / place
+    path.parent.mkdir(parents=True, exist_ok=True)
+    make(path)
+    before = sorted(project.root.rglob('*'))
+    with pytest.raises(OptionError, match=rf'plain\.yml: name: \S*.*{message}'):
+        project.parse('plain')
+    assert sorted(project.root.rglob('*')) == before
+
+
+@pytest.mark.parametrize('name', ['models', 'history.jsonl', '.lock'])
+def test_an_option_file_may_be_called_like_a_part_of_the_run(project, name):
+    file = project.root / name
+    file.write_text((project.root / 'plain.yml').read_text())
+    for kwargs in ({}, {'auto_resume': True}):
+        parsed = options.parse_options(str(file), root_path=str(project.root), is_train=True, **kwargs,
+                                       force_yml=['train:total_iter=2'])
+        stages.train(parsed)
+    run = run_of(project, 'plain')
+    assert options.load_yaml(str(run / f'{name}.yml'))['train']['total_iter'] == 2
+    assert read_history(run / 'history.jsonl')[-1]['iter'] == 2
+
+
+def test_a_working_folder_that_was_deleted_is_said(project, monkeypatch):
+    gone = project.root / 'gone'
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    child = Child(project, '-opt', 'plain.yml')
+    assert child.wait() == 2
+    assert child.text() == 'the working folder has been deleted: change to one that is there\n'
 
 
 # ---------------------------------------------------------------------------------------------------------------- data
@@ -253,15 +425,97 @@ dist.destroy_process_group()
 """
 
 
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        return str(probe.getsockname()[1])
+
+
+def ranks(project, *argv):
+    """Two processes of one training, as torchrun would start them."""
+    found = {'WORLD_SIZE': '2', 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': free_port(), 'CUDA_VISIBLE_DEVICES': ''}
+    return [Child(project, *argv, '--launcher', 'pytorch', RANK=str(rank), LOCAL_RANK=str(rank), **found)
+            for rank in (0, 1)]
+
+
+def test_every_rank_says_what_is_wrong_with_it(project, monkeypatch):
+    for rank, child in enumerate(ranks(project, '-opt', 'nope.yml')):
+        assert child.wait() == 2
+        assert re.fullmatch(rf'rank {rank}: \S*nope\.yml: cannot read this option file: No such.*\n', child.text())
+    alone = Child(project, '-opt', 'nope.yml', RANK='1')  # no launcher, whatever the environment says
+    assert alone.wait() == 2
+    assert re.fullmatch(r'\S*nope\.yml: cannot read this option file: No such.*\n', alone.text())
+
+    step = StepModel.optimize_parameters
+
+    def breaks(self, current_iter):
+        if self.opt['rank'] == 1:
+            raise BrokenImageError('a.png: cannot be read')
+        step(self, current_iter)
+
+    monkeypatch.setattr(StepModel, 'optimize_parameters', breaks)
+    first, second = ranks(project, '-opt', str(project.root / 'plain.yml'))
+    assert (first.wait(), second.wait()) == (1, 1)
+    assert second.text().splitlines()[-1] == 'rank 1: a.png: cannot be read'
+    assert first.text().splitlines()[-1].startswith('rank 0: another process has ended, and says why: ')
+    assert 'Traceback' not in first.text() + second.text()
+
+
+@pytest.mark.parametrize(('variables', 'message'), [
+    ({'RANK': 'abc'}, "variable RANK: expected an integer from 0 to 1, got 'abc'"),
+    ({'RANK': '2'}, "variable RANK: expected an integer from 0 to 1, got '2'"),
+    ({'RANK': '-1'}, "variable RANK: expected an integer from 0 to 1, got '-1'"),
+    ({'RANK': None}, 'not started by torchrun'),
+    ({'WORLD_SIZE': '0'}, "variable WORLD_SIZE: expected an integer ≥ 1, got '0'"),
+    ({'WORLD_SIZE': None}, 'variable WORLD_SIZE: expected an integer ≥ 1, got none'),
+    ({'LOCAL_RANK': '²'}, "variable LOCAL_RANK: expected an integer ≥ 0, got '²'"),
+    ({'MASTER_PORT': '70000'}, "variable MASTER_PORT: expected an integer from 1 to 65535, got '70000'"),
+    ({'MASTER_PORT': None}, 'variable MASTER_PORT: expected an integer from 1 to 65535, got none'),
+    ({'MASTER_ADDR': '\x1b[2J..'}, 'variable MASTER_ADDR: expected the address of the first process, got'),
+    ({'launcher': 'slurm'}, 'not started by srun'),
+    ({'launcher': 'slurm', 'SLURM_PROCID': '0'}, 'scontrol cannot say which machines'),
+    ({'scontrol': 'exit 3', 'SLURM_PROCID': '0'}, 'scontrol cannot say which machines SLURM_NODELIST=node-[1-2] means'),
+    ({'scontrol': 'echo', 'SLURM_PROCID': '0'}, 'variable SLURM_NTASKS: expected an integer ≥ 1, got none'),
+    ({'scontrol': 'echo a', 'SLURM_PROCID': '2', 'SLURM_NTASKS': '2'}, 'variable SLURM_PROCID: expected an integer '),
+    ({'scontrol': 'echo a', 'SLURM_PROCID': '1', 'SLURM_NTASKS': '2', 'SLURM_LOCALID': 'x'}, 'variable SLURM_LOCALID'),
+    ({'TORCHELASTIC_RESTART_COUNT': 'x'}, 'variable TORCHELASTIC_RESTART_COUNT: expected an integer ≥ 0'),
+])
+def test_variables_of_the_launcher_are_checked(project, monkeypatch, capsys, variables, message):
+    given = {'RANK': '0', 'WORLD_SIZE': '2', 'LOCAL_RANK': '0', 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': '29500',
+             'SLURM_NODELIST': 'node-[1-2]', **variables}
+    launcher = given.pop('launcher', 'slurm' if 'scontrol' in given else 'pytorch')
+    if script := given.pop('scontrol', None):
+        (project.root / 'scontrol').write_text(f'#!/bin/sh\n{script}\n')
+        (project.root / 'scontrol').chmod(0o755)
+        monkeypatch.setenv('PATH', str(project.root), prepend=os.pathsep)
+    for name, value in given.items():
+        monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, 'argv', ['train.py', '-opt', str(project.root / 'plain.yml'), '--launcher', launcher])
+    assert cli.run(stages.train, is_train=True, root_path=project.root) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count('\n') == 1
+    assert said[:-1].isprintable()
+
+
+def test_processes_that_do_not_meet_say_so(project):
+    with socket.socket() as other:  # of another program, on the port that was meant for the first process
+        other.bind(('127.0.0.1', 0))
+        other.listen()
+        port = other.getsockname()[1]
+        child = Child(project, '-opt', str(project.root / 'plain.yml'), '--launcher', 'pytorch', RANK='0',
+                      WORLD_SIZE='1', LOCAL_RANK='0', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+        assert child.wait() == 2
+    assert f'rank 0: the 1 processes do not find one another at 127.0.0.1, port {port}: ' in child.text()
+    assert 'Traceback' not in child.text()
+
+
 def test_all_ranks_leave_out_the_same_step(project):
     script = project.root / 'ranks.py'
     script.write_text(_TWO_RANKS)
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        free_port = probe.getsockname()[1]
     done = subprocess.run(
-        [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', f'--master_port={free_port}', str(script),
-         str(project.root / 'plain.yml'), str(project.root)],
+        [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', f'--master_port={free_port()}',
+         str(script), str(project.root / 'plain.yml'), str(project.root)],
         capture_output=True, text=True, timeout=240, env={**os.environ, 'OMP_NUM_THREADS': '1'})
     assert done.returncode == 0, done.stderr[-3000:]
     for rank in (0, 1):

@@ -270,6 +270,10 @@ def test_flat_file_is_read_back_the_same(parse, train_opt, tmp_path):
     ('val:metrics:ssim={type: calculate_ssim}', 'val.metrics.ssim.crop_border: calculate_ssim needs this argument'),
     ('val:save_best={metric: ssim, dataset: Tiny}', "val.save_best.metric: there is no metric 'ssim' here"),
     ('val:save_best={metric: psnr, dataset: Tinny}', "no dataset 'Tinny' here; did you mean 'Tiny'?"),
+    *((f'val:metrics={{{name}: {{type: calculate_psnr, crop_border: 2}}}}',
+       f'val.metrics.{name}: is a field of history.jsonl, of scores.csv or of the records of comparisons; call')
+      for name in ('iter', 'dataset', 'image', 'initial_weights', 'iteration', 'self')),
+    ('train:pix_opt={type: MSELoss}', 'train.pix_opt: its loss would be called l_pix, as that of train.pixel_opt is'),
     ('val:save_best={metric: psnr}', 'val.save_best.dataset: missing'),
     ('val:tile={size: 8, overlap: 8}', 'val.tile.overlap: 8 must be less than size: 8'),
     ('val:val_freq=~', 'val.val_freq: missing'),

@@ -336,7 +336,7 @@ def test_changed_while_running(source, out, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(('error', 'status', 'message'), [
-    (KeyboardInterrupt(), 130, 'Interrupted. Run the same command again'),
+    (KeyboardInterrupt(), 130, 'Stopped by SIGINT. Run the same command again'),
     (OSError(28, 'No space left on device'), 1, '1.png: No space left on device'),
 ])
 def test_interrupted_in_the_middle(source, out, monkeypatch, capsys, error, status, message):

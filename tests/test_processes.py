@@ -160,6 +160,12 @@ def test_chaos_sees_every_bit(chaos):
     ('  name: chaos_ESU\n\n12 training images, iterations 71 to 80.\n[epoch:  0, iter:      80, lr:(1,)]\nValidation\n'
      '  name: chaos_UDL\n\n12 training images, iterations 1 to 80.\n[epoch:  0, iter:   1,040, lr:(1,)]\nValidation\n',
      ('chaos_ESU', 70), ('chaos_UDL', 1040, 'training')),
+    ('  name: chaos_ESU\n\n12 training images, iterations 71 to 75.\n[epoch:  0, iter:      75, lr:(1,)]\n'
+     'End of training. Time consumed: 0\n', ('chaos_ESU', 70), ('chaos_ESU', 75, 'last validation')),
+    ('  name: chaos_UDL\n      name: demo_train\ncache: computing the uncertainty of 12 training images once.\n', None,
+     ('chaos_UDL', None, 'cache')),
+    ('  name: chaos_UDL\ncache: computing the uncertainty of 12 training images once.\n12 maps, rounded by at most 1\n',
+     None, ('chaos_UDL', None, 'start-up')),
 ])
 def test_chaos_reads_what_a_run_said(chaos, text, began, last):
     assert chaos.began_at(text) == began
@@ -167,14 +173,50 @@ def test_chaos_reads_what_a_run_said(chaos, text, began, last):
 
 
 def test_chaos_tells_a_kill_that_was_not_resumed(chaos, tmp_path):
-    run = chaos.Chaos(2, 0, tmp_path, tmp_path)
-    run.kills = [chaos.Kill(n, 1, 1.0, None, None, 'start-up', None, None, ('chaos_ESU', 10)) for n in (1, 2)]
-    run._settle('killed before it said anything')
+    run, chain = chaos.Chaos(2, 0, tmp_path, tmp_path), chaos.Chain(tmp_path / 'training_1', tmp_path)
+    run.kills = [chaos.Kill(n, 'training_1', chaos.MOMENT, 1.0, None, None, 'start-up', None, None, None,
+                            ('chaos_ESU', 10)) for n in (1, 2)]
+    run._settle(chain, 'killed before it said anything')
     assert [kill.resumed for kill in run.kills] == [False, False]
-    run._settle('name: chaos_ESU\n12 training images, iterations 11 to 80.\n')
+    run._settle(chain, '  name: chaos_ESU\n12 training images, iterations 11 to 80.\n')
     assert [kill.resumed for kill in run.kills] == [True, True]
     run.kills[1].state = ('chaos_ESU', 20)
     assert [kill.resumed for kill in run.kills] == [True, False]
+
+
+def test_chaos_knows_where_a_comparison_has_to_go_on(chaos, tmp_path):
+    chain = chaos.Comparison(tmp_path / 'comparison', tmp_path)
+
+    def make(*names):
+        for name in names:
+            file = chain.folder / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text('{"seconds": 1, "name": "a"}')
+
+    experiments, first = 'experiments/chaos_L1_x2_seed0', 'experiments/chaos_first_ESU_x2_seed0/models/net_'
+    assert chain.position() == ('chaos_L1_x2_seed0', 0)
+    make(f'{experiments}/training_states/10.state', f'{experiments}/training_states/9.state')
+    assert chain.position() == ('chaos_L1_x2_seed0', 10)
+    make(f'{experiments}/models/net_g_latest.pth')
+    assert chain.position() == ('chaos_L1_x2_seed0', None)  # its test is to be done
+    make('records/L1_x2_seed0.json', f'{first}g_latest.pth')
+    assert chain.position() == ('chaos_first_ESU_x2_seed0', 0)
+    make(f'{first}u_latest.pth')
+    assert chain.position() == ('chaos_UDL_x2_seed0', 0)
+    make('records/UDL_x2_seed0.json', 'records/L1_x2_seed1.json', 'records/UDL_x2_seed1.json')
+    assert chain.position() == chaos.DONE
+    assert chaos.content(chain.folder / 'records/L1_x2_seed0.json') == {'name': 'a'}
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='finds processes by /proc')
+@pytest.mark.parametrize(('children', 'ended'), [('sleep 1', True), ('sleep 100', False)])
+def test_chaos_sees_children_that_outlive_their_parent(chaos, tmp_path, children, ended):
+    run = chaos.Run(['sh', '-c', f'{children} & exec sleep 100'], tmp_path, tmp_path / 'output.txt')
+    while len(chaos.members(run.process.pid)) < 2:
+        time.sleep(0.01)
+    assert (run.kill_parent(2) is not None) == ended
+    while chaos.members(run.process.pid):
+        time.sleep(0.01)
 
 
 # ---------------------------------------------------------------------------------------------------------- full disks
@@ -192,7 +234,7 @@ def test_a_folder_that_cannot_be_written_is_named(project, monkeypatch, capsys, 
 
     monkeypatch.setattr(Path, 'mkdir', refuse)
     assert command_line(project, monkeypatch) == 1
-    assert re.search(rf'experiments/plain/visualization: {os.strerror(number)}\. What was saved before is kept\. Free '
+    assert re.search(rf'experiments/plain: {os.strerror(number)}\. What was saved before is kept\. Free '
                      'some space or check the permissions, then go on with --auto_resume', capsys.readouterr().err)
 
 

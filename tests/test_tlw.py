@@ -602,7 +602,7 @@ def test_whole_run_resumes_exactly_and_stock_basicsr_loads_the_network(tlw_proje
               for run in ('straight', 'tlw')]
     assert [len(s['optimizers']) for s in states] == [2, 2]
     run = tlw_project.root / 'experiments' / 'straight'
-    assert files(run / 'models') == {f'net_{n}_{i}.pth' for n in 'gw' for i in (3, 6, 'latest')}
+    assert files(run / 'models') == {f'net_{n}_{i}.pth' for n in 'gw' for i in (3, 6, 8, 'latest')}
     assert re.search(r'l_wc: \S+ grad_norm_w: \S+ l_tlw: \S+ wc_mean: \S+ w_mean: \S+ k: ',
                      tlw_project.log('straight'))
     build_network(parsed.flat['network_g']).load_state_dict(tlw_project.weights('straight'), strict=True)
@@ -611,9 +611,9 @@ def test_whole_run_resumes_exactly_and_stock_basicsr_loads_the_network(tlw_proje
     model = tlw_project.model('tlw', *weights)
     assert_same_weights(model.net_w.state_dict(), tlw_project.weights('straight', label='w'))
     # states without their weighting network are of no use
-    for number in (3, 6):
+    for number in (3, 6, 8):
         (tlw_project.root / f'experiments/tlw/models/net_w_{number}.pth').unlink()
-    with pytest.raises(CheckpointError, match=r'none of the 2 states can be used:\n.*net_w_6\.pth: missing'):
+    with pytest.raises(CheckpointError, match=r'none of the 3 states can be used:\n.*net_w_8\.pth: missing'):
         train(tlw_project, 'tlw', *force, auto_resume=True)
 
 

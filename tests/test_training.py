@@ -21,9 +21,11 @@ from conftest import assert_same_weights
 from torch.utils.data import DataLoader
 
 from udl_basicsr.engine import loop, stages
+from udl_basicsr.engine.history import FIELDS, read_history
 from udl_basicsr.engine.options import parse_options
 from udl_basicsr.models.checkpoints import CheckpointError
 from udl_basicsr.models.visuals import decode_log_scale
+from udl_basicsr.reports.scores import CSV_FIELDS, _csv
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -230,7 +232,17 @@ def test_resuming_is_exact(project, stage, extra):
     (project.root / f'{stage}.yml').unlink()
     stages.train(parse_options(str(again), root_path=str(project.root), is_train=True, auto_resume=True,
                                force_yml=['train:total_iter=9']))
-    assert 'iterations 7 to 9' in project.log(stage)
+    assert 'iterations 9 to 9' in project.log(stage)  # the last one is saved, whatever the frequency
+
+
+def test_no_metric_is_called_like_a_field_of_what_keeps_it(project):
+    """The lists that options are checked against are those of the files themselves."""
+    train(project, 'plain', 'train:total_iter=4')
+    entries = read_history(project.root / 'experiments' / 'plain' / 'history.jsonl')
+    fields = {key for entry in entries for key in entry} - {'psnr', 'l_pix', 'grad_norm'}
+    assert fields == set(FIELDS)
+    scores = {'name': 'a', 'datasets': {'val': {'images': {'0': {'psnr': 1.}}, 'mean': {'psnr': 1.}}}}
+    assert _csv(scores).splitlines()[0].split(',') == [*CSV_FIELDS, 'psnr']
 
 
 def test_an_old_run_is_kept(project):

@@ -3,6 +3,15 @@
 ``import udl_basicsr`` registers the networks, losses, models and metrics of this package in BasicSR's registries and
 has no other effect on BasicSR.
 """
+import os
+import sys
+
+if 'torch' not in sys.modules:  # whose MKL ends a process in a folder that is gone, and says that a library is missing
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        sys.exit('the working folder has been deleted: change to one that is there')
+
 from .engine.compat import install_torchvision_shim
 
 install_torchvision_shim()  # before anything imports basicsr

@@ -40,6 +40,7 @@ from .pictures import (
 
 # A network that takes no size but multiples of something takes multiples of one of these.
 _MULTIPLES = (1, 2, 4, 8, 16, 32, 64, 3, 5, 6, 7, 9, 10, 12, 24, 48)
+_LONGEST_NAME = 255  # bytes, on the file systems of today
 _AMP = {'bf16': torch.bfloat16, 'fp16': torch.float16}
 # ITU-R BT.601 from RGB in [0, 1]: Y in [16, 235]/255, as MATLAB's rgb2ycbcr and BasicSR's `color: y` have it.
 _YCBCR = np.array([[65.481, 128.553, 24.966], [-37.797, -74.203, 112.], [112., -93.786, -18.214]]) / 255
@@ -134,6 +135,11 @@ def make_plan(inputs: Iterable[str | Path], out: str | Path, *, suffix: str = ''
         targets = [out / folder / f'{name}{ending}']
         if log_scale:
             targets.append(out / folder / f'{name}_log_scale.png')
+        longest = max((target.name for target in targets), key=lambda name: len(name.encode()))
+        if len(longest.encode()) > _LONGEST_NAME:
+            problems.append(f'{path}: the name of its result, {longest[:40]}..., would be longer than {_LONGEST_NAME} '
+                            'bytes: give a shorter --suffix, or rename it')
+            continue
         for target in targets:
             place = _place(target)
             if place in originals:

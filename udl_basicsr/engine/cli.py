@@ -1,7 +1,7 @@
 """BasicSR's command line: what ``train.py`` and ``test.py`` share."""
 import argparse
-import errno
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,15 +11,20 @@ from basicsr.utils.dist_util import get_dist_info
 
 from udl_basicsr.archs import TapError
 from udl_basicsr.data.images import BrokenImageError
+from udl_basicsr.messages import first_line, one_line
 from udl_basicsr.models.checkpoints import CheckpointError
 
-from .compat import LaunchError, init_dist
+from . import exits
+from .compat import LaunchError, init_dist, launch_number
 from .interrupt import EXIT_INTERRUPTED, Interrupted
 from .options import OptionError, load_yaml, parse_options
-from .run_folder import RunBusyError
+from .run_folder import EXIT_BUSY, RunBusyError
 from .trials import forbid_pickles
 
-_NOT_WRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+_STATUS = {LaunchError: exits.MISUSED, OptionError: exits.MISUSED, TapError: exits.MISUSED, RunBusyError: EXIT_BUSY,
+           Interrupted: EXIT_INTERRUPTED}
+_SAVED = 'What was saved before is kept'
+_LOST = re.compile(r'connection (was )?(closed|reset|refused)|broken pipe|remote process exited', re.IGNORECASE)
 
 
 def run(action: Callable[..., None], is_train: bool, root_path: Path | None = None, does: str = '') -> int:
@@ -32,9 +37,10 @@ def run(action: Callable[..., None], is_train: bool, root_path: Path | None = No
         does (str): What the command does, for its help; by default that it trains or tests.
 
     Returns:
-        int: Exit status: 0, 1 when a run failed in a way that is understood, 2 when its options are wrong, 75 when it
-            was interrupted and has saved its state. Any other failure is raised, and ends the process with a
-            traceback and status 1.
+        int: Exit status: 0, 1 when a run failed in a way that is understood, 2 when its options are wrong, 69 when
+            another process trains it, 75 when it was interrupted and has saved its state, 130 or 143 when Ctrl-C or
+            SIGTERM came while there was nothing to save. Any other failure is raised, and ends the process with a
+            traceback and status 1. Of several processes each says its own, behind its rank.
     """
     parser = argparse.ArgumentParser(description=does or ('Train.' if is_train else 'Test.'))
     parser.add_argument('-opt', required=True, metavar='FILE', help='option file (YAML)')
@@ -47,46 +53,42 @@ def run(action: Callable[..., None], is_train: bool, root_path: Path | None = No
                         help='set options over the file, e.g. train:ema_decay=0.999')
     args = parser.parse_args()
     forbid_pickles()
-    # torchrun starts all processes anew when one has failed (--max-restarts): they go on.
-    restarted = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0
     command = ' '.join([Path(sys.executable).name, *sys.argv])
     try:
-        if args.launcher != 'none':
-            init_dist(args.launcher, **_dist_params(args.opt))
-        rank, world_size = get_dist_info()
-        parsed = parse_options(
-            args.opt, root_path=str(root_path or Path.cwd()), is_train=is_train, force_yml=args.force_yml,
-            auto_resume=args.auto_resume or restarted, debug=args.debug, rank=rank, world_size=world_size,
-            dist=args.launcher != 'none', deep=args.deep)
-        action(parsed, command)
-    except (LaunchError, OptionError, TapError) as error:
-        _say(f'{error}')
-        return 2
-    except Interrupted as error:
-        _say(f'{error}')
-        return EXIT_INTERRUPTED
-    except BrokenImageError as error:  # met by one rank alone, whichever it is
-        print(_own_words(error), file=sys.stderr, flush=True)
-        return 1
-    except (CheckpointError, FloatingPointError, RunBusyError) as error:
-        _say(f'{type(error).__name__}: {_own_words(error)}')
-        return 1
-    except OSError as error:  # of any rank
-        if error.errno not in _NOT_WRITABLE:
+        with exits.sigterm_as_ctrl_c():
+            _act(action, args, is_train, root_path, command)
+    except KeyboardInterrupt as error:
+        name, status = exits.of_signal(error)
+        _say(f'Stopped by {name}. {_SAVED}{", and --auto_resume goes on from there" if is_train else ""}', args)
+        return status
+    except Exception as error:
+        message = _explain(error)
+        if message is None:
             raise
-        print(f"{error.filename or 'experiments, results or tb_logger'}: {error.strerror}. What was saved before is "
-              'kept. Free some space or check the permissions, then go on with --auto_resume', file=sys.stderr,
-              flush=True)
-        return 1
+        _say(message, args)
+        return next((status for kind, status in _STATUS.items() if isinstance(error, kind)), exits.FAILED)
     finally:
         if dist.is_available() and dist.is_initialized() and sys.exc_info()[0] is None:
             dist.destroy_process_group()
     return 0
 
 
-def _own_words(error: Exception) -> str:
-    """The message; that of a data worker comes with its traceback, whose last line it is."""
-    return str(error).rsplit(f'{type(error).__name__}: ', 1)[-1].rstrip()
+def _act(action: Callable[..., None], args: argparse.Namespace, is_train: bool, root_path: Path | None,
+         command: str) -> None:
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise LaunchError('the working folder has been deleted: change to one that is there') from None
+    # torchrun starts all processes anew when one has failed (--max-restarts): they go on.
+    restarted = launch_number('TORCHELASTIC_RESTART_COUNT', 0, default=0) > 0
+    if args.launcher != 'none':
+        init_dist(args.launcher, **_dist_params(args.opt))
+    rank, world_size = get_dist_info()
+    parsed = parse_options(
+        args.opt, root_path=str(root_path or Path.cwd()), is_train=is_train, force_yml=args.force_yml,
+        auto_resume=args.auto_resume or restarted, debug=args.debug, rank=rank, world_size=world_size,
+        dist=args.launcher != 'none', deep=args.deep)
+    action(parsed, command)
 
 
 def _dist_params(file: str) -> dict:
@@ -95,6 +97,25 @@ def _dist_params(file: str) -> dict:
     return {k: v for k, v in params.items() if k in ('backend', 'port')} if isinstance(params, dict) else {}
 
 
-def _say(message: str) -> None:
-    if int(os.environ.get('RANK', 0)) == 0:
-        print(message, file=sys.stderr, flush=True)
+def _explain(error: Exception) -> str | None:
+    """What is said of an error; None of a fault of the program."""
+    # That of a data worker comes with its traceback, whose last line it is.
+    own_words = str(error).rsplit(f'{type(error).__name__}: ', 1)[-1].rstrip()
+    if isinstance(error, BrokenImageError):
+        return own_words
+    if isinstance(error, (CheckpointError, FloatingPointError)):
+        return f'{type(error).__name__}: {own_words}'
+    if isinstance(error, OSError):
+        message = exits.explain(error)
+        return message and (f'{message}. {_SAVED}. Free some space or check the permissions, then go on with '
+                            '--auto_resume')
+    if isinstance(error, RuntimeError) and dist.is_available() and dist.is_initialized() and _LOST.search(str(error)):
+        return f'another process has ended, and says why: {first_line(error)}'
+    return exits.explain(error)
+
+
+def _say(message: str, args: argparse.Namespace) -> None:
+    """Behind the number of the process, where there are several; in one piece, lest their lines mix."""
+    rank = os.environ.get({'pytorch': 'RANK', 'slurm': 'SLURM_PROCID'}.get(args.launcher, ''))
+    head = '' if rank is None else f'rank {one_line(rank, 20)}: '
+    print('\n'.join(f'{head}{line}' for line in message.splitlines()), file=sys.stderr, flush=True)

@@ -3,8 +3,15 @@
 Line numbers are those of BasicSR 1.4.2 as published on the package index.
 """
 import importlib.util
+import math
+import os
+import re
+import socket
+import subprocess
 import sys
 import types
+
+from udl_basicsr.messages import first_line, one_line
 
 
 def install_torchvision_shim() -> None:
@@ -27,6 +34,22 @@ class LaunchError(RuntimeError):
     """Processes that were not started as ``--launcher`` says."""
 
 
+def launch_number(variable: str, low: int, high: float = math.inf, default: int | None = None) -> int:
+    """A number that the launcher has left in the environment.
+
+    Raises:
+        LaunchError: It is missing, no number, or out of range; names the variable.
+    """
+    value = os.environ.get(variable)
+    if value is None and default is not None:
+        return default
+    if value is None or not re.fullmatch(r'\d{1,9}', value, re.ASCII) or not low <= int(value) <= high:
+        wanted = f'an integer ≥ {low}' if high == math.inf else f'an integer from {low} to {high}'
+        raise LaunchError(f'the environment variable {variable}: expected {wanted}, got '
+                          f'{"none" if value is None else repr(one_line(value, 60))}. torchrun and srun set it')
+    return int(value)
+
+
 def init_dist(launcher: str, backend: str | None = None, port: int | None = None, **kwargs) -> None:
     """Starts torch.distributed under torchrun (``pytorch``) or Slurm, with or without GPUs.
 
@@ -37,37 +60,60 @@ def init_dist(launcher: str, backend: str | None = None, port: int | None = None
         launcher (str): ``'pytorch'`` or ``'slurm'``.
         backend (str | None): None, or nccl where there is no GPU: nccl on GPUs, gloo elsewhere.
         port (int | None): Of the master, for Slurm.
-    """
-    import os
-    import subprocess
 
+    Raises:
+        LaunchError: The launcher's variables are missing or wrong, or the processes do not find one another.
+    """
     import torch
     import torch.distributed as dist
     import torch.multiprocessing as mp
 
     if mp.get_start_method(allow_none=True) is None:
         mp.set_start_method('spawn')
-    if launcher == 'slurm' and 'SLURM_PROCID' not in os.environ:
-        raise LaunchError('--launcher slurm: not started by srun. Use: srun python udl_basicsr/train.py ...')
     if launcher == 'slurm':
-        nodes = subprocess.run(['scontrol', 'show', 'hostnames', os.environ['SLURM_NODELIST']],
-                               capture_output=True, text=True, check=True)
-        os.environ.update({
-            'MASTER_ADDR': nodes.stdout.split()[0],
-            'MASTER_PORT': str(port or os.environ.get('MASTER_PORT', 29500)),
-            'WORLD_SIZE': os.environ['SLURM_NTASKS'],
-            'RANK': os.environ['SLURM_PROCID'],
-            'LOCAL_RANK': os.environ.get('SLURM_LOCALID', '0'),
-        })
+        _as_torchrun(port)
     elif 'RANK' not in os.environ:
         raise LaunchError('--launcher pytorch: not started by torchrun. '
                           'Use: torchrun --nproc_per_node=N udl_basicsr/train.py -opt FILE --launcher pytorch')
+    world_size = launch_number('WORLD_SIZE', 1)
+    rank = launch_number('RANK', 0, world_size - 1)
+    local_rank = launch_number('LOCAL_RANK', 0, default=rank)
+    address, port = os.environ.get('MASTER_ADDR', ''), launch_number('MASTER_PORT', 1, 65535)
+    try:
+        socket.getaddrinfo(address, port)
+    except (OSError, UnicodeError) as error:  # torch would try again for half an hour
+        raise LaunchError('the environment variable MASTER_ADDR: expected the address of the first process, got '
+                          f'{one_line(repr(address), 60)} ({first_line(error)}). torchrun and srun set it') from error
     gpus = torch.cuda.device_count()
     if gpus:
-        torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', os.environ['RANK'])) % gpus)
+        torch.cuda.set_device(local_rank % gpus)
     elif backend in (None, 'nccl'):
         backend = 'gloo'
-    dist.init_process_group(backend=backend or 'nccl', **_fresh_store(), **kwargs)
+    try:
+        dist.init_process_group(backend=backend or 'nccl', **_fresh_store(), **kwargs)
+    except (RuntimeError, ValueError, OSError) as error:  # of many kinds, by version and backend
+        raise LaunchError(f'the {world_size} processes do not find one another at {address}, port {port}: '
+                          f'{first_line(error)}') from error
+
+
+def _as_torchrun(port: int | None) -> None:
+    """Puts Slurm's variables under torchrun's names."""
+    if 'SLURM_PROCID' not in os.environ:
+        raise LaunchError('--launcher slurm: not started by srun. Use: srun python udl_basicsr/train.py ...')
+    nodes = os.environ.get('SLURM_NODELIST', '')
+    try:
+        names = subprocess.run(['scontrol', 'show', 'hostnames', nodes], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise LaunchError(f'--launcher slurm: scontrol cannot say which machines SLURM_NODELIST={one_line(nodes, 60)} '
+                          f'means: {first_line(error)}') from error
+    size = launch_number('SLURM_NTASKS', 1)
+    os.environ.update({
+        'MASTER_ADDR': (names.stdout.split() or [''])[0],
+        'MASTER_PORT': str(port or launch_number('MASTER_PORT', 1, 65535, default=29500)),
+        'WORLD_SIZE': str(size),
+        'RANK': str(launch_number('SLURM_PROCID', 0, size - 1)),
+        'LOCAL_RANK': str(launch_number('SLURM_LOCALID', 0, default=0)),
+    })
 
 
 def _fresh_store() -> dict:
@@ -77,8 +123,6 @@ def _fresh_store() -> dict:
     the dead ones there, and gloo cannot connect (as in pytorch/pytorch#135712). On several machines the number of
     restarts is not the same everywhere; there ``--rdzv_backend=c10d`` makes a new store.
     """
-    import os
-
     from torch.distributed import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 

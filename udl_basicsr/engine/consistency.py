@@ -14,9 +14,12 @@ from udl_basicsr.losses import TLWLoss
 from udl_basicsr.losses.perceptual import NETS, VERSIONS, find_backbone_weights, smallest_image
 from udl_basicsr.metrics import calculate_lpips
 from udl_basicsr.models.checkpoints import CheckpointError
+from udl_basicsr.models.step import log_names
+from udl_basicsr.reports.scores import CSV_FIELDS
 
 from . import schema
 from .checks import KeyChecker, Report, lookup
+from .history import FIELDS
 from .introspect import call_problems, describe, keys_read, parameters
 from .trials import build_network, try_loss, try_network, try_parameters
 from .yaml_files import OptionError, did_you_mean
@@ -27,6 +30,8 @@ _RESERVED = re.compile(r'(con|prn|aux|nul|com\d|lpt\d)(\..*)?', re.IGNORECASE)  
 _LARGEST_PATCH = 512  # LQ pixels; networks that can be trained on larger ones are not tried on them
 _MOST_WORKERS = 128
 _NETWORKS = ('network_g', 'network_u', 'network_w')
+# What stands beside the metrics where they are kept, or is passed beside them.
+_FIELDS = {*FIELDS, *CSV_FIELDS, 'iteration', 'self'}
 
 
 def _detaches(block: Any) -> bool:
@@ -237,6 +242,12 @@ class Checker(KeyChecker):
                 self.report.add('train', 'no loss: add pixel_opt: {type: L1Loss, loss_weight: 1.0, reduction: mean}')
         else:
             self.check_stage_blocks(train, losses, ordinary)
+        logged: dict[str, str] = {}
+        for key in sorted(losses, key=lambda key: log_names(key) == (f'l_{key[:-4]}', )) if self.ours else ():
+            for name in log_names(key):  # those with names of their own first, which no user has chosen
+                if (other := logged.setdefault(name, key)) != key:
+                    self.report.add(f'train.{key}', f'its loss would be called {name}, as that of train.{other} is, '
+                                    'and one of them be left out; rename it')
         for key in sorted(losses):
             target = lookup('loss', train[key].get('type'))
             takes = inspect.signature(target.forward).parameters if hasattr(target, 'forward') else {}
@@ -397,6 +408,9 @@ class Checker(KeyChecker):
                 and tile['overlap'] >= tile['size']:
             self.report.add('val.tile.overlap', f'{tile["overlap"]} must be less than size: {tile["size"]}')
         for name, metric in metrics.items():
+            if name in _FIELDS:
+                self.report.add(f'val.metrics.{name}', 'is a field of history.jsonl, of scores.csv or of the records '
+                                f'of comparisons; call the metric otherwise, such as {name}_1')
             target = lookup('metric', metric.get('type')) if isinstance(metric, dict) else None
             takes = parameters(target)[0] if target else {}
             if 'log_scale' in takes and (problem := self.why_no_log_scale()):

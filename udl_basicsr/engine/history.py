@@ -12,6 +12,9 @@ from pathlib import Path
 
 from torch import nn
 
+FIELDS = ('iter', 'dataset', 'initial_weights')
+"""What the lines hold beside losses and metrics, which therefore cannot be called like this."""
+
 
 def weights_digest(network: nn.Module) -> str:
     """A SHA-256 of the names and values of a network's parameters and buffers: equal for equal networks."""
@@ -29,16 +32,19 @@ class History:
         path (Path): The file, whose folder exists.
         start_iter (int): Iterations already done; what the file tells of later ones is dropped.
         head (dict): First line of a new file.
+        validates_again (bool): The validation of ``start_iter`` is done again; what the file has of it is dropped too.
     """
 
-    def __init__(self, path: Path, start_iter: int, head: dict):
+    def __init__(self, path: Path, start_iter: int, head: dict, validates_again: bool = False):
         kept = [line for line in read_history(path) if line.get('iter', 0) <= start_iter] if start_iter else []
+        if validates_again:
+            kept = [line for line in kept if not ('dataset' in line and line.get('iter') == start_iter)]
         aside = path.with_name(f'.{path.name}.part')
         aside.write_text(''.join(_line(entry) for entry in kept or [head]), encoding='utf-8')
         os.replace(aside, path)
         self._path = path
 
-    def add(self, iteration: int, **values: float | str) -> None:
+    def add(self, iteration: int, /, **values: float | str) -> None:
         with open(self._path, 'a', encoding='utf-8') as file:
             file.write(_line({'iter': iteration, **values}))
 
@@ -53,8 +59,11 @@ def read_history(path: Path) -> list[dict]:
 
 
 def _entries(path: Path) -> Iterator[dict]:
-    for line in path.read_text(encoding='utf-8').splitlines():
+    for line in path.read_text(encoding='utf-8', errors='replace').splitlines():
         try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
+            entry = json.loads(line)
+        except (ValueError, RecursionError):
             return
+        if not isinstance(entry, dict) or not isinstance(entry.get('iter', 0), int):
+            return
+        yield entry

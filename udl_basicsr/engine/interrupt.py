@@ -1,4 +1,7 @@
-"""SIGTERM and Ctrl-C: the step in progress is finished and saved before the process ends."""
+"""SIGTERM and Ctrl-C: the step in progress is finished and saved before the process ends.
+
+Where everything is saved already, as in the last validation, nothing keeps a signal waiting.
+"""
 import signal
 import threading
 
@@ -14,16 +17,22 @@ class Interrupted(Exception):
 
 
 class Interrupts:
-    """While active, the first SIGTERM or SIGINT is kept until asked for; a second one acts as if none were kept."""
+    """While active, the first SIGTERM or SIGINT is kept until asked for; a second one acts as if none were kept.
+
+    A SIGINT that is ignored stays so: ``nohup`` and a shell's ``&`` start their commands like this, lest a Ctrl-C that
+    is meant for another one reach them.
+    """
 
     def __init__(self):
         self.signal = None
         self._before = {}
+        self._saved = None
 
     def __enter__(self) -> 'Interrupts':
         if threading.current_thread() is threading.main_thread():  # Python allows handlers there alone
             for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._keep)
+                if number == signal.SIGTERM or signal.getsignal(number) != signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._keep)
         return self
 
     def __exit__(self, *_) -> None:
@@ -37,6 +46,21 @@ class Interrupts:
             signal.raise_signal(number)
             return
         self.signal = signal.Signals(number).name
+        if self._saved is not None:
+            raise Interrupted(f'Stopped by {self.signal} {self._saved}')
+
+    def at_once(self, saved: str) -> None:
+        """From here on a signal ends the run where it is, for there is nothing left to save.
+
+        Args:
+            saved (str): Goes on after "Stopped by SIGTERM": up to where, and how to go on.
+
+        Raises:
+            Interrupted: Now, where a signal has been kept; later, in the middle of whatever comes.
+        """
+        self._saved = saved
+        if self.signal is not None:
+            raise Interrupted(f'Stopped by {self.signal} {saved}')
 
     def agreed(self, device: torch.device) -> bool:
         """Whether any rank was asked to stop. All ranks must ask at the same iteration, and get the same answer."""

@@ -72,11 +72,14 @@ def train(parsed: Parsed, command: str = '') -> None:
                     f'{sampler.iters_per_epoch} iterations an epoch, iterations {start_iter + 1} to {total_iter}.')
         with Interrupts() as interrupts:
             _iterate(model, batches, sampler, val_loaders, opt, tb_logger, history, start_iter, total_iter, interrupts)
-        if opt.get('val') and (total_iter % opt['val']['val_freq'] or start_iter >= total_iter):
-            _validate(model, val_loaders, total_iter, tb_logger, history, opt)
-        # Last of all, since it tells the next stage that this one has ended: a run that was killed in its last
-        # validation has to make up for it, and for the best weights that it may find.
-        model.save(epoch=-1, current_iter=-1)  # BasicSR's way to say 'latest'
+            interrupts.at_once(f'after iteration {total_iter} of {total_iter}, which is saved; the last validation is '
+                               'still to be done. Go on with --auto_resume')
+            if opt.get('val'):
+                _validate(model, val_loaders, total_iter, tb_logger, history, opt)
+                model.save(_epoch(total_iter, sampler), total_iter)  # once more: now it knows of the best metric
+            # Last of all, since it tells the next stage that this one has ended: a run that was killed in its last
+            # validation has to make up for it, and for the best weights that it may find.
+            model.save(epoch=-1, current_iter=-1)  # BasicSR's way to say 'latest'
         if tb_logger:
             tb_logger.close()
         if lock:
@@ -98,7 +101,7 @@ def _iterate(model, batches, sampler, val_loaders, opt, tb_logger, history, star
     for iteration, batch in enumerate(batches, start_iter + 1):
         data_timer.record()
         broken += int(batch.pop('broken', torch.zeros(1)).sum())
-        epoch = (iteration - 1) // sampler.iters_per_epoch
+        epoch, last = _epoch(iteration, sampler), iteration == total_iter
         # What a step draws (dropout, sampling losses) depends on its number, not on what came before: a resumed run
         # draws the same, and no random state needs to be saved.
         seed_all(seed, iteration, opt['rank'])
@@ -106,7 +109,7 @@ def _iterate(model, batches, sampler, val_loaders, opt, tb_logger, history, star
         model.feed_data(batch)
         model.optimize_parameters(iteration)
         iter_timer.record()
-        if iteration % logger_opt['print_freq'] == 0 or iteration == total_iter:
+        if iteration % logger_opt['print_freq'] == 0 or last:
             losses = model.get_current_log()
             message_logger({
                 'epoch': epoch,
@@ -119,14 +122,15 @@ def _iterate(model, batches, sampler, val_loaders, opt, tb_logger, history, star
             })
             if history:
                 history.add(iteration, **losses)
-        if val_opt and iteration % val_opt['val_freq'] == 0:
+        if val_opt and iteration % val_opt['val_freq'] == 0 and not last:
             _validate(model, val_loaders, iteration, tb_logger, history, opt)
-        # After validation, so that the state knows of the best metric that was just reached.
-        if iteration % logger_opt['save_checkpoint_freq'] == 0:
+        stop = interrupts.agreed(model.device)
+        # After validation, so that the state knows of the best metric that was just reached; but before the last one,
+        # which may take longer than a machine that is being shut down allows.
+        if stop or last or iteration % logger_opt['save_checkpoint_freq'] == 0:
             logger.info('Saving models and training states.')
             model.save(epoch, iteration)
-        if interrupts.agreed(model.device):
-            model.save(epoch, iteration)
+        if stop:
             by = interrupts.signal or 'a signal to another rank'
             raise Interrupted(f'Stopped by {by} after iteration {iteration} of {total_iter}, which is saved. Go on '
                               'with --auto_resume')
@@ -135,8 +139,15 @@ def _iterate(model, batches, sampler, val_loaders, opt, tb_logger, history, star
     logger.info(f'End of training. Time consumed: {datetime.timedelta(seconds=int(time.time() - started))}')
 
 
+def _epoch(iteration: int, sampler) -> int:
+    return (iteration - 1) // sampler.iters_per_epoch
+
+
 def _history(opt: dict, start_iter: int, head: dict) -> History | None:
-    return History(Path(opt['path']['log']) / 'history.jsonl', start_iter, head) if opt['rank'] == 0 else None
+    if opt['rank'] != 0:
+        return None
+    return History(Path(opt['path']['log']) / 'history.jsonl', start_iter, head,
+                   validates_again=start_iter >= opt['train']['total_iter'])
 
 
 def _validate(model, val_loaders, iteration, tb_logger, history, opt) -> None:

@@ -103,6 +103,7 @@ def _parse(file: str, parents: tuple[str, ...], *, root_path: str, is_train: boo
     _check_machine(opt, flat, num_gpu_available, report)
     if images:
         _check_weights(flat, promised, root_path, is_train, report)
+        _check_places(opt, report)
         check_data(opt, root_path, report, images)
         # of models that are not ours, only their code knows what they need
         if not (report.problems or checker.ours) and (problem := try_model(checker.model, opt)):
@@ -247,3 +248,18 @@ def _check_weights(flat: dict, promised: dict, root_path: str, is_train: bool, r
         elif unpacks(osp.expanduser(value)):
             report.add(f'path.{key}', f'{where(value, root_path)} is compressed, as torch writes none: what it unpacks '
                        'to may fill the memory; fetch it again, or save it anew with torch.save')
+
+
+def _check_places(opt: dict, report: Report) -> None:
+    """The folders of the run can be made: nothing that is no folder stands in their place, or in that of the lock."""
+    run = opt['path']['experiments_root' if opt['is_train'] else 'results_root']
+    for folder in (run, osp.join(opt['root_path'], 'tb_logger', opt['name'])):
+        there = folder
+        while not osp.lexists(there) and osp.dirname(there) != there:
+            there = osp.dirname(there)
+        if not osp.isdir(there):
+            kind = 'a file' if osp.exists(there) else 'a link to what is not there'
+            report.add('name', f'the folder {folder} cannot be made: {there} is {kind}; remove or rename it')
+    lock = osp.join(run, '.lock')
+    if osp.lexists(lock) and not osp.isfile(lock):
+        report.add('name', f'{lock} is no file; expected the lock of a run. Remove it, or choose another name')

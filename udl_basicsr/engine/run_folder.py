@@ -1,4 +1,5 @@
 """The folder of one run: made, kept apart from older ones, locked while it is trained, and found again on resume."""
+import itertools
 import os
 import re
 import socket
@@ -6,7 +7,7 @@ import time
 from pathlib import Path
 
 import torch.distributed as dist
-from basicsr.utils import get_root_logger, mkdir_and_rename
+from basicsr.utils import get_root_logger, get_time_str
 from torch import nn
 
 from udl_basicsr.models.checkpoints import CheckpointError, check_fit, network_weights, read_checkpoint
@@ -21,6 +22,8 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
+# BSD's EX_UNAVAILABLE: the run is not at hand for now. Nothing has failed, and it is no use to start it again at once.
+EXIT_BUSY = 69
 _STATE = re.compile(r'[0-9]+\.state')
 
 
@@ -66,11 +69,11 @@ def _make_folders(parsed: Parsed, command: str, keep: bool):
     root = Path(path['experiments_root'] if opt['is_train'] else path['results_root'])
     lock = _lock(root) if opt['is_train'] and root.is_dir() else None
     if not keep:
-        mkdir_and_rename(str(root))  # the lock goes with it
-        tb_folder = Path(opt['root_path']) / 'tb_logger' / opt['name']
-        if opt['is_train'] and tb_folder.exists():
-            mkdir_and_rename(str(tb_folder))
-        lock = _lock(root) if opt['is_train'] else None
+        _archive(root)  # the lock goes with it
+        if opt['is_train']:
+            _archive(Path(opt['root_path']) / 'tb_logger' / opt['name'])
+            root.mkdir(parents=True, exist_ok=True)
+            lock = _lock(root)
     folders = [path['visualization']]
     if opt['is_train']:
         folders += [path['models'], path['training_states']]
@@ -82,8 +85,22 @@ def _make_folders(parsed: Parsed, command: str, keep: bool):
                 unfinished.unlink(missing_ok=True)
     # Written, not copied: on resume the options may be this very file (BasicSR: SameFileError).
     head = f'# {time.asctime()}\n' + (f'# {command}\n' if command else '')
-    (root / Path(parsed.file).name).write_text(head + dump_flat(parsed.flat), encoding='utf-8')
+    name = Path(parsed.file).name
+    if not name.endswith(('.yml', '.yaml')):
+        name += '.yml'  # lest a file called models or history.jsonl take the place of these
+    (root / name).write_text(head + dump_flat(parsed.flat), encoding='utf-8')
     return lock
+
+
+def _archive(folder: Path) -> None:
+    """Keeps what is there under another name. BasicSR's (misc.py:26) fails at the second one of a second."""
+    if not os.path.lexists(folder):
+        return
+    names = (f'{folder.name}_archived_{get_time_str()}{f"_{number}" if number > 1 else ""}'
+             for number in itertools.count(1))
+    aside = next(path for path in map(folder.with_name, names) if not os.path.lexists(path))
+    os.rename(folder, aside)
+    get_root_logger().info(f'{folder} is there from before. It is kept as {aside}')
 
 
 def _lock(root: Path):

@@ -18,6 +18,7 @@ from basicsr.archs import build_network
 from udl_basicsr.data.loader import TrainBatches, build_dataset
 from udl_basicsr.engine.history import read_history
 from udl_basicsr.engine.options import load_yaml
+from udl_basicsr.reports.json_files import read_json
 from udl_basicsr.reports.scores import read_scores
 
 from .costs import measure_image
@@ -131,7 +132,9 @@ def made_with_other_options(run: Run, out: Path, root: Path) -> str | None:
     file = run.record(out)
     if file.exists():
         try:
-            found = json.loads(file.read_text(encoding='utf-8'))['options']
+            found = read_json(file)['options']
+            if not (isinstance(found, list) and all(isinstance(stage, dict) for stage in found)):
+                raise TypeError(f'options: expected one block for each stage, got {found!r:.60}')
         except (OSError, ValueError, KeyError, TypeError) as error:
             return f'{file}: is no record ({error!r}); remove it'
         return _difference(found, [stage.essence for stage in run.stages], str(file))

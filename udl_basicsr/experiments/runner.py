@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from udl_basicsr.engine import cli, loop, stages
+from udl_basicsr.engine.children import end_with_parent
 from udl_basicsr.engine.history import read_history
 from udl_basicsr.engine.options import OptionError, parse_options
 from udl_basicsr.engine.yaml_files import dump_flat
@@ -96,6 +97,7 @@ def make(run: Run, out: Path, root: Path, log: Path, gpu: int | None, first_only
     Args:
         first_only: Trains the stage before and nothing else.
     """
+    end_with_parent()
     multiprocessing.set_start_method(None, force=True)  # data workers need no server that imports all anew
     if gpu is not None:
         os.environ['CUDA_VISIBLE_DEVICES'] = str(gpu)

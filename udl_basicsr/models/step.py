@@ -372,8 +372,14 @@ class StepModel(ValidatedModel):
         self.best_metric_results = resume_state.get('best_metric_results', {})
 
 
-# BasicSR's names in the log, where they are not those of the option blocks.
-_LOG_NAMES = {'pixel_opt': 'l_pix'}
+# Where the log's names are not those of the option blocks: BasicSR's, and the terms of losses that have several.
+_LOG_NAMES = {'pixel_opt': ('l_pix', ), 'perceptual_opt': ('l_percep', 'l_style'),
+              'likelihood_opt': ('l_fidelity', 'l_log_scale'), 'tlw_opt': ('l_tlw', 'l_wc')}
+
+
+def log_names(key: str) -> tuple[str, ...]:
+    """What the log calls the loss of an option block such as ``pixel_opt``, or each of its terms."""
+    return _LOG_NAMES.get(key, (f'l_{key[:-4]}', ))
 
 
 def _build_loss(key: str, block: dict) -> nn.Module:
@@ -390,6 +396,5 @@ def _call_loss(key: str, criterion: nn.Module, pred: Tensor, gt: Tensor, lq: Ten
     names = list(inspect.signature(criterion.forward).parameters)
     args = (pred, ) if len(names) < 2 or names[1] == 'weight' else (pred, gt)
     value = criterion(*args, **({'lq': lq} if 'lq' in names else {}))
-    if key == 'perceptual_opt':
-        return {name: v for name, v in zip(('l_percep', 'l_style'), value, strict=True) if v is not None}
-    return {_LOG_NAMES.get(key, f'l_{key[:-4]}'): value}
+    values = value if key == 'perceptual_opt' else (value, )
+    return {name: v for name, v in zip(log_names(key), values, strict=True) if v is not None}

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
+from udl_basicsr.reports.json_files import read_json
 from udl_basicsr.reports.scores import (
     ScoresError,
     decimals,
@@ -86,7 +86,7 @@ def load_paper(file: str | Path | None = None) -> dict:
     """
     source = Path(file) if file else files('udl_basicsr.reports') / 'paper_scores.json'
     try:
-        paper = json.loads(source.read_text(encoding='utf-8'), parse_float=PrintedFloat)
+        paper = read_json(source, PrintedFloat)
         tables = paper.setdefault('tables', {})
         for row in paper['rows']:
             _ = paper['sources'][row['source']]['title']

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from .json_files import JsonError, read_json
 from .scores import (
     ScoresError,
     check_scores,
@@ -85,8 +86,8 @@ def read_records(folder: str | Path) -> list[dict]:
     records = []
     for file in files:
         try:
-            record = json.loads(file.read_text(encoding='utf-8'))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            record = read_json(file)
+        except JsonError as error:
             raise ScoresError(f'{file} is no JSON file ({error}). Remove it and run the comparison again') from error
         records.append(check_record(record, str(file)))
     check_pairs(records)

@@ -5,7 +5,6 @@ test.py writes `results/<name>/visualization/<data set>/<image>_<name>.png` with
 """
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 from udl_basicsr.data.images import SUFFIXES
 from udl_basicsr.models.visuals import decode_log_scale
 
+from .json_files import read_json
 from .scores import ScoresError, check_scores, format_value, read_scores
 from .uncertainty import ReportError
 
@@ -151,7 +151,7 @@ def open_run(given: str) -> Run:
         scores = read_scores(path)
         return Run(label or scores['name'], str(path), path / 'visualization', scores['scale'], scores['datasets'])
     try:
-        record = check_scores(json.loads(path.read_text(encoding='utf-8')), str(path))
+        record = check_scores(read_json(path), str(path))
     except ValueError as error:
         if isinstance(error, ScoresError):
             raise

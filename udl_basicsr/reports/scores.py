@@ -23,8 +23,11 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+from .json_files import JsonError, read_json
+
 FIELDS = {'name': str, 'scale': int, 'network': str, 'weights': str, 'protocol': str, 'datasets': dict,
           'versions': dict}
+CSV_FIELDS = ('dataset', 'image')  # of scores.csv, before the metrics
 LOWER_IS_BETTER = ('lpips', 'dists', 'niqe', 'brisque', 'mae', 'mse', 'rmse', 'nll', 'ause', 'ence', 'calibration',
                    'fid')
 
@@ -233,7 +236,7 @@ def _csv(scores: Mapping) -> str:
     metrics = _all_metrics(scores)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator='\n')
-    writer.writerow(['dataset', 'image', *metrics])
+    writer.writerow([*CSV_FIELDS, *metrics])
     for name, dataset in scores['datasets'].items():
         for image, values in _with_mean(dataset):
             # repr gives back the very same float: the CSV loses nothing against the JSON file.
@@ -300,7 +303,7 @@ def read_scores(path: str | Path) -> dict:
         raise FileNotFoundError(f'No scores at {file}. Test the network first: '
                                 f'python udl_basicsr/test.py -opt <test.yml> writes results/<name>/scores.json.')
     try:
-        scores = json.loads(file.read_text(encoding='utf-8'))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        scores = read_json(file)
+    except JsonError as error:
         raise ScoresError(f'{file} is no JSON file ({error}). Run the test again.') from error
     return check_scores(scores, str(file))
