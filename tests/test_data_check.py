@@ -138,7 +138,7 @@ def test_an_orientation_behind_the_pixels():
 @pytest.mark.parametrize('last', [False, True])
 @pytest.mark.parametrize(('kind', 'head'), [(b'zTXt', b'a\0\0'), (b'iTXt', b'a\0\1\0en\0b\0'), (b'iCCP', b'a\0\0')])
 def test_texts_that_unpack_to_any_size(kind, head, last):
-    data = png_with(kind, head + zlib.compress(bytes(300_000_000), 1), last)
+    data = png_with(kind, head + zlib.compress(bytes(50_000_000), 1), last)
     for read in (lambda: read_header(io.BytesIO(data)), lambda: decode_rgb(data)):
         begun = time.process_time()
         with pytest.raises(ImageError, match=f'unpack to more than {2**20} bytes'):
