@@ -149,6 +149,14 @@ def test_texts_that_unpack_to_any_size(kind, head, last):
     assert read_header(io.BytesIO(png_with(b'tEXt', b'a\0' + bytes(2**21), last))) == (32, 24)
 
 
+def test_a_part_that_says_it_is_larger_than_any_memory():
+    data = png_with(b'tEXt', b'a')
+    data = data[:33] + struct.pack('>I', 2**31 - 1) + data[37:]
+    for read in (lambda: read_header(io.BytesIO(data)), lambda: decode_rgb(data)):
+        with pytest.raises(ImageError, match=f'says that it has {2**31 - 1} bytes'):
+            read()
+
+
 def test_the_largest_image_that_is_read():
     assert read_header(io.BytesIO(png_header(2**14, MAX_PIXELS // 2**14))) == (2**14, MAX_PIXELS // 2**14)
     with pytest.raises(ImageError):

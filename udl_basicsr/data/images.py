@@ -135,9 +135,12 @@ def read_png_chunks(file: BinaryIO) -> tuple[bool, int]:
             to a thousand times the file's size; OpenCV would unpack them at every reading.
     """
     animated, orientation, room, headers = False, 1, MAX_TEXT, 0
+    largest = max(file.seek(0, os.SEEK_END), 2**26)
     file.seek(8)
     while len(start := file.read(8)) == 8:
         length, kind = struct.unpack('>I4s', start)
+        if length > largest:  # OpenCV asks for as much memory before it sees that nothing is there
+            raise ImageError(f'is damaged, a part of it says that it has {length} bytes: fetch it again or remove it')
         headers += kind == b'IHDR'
         if headers > 1:  # of which some readers take the first, and some the last
             raise ImageError('is damaged, it has two headers: fetch it again or remove it')
