@@ -85,7 +85,7 @@ def test_a_state_of_odd_content_is_broken(run, odd, reason):
     state = deepcopy(read_checkpoint(path))
     odd(state)
     torch.save(state, path)
-    with pytest.raises(CheckpointError, match=f'8.state: cannot be gone on from: .*{reason}') as error:
+    with pytest.raises(CheckpointError, match=f'8.state: cannot be resumed: .*{reason}') as error:
         resume_state(run.parse('esu', f'path:resume_state={path}').opt)
     assert str(error.value).isprintable()
     assert resume_state(run.parse('esu', auto_resume=True).opt)['iter'] == 4
@@ -134,7 +134,7 @@ def test_another_stage_or_optimizer_under_the_same_name(run):
     before = {p: p.read_bytes() for p in (run.root / 'experiments').rglob('*') if p.is_file()}
     text = refused(run, 'plain', 'name=esu')
     assert 'none of the 2 states can be used' in text
-    assert '8.state: cannot be gone on from: stage was esu, now it is plain' in text
+    assert '8.state: cannot be resumed: stage was esu, now it is plain' in text
     assert 'Give this run another name' in text
     assert 'stage was plain, now it is esu' in refused(run, 'esu', 'name=plain')
     text = refused(run, 'plain', 'train:optim_g={type: SGD, lr: 0.1, momentum: 0.9}')

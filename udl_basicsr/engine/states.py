@@ -1,7 +1,7 @@
 """Training states: whether one is whole and belongs to a run, and in which options the run has changed since.
 
 A state comes from a disk, and what the disk gives may be anything. What is odd in it would be found in mid-run, by an
-optimiser, or never; here it is found before anything is made, so that the state before it can be gone on from.
+optimiser, or never; here it is found before anything is made, so that the run can resume from the state before it.
 """
 import math
 from collections.abc import Iterator
@@ -41,13 +41,13 @@ def check_state(state: dict, path: Any, opt: dict) -> None:
     Args:
         state: As it was read.
         path: Its file, for the message.
-        opt: Runtime options of the run that is to go on from it.
+        opt: Runtime options of the run that is to resume from it.
 
     Raises:
         CheckpointError: Names the file, the entry, and what is wrong with it.
     """
     for problem in _problems(state, opt):
-        raise CheckpointError(f'{path}: cannot be gone on from: {problem}')
+        raise CheckpointError(f'{path}: cannot be resumed: {problem}')
 
 
 def _problems(state: dict, opt: dict) -> Iterator[str]:
@@ -81,8 +81,8 @@ def _problems_of_run(run: dict, opt: dict) -> Iterator[str]:
     for key in now.keys() & options:
         is_type = key in ('model_type', 'stage') or (key.startswith('train.optim_') and key.endswith('.type'))
         if is_type and options[key] != now[key]:
-            yield (f'{key} was {_shown(options[key])}, now it is {now[key]}, which cannot go on from it. Give this run '
-                   'another name; its weights can be started from, path.pretrain_network_*')
+            yield (f'{key} was {_shown(options[key])}, now it is {now[key]}, which cannot resume from it. Give this '
+                   'run another name; its weights can be started from, path.pretrain_network_*')
 
 
 def _problems_of_optimizers(optimizers: list, blocks: dict[str, tuple[dict, dict]] | None) -> Iterator[str]:
