@@ -17,7 +17,7 @@ from basicsr.archs import build_network
 
 from udl_basicsr.data.loader import TrainBatches, build_dataset
 from udl_basicsr.engine.history import read_history
-from udl_basicsr.engine.options import load_yaml
+from udl_basicsr.engine.options import OptionError, load_yaml
 from udl_basicsr.reports.scores import read_scores
 
 from .costs import measure_image
@@ -134,12 +134,17 @@ def made_with_other_options(run: Run, out: Path, root: Path) -> str | None:
             found = json.loads(file.read_text(encoding='utf-8'))['options']
         except (OSError, ValueError, KeyError, TypeError) as error:
             return f'{file}: is no record ({error!r}); remove it'
+        if not isinstance(found, list) or not all(isinstance(stage, dict) for stage in found):
+            return f'{file}: is no record (`options` is no list of blocks); remove it'
         return _difference(found, [stage.essence for stage in run.stages], str(file))
     for stage in run.stages:
         kept = root / 'experiments' / stage.name / stage.file.name
         if kept.exists():
-            old = Stage(stage.name, kept, load_yaml(str(kept)))
-            if problem := _difference([old.essence], [stage.essence], str(kept.parent)):
+            try:
+                old = Stage(stage.name, kept, load_yaml(str(kept))).essence
+            except (OptionError, KeyError, TypeError) as error:
+                return f'{kept}: is no option file of a run ({error}); remove {kept.parent}'
+            if problem := _difference([old], [stage.essence], str(kept.parent)):
                 return problem
     return None
 
