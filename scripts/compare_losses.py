@@ -72,15 +72,16 @@ def run(args: argparse.Namespace) -> int:
         return try_all(args, root / 'trials' / plan.name, gpus)
     runs = choose(plan, args)
     out = args.out or args.root / 'docs' / 'results' / plan.name
-    if problems := [p for r in runs if (p := made_with_other_options(r, out, args.root))]:
-        raise OptionError(problems)
+    differ = {r.name: problem for r in runs if (problem := made_with_other_options(r, out, args.root))}
+    if differ and not args.dry_run:
+        raise OptionError(differ.values())
     missing = [r for r in runs if not r.record(out).exists()]
     print(f'{len(runs)} runs, {len(missing)} to be made; records in {out}', flush=True)
     if args.dry_run:
         runner.check(runs, args.root, plan.file, data=False)
         records = {record_file(out, r['method'], r['scale'], r['seed'], r.get('network_id')): r
                    for r in read_or_none(out)}
-        print(f'\n{describe_runs(runs, plan.runs, records, out, args.root, args.markdown)}', flush=True)
+        print(f'\n{describe_runs(runs, plan.runs, records, out, args.root, differ, args.markdown)}', flush=True)
     elif missing:
         runner.check(missing, args.root, plan.file)
         runner.write_options(missing)
@@ -88,6 +89,8 @@ def run(args: argparse.Namespace) -> int:
         if status:
             return status
     show(plan, out, args.metrics, args.markdown)
+    if differ:
+        raise OptionError(differ.values())
     return 0
 
 

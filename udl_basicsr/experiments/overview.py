@@ -1,7 +1,7 @@
 """What a plan amounts to before anything is trained: its cells, what each takes, and the data it needs."""
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from os import path as osp
 from pathlib import Path
 
@@ -17,7 +17,7 @@ _ROOTS = ('dataroot_gt', 'dataroot_lq', 'meta_info_file')
 
 
 def describe_runs(runs: Sequence[Run], everything: Iterable[Run], records: Mapping[Path, Mapping], out: Path,
-                  root: Path, markdown: bool = False) -> str:
+                  root: Path, differ: Container[str] = (), markdown: bool = False) -> str:
     """The cells of a plan, one a line, then their sum and where their times come from, then the data they need.
 
     Args:
@@ -26,6 +26,7 @@ def describe_runs(runs: Sequence[Run], everything: Iterable[Run], records: Mappi
         records: What there is in ``out``, by file.
         out: Folder of the records.
         root: Where ``experiments/`` is.
+        differ: Names of runs of which there is something that was made with other options.
         markdown: Tables in Markdown.
     """
     estimate = Estimate(everything, records, out, machine())
@@ -45,6 +46,8 @@ def describe_runs(runs: Sequence[Run], everything: Iterable[Run], records: Mappi
                 measured |= by_records
                 if not by_records:
                     counted.add(stage.flat['train'].get('amp'))
+        if run.name in differ:
+            state = 'made otherwise'
         total += seconds
         rows.append([run.network or run.title, f'×{run.scale}', run.label, str(run.seed), _lengths(run.stages), state,
                      duration(seconds) if seconds else '–'])

@@ -17,7 +17,7 @@ from basicsr.archs import build_network
 
 from udl_basicsr.data.loader import TrainBatches, build_dataset
 from udl_basicsr.engine.history import read_history
-from udl_basicsr.engine.options import load_yaml
+from udl_basicsr.engine.options import OptionError, load_yaml
 from udl_basicsr.reports.json_files import read_json
 from udl_basicsr.reports.scores import read_scores
 
@@ -141,8 +141,11 @@ def made_with_other_options(run: Run, out: Path, root: Path) -> str | None:
     for stage in run.stages:
         kept = root / 'experiments' / stage.name / stage.file.name
         if kept.exists():
-            old = Stage(stage.name, kept, load_yaml(str(kept)))
-            if problem := _difference([old.essence], [stage.essence], str(kept.parent)):
+            try:
+                old = Stage(stage.name, kept, load_yaml(str(kept))).essence
+            except (OptionError, KeyError, TypeError) as error:
+                return f'{kept}: is no option file of a run ({error}); remove {kept.parent}'
+            if problem := _difference([old], [stage.essence], str(kept.parent)):
                 return problem
     return None
 
