@@ -46,7 +46,9 @@ AIMS = (MOMENT, WRITE, MOMENT, WRITE, LAST, LAST, CACHE, CACHE, CACHE, MOMENT, W
 """What the kills of one training are aimed at, in the order in which the two stages come to it."""
 DONE = 'all', None  # where there is nothing to go on with: the kill came after the last record
 ALL, PARENT = 'all processes', 'the parent alone'
-_OF_THE_MOMENT = {'seconds', 'date', 'peak_memory', 'run_time', 'commit'}  # in records of comparisons
+# Of the records of comparisons; the rest is measured by the clock, or says on what machine and when.
+_RESULTS = {'method', 'scale', 'seed', 'network', 'parameters', 'stages', 'options', 'initial_weights', 'data_order',
+            'curve', 'datasets'}
 _ENTRY = 'import sys; from pathlib import Path; from udl_basicsr.train import main; sys.exit(main(Path.cwd()))'
 _BASE = """\
 _base_: {demo}/train_ESU.yml
@@ -389,11 +391,11 @@ def equal(a, b) -> bool:
 
 
 def content(file: Path):
-    """What is compared of a file: all of it, but for how long something took, when, and in how much memory."""
+    """What is compared of a file: all of it, of a record what does not depend on the clock."""
     if file.suffix in ('.pth', '.state'):
         return torch.load(file, map_location='cpu', weights_only=True)
     if file.suffix == '.json':
-        return {k: v for k, v in json.loads(file.read_text(encoding='utf-8')).items() if k not in _OF_THE_MOMENT}
+        return {k: v for k, v in json.loads(file.read_text(encoding='utf-8')).items() if k in _RESULTS}
     return file.read_bytes()
 
 

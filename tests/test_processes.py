@@ -191,7 +191,7 @@ def test_chaos_knows_where_a_comparison_has_to_go_on(chaos, tmp_path):
         for name in names:
             file = chain.folder / name
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text('{"seconds": 1, "name": "a"}')
+            file.write_text('{"seconds": 1, "seed": 0}')
 
     experiments, first = 'experiments/chaos_L1_x2_seed0', 'experiments/chaos_first_ESU_x2_seed0/models/net_'
     assert chain.position() == ('chaos_L1_x2_seed0', 0)
@@ -205,7 +205,7 @@ def test_chaos_knows_where_a_comparison_has_to_go_on(chaos, tmp_path):
     assert chain.position() == ('chaos_UDL_x2_seed0', 0)
     make('records/UDL_x2_seed0.json', 'records/L1_x2_seed1.json', 'records/UDL_x2_seed1.json')
     assert chain.position() == chaos.DONE
-    assert chaos.content(chain.folder / 'records/L1_x2_seed0.json') == {'name': 'a'}
+    assert chaos.content(chain.folder / 'records/L1_x2_seed0.json') == {'seed': 0}
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='finds processes by /proc')
