@@ -86,7 +86,7 @@ NOT_SR = {
     **dict.fromkeys(('HiFaceGANDiscriminator', 'SpyNet', 'StyleGAN2Discriminator', 'UNetDiscriminatorSN_basicsr',
                      'VGGFeatureExtractor', 'VGGStyleDiscriminator'), PART),
     'RIDNet': 'denoises at the size of what goes in',
-    **dict.fromkeys(('UncertaintyNet', 'UDLHead', 'SigmaHead', 'TLWNet'), 'our own parts'),
+    **dict.fromkeys(('UncertaintyNet', 'UDLHead', 'SigmaHead', 'ConstantHead', 'TLWNet'), 'our own parts'),
 }
 HEAD_SCALE = {'RRDBNet': 2, 'VDSR': 1, 'DPDNN': 1}  # what is tapped has been enlarged in part or wholly
 SIZES = {'IPT': (16, 16)}  # its position codes are those of patch_size x patch_size

@@ -72,7 +72,7 @@ def script():
 
 
 def everything(folder: Path) -> dict:
-    return {p: p.stat().st_mtime_ns for p in folder.rglob('*')}
+    return {p: p.lstat().st_mtime_ns for p in folder.rglob('*')}
 
 
 # ------------------------------------------------------------------------------------------------- networks and lengths
