@@ -17,7 +17,7 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['udl_basicsr', 'udl_basicsr.*']),
-    package_data={'udl_basicsr.reports': ['*.json', 'templates/*']},
+    package_data={'udl_basicsr.experiments': ['*.json'], 'udl_basicsr.reports': ['templates/*']},
     # BasicSR 1.4.2's setup.py fails on 3.13 (`locals()` in a function no longer sees what exec defined).
     python_requires='>=3.10,<3.13',
     install_requires=[

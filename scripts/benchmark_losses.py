@@ -22,12 +22,12 @@ import udl_basicsr  # noqa: F401 - registers
 # isort: split
 from basicsr.models import build_model
 
-from udl_basicsr.engine import exits
-from udl_basicsr.engine.options import dump_flat, parse_options
 from udl_basicsr.experiments.plan import Stage, read_plan
-from udl_basicsr.models.checkpoints import save_atomic
-from udl_basicsr.reports.scores import markdown_table
+from udl_basicsr.options.parse import dump_flat, parse_options
 from udl_basicsr.reports.speed import paired, quartiles, ratios
+from udl_basicsr.utils import exits
+from udl_basicsr.utils.checkpoints import save_atomic
+from udl_basicsr.utils.tables import markdown_table
 
 
 def build(stages: Sequence[Stage], force: list[str], folder: Path):

@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 
 import udl_basicsr  # noqa: F401 - registers
-from udl_basicsr.engine import exits
 from udl_basicsr.reports import speed
+from udl_basicsr.utils import exits
 
 
 def positive(text: str) -> int:

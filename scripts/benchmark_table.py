@@ -10,9 +10,11 @@ import argparse
 import sys
 from dataclasses import replace
 
-from udl_basicsr.engine import exits
-from udl_basicsr.reports.benchmark import FORMATS, join, load_paper, printed_rows, render
-from udl_basicsr.reports.scores import ScoresError, read_scores, write_text
+from udl_basicsr.experiments.printed import load_paper, printed_rows
+from udl_basicsr.metrics.scores import ScoresError, read_scores
+from udl_basicsr.reports.score_table import FORMATS, join, render
+from udl_basicsr.utils import exits
+from udl_basicsr.utils.files import write_text
 
 
 @exits.command()
@@ -22,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--reference', nargs='+', default=[], metavar='RUN',
                         help='names of runs, one per scale, that the others are compared with')
     parser.add_argument('--paper', metavar='NETWORK', help='add the scores that were printed for this network')
-    parser.add_argument('--paper_file', help='printed scores of your own, in the form of reports/paper_scores.json')
+    parser.add_argument('--paper_file', help='printed scores of your own, in the form of experiments/paper_scores.json')
     parser.add_argument('--degradation', choices=['BI', 'BD'], default='BI', help='which of the printed scores')
     parser.add_argument('--metrics', nargs='+', default=['psnr', 'ssim'])
     parser.add_argument('--format', choices=FORMATS, default='text')

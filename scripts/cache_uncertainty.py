@@ -14,11 +14,11 @@ import sys
 from pathlib import Path
 
 import udl_basicsr  # noqa: F401 - registers
-from udl_basicsr.engine import cli, stages
+from udl_basicsr.training import launch, stages
 
 
 def main(root_path: Path | None = None) -> int:
-    return cli.run(stages.cache_uncertainty, is_train=True, root_path=root_path,
+    return launch.run(stages.cache_uncertainty, is_train=True, root_path=root_path,
                    does='Compute the uncertainty of the training images once, for stage udl.')
 
 

@@ -35,7 +35,7 @@ from pathlib import Path
 
 import torch
 
-from udl_basicsr.engine import exits
+from udl_basicsr.utils import exits
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = ('chaos_ESU', 'chaos_UDL')

@@ -19,9 +19,9 @@ import sys
 
 from udl_basicsr.deploy.convert import FORMATS, convert_file
 from udl_basicsr.deploy.export import ExportError
-from udl_basicsr.engine import exits
-from udl_basicsr.engine.yaml_files import OptionError, dump_flat
-from udl_basicsr.models.checkpoints import CheckpointError
+from udl_basicsr.utils import exits
+from udl_basicsr.utils.checkpoints import CheckpointError
+from udl_basicsr.utils.yaml_files import OptionError, dump_flat
 
 
 @exits.command()

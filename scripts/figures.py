@@ -19,22 +19,23 @@ from pathlib import Path
 import numpy as np
 
 from udl_basicsr.deploy.export import ExportError
-from udl_basicsr.engine import exits
-from udl_basicsr.engine.options import OptionError
-from udl_basicsr.losses.functional import MIN_OVER, SCALINGS
-from udl_basicsr.models.checkpoints import CheckpointError
-from udl_basicsr.reports import figures, maps, plots
+from udl_basicsr.experiments.comparison import read_records, record_file
+from udl_basicsr.experiments.printed import load_paper
+from udl_basicsr.functional import image_statistics as stats
+from udl_basicsr.functional.losses import MIN_OVER, SCALINGS
+from udl_basicsr.options.parse import OptionError
+from udl_basicsr.reports import figures, plots
 from udl_basicsr.reports import lead as leads
-from udl_basicsr.reports.benchmark import load_paper
-from udl_basicsr.reports.comparison import read_records, record_file
 from udl_basicsr.reports.figures import Panel
-from udl_basicsr.reports.json_files import read_json
 from udl_basicsr.reports.paper_tables import make_table
 from udl_basicsr.reports.pictures import Run, open_run, read_image, read_partner, same_size
 from udl_basicsr.reports.sigma import sigma_curve, sigma_figure, sigma_pixels
 from udl_basicsr.reports.tlw import TLWRun, open_tlw_run, tlw_maps
 from udl_basicsr.reports.tradeoff import UNITS, tradeoff_dots, tradeoff_figure
 from udl_basicsr.reports.uncertainty import Report, ReportError, uncertainty_figure
+from udl_basicsr.utils import exits
+from udl_basicsr.utils.checkpoints import CheckpointError
+from udl_basicsr.utils.json_files import read_json
 
 _WEIGHTS = {'error': 'error |x − f|', 'hr_gradient': 'HR gradient', 'lr_gradient': 'LR gradient',
             'uncertainty': 'uncertainty (UDL)'}
@@ -53,7 +54,7 @@ class _Pictures:
         self.lq, self.scale = None, self.runs[0].scale
         if getattr(args, 'lq', None):
             self.lq = read_partner(args.lq, self.image, 'LQ')
-            same_size({'the GT': self.gt, f'the LQ ×{self.scale}': maps.nearest(self.lq, self.scale)})
+            same_size({'the GT': self.gt, f'the LQ ×{self.scale}': stats.nearest(self.lq, self.scale)})
 
     def log_scale(self, run):
         log_scale = run.log_scale(self.dataset, self.image)
@@ -73,7 +74,7 @@ def _box(given: list[int] | None, image) -> tuple[int, int, int, int] | None:
     if len(given) not in (1, 4) or min(given) < 0 or min(given[-2:]) < 1:
         raise ReportError(f'--box {" ".join(map(str, given))}: expected LEFT TOP WIDTH HEIGHT in pixels of the GT, or '
                           'the side of a square that is put where the detail is')
-    box = maps.busiest_box(image, given[0]) if len(given) == 1 else tuple(given)
+    box = stats.busiest_box(image, given[0]) if len(given) == 1 else tuple(given)
     try:
         figures.crop(image, box)
     except ValueError as error:
@@ -95,7 +96,7 @@ def crops(args, look: dict) -> Path:
     p = _Pictures(args)
     panels = [Panel(f'{run.label}\n{p.caption(run)}', sr) for run, sr in zip(p.runs, p.sr, strict=True)]
     if p.lq is not None:
-        panels.insert(0, Panel('low resolution\npixels repeated', maps.nearest(p.lq, p.scale)))
+        panels.insert(0, Panel('low resolution\npixels repeated', stats.nearest(p.lq, p.scale)))
     panels.append(Panel('ground truth\nPSNR / SSIM', p.gt))
     whole = Panel(f'{p.dataset}: {p.image}, ×{p.scale}', p.gt)
     return figures.comparison_figure(panels, p.box, args.out, [whole], args.columns, **look)
@@ -105,7 +106,7 @@ def errors(args, look: dict) -> Path:
     p = _Pictures(args)
     panels = [Panel('ground truth', p.cut(p.gt))]
     for run, sr in zip(p.runs, p.sr, strict=True):
-        error = maps.error_map(sr, p.gt)
+        error = stats.error_map(sr, p.gt)
         panels.append(Panel(f'{run.label}: mean {p.cut(error).mean():.2f}\n{p.caption(run)}', p.cut(error), 'error'))
     return figures.save(figures.draw_grid(_wrapped(panels, args.columns), **look), args.out)
 
@@ -117,9 +118,9 @@ def uncertainty(args, look: dict) -> Path:
     p, rows = _Pictures(args), []
     for run, sr in zip(p.runs, p.sr, strict=True):
         s = p.cut(p.log_scale(run))
-        unit, bottom, top = maps.stretch(s)
+        unit, bottom, top = stats.stretch(s)
         rows.append([Panel(f'{run.label}\n{p.caption(run)}', p.cut(sr)),
-                     Panel('|x − f|', p.cut(maps.error_map(sr, p.gt)), 'error'),
+                     Panel('|x − f|', p.cut(stats.error_map(sr, p.gt)), 'error'),
                      Panel(f'fixed scale\nmean s = {s.mean():.2f}', s, 'log_scale'),
                      Panel(f'own scale\ns = {bottom:.2f} to {top:.2f}', unit, 'stretched')])
     return figures.save(figures.draw_grid(rows, 'below', limits=(low, high), **look), args.out)
@@ -128,9 +129,9 @@ def uncertainty(args, look: dict) -> Path:
 def weights(args, look: dict) -> Path:
     args.runs = [args.run, args.uncertainty or args.run]
     p = _Pictures(args)
-    found = maps.weight_maps(p.sr[0], p.gt, p.lq, p.log_scale(p.runs[1]), args.scaling, args.offset, args.min_over)
+    found = stats.weight_maps(p.sr[0], p.gt, p.lq, p.log_scale(p.runs[1]), args.scaling, args.offset, args.min_over)
     panels = [Panel('ground truth\n10 % of the pixels bear', p.cut(p.gt))]
-    panels += [Panel(f'{_WEIGHTS[name]}\n{maps.top_share(weight):.0%} of the weight'.replace('%', ' %'), p.cut(weight),
+    panels += [Panel(f'{_WEIGHTS[name]}\n{stats.top_share(weight):.0%} of the weight'.replace('%', ' %'), p.cut(weight),
                      'weight') for name, weight in found.items()]
     return figures.save(figures.draw_grid(_wrapped(panels, args.columns), **look), args.out)
 
@@ -139,7 +140,7 @@ def gradients(args, look: dict) -> Path:
     p = _Pictures(args)
     pictures = {'ground truth': p.gt, **{f'{run.label}\n{p.caption(run)}': sr
                                          for run, sr in zip(p.runs, p.sr, strict=True)}}
-    found = [maps.gradients(image) for image in pictures.values()]  # of the whole image: a crop has a border of its own
+    found = [stats.gradients(image) for image in pictures.values()]  # of the whole image: a crop has a border
     rows = [[Panel(title, p.cut(image)) for title, image in pictures.items()]]
     rows += [[Panel(f'{name}: mean |G| = {np.abs(p.cut(both[axis])).mean():.3f}', p.cut(both[axis]), 'gradient')
               for both in found] for axis, name in enumerate(('Gx', 'Gy'))]
@@ -174,11 +175,11 @@ def _variances(args: argparse.Namespace, size: int | None, images: list[str] | N
         pictures = {run.source: run.sr(args.dataset, image) for run in runs}
         same_size({'the GT': target, **pictures})
         try:
-            gt.append(maps.patch_variances(target, size).reshape(2, -1))
+            gt.append(stats.patch_variances(target, size).reshape(2, -1))
         except ValueError as error:
             raise ReportError(f'--patch_size: {error}') from error
         for run in runs:
-            sr[run.label].append(maps.patch_variances(pictures[run.source], size).reshape(2, -1))
+            sr[run.label].append(stats.patch_variances(pictures[run.source], size).reshape(2, -1))
     return runs, images, size, gt, sr
 
 

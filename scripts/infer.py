@@ -20,9 +20,9 @@ import sys
 
 from udl_basicsr.deploy.export import ExportError
 from udl_basicsr.deploy.infer import InferenceError, carry_out, load_restorer, make_plan
-from udl_basicsr.engine import exits
-from udl_basicsr.engine.yaml_files import OptionError
-from udl_basicsr.models.checkpoints import EMA_FIRST, CheckpointError
+from udl_basicsr.utils import exits
+from udl_basicsr.utils.checkpoints import EMA_FIRST, CheckpointError
+from udl_basicsr.utils.yaml_files import OptionError
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -13,11 +13,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from udl_basicsr.engine import exits
-from udl_basicsr.reports.benchmark import load_paper, printed_values
-from udl_basicsr.reports.comparison import read_records
+from udl_basicsr.experiments.comparison import read_records
+from udl_basicsr.experiments.printed import load_paper, printed_values
+from udl_basicsr.metrics.scores import ScoresError
 from udl_basicsr.reports.paper_tables import FORMATS, make_table, render, render_csv
-from udl_basicsr.reports.scores import ScoresError, write_text
+from udl_basicsr.utils import exits
+from udl_basicsr.utils.files import write_text
 
 
 def listing(paper: dict) -> str:
@@ -40,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--format', choices=FORMATS, default='md')
     parser.add_argument('--out', metavar='FOLDER', help='write <table>.<suffix> there instead of printing')
     parser.add_argument('--list', action='store_true', help='list the tables and end')
-    parser.add_argument('--paper_file', help='printed scores of your own, in the form of reports/paper_scores.json')
+    parser.add_argument('--paper_file', help='printed scores of your own, in the form of experiments/paper_scores.json')
     args = parser.parse_args(argv)
     if not (args.records or args.table or args.list):
         parser.error('give folders of records (scripts/compare_losses.py writes them), or --table, or --list')

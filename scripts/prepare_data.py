@@ -12,7 +12,7 @@ from pathlib import Path
 from udl_basicsr.data.degradations import DEGRADATIONS
 from udl_basicsr.data.prepare import Job, PreparationError, bicubic_scores, prepare
 from udl_basicsr.data.workers import Workers
-from udl_basicsr.engine import exits
+from udl_basicsr.utils import exits
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

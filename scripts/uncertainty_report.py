@@ -11,9 +11,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from udl_basicsr.engine import exits
-from udl_basicsr.metrics.functional import recalibration_factor
+from udl_basicsr.functional.uncertainty import recalibration_factor
 from udl_basicsr.reports.uncertainty import ReportError, format_reports, make_report, read_errors, write_reports
+from udl_basicsr.utils import exits
 
 
 @exits.command()

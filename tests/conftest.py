@@ -13,7 +13,7 @@ import udl_basicsr  # noqa: F401 - before anything imports basicsr, which needs 
 from basicsr.models import build_model
 from basicsr.utils import get_root_logger
 
-from udl_basicsr.engine.options import parse_options
+from udl_basicsr.options.parse import parse_options
 
 get_root_logger()  # here, or its stream would be that of the test that logs first, which closes it
 

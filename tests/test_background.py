@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from udl_basicsr.models.background import Background, read_ahead, spare_threads
+from udl_basicsr.utils.background import Background, read_ahead, spare_threads
 
 
 def test_reads_one_ahead_and_no_further():

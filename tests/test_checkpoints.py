@@ -16,8 +16,8 @@ import torch
 from basicsr.archs import build_network
 from conftest import photograph
 
-from udl_basicsr.engine import loop
-from udl_basicsr.models.checkpoints import EMA_FIRST, CheckpointError, load_network, read_checkpoint, save_atomic
+from udl_basicsr.training import loop
+from udl_basicsr.utils.checkpoints import EMA_FIRST, CheckpointError, load_network, read_checkpoint, save_atomic
 
 EDSR = {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 1, 'upscale': 2}
 
@@ -119,7 +119,7 @@ def test_a_save_that_fails_keeps_what_was_there(tmp_path):
 @pytest.mark.skipif(not os.path.exists('/dev/full'), reason='needs /dev/full')
 def test_a_full_disk_is_an_error(tmp_path, monkeypatch):
     full = open('/dev/full', 'wb')  # noqa: SIM115 - closed by save_atomic
-    monkeypatch.setattr('udl_basicsr.models.checkpoints.open', lambda *_: full, raising=False)
+    monkeypatch.setattr('udl_basicsr.utils.checkpoints.open', lambda *_: full, raising=False)
     with pytest.raises(CheckpointError, match='Free some space'):
         save_atomic({'params': {'a': torch.ones(1000)}}, tmp_path / 'net.pth')
 

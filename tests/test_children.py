@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-MODULE = Path(__file__).resolve().parents[1] / 'udl_basicsr' / 'engine' / 'children.py'
+MODULE = Path(__file__).resolve().parents[1] / 'udl_basicsr' / 'utils' / 'children.py'
 _MAIN = """
 import multiprocessing, os, signal, sys, time
 from pathlib import Path

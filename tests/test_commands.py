@@ -15,13 +15,13 @@ import torch
 
 from udl_basicsr import test as test_command
 from udl_basicsr import train as train_command
-from udl_basicsr.engine import exits
-from udl_basicsr.engine.options import OptionError
-from udl_basicsr.models.checkpoints import CheckpointError
+from udl_basicsr.options.parse import OptionError
+from udl_basicsr.utils import exits
+from udl_basicsr.utils.checkpoints import CheckpointError
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted(path.stem for path in (ROOT / 'scripts').glob('*.py'))
-RAN = ['train', 'test', 'cache_uncertainty']  # by engine/cli.py
+RAN = ['train', 'test', 'cache_uncertainty']  # by training/launch.py
 
 
 def script(name: str):
@@ -71,7 +71,7 @@ def test_how_a_command_ends(capsys, error, status, said):
 
 _MAIN = f"""
 import sys, time
-sys.path.insert(0, {str(ROOT / 'udl_basicsr' / 'engine')!r})
+sys.path.insert(0, {str(ROOT / 'udl_basicsr' / 'utils')!r})
 import exits
 @exits.command('Start again.')
 def main():

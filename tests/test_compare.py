@@ -12,13 +12,12 @@ import pytest
 import yaml
 
 from udl_basicsr.data.loader import TrainBatches
-from udl_basicsr.engine import run_folder
-from udl_basicsr.engine.options import OptionError
+from udl_basicsr.experiments import comparison, runner
 from udl_basicsr.experiments import plan as plans
 from udl_basicsr.experiments import records as kept
-from udl_basicsr.experiments import runner
-from udl_basicsr.reports import comparison
-from udl_basicsr.reports.scores import ScoresError
+from udl_basicsr.metrics.scores import ScoresError
+from udl_basicsr.options.parse import OptionError
+from udl_basicsr.training import run_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 

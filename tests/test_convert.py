@@ -16,9 +16,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from udl_basicsr.deploy import convert, export
-from udl_basicsr.engine import loop
-from udl_basicsr.engine.options import parse_options
-from udl_basicsr.models.checkpoints import CheckpointError, load_network, read_checkpoint, save_atomic
+from udl_basicsr.options.parse import parse_options
+from udl_basicsr.training import loop
+from udl_basicsr.utils.checkpoints import CheckpointError, load_network, read_checkpoint, save_atomic
 
 ROOT = Path(__file__).parents[1]
 _spec = importlib.util.spec_from_file_location('convert_weights', ROOT / 'scripts' / 'convert_weights.py')
@@ -577,7 +577,7 @@ def test_stock_basicsr_tests_our_checkpoint(tmp_path, pairs, project):
     file = tmp_path / 'stock.yml'
     file.write_text(STOCK.format(root=pairs, weights=tmp_path / 'net_g_latest.pth'))
     # of ours only the module that newer torchvision lacks; udl_basicsr itself is never imported
-    code = (f'import os, runpy, sys; runpy.run_path({str(ROOT / "udl_basicsr" / "engine" / "compat.py")!r})'
+    code = (f'import os, runpy, sys; runpy.run_path({str(ROOT / "udl_basicsr" / "utils" / "torchvision_shim.py")!r})'
             '["install_torchvision_shim"](); from basicsr.test import test_pipeline; test_pipeline(os.getcwd()); '
             'sys.exit(3 * ("udl_basicsr" in sys.modules))')
     done = subprocess.run([sys.executable, '-c', code, '-opt', str(file)], cwd=tmp_path, capture_output=True, text=True)

@@ -12,15 +12,17 @@ import yaml
 from basicsr.archs import build_network
 from conftest import photograph
 
-from udl_basicsr.engine import stages
+from udl_basicsr.experiments.printed import load_paper
+from udl_basicsr.functional import image_statistics as stats
+from udl_basicsr.functional.log_scale_maps import encode_log_scale
 from udl_basicsr.losses import UDLLoss
 from udl_basicsr.losses.uncertainty_loss import WeightMapLoss
-from udl_basicsr.models.visuals import encode_log_scale
-from udl_basicsr.reports import figures, maps, pictures, plots, scores, sigma, tlw, tradeoff
-from udl_basicsr.reports.benchmark import load_paper
+from udl_basicsr.metrics import scores
+from udl_basicsr.reports import figures, pictures, plots, sigma, tlw, tradeoff
 from udl_basicsr.reports.figures import Panel
 from udl_basicsr.reports.paper_tables import make_table
 from udl_basicsr.reports.uncertainty import ReportError
+from udl_basicsr.training import stages
 
 ROOT = Path(__file__).parents[1]
 SET = 'toys'
@@ -71,8 +73,8 @@ def toys(tmp_path):
 
 def gradient_of(loss, sr, gt, **more):
     """|dL/df| of mean(w |x − f|) summed is w where x ≠ f: what the loss really weights with, (H, W)."""
-    pred = maps.to_tensor(sr).requires_grad_()
-    loss(pred, maps.to_tensor(gt), **more).sum().backward()
+    pred = stats.to_tensor(sr).requires_grad_()
+    loss(pred, stats.to_tensor(gt), **more).sum().backward()
     return pred.grad.abs()[0].mean(0).double().numpy()
 
 
@@ -81,9 +83,9 @@ def gradient_of(loss, sr, gt, **more):
 def test_weight_maps_are_those_of_the_losses(scaling, offset, min_over):
     gt = rgb(3)
     sr, lq, s = disturbed(gt, 0), gt[::2, ::2].copy(), np.random.default_rng(1).uniform(-1, 4, gt.shape[:2])
-    found = maps.weight_maps(sr, gt, lq, s, scaling, offset, min_over)
+    found = stats.weight_maps(sr, gt, lq, s, scaling, offset, min_over)
     how = {'scaling': scaling, 'offset': offset, 'min_over': min_over, 'reduction': 'none'}
-    expected = {name: gradient_of(WeightMapLoss(weight_map=name, **how), sr, gt, lq=maps.to_tensor(lq))
+    expected = {name: gradient_of(WeightMapLoss(weight_map=name, **how), sr, gt, lq=stats.to_tensor(lq))
                 for name in WeightMapLoss.WEIGHT_MAPS}
     expected['uncertainty'] = gradient_of(UDLLoss(**how), sr, gt,
                                           log_scale=torch.from_numpy(s).float().expand(1, 3, -1, -1))
@@ -95,30 +97,30 @@ def test_weight_maps_are_those_of_the_losses(scaling, offset, min_over):
 
 def test_weight_maps_refuse_and_bear_nothing():
     gt = rgb(3)
-    found = maps.weight_maps(gt, gt, gt[::2, ::2], np.zeros((48, 64)))
+    found = stats.weight_maps(gt, gt, gt[::2, ::2], np.zeros((48, 64)))
     assert found['error'].max() == found['uncertainty'].max() == 0  # no error, a constant s: no weight, and no NaN
     with pytest.raises(ValueError, match='one size'):
-        maps.weight_maps(gt, gt, gt[::2, ::2], np.zeros((48, 63)))
+        stats.weight_maps(gt, gt, gt[::2, ::2], np.zeros((48, 63)))
     with pytest.raises(ValueError, match='multiples'):
-        maps.weight_maps(gt, gt, gt[:31, ::2], np.zeros((48, 64)))
+        stats.weight_maps(gt, gt, gt[:31, ::2], np.zeros((48, 64)))
 
 
 def test_top_share():
-    assert maps.top_share(np.full((10, 10), 3.)) == pytest.approx(0.1)
+    assert stats.top_share(np.full((10, 10), 3.)) == pytest.approx(0.1)
     one = np.zeros((10, 10))
     one[4, 4] = 2
-    assert maps.top_share(one) == 1
-    assert maps.top_share(np.arange(1., 101).reshape(10, 10)) == pytest.approx(sum(range(91, 101)) / 5050)
-    assert maps.top_share(np.zeros((10, 10))) == 0.1
+    assert stats.top_share(one) == 1
+    assert stats.top_share(np.arange(1., 101).reshape(10, 10)) == pytest.approx(sum(range(91, 101)) / 5050)
+    assert stats.top_share(np.zeros((10, 10))) == 0.1
 
 
 def test_stretch():
     values = np.arange(101.).reshape(1, -1)  # percentile p is p
-    unit, low, high = maps.stretch(values)
+    unit, low, high = stats.stretch(values)
     assert (low, high) == (1, 99)
     np.testing.assert_allclose(unit[0], [0, *((np.arange(1, 100) - 1) / 98), 1])
-    np.testing.assert_allclose(maps.stretch(5 * values - 7)[0], unit)  # whatever the level
-    assert maps.stretch(np.full((2, 2), 3.))[0].tolist() == [[0, 0], [0, 0]]
+    np.testing.assert_allclose(stats.stretch(5 * values - 7)[0], unit)  # whatever the level
+    assert stats.stretch(np.full((2, 2), 3.))[0].tolist() == [[0, 0], [0, 0]]
 
 
 def test_patch_variances_against_opencv():
@@ -128,7 +130,7 @@ def test_patch_variances_against_opencv():
     for dx, dy in ((1, 0), (0, 1)):
         sobel = cv2.Sobel(gray, cv2.CV_64F, dx, dy, ksize=3, borderType=cv2.BORDER_REPLICATE)
         expected += [sobel[r:r + n, c:c + n].var(ddof=1) for r in range(0, 32, n) for c in range(0, 48, n)]
-    np.testing.assert_allclose(maps.patch_variances(image, n), expected, rtol=1e-4, atol=1e-9)
+    np.testing.assert_allclose(stats.patch_variances(image, n), expected, rtol=1e-4, atol=1e-9)
 
 
 def sobel(image, **border):
@@ -139,13 +141,13 @@ def sobel(image, **border):
 
 def test_gradients_against_opencv():
     image = rgb(5, 37, 53)
-    np.testing.assert_allclose(maps.gradients(image), sobel(image, borderType=cv2.BORDER_REPLICATE), atol=1e-5)
+    np.testing.assert_allclose(stats.gradients(image), sobel(image, borderType=cv2.BORDER_REPLICATE), atol=1e-5)
 
 
 def test_peaks():
     values = np.random.default_rng(0).exponential(1, 103)
-    assert maps.peaks(values, 103).tolist() == values.tolist()
-    found = maps.peaks(values, 10)  # three groups of 11, seven of 10
+    assert stats.peaks(values, 103).tolist() == values.tolist()
+    found = stats.peaks(values, 10)  # three groups of 11, seven of 10
     assert found[0] == values[:11].max()
     assert found[-1] == values[-10:].max()
     assert found.max() == values.max()
@@ -154,23 +156,23 @@ def test_peaks():
 def test_histogram_keeps_every_patch():
     values = np.concatenate([np.zeros(7), 10. ** np.random.default_rng(0).uniform(-9, 3, 500)])
     edges = np.logspace(-4, 1, 21)
-    counts = maps.log_histogram(values, edges)
+    counts = stats.log_histogram(values, edges)
     assert counts.sum() == values.size
     assert counts[0] == (values < edges[1]).sum()
     assert counts[-1] == (values >= edges[-2]).sum()
-    edges = maps.logarithmic_edges([values])
+    edges = stats.logarithmic_edges([values])
     assert edges[-1] >= values.max()
     np.testing.assert_allclose(np.diff(np.log10(edges)), 1 / 8)
     assert np.log10(edges[0]) == round(np.log10(edges[0]))
-    assert len(maps.logarithmic_edges([np.zeros(3)])) == 2
+    assert len(stats.logarithmic_edges([np.zeros(3)])) == 2
 
 
 def test_variance_ratio():
     gt = np.random.default_rng(0).exponential(1, 1000)
-    at, ratio = maps.variance_ratio(np.append(np.where(gt > 1, 0.25, 0.5) * gt, 9), np.append(gt, 0), groups=5)
+    at, ratio = stats.variance_ratio(np.append(np.where(gt > 1, 0.25, 0.5) * gt, 9), np.append(gt, 0), groups=5)
     assert (np.diff(at) > 0).all()
     np.testing.assert_allclose(ratio, np.where(at > 1, 0.25, 0.5))
-    assert maps.variance_ratio(np.ones(3), np.zeros(3))[1].size == 0
+    assert stats.variance_ratio(np.ones(3), np.zeros(3))[1].size == 0
 
 
 # ---------------------------------------------------------------- drawing
@@ -190,7 +192,7 @@ def test_fixed_scale_gives_a_value_one_colour_everywhere():
     for name, low, high in (('dark', -1., 1.), ('bright', 1., 4.)):
         s = rng.uniform(low, high, (12, 12))
         s[5, 6] = 1.
-        rows.append([Panel(f'{name} fixed', s, 'log_scale'), Panel(f'{name} own', maps.stretch(s)[0], 'stretched')])
+        rows.append([Panel(f'{name} fixed', s, 'log_scale'), Panel(f'{name} own', stats.stretch(s)[0], 'stretched')])
     together = figures.draw_grid(rows, 'below', width=3)
     alone = figures.draw_grid(rows[:1], 'below', width=3)
     expected = colour_at(together, 'dark fixed', 5, 6)
@@ -396,7 +398,7 @@ def test_variance_peaks_figure(drawn):
     """Patch after patch, of each run and direction, against OpenCV; the peaks of GT are there, smoothed by a run."""
     gt, n = rgb(5, 32, 48), 8
     blurred = cv2.GaussianBlur(gt, (0, 0), 1.5)
-    both = {name: maps.patch_variances(image, n).reshape(2, -1) for name, image in (('gt', gt), ('blurred', blurred))}
+    both = {name: stats.patch_variances(image, n).reshape(2, -1) for name, image in (('gt', gt), ('blurred', blurred))}
     plots.variance_peaks_figure(both['gt'], {'blurred': both['blurred']}, n, 'f.png')
     for number, ax in enumerate(drawn[0].axes):
         for line, image in zip(ax.lines, (gt, blurred), strict=True):
@@ -448,7 +450,7 @@ def test_sigma_is_that_of_history_and_checkpoints(sigma_folder, tmp_path):
         state = torch.load(sigma_folder / 'models' / f'net_u_{iteration}.pth', weights_only=True)['params']
         net.load_state_dict(state)
         with torch.no_grad():
-            nets.append(net(maps.to_tensor(lq))[1].flatten())
+            nets.append(net(stats.to_tensor(lq))[1].flatten())
     ranks = nets[0].sort().values[torch.linspace(0, nets[0].numel() - 1, 5).round().long()]
     np.testing.assert_allclose(found.pixels[0], ranks.numpy(), rtol=1e-6)
     np.testing.assert_allclose(found.means, [net.mean().item() for net in nets], rtol=1e-5)
@@ -546,7 +548,7 @@ def test_tlw_maps(tlw_folder):
     np.testing.assert_array_equal(tlw.tlw_maps(run, 9, gt, gt[::2, ::2]).sample, found.sample)
     net = build_network(run.options['network_g'])
     net.load_state_dict(torch.load(tlw_folder / 'models' / 'net_g_9.pth', weights_only=True)['params'])
-    expected = net(maps.to_tensor(gt[::2, ::2])).detach().clamp(0, 1)[0].permute(1, 2, 0).numpy() * 255
+    expected = net(stats.to_tensor(gt[::2, ::2])).detach().clamp(0, 1)[0].permute(1, 2, 0).numpy() * 255
     np.testing.assert_array_equal(found.sr, expected.round())
 
 

@@ -31,11 +31,11 @@ from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
 from udl_basicsr.data.loader import build_dataset, train_batches
-from udl_basicsr.engine import schema
-from udl_basicsr.engine.options import OptionError, Parsed, load_yaml, parse_options
-from udl_basicsr.engine.trials import build_network
 from udl_basicsr.experiments.plan import read_plan
-from udl_basicsr.models.checkpoints import CheckpointError
+from udl_basicsr.options import schema
+from udl_basicsr.options.parse import OptionError, Parsed, load_yaml, parse_options
+from udl_basicsr.options.trials import build_network
+from udl_basicsr.utils.checkpoints import CheckpointError
 
 OPTIONS = Path(__file__).resolve().parents[1] / 'options'
 LONG = int(os.environ.get('UDL_FUZZ', 0))

@@ -34,11 +34,11 @@ from test_fuzz import LONG, _memory, anything, bounded, mutated  # noqa: F401 - 
 from udl_basicsr.deploy.convert import convert_file
 from udl_basicsr.deploy.export import ExportError
 from udl_basicsr.deploy.infer import InferenceError, load_restorer
-from udl_basicsr.engine import loop
-from udl_basicsr.engine.options import OptionError
-from udl_basicsr.engine.run_folder import resume_state
-from udl_basicsr.engine.states import essence, note_changes
-from udl_basicsr.models.checkpoints import CheckpointError, load_network
+from udl_basicsr.options.parse import OptionError
+from udl_basicsr.training import loop
+from udl_basicsr.training.run_folder import resume_state
+from udl_basicsr.training.states import essence, note_changes
+from udl_basicsr.utils.checkpoints import CheckpointError, load_network
 
 REFUSALS = (CheckpointError, ExportError, OptionError, InferenceError)
 EDSR = {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 4, 'num_block': 1, 'upscale': 2}

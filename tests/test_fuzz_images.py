@@ -30,7 +30,7 @@ from udl_basicsr.data import prepare
 from udl_basicsr.data.images import MAX_PIXELS, BrokenImageError
 from udl_basicsr.data.loader import SeededDataset, ValidationImages, build_dataset
 from udl_basicsr.deploy import infer
-from udl_basicsr.engine.data_check import Images, _open_file
+from udl_basicsr.options.data_sets import Images, _open_file
 
 LONG = int(os.environ.get('UDL_FUZZ', 0))
 SECONDS = 10

@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 from test_fuzz import KEYS, LONG, bounded, garbled, listing, mutated
 
-from udl_basicsr.engine.options import OptionError
 from udl_basicsr.experiments import costs, overview, plan, runner
+from udl_basicsr.options.parse import OptionError
 
 PLAN_KEYS = ['name', 'title', 'table', 'reference', 'train', 'test', 'seeds', 'lengths', 'deterministic', 'networks',
              'scales', 'first', 'methods', 'iterations', 'base', 'options', 'label', 'after', 'x2', 'x3', 'L1', 'UDL',

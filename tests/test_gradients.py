@@ -5,6 +5,8 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
+from udl_basicsr.functional import losses as F
+from udl_basicsr.functional.tlw import fixed_sum
 from udl_basicsr.losses import (
     ESULoss,
     EULoss,
@@ -18,8 +20,6 @@ from udl_basicsr.losses import (
     UDLLoss,
     WeightMapLoss,
 )
-from udl_basicsr.losses import functional as F
-from udl_basicsr.losses.tlw import fixed_sum
 
 SHAPE = (2, 3, 4, 5)
 LIKELIHOODS = [EULoss(), ESULoss(), GaussianNLLLoss(), GRAMLoss(), GRAMLoss(norm='l2')]

@@ -28,7 +28,7 @@ from udl_basicsr.deploy import infer as module
 from udl_basicsr.deploy.export import export_safetensors
 from udl_basicsr.deploy.infer import Restorer, make_plan
 from udl_basicsr.deploy.pictures import read_header, read_picture
-from udl_basicsr.models.visuals import decode_log_scale
+from udl_basicsr.functional.log_scale_maps import decode_log_scale
 
 SCRIPT = Path(__file__).parents[1] / 'scripts' / 'infer.py'
 spec = importlib.util.spec_from_file_location('infer_script', SCRIPT)

@@ -15,12 +15,13 @@ import torch
 from conftest import assert_same_weights
 
 from udl_basicsr.data.images import BrokenImageError
-from udl_basicsr.engine import cli, loop, options, run_folder, stages
-from udl_basicsr.engine.history import read_history
-from udl_basicsr.engine.interrupt import EXIT_INTERRUPTED, Interrupted, Interrupts
-from udl_basicsr.engine.options import OptionError
-from udl_basicsr.models.checkpoints import CheckpointError
 from udl_basicsr.models.step import StepModel
+from udl_basicsr.options import parse as options
+from udl_basicsr.options.parse import OptionError
+from udl_basicsr.training import launch, loop, run_folder, stages
+from udl_basicsr.training.history import read_history
+from udl_basicsr.training.interrupts import EXIT_INTERRUPTED, Interrupted, Interrupts
+from udl_basicsr.utils.checkpoints import CheckpointError
 
 
 def train(project, stage, *force, **kwargs):
@@ -68,7 +69,7 @@ class Child:
         signal.signal(signal.SIGINT, sigint)  # pytest itself may have been started with SIGINT ignored
         sys.stdout, sys.stderr = (os.fdopen(number, 'w', 1, closefd=False) for number in (1, 2))
         sys.argv = ['train.py', *argv]
-        sys.exit(cli.run(stages.train if is_train else lambda parsed, _: loop.test(parsed), is_train, root))
+        sys.exit(launch.run(stages.train if is_train else lambda parsed, _: loop.test(parsed), is_train, root))
 
     def wait_for(self, file):
         end = time.monotonic() + 100
@@ -182,7 +183,7 @@ def test_a_signal_before_training_leaves_no_trace(project, monkeypatch, number, 
 def test_exit_statuses_of_the_command_line(project, at_iteration, monkeypatch, capsys):
     def main(*extra):
         monkeypatch.setattr(sys, 'argv', ['train.py', '-opt', str(project.root / 'plain.yml'), *extra])
-        return cli.run(stages.train, is_train=True, root_path=project.root)
+        return launch.run(stages.train, is_train=True, root_path=project.root)
 
     at_iteration(2, lambda: signal.raise_signal(signal.SIGTERM))
     assert main() == EXIT_INTERRUPTED == 75
@@ -397,10 +398,10 @@ def test_a_disk_that_is_gone_does_not_go_unnoticed(project, broken_pairs, at_ite
 _TWO_RANKS = """
 import sys
 import torch, torch.distributed as dist, udl_basicsr
-from udl_basicsr.engine import compat
-from udl_basicsr.engine.options import parse_options
+from udl_basicsr.utils import distributed
+from udl_basicsr.options.parse import parse_options
 from basicsr.models import build_model
-compat.init_dist('pytorch')
+distributed.init_dist('pytorch')
 rank = dist.get_rank()
 report = open(f'{sys.argv[2]}/rank{rank}.txt', 'w', buffering=1)
 parsed = parse_options(sys.argv[1], root_path=sys.argv[2], is_train=True, rank=rank, world_size=2, dist=True,
@@ -491,7 +492,7 @@ def test_variables_of_the_launcher_are_checked(project, monkeypatch, capsys, var
     for name, value in given.items():
         monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
     monkeypatch.setattr(sys, 'argv', ['train.py', '-opt', str(project.root / 'plain.yml'), '--launcher', launcher])
-    assert cli.run(stages.train, is_train=True, root_path=project.root) == 2
+    assert launch.run(stages.train, is_train=True, root_path=project.root) == 2
     said = capsys.readouterr().err
     assert message in said
     assert said.count('\n') == 1

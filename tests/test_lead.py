@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from udl_basicsr.models.visuals import encode_log_scale
-from udl_basicsr.reports import comparison, lead
+from udl_basicsr.experiments import comparison
+from udl_basicsr.functional.log_scale_maps import encode_log_scale
+from udl_basicsr.metrics.scores import ScoresError
+from udl_basicsr.reports import lead
 from udl_basicsr.reports.pictures import Run
-from udl_basicsr.reports.scores import ScoresError
 
 
 def record(method, seed, psnr, stages=(400, 800), comparison='c', **more):

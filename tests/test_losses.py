@@ -7,8 +7,8 @@ import pytest
 import torch
 from basicsr.losses import build_loss
 
+from udl_basicsr.functional import losses as F
 from udl_basicsr.losses import ESULoss, EULoss, GaussianNLLLoss, GRAMLoss, UDLLoss, WeightMapLoss
-from udl_basicsr.losses import functional as F
 
 SHAPE = (2, 3, 4, 5)
 

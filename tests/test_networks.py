@@ -11,8 +11,8 @@ from basicsr.archs import build_network
 from basicsr.utils.registry import ARCH_REGISTRY, Registry
 
 from udl_basicsr.archs import UncertaintyNet, spandrel_archs
-from udl_basicsr.engine.introspect import call_problems
 from udl_basicsr.losses import ESULoss
+from udl_basicsr.options.signatures import call_problems
 
 pytestmark = pytest.mark.filterwarnings('ignore:torch.meshgrid', 'ignore:Importing from timm')
 

@@ -12,10 +12,10 @@ import yaml
 from basicsr.models import build_model
 from conftest import photograph
 
-from udl_basicsr.engine.options import dump_flat, load_yaml, parse_options
 from udl_basicsr.experiments import runner
 from udl_basicsr.experiments.plan import Plan, read_plan
-from udl_basicsr.reports.benchmark import load_paper
+from udl_basicsr.experiments.printed import load_paper
+from udl_basicsr.options.parse import dump_flat, load_yaml, parse_options
 from udl_basicsr.reports.paper_tables import make_table
 
 OPTIONS = Path(__file__).resolve().parents[1] / 'options'

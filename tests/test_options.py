@@ -12,8 +12,8 @@ from basicsr.utils.options import ordered_yaml
 from basicsr.utils.registry import DATASET_REGISTRY, LOSS_REGISTRY, MODEL_REGISTRY
 from PIL import Image
 
-from udl_basicsr.engine import schema, trials
-from udl_basicsr.engine.options import OptionError, apply_force_yml, dump_flat, load_yaml, parse_options
+from udl_basicsr.options import schema, trials
+from udl_basicsr.options.parse import OptionError, apply_force_yml, dump_flat, load_yaml, parse_options
 
 ROOT = Path(__file__).resolve().parents[1]
 EDSR = {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 1, 'upscale': 2}
@@ -517,7 +517,7 @@ def test_test_files(parse, train_opt, tmp_path):
 
 def test_the_table_of_keys_is_up_to_date():
     text = (ROOT / 'docs' / 'OPTIONS.md').read_text()
-    assert schema.markdown() in text, 'write the table anew: python -m udl_basicsr.engine.schema docs/OPTIONS.md'
+    assert schema.markdown() in text, 'write the table anew: python -m udl_basicsr.options.schema docs/OPTIONS.md'
 
 
 def test_a_network_that_cannot_be_trained_says_why(project):

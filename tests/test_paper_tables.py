@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from udl_basicsr.reports import benchmark, comparison, costs, paper_tables
-from udl_basicsr.reports.scores import ScoresError
+from udl_basicsr.experiments import comparison, complexity
+from udl_basicsr.experiments import printed as papers
+from udl_basicsr.metrics.scores import ScoresError
+from udl_basicsr.reports import paper_tables, score_table
 
 ROOT = Path(__file__).parents[1]
 
@@ -46,7 +48,7 @@ def records():
 @pytest.fixture
 def paper():
     """The packaged file with invented rows alone for table udl-2 (one network) and udl-5 (three)."""
-    paper = copy.deepcopy(benchmark.load_paper())
+    paper = copy.deepcopy(papers.load_paper())
     for key in ('rows', 'misprints', 'suspects'):
         paper[key] = [entry for entry in paper[key] if entry.get('table') not in ('udl-2', 'udl-5')]
     paper['rows'] += [
@@ -167,14 +169,14 @@ def test_labels_of_the_paper_find_ours():
     records = [{**make_record(method, network=network, scale=2, name='gv-1', Set5=[(psnr, 0.9)]), 'label': label}
                for network, method, label, psnr in (('VDSR', 'own', 'VDSR', 30.), ('VDSR', 'gv', 'VDSR+GV', 31.),
                                                     ('EDSR', 'own', 'EDSR', 35.), ('EDSR', 'gv', 'EDSR + GV', 36.))]
-    table = paper_tables.make_table('gv-1', records, benchmark.load_paper())
+    table = paper_tables.make_table('gv-1', records, papers.load_paper())
     found = {(line.network, line.method): line.ours['Set5', 'psnr'].mean for line in table.lines if line.ours}
     assert found == {('VDSR', 'MSE'): 30., ('VDSR', 'MSE + GV'): 31., ('EDSR', 'L1'): 35., ('EDSR', 'L1 + GV'): 36.}
     assert len(table.lines) == 18  # as many as are printed
 
     records = [{**make_record(f'run{n}', network='VDSR', name='le-4', Set5=[(30. + n, 0.9)]), 'label': label}
                for n, label in enumerate(('ℓ2', 'DIV2K', 'Edge', 'Ours'))]
-    table = paper_tables.make_table('le-4', records, benchmark.load_paper())
+    table = paper_tables.make_table('le-4', records, papers.load_paper())
     found = {line.label: line.ours['Set5', 'psnr'].mean for line in table.lines if line.ours}
     assert found == {'ℓ2': 30., 'DIV2K': 31., 'Ours': 33.}  # Edge is cited: it stays printed alone
     assert {line.label for line in table.lines if line.cited} == {'Edge', 'Riemann', 'Teacher'}
@@ -184,7 +186,7 @@ def test_labels_of_the_paper_find_ours():
     ('le-3', {'IMDN', 'OISR'}, 6), ('le-4', {'Edge', 'Riemann', 'Teacher'}, 3 + 6 + 9),
     ('le-5', {'DPS', 'KPN', 'LP-KPN'}, 9), ('le-6', {'SAN', 'HAN', 'NLSA'}, 9)])
 def test_what_a_paper_only_cites_stands_without_ours(name, cited, rows, records):
-    paper = benchmark.load_paper()
+    paper = papers.load_paper()
     more = [make_record('L1', network=title, name='own', degradation=paper['tables'][name]['degradation'],
                         Set5=[(30., 0.9)]) for title in cited]
     table = paper_tables.make_table(name, [*records, *more], paper)
@@ -199,7 +201,7 @@ def test_costs_stand_beside_the_printed_ones():
     blocks = {'VDSR': {'type': 'VDSR', 'upscale': 2}, 'EDSR-baseline': {
         'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 64, 'num_block': 16, 'upscale': 2}}
     records = [{**make_record('L1', network=network, scale=2, name=network, Set5=[(30., 0.9)]),
-                'parameters': parameters, 'costs': {'macs': costs.count_macs(block, 2), 'runtime': 12.34},
+                'parameters': parameters, 'costs': {'macs': complexity.count_macs(block, 2), 'runtime': 12.34},
                 'run_time': {'ms': 12.34, 'size': [720, 1280], 'device': 'a GPU'}}
                for (network, block), parameters in zip(blocks.items(), (667_008, 1_369_859), strict=True)]
     markdown = paper_tables.paper_table('le-3', records, 'md')
@@ -214,7 +216,7 @@ def test_costs_stand_beside_the_printed_ones():
     # Table 5 prints no MACs; and a CPU measures a small image, which is no figure of the table
     real = {**records[0], 'network_title': 'SRResNet', 'degradation': 'RealSR', 'costs': {'macs': 5},
             'run_time': {'ms': 1., 'size': [180, 320], 'device': 'a CPU'}}
-    table = paper_tables.make_table('le-5', [real], benchmark.load_paper())
+    table = paper_tables.make_table('le-5', [real], papers.load_paper())
     assert [line.our_costs for line in table.lines if line.ours] == [{'parameters': 667_008}]
     assert 'Ours, Runtime: measured on a CPU, 320×180 pixels alone, and not shown, since the paper has 2200×1200.' in (
         table.caption)
@@ -226,27 +228,27 @@ def test_costs_are_counted_and_measured():
     block = {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 1, 'upscale': 2}
     # 3 → 8, three of 8 → 8, 8 → 32 before the shuffle: all at LR; then 8 → 3 at HR
     low, high = 9 * (3 * 8 + 3 * 64 + 8 * 32), 9 * 8 * 3
-    assert costs.count_macs(block, 2, (12, 20)) == 6 * 10 * low + 12 * 20 * high
-    assert 0 < costs.run_time(block, 2, (12, 20), repeats=2, device='cpu') < 1000
+    assert complexity.count_macs(block, 2, (12, 20)) == 6 * 10 * low + 12 * 20 * high
+    assert 0 < complexity.run_time(block, 2, (12, 20), repeats=2, device='cpu') < 1000
 
 
 def test_amounts_are_read_and_written_as_printed():
-    paper = benchmark.load_paper()
+    paper = papers.load_paper()
     for row in paper['rows']:
         for cost, text in row.get('costs', {}).items():
-            value = costs.parse_amount(text)
-            assert costs.parse_amount(costs.format_amount(cost, value)) == pytest.approx(value, rel=5e-3)
-    assert costs.parse_amount('15.44M') == 15_440_000
-    assert costs.format_amount('runtime', costs.parse_amount('1,587.9ms')) == '1587.9ms'
-    assert costs.format_amount('macs', 614.7e9) == '614.7G'
+            value = papers.parse_amount(text)
+            assert papers.parse_amount(papers.format_amount(cost, value)) == pytest.approx(value, rel=5e-3)
+    assert papers.parse_amount('15.44M') == 15_440_000
+    assert papers.format_amount('runtime', papers.parse_amount('1,587.9ms')) == '1587.9ms'
+    assert papers.format_amount('macs', 614.7e9) == '614.7G'
 
 
 def test_a_trial_shows_its_own_photographs(records):
     trial = [make_record('L1', demo=[(25., 0.7)]), make_record('ESU_UDL', demo=[(26., 0.8)])]
-    table = paper_tables.make_table('udl-2', trial, benchmark.load_paper())
+    table = paper_tables.make_table('udl-2', trial, papers.load_paper())
     assert table.datasets[-1] == 'demo'
     assert 'demo' not in paper_tables.make_table('udl-2', [
-        *trial, make_record('L1', 1, Set5=[(25., 0.7)])], benchmark.load_paper()).datasets
+        *trial, make_record('L1', 1, Set5=[(25., 0.7)])], papers.load_paper()).datasets
 
 
 def test_paper_table_grows():
@@ -272,7 +274,7 @@ def test_paper_table_grows():
 
 
 def test_misprints(records, paper, tmp_path):
-    packaged = benchmark.load_paper()
+    packaged = papers.load_paper()
     markdown = paper_tables.render(paper_tables.make_table('udl-6', [], packaged))
     assert cells(markdown, 'EDSR', '×4', 'L_UDL-Ours')[4] == '27.74<sup>a</sup>/**0.7867**'
     assert 'Misprint: PSNR 27.74 for EDSR UDL ×4 on Set14' in markdown
@@ -285,10 +287,10 @@ def test_misprints(records, paper, tmp_path):
     # the best, but unmarked
     assert cells(markdown, 'EDSR 4×16', '×4', 'Original')[2] == '<u>32.01</u>/0.9899<sup>a</sup>'
     assert '<sup>a</sup> Misprint: SSIM 0.9899 for EDSR-S L1 ×4 on Set5. Too good.' in markdown
-    benchmark.load_paper(save(paper, tmp_path / 'mine.json'))
+    papers.load_paper(save(paper, tmp_path / 'mine.json'))
     paper['misprints'][-1]['metric'] = 'psnr'
     with pytest.raises(ScoresError, match=r'udl-2: the row of a misprint holds 32\.01, expected null'):
-        benchmark.load_paper(save(paper, tmp_path / 'mine.json'))
+        papers.load_paper(save(paper, tmp_path / 'mine.json'))
 
 
 def test_decimals_are_those_of_the_paper():
@@ -339,17 +341,17 @@ def test_latex(records, paper):
 
 
 def test_special_characters_of_latex():
-    assert benchmark.latex_text(r'\a{b}$^_~%&#') == (
+    assert score_table.latex_text(r'\a{b}$^_~%&#') == (
         r'\textbackslash{}a\{b\}\$\textasciicircum{}\_\textasciitilde{}\%\&\#')
-    assert benchmark.latex_text('ℓ_E ±σ → –') == r'$\ell$\_E $\pm$$\sigma$ $\rightarrow$ --'
+    assert score_table.latex_text('ℓ_E ±σ → –') == r'$\ell$\_E $\pm$$\sigma$ $\rightarrow$ --'
 
 
-@pytest.mark.parametrize('name', benchmark.load_paper()['tables'])
+@pytest.mark.parametrize('name', papers.load_paper()['tables'])
 @pytest.mark.parametrize('given', [True, False], ids=['ours', 'nothing'])
 def test_every_table(name, given, records):
     """With our runs and without any: every format can be made, is well-formed, and says what it lacks."""
     records = records if given else []
-    paper = benchmark.load_paper()
+    paper = papers.load_paper()
     table = paper_tables.make_table(name, records, paper)
     markdown = paper_tables.render(table)
     assert len({len(re.findall(r'(?<!\\)\|', line)) for line in markdown.splitlines() if line.startswith('|')}) == 1
@@ -377,11 +379,11 @@ COUNTS = {  # rows, figures without misprints and lost ones, costs, sum of the f
 
 
 def test_tables_rows_and_figures_are_complete():
-    paper = benchmark.load_paper()
+    paper = papers.load_paper()
     rows = {name: [row for row in paper['rows'] if row.get('table') == name] for name in paper['tables']}
     figures = {name: [value for row in found for values in row['scores'].values() for value in values]
                for name, found in rows.items()}
-    known = {name: [Decimal(benchmark.printed_text('', value)) for value in found if value is not None]
+    known = {name: [Decimal(score_table.printed_text('', value)) for value in found if value is not None]
              for name, found in figures.items()}
     assert {name: (len(rows[name]), len(known[name]), sum(len(row.get('costs', ())) for row in rows[name]),
                    f'{sum(known[name]).normalize():f}') for name in rows} == COUNTS
@@ -395,7 +397,7 @@ def test_tables_rows_and_figures_are_complete():
         assert {row['degradation'] for row in rows[name]} == {table['degradation']}
         for row in rows[name]:
             assert {*row['scores']} <= {*table['datasets']}
-            assert benchmark.row_metrics(row) == table['metrics']
+            assert papers.row_metrics(row) == table['metrics']
     # The same figure where two tables print the same run
     by_cell = {(row['table'], row['network'], row['method'], row['scale']): row['scores'] for row in paper['rows']
                if 'table' in row}
@@ -407,9 +409,9 @@ def test_tables_rows_and_figures_are_complete():
         'Set14': by_cell['le-3', 'EDSR-baseline', 'ℓ_E + σ', 2]['Set14']}
 
 
-def test_printed_gains_are_the_differences_of_printed_figures():
+def test_printed_gains_are_the_differences_of_papers():
     """The UDL paper prints the gains over its baseline too, in tables 3 and 4: rows that were confused would show."""
-    paper = benchmark.load_paper()
+    paper = papers.load_paper()
     gains = {'uncertainty': (0.29, 0.15, 0.10, 0.29, 0.46), 'error': (0.16, 0.08, 0.05, 0.15, 0.26),
              'HR gradient': (0.07, 0.05, 0.05, 0.17, 0.14), 'LR gradient': (0.08, 0.07, 0.05, 0.13, 0.19)}
     rows = {row['method']: row['scores'] for row in paper['rows'] if row.get('table') == 'udl-3'}
@@ -418,7 +420,7 @@ def test_printed_gains_are_the_differences_of_printed_figures():
 
 
 def test_every_printed_figure_has_its_source():
-    paper = benchmark.load_paper()
+    paper = papers.load_paper()
     for row in paper['rows']:
         place = paper['tables'][row['table']] if 'table' in row else paper['sources'][row['source']]
         assert place['read_from']
@@ -441,12 +443,12 @@ def test_every_printed_figure_has_its_source():
     (lambda paper: paper['tables']['le-3']['labels'].update(UDL='Ours'), 'le-3.labels.UDL: expected one of'),
     (lambda paper: paper['tables']['le-3'].update(cited=['EDSR']), "le-3.cited: 'EDSR' is no network and no method"),
     (lambda paper: paper['tables']['udl-6'].update(costs={'price': 'Price'}), "udl-6.costs: .*got 'price'"),
-    (lambda paper: paper['rows'][-1].update(costs={'macs': '3G'}), 'SRCNN charbonnier ×8, costs.macs'),
+    (lambda paper: paper['rows'][-1].update(costs={'macs': '3G'}), 'SRCNN charbonnier ×8, complexity.macs'),
 ])
 def test_broken_data_is_refused(paper, tmp_path, change, message):
     change(paper)
     with pytest.raises(ScoresError, match=r'(?s)mine\.json does not have the form.*' + message):
-        benchmark.load_paper(save(paper, tmp_path / 'mine.json'))
+        papers.load_paper(save(paper, tmp_path / 'mine.json'))
 
 
 def test_benchmark_table_joins_metric_by_metric(paper):
@@ -457,12 +459,12 @@ def test_benchmark_table_joins_metric_by_metric(paper):
 
     paper['rows'] += [row('udl-5', ['psnr'], Set5=[32.5], Set14=[28.5]),
                       row('udl-2', ['psnr', 'ssim'], Set5=[30., 0.895], BSD100=[27., 0.7])]
-    printed = benchmark.printed_rows(paper, 'EDSR')
+    printed = papers.printed_rows(paper, 'EDSR')
     [mine] = [found for found in printed if (found['source'], found['method']) == ('UDL', 'L1')]
     assert mine['values'] == {'Set5': {'psnr': 32.5, 'ssim': 0.895}, 'Set14': {'psnr': 28.5},
                               'BSD100': {'psnr': 27., 'ssim': 0.7}}
     run = {**make_record('L1', Set5=[(32., 0.88)], Set14=[(28., 0.77)]), 'name': 'EDSR_L1_x4'}
-    table = benchmark.join([run], printed=[found for found in printed if found['source'] != 'Revisiting L1'])
+    table = score_table.join([run], printed=[found for found in printed if found['source'] != 'Revisiting L1'])
     differences = {row.label: row.values for row in table.rows if row.kind == 'difference'}
     assert list(differences) == ['− EDSR L1 † EDSR', '− EDSR L1 † TLW', '− EDSR L1 † GV', '− EDSR L1 † UDL']
     ours = differences['− EDSR L1 † UDL']
@@ -471,7 +473,7 @@ def test_benchmark_table_joins_metric_by_metric(paper):
     assert ours['Set14']['ssim'] is None
     assert differences['− EDSR L1 † EDSR']['Set5']['psnr'] == pytest.approx(32. - 32.46)
     assert differences['− EDSR L1 † TLW']['Set5'] == {'psnr': pytest.approx(32. - 30.6984), 'ssim': None}  # has LPIPS
-    text = benchmark.render(table, 'md')
+    text = score_table.render(table, 'md')
     assert '| EDSR L1 † TLW | ×4 | 30.6984/– |' in text
     assert '| − EDSR L1 † UDL | ×4 | -0.50/-0.0150 | -0.50/– |' in text
 
@@ -480,8 +482,8 @@ def test_benchmark_table_joins_metric_by_metric(paper):
     ('EDSR_L1_TLW_x4', 'L1 + TLW'), ('EDSR_L1_x4', 'L1'), ('EDSR_TLW_MSE_x4', 'MSE + TLW'), ('EDSR_MSE_x4', 'MSE'),
     ('EDSR_ExpectedL1_x4', None)])
 def test_a_run_finds_its_printed_partner_by_its_name(run, expected):
-    printed = [row for row in benchmark.printed_rows(benchmark.load_paper(), 'EDSR') if row['source'] == 'TLW']
-    table = benchmark.join([{**make_record('x', Set5=[(32., 0.88)]), 'name': run}], printed=printed)
+    printed = [row for row in papers.printed_rows(papers.load_paper(), 'EDSR') if row['source'] == 'TLW']
+    table = score_table.join([{**make_record('x', Set5=[(32., 0.88)]), 'name': run}], printed=printed)
     assert [row.label for row in table.rows if row.kind == 'difference'] == [f'− EDSR {expected} †'] * bool(expected)
 
 

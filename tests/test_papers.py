@@ -14,7 +14,7 @@ import yaml
 from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
 
 import udl_basicsr
-from udl_basicsr.engine import schema
+from udl_basicsr.options import schema
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / 'docs/PAPERS.md').read_text(encoding='utf-8')

@@ -9,9 +9,8 @@ import torch
 import yaml
 from test_compare import record
 
-from udl_basicsr.engine.options import OptionError
-from udl_basicsr.experiments import costs, overview, plan, records, runner, trial
-from udl_basicsr.reports import comparison
+from udl_basicsr.experiments import comparison, costs, overview, plan, records, runner, trial
+from udl_basicsr.options.parse import OptionError
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = {'type': 'PairedImageDataset', 'io_backend': {'type': 'disk'}}

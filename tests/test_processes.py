@@ -15,9 +15,9 @@ import pytest
 import torch
 from conftest import assert_same_weights
 
-from udl_basicsr.engine import cli, stages
 from udl_basicsr.models import validation
-from udl_basicsr.models.checkpoints import CheckpointError, read_checkpoint, save_atomic
+from udl_basicsr.training import launch, stages
+from udl_basicsr.utils.checkpoints import CheckpointError, read_checkpoint, save_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
 _SGD = 'train:optim_g={type: SGD, lr: 0.01}'  # Adam's first steps are signs, which amplify rounding
@@ -224,7 +224,7 @@ def test_chaos_sees_children_that_outlive_their_parent(chaos, tmp_path, children
 
 def command_line(project, monkeypatch, *extra) -> int:
     monkeypatch.setattr(sys, 'argv', ['train.py', '-opt', str(project.root / 'plain.yml'), *extra])
-    return cli.run(stages.train, is_train=True, root_path=project.root)
+    return launch.run(stages.train, is_train=True, root_path=project.root)
 
 
 @pytest.mark.parametrize('number', [errno.ENOSPC, errno.EROFS, errno.EACCES])

@@ -9,7 +9,9 @@ import cv2
 import numpy as np
 import pytest
 
-from udl_basicsr.reports import benchmark, figures, scores
+from udl_basicsr.experiments import printed as papers
+from udl_basicsr.metrics import scores
+from udl_basicsr.reports import figures, score_table
 from udl_basicsr.reports.bicubic import write_bicubic
 
 ROOT = Path(__file__).parents[1]
@@ -160,7 +162,7 @@ def results():
 
 
 def test_join_orders_and_subtracts(results):
-    table = benchmark.join(results, reference=['EDSR_L1_x2'])
+    table = score_table.join(results, reference=['EDSR_L1_x2'])
     assert table.datasets == ('Set5', 'Set14', 'BSD100')  # B100 is BSD100
     assert [(row.scale, row.label, row.kind) for row in table.rows] == [
         (2, 'EDSR_L1_x2', 'run'), (2, 'EDSR_ESU_x2', 'run'), (2, '− EDSR_L1_x2', 'difference'),
@@ -171,62 +173,62 @@ def test_join_orders_and_subtracts(results):
 
 
 def test_ranking_is_by_printed_value_and_within_a_scale(results):
-    table = benchmark.join(results)
-    assert benchmark.ranks(table, 2, 'Set5', 'psnr') == {'EDSR_UDL_x2': 1, 'EDSR_L1_x2': 2}
-    assert benchmark.ranks(table, 4, 'Set5', 'psnr') == {}  # nobody to win against
-    tied = benchmark.join([make_scores('a', 2, Set5=[(30.001, 0.9)]), make_scores('b', 2, Set5=[(30.004, 0.8)])])
-    assert benchmark.ranks(tied, 2, 'Set5', 'psnr') == {'a': 1, 'b': 1}
+    table = score_table.join(results)
+    assert score_table.ranks(table, 2, 'Set5', 'psnr') == {'EDSR_UDL_x2': 1, 'EDSR_L1_x2': 2}
+    assert score_table.ranks(table, 4, 'Set5', 'psnr') == {}  # nobody to win against
+    tied = score_table.join([make_scores('a', 2, Set5=[(30.001, 0.9)]), make_scores('b', 2, Set5=[(30.004, 0.8)])])
+    assert score_table.ranks(tied, 2, 'Set5', 'psnr') == {'a': 1, 'b': 1}
     assert scores.lower_is_better('lpips_vgg')
     assert not scores.lower_is_better('psnr')
 
 
 def test_formats(results):
-    table = benchmark.join(results, reference=['EDSR_L1_x2'])
-    markdown = benchmark.render(table, 'md')
+    table = score_table.join(results, reference=['EDSR_L1_x2'])
+    markdown = score_table.render(table, 'md')
     assert '| EDSR_UDL_x2 | ×2 | **38.10**/**0.9608** | 33.60/0.9170 | – |' in markdown
     assert '| EDSR_L1_x2 | ×2 | <u>38.00</u>/<u>0.9601</u> | – | 32.10/0.9000 |' in markdown
     assert '| − EDSR_L1_x2 | ×2 | +0.10/+0.0007 | – | – |' in markdown
     assert 'EDSR\\_UDL\\_x2 & $\\times$2 & \\textbf{38.10}/\\textbf{0.9608} & 33.60/0.9170 & -- \\\\' in \
-        benchmark.render(table, 'latex')
-    rows = list(csv.DictReader(benchmark.render(table, 'csv').splitlines()))
+        score_table.render(table, 'latex')
+    rows = list(csv.DictReader(score_table.render(table, 'csv').splitlines()))
     assert float(rows[3]['Set5_psnr']) == 38.104
     assert rows[3]['BSD100_psnr'] == ''
-    text = benchmark.render(table, 'text')
+    text = score_table.render(table, 'text')
     assert '×2: PSNR/SSIM on Y' in text
     assert 'border of 2 px cropped (papers crop 4)' in text
 
 
 def test_printed_scores_stand_beside_the_runs(results):
-    printed = [row for row in benchmark.printed_rows(benchmark.load_paper(), 'EDSR') if row['source'] == 'EDSR']
-    table = benchmark.join(results, printed=printed)
+    printed = [row for row in papers.printed_rows(papers.load_paper(), 'EDSR') if row['source'] == 'EDSR']
+    table = score_table.join(results, printed=printed)
     labels = [row.label for row in table.rows]
     assert labels[:3] == ['EDSR L1 †', 'EDSR_L1_x2', '− EDSR L1 †']
     assert table.rows[2].values['Set5']['psnr'] == pytest.approx(38.0 - 38.11)
     assert labels.count('− EDSR L1 †') == 1  # UDL and ESU have no printed partner
-    assert benchmark.ranks(table, 2, 'Set5', 'psnr')['EDSR_UDL_x2'] == 1
+    assert score_table.ranks(table, 2, 'Set5', 'psnr')['EDSR_UDL_x2'] == 1
 
 
 def test_join_refuses(results):
     with pytest.raises(scores.ScoresError, match='no results'):
-        benchmark.join([])
+        score_table.join([])
     with pytest.raises(scores.ScoresError, match='Two results are called EDSR_UDL_x4 ×4'):
-        benchmark.join([*results, results[0]])
+        score_table.join([*results, results[0]])
     with pytest.raises(scores.ScoresError, match='reference nobody is not among'):
-        benchmark.join(results, reference=['nobody'])
+        score_table.join(results, reference=['nobody'])
     with pytest.raises(scores.ScoresError, match=r'No printed scores of EDSRS \(BI\). There are: .*EDSR \(BI\)'):
-        benchmark.printed_rows(benchmark.load_paper(), 'EDSRS')
+        papers.printed_rows(papers.load_paper(), 'EDSRS')
 
 
 def test_different_protocols_are_pointed_out(results):
     results[1]['protocol'] = 'PSNR on RGB'
-    assert any('different protocols' in note for note in benchmark.join(results).notes)
+    assert any('different protocols' in note for note in score_table.join(results).notes)
 
 
 def test_packaged_scores_are_plausible():
-    paper = benchmark.load_paper()
+    paper = papers.load_paper()
     ranges = {'psnr': (19, 45), 'ssim': (0.6, 1), 'lpips': (0, 0.5), 'pll': (0, 4), 'sigma_psnr': (25, 45)}
     for row in paper['rows']:
-        for values in benchmark.printed_values(row).values():
+        for values in papers.printed_values(row).values():
             for metric, value in values.items():
                 low, high = ranges[metric]
                 assert value is None or low < value < high
@@ -239,7 +241,7 @@ def test_paper_file_of_another_form(tmp_path):
     path = tmp_path / 'mine.json'
     path.write_text('{"sources": {}, "rows": [{"source": "X"}]}')
     with pytest.raises(scores.ScoresError, match=r'mine\.json does not have the form'):
-        benchmark.load_paper(path)
+        papers.load_paper(path)
 
 
 def test_command_line(tmp_path, results, capsys):

@@ -11,9 +11,9 @@ from scipy import ndimage, stats
 from skimage.metrics import structural_similarity
 
 from udl_basicsr.archs import SigmaHead, UncertaintyNet
-from udl_basicsr.engine.options import OptionError, parse_options
+from udl_basicsr.functional import losses as F
 from udl_basicsr.losses import ExpectedL1Loss, GradientVarianceLoss, SigmaLoss, SSIMLoss, TrainedExpectedL1Loss
-from udl_basicsr.losses import functional as F
+from udl_basicsr.options.parse import OptionError, parse_options
 
 OPTIONS = Path(__file__).resolve().parents[1] / 'options'
 SHAPE = (2, 3, 13, 14)

@@ -6,10 +6,10 @@ import pytest
 import torch
 from conftest import Project, assert_same_weights
 
-from udl_basicsr.engine import loop
-from udl_basicsr.engine.options import OptionError
-from udl_basicsr.engine.run_folder import resume_state
-from udl_basicsr.models.checkpoints import CheckpointError, read_checkpoint
+from udl_basicsr.options.parse import OptionError
+from udl_basicsr.training import loop
+from udl_basicsr.training.run_folder import resume_state
+from udl_basicsr.utils.checkpoints import CheckpointError, read_checkpoint
 
 
 @pytest.fixture(scope='module')

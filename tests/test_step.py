@@ -9,9 +9,9 @@ import torch
 from basicsr.models.sr_model import SRModel
 from conftest import assert_same_weights, batch
 
+from udl_basicsr.functional.log_scale_maps import decode_log_scale, encode_log_scale
 from udl_basicsr.models import inference
-from udl_basicsr.models.checkpoints import CheckpointError
-from udl_basicsr.models.visuals import decode_log_scale, encode_log_scale
+from udl_basicsr.utils.checkpoints import CheckpointError
 
 
 def run_steps(model, steps=3, **batch_args):

@@ -16,11 +16,12 @@ from scipy import stats
 from test_training import files, run, train
 
 from udl_basicsr.archs import TLWNet
-from udl_basicsr.engine.options import OptionError
-from udl_basicsr.losses import TLWLoss, tlw
-from udl_basicsr.losses.functional import fixed_sum
+from udl_basicsr.functional import tlw
+from udl_basicsr.functional.tlw import fixed_sum
+from udl_basicsr.losses import TLWLoss
 from udl_basicsr.losses.perceptual import NETS, build_lpips, find_backbone_weights, smallest_image
-from udl_basicsr.models.checkpoints import CheckpointError
+from udl_basicsr.options.parse import OptionError
+from udl_basicsr.utils.checkpoints import CheckpointError
 
 # ------------------------------------------------------------------------------------------------------------ FixedSum
 
@@ -620,9 +621,10 @@ def test_whole_run_resumes_exactly_and_stock_basicsr_loads_the_network(tlw_proje
 def test_two_processes_stay_in_step_and_resume_exactly(tlw_project):
     (tlw_project.root / 'entry.py').write_text(f"""
 import torch, torch.distributed as dist, udl_basicsr
-from udl_basicsr.engine import compat, loop
-from udl_basicsr.engine.options import parse_options
-compat.init_dist('pytorch', backend='gloo')
+from udl_basicsr.training import loop
+from udl_basicsr.utils import distributed
+from udl_basicsr.options.parse import parse_options
+distributed.init_dist('pytorch', backend='gloo')
 build, models = loop.build_model, []
 loop.build_model = lambda opt: models.append(build(opt)) or models[-1]
 for name, total, *more in (('straight', 4), ('resumed', 2), ('resumed', 4), ('whole', 2, 'train:accumulate=1')):

@@ -20,12 +20,12 @@ from basicsr.utils import imfrombytes, img2tensor, tensor2img
 from conftest import assert_same_weights
 from torch.utils.data import DataLoader
 
-from udl_basicsr.engine import loop, stages
-from udl_basicsr.engine.history import FIELDS, read_history
-from udl_basicsr.engine.options import parse_options
-from udl_basicsr.models.checkpoints import CheckpointError
-from udl_basicsr.models.visuals import decode_log_scale
-from udl_basicsr.reports.scores import CSV_FIELDS, _csv
+from udl_basicsr.functional.log_scale_maps import decode_log_scale
+from udl_basicsr.metrics.scores import CSV_FIELDS, HISTORY_FIELDS, _csv
+from udl_basicsr.options.parse import parse_options
+from udl_basicsr.training import loop, stages
+from udl_basicsr.training.history import read_history
+from udl_basicsr.utils.checkpoints import CheckpointError
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -240,7 +240,7 @@ def test_no_metric_is_called_like_a_field_of_what_keeps_it(project):
     train(project, 'plain', 'train:total_iter=4')
     entries = read_history(project.root / 'experiments' / 'plain' / 'history.jsonl')
     fields = {key for entry in entries for key in entry} - {'psnr', 'l_pix', 'grad_norm'}
-    assert fields == set(FIELDS)
+    assert fields == set(HISTORY_FIELDS)
     scores = {'name': 'a', 'datasets': {'val': {'images': {'0': {'psnr': 1.}}, 'mean': {'psnr': 1.}}}}
     assert _csv(scores).splitlines()[0].split(',') == [*CSV_FIELDS, 'psnr']
 

@@ -24,9 +24,9 @@ from udl_basicsr import train as train_script
 from udl_basicsr.data import uncertainty_cache
 from udl_basicsr.data.loader import SeededDataset, build_dataset, train_batches
 from udl_basicsr.data.uncertainty_cache import CacheError, dequantise, fingerprint, prepare, quantise
-from udl_basicsr.engine import stages
-from udl_basicsr.engine.options import OptionError
-from udl_basicsr.models.checkpoints import CheckpointError, save_atomic
+from udl_basicsr.options.parse import OptionError
+from udl_basicsr.training import stages
+from udl_basicsr.utils.checkpoints import CheckpointError, save_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
 KEY = 'datasets:train:uncertainty_cache'
@@ -333,7 +333,7 @@ import udl_basicsr
 from udl_basicsr import train as train_script
 from udl_basicsr.data import uncertainty_cache
 from udl_basicsr.data.loader import build_dataset
-from udl_basicsr.engine.options import parse_options
+from udl_basicsr.options.parse import parse_options
 file, root, rank = sys.argv[1:]
 dist.init_process_group('gloo', init_method=f'file://{root}/store', rank=int(rank), world_size=2)
 for folder in ('s', 's', 'bad'):

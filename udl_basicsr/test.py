@@ -3,11 +3,11 @@ import sys
 from pathlib import Path
 
 import udl_basicsr  # noqa: F401 - registers
-from udl_basicsr.engine import cli, loop
+from udl_basicsr.training import launch, loop
 
 
 def main(root_path: Path | None = None) -> int:
-    return cli.run(lambda parsed, command: loop.test(parsed), is_train=False, root_path=root_path)
+    return launch.run(lambda parsed, command: loop.test(parsed), is_train=False, root_path=root_path)
 
 
 if __name__ == '__main__':

@@ -3,7 +3,7 @@ import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
-from udl_basicsr.losses.functional import fixed_sum
+from udl_basicsr.functional.tlw import fixed_sum
 
 
 @ARCH_REGISTRY.register()

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
-from udl_basicsr.messages import MessageError
+from udl_basicsr.utils.text import MessageError
 
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp')
 # Refused by name; anything else in a folder (text files, thumbnails' caches) is no image and is passed over.
@@ -294,23 +294,3 @@ def encode_png(img: np.ndarray, level: int) -> bytes:
     return cv2.imencode('.png', img[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, level])[1].tobytes()
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a file so that it is either complete or absent, whenever the process dies.
-
-    Args:
-        path: Where to write; its folder exists.
-        data: The content.
-
-    Raises:
-        OSError: If it cannot be written, with ``path`` as its file name.
-    """
-    part = path.with_name(f'.{os.getpid()}.part')
-    try:
-        part.write_bytes(data)
-        os.replace(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    except BaseException:  # Ctrl-C
-        part.unlink(missing_ok=True)
-        raise

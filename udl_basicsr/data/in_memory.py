@@ -15,7 +15,7 @@ from basicsr.utils import FileClient, bgr2ycbcr, get_root_logger, imfrombytes, i
 from torchvision.transforms.functional import normalize
 from tqdm import tqdm
 
-from udl_basicsr.models.background import spare_threads
+from udl_basicsr.utils.background import spare_threads
 
 KEY = 'datasets.train.in_memory'
 _CHANNELS = 3  # gray images are read as colour, as BasicSR does

@@ -22,7 +22,7 @@ from basicsr.data.prefetch_dataloader import CPUPrefetcher, CUDAPrefetcher, Pref
 from basicsr.utils import get_root_logger
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from udl_basicsr.models.checkpoints import CheckpointError
+from udl_basicsr.utils.checkpoints import CheckpointError
 
 from .images import BrokenImageError, ImageError, read_header
 from .in_memory import PairsInMemory, processes_here

@@ -19,8 +19,10 @@ from basicsr.metrics import calculate_psnr, calculate_ssim
 from basicsr.utils.lmdb_util import LmdbMaker
 from tqdm import tqdm
 
+from udl_basicsr.utils.files import write_atomically
+
 from .degradations import DEGRADATIONS, mod_crop, resize_bicubic, sub_image_corners
-from .images import OTHER_IMAGE_SUFFIXES, SUFFIXES, ImageError, decode_rgb, encode_png, write_atomically
+from .images import OTHER_IMAGE_SUFFIXES, SUFFIXES, ImageError, decode_rgb, encode_png
 from .workers import Workers
 
 MIN_LQ_SIDE = 8  # pixels; below, the bicubic kernel and SSIM's 11x11 window no longer fit into the image

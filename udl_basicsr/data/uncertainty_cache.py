@@ -30,9 +30,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
-from udl_basicsr.models.checkpoints import CheckpointError, load_network
-
-from .images import write_atomically
+from udl_basicsr.utils.checkpoints import CheckpointError, load_network
+from udl_basicsr.utils.files import write_atomically
 
 LEVELS = 65535
 MANIFEST = 'manifest.json'

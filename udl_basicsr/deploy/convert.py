@@ -28,8 +28,8 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor
 from torch.nn import functional as F
 
-from udl_basicsr.messages import first_line, some
-from udl_basicsr.models.checkpoints import CheckpointError, check_weights, read_checkpoint, save_atomic
+from udl_basicsr.utils.checkpoints import CheckpointError, check_weights, read_checkpoint, save_atomic
+from udl_basicsr.utils.text import first_line, some
 
 from .export import (
     ExportError,

@@ -18,12 +18,12 @@ import torch
 from basicsr.archs import build_network
 from torch import Tensor, nn
 
-from udl_basicsr.engine import trials
-from udl_basicsr.engine.checks import lookup
-from udl_basicsr.engine.consistency import check_networks
-from udl_basicsr.engine.yaml_files import load_yaml, read_block
-from udl_basicsr.messages import MessageError
-from udl_basicsr.models.checkpoints import ParamKey, check_fit, network_weights, safetensors_metadata
+from udl_basicsr.options import trials
+from udl_basicsr.options.keys import lookup
+from udl_basicsr.options.values import check_networks
+from udl_basicsr.utils.checkpoints import ParamKey, check_fit, network_weights, safetensors_metadata
+from udl_basicsr.utils.text import MessageError
+from udl_basicsr.utils.yaml_files import load_yaml, read_block
 
 OPSET = 18
 TOLERANCE = 1e-5  # of a pixel in [0, 1]
@@ -138,7 +138,7 @@ def build_loaded(path: str | Path, blocks: dict, param_key: ParamKey, label: str
     Args:
         path: The file.
         blocks: Options, of which the ``network_*`` are looked at.
-        param_key: See :func:`~udl_basicsr.models.checkpoints.network_weights`.
+        param_key: See :func:`~udl_basicsr.utils.checkpoints.network_weights`.
         label: ``g``, ``u`` or ``w``.
 
     Raises:

@@ -18,12 +18,13 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from udl_basicsr.data.images import ImageError, write_atomically
-from udl_basicsr.messages import one_line
+from udl_basicsr.data.images import ImageError
+from udl_basicsr.functional.log_scale_maps import encode_log_scale
 from udl_basicsr.models import inference
-from udl_basicsr.models.background import Background, read_ahead
-from udl_basicsr.models.checkpoints import EMA_FIRST, ParamKey
-from udl_basicsr.models.visuals import encode_log_scale
+from udl_basicsr.utils.background import Background, read_ahead
+from udl_basicsr.utils.checkpoints import EMA_FIRST, ParamKey
+from udl_basicsr.utils.files import write_atomically
+from udl_basicsr.utils.text import one_line
 
 from .export import ExportError, build_loaded, find_options
 from .pictures import (
@@ -351,7 +352,7 @@ def load_restorer(weights: str | Path, *, opt: str | Path | None = None, uncerta
         opt: The option file with ``network_g``, and ``network_u`` for ``uncertainty``. None finds those of each
             checkpoint's run, see :func:`find_options`.
         uncertainty: ``net_u_*``.
-        param_key: Entry of ``weights``, see :func:`~udl_basicsr.models.checkpoints.network_weights`.
+        param_key: Entry of ``weights``, see :func:`~udl_basicsr.utils.checkpoints.network_weights`.
         device: ``auto``, ``cpu`` or ``cuda``.
         **options: ``tile``, ``overlap``, ``self_ensemble``, ``amp`` of :class:`Restorer`.
 

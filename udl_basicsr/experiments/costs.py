@@ -19,12 +19,12 @@ from basicsr.archs import build_network as build_real
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from udl_basicsr.engine.checks import lookup
-from udl_basicsr.engine.introspect import parameters
-from udl_basicsr.engine.trials import build_network, quietly
 from udl_basicsr.losses.perceptual import NETS, build_lpips
-from udl_basicsr.reports.costs import count_macs, run_time
+from udl_basicsr.options.keys import lookup
+from udl_basicsr.options.signatures import parameters
+from udl_basicsr.options.trials import build_network, quietly
 
+from .complexity import count_macs, run_time
 from .plan import Run, Stage
 
 _ON_CPU = (180, 320)

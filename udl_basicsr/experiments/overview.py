@@ -6,7 +6,7 @@ from os import path as osp
 from pathlib import Path
 
 from udl_basicsr.losses.perceptual import backbone_file
-from udl_basicsr.reports.scores import markdown_table, text_table
+from udl_basicsr.utils.tables import markdown_table, text_table
 
 from .costs import Estimate, device_speed, judge_of
 from .plan import Run, Stage

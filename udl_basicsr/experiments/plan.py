@@ -22,7 +22,7 @@ schedule of ``train`` is stretched to the length of each stage. LPIPS is measure
 
 A plan for a printed table adds some of these::
 
-    table: udl-5                    # what ours stands beside, an id of reports/paper_scores.json
+    table: udl-5                    # what ours stands beside, an id of experiments/paper_scores.json
     lengths: own                    # each stage as long as its own options say, and nothing is stretched
     deterministic: true             # for all runs, as in option files
     networks:                       # their ids are their titles; scales and methods: only these, by default all
@@ -47,18 +47,18 @@ from os import path as osp
 from pathlib import Path
 from typing import Any
 
-from udl_basicsr.engine import schema
-from udl_basicsr.engine.checks import KeyChecker, Report
-from udl_basicsr.engine.consistency import LONGEST_NAME, bad_name
-from udl_basicsr.engine.introspect import describe
-from udl_basicsr.engine.options import OptionError, load_yaml
-from udl_basicsr.engine.schema import Key, Kind
-from udl_basicsr.engine.yaml_files import did_you_mean, interpolate, merge
 from udl_basicsr.losses.perceptual import find_backbone_weights
-from udl_basicsr.models.checkpoints import CheckpointError
-from udl_basicsr.reports.benchmark import load_paper
-from udl_basicsr.reports.comparison import record_file
-from udl_basicsr.reports.costs import HR_SIZE
+from udl_basicsr.options import schema
+from udl_basicsr.options.keys import KeyChecker, Report
+from udl_basicsr.options.parse import OptionError, load_yaml
+from udl_basicsr.options.schema import Key, Kind
+from udl_basicsr.options.signatures import describe
+from udl_basicsr.options.values import LONGEST_NAME, bad_name
+from udl_basicsr.utils.checkpoints import CheckpointError
+from udl_basicsr.utils.yaml_files import did_you_mean, interpolate, merge
+
+from .comparison import record_file
+from .printed import HR_SIZE, load_paper
 
 MOST_RUNS = 5000
 _MOST_BASES = 20
@@ -286,7 +286,7 @@ def read_plan(file: str | Path, root: Path, seeds: list[int] | None = None) -> P
     if table := plan.get('table'):
         known = load_paper()['tables']
         if table not in known:
-            raise OptionError(f'{file}: table: there is no {table!r} in reports/paper_scores.json'
+            raise OptionError(f'{file}: table: there is no {table!r} in experiments/paper_scores.json'
                               f'{did_you_mean(table, known, listing=20)}')
         size = tuple(known[table].get('size', HR_SIZE))
     runs = tuple(_Expansion(file, plan, root, size).runs())

@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from udl_basicsr.engine import cli, loop, stages
-from udl_basicsr.engine.children import end_with_parent
-from udl_basicsr.engine.history import read_history
-from udl_basicsr.engine.options import OptionError, parse_options
-from udl_basicsr.engine.yaml_files import dump_flat
-from udl_basicsr.reports.comparison import write_record
-from udl_basicsr.reports.scores import write_text
+from udl_basicsr.options.parse import OptionError, parse_options
+from udl_basicsr.training import launch, loop, stages
+from udl_basicsr.training.history import read_history
+from udl_basicsr.utils.children import end_with_parent
+from udl_basicsr.utils.files import write_text
+from udl_basicsr.utils.yaml_files import dump_flat
 
+from .comparison import write_record
 from .plan import Run, Stage
 from .records import make_record, peak_memory
 
@@ -119,7 +119,7 @@ def make(run: Run, out: Path, root: Path, log: Path, gpu: int | None, first_only
 
 def _command(argv: list[str], action: Callable, is_train: bool, root: Path) -> None:
     sys.argv = argv
-    status = cli.run(action, is_train=is_train, root_path=root)
+    status = launch.run(action, is_train=is_train, root_path=root)
     if status:
         sys.exit(status)
 

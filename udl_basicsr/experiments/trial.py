@@ -17,10 +17,10 @@ import numpy as np
 
 from udl_basicsr.data.degradations import DEGRADATIONS, resize_bicubic
 from udl_basicsr.data.images import decode_rgb, encode_png
-from udl_basicsr.engine.checks import lookup
-from udl_basicsr.engine.introspect import parameters
-from udl_basicsr.engine.options import OptionError
-from udl_basicsr.reports.scores import text_table
+from udl_basicsr.options.keys import lookup
+from udl_basicsr.options.parse import OptionError
+from udl_basicsr.options.signatures import parameters
+from udl_basicsr.utils.tables import text_table
 
 from .costs import iteration_operations
 from .overview import duration

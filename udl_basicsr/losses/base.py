@@ -4,7 +4,7 @@ import functools
 import torch
 from torch import Tensor, nn
 
-from . import functional as F
+from udl_basicsr.functional import losses as F
 
 
 def full_precision(forward):

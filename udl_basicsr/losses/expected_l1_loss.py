@@ -7,7 +7,8 @@ import torch
 from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor
 
-from . import functional as F
+from udl_basicsr.functional import losses as F
+
 from .base import WeightedLoss, check_shapes, full_precision
 
 
@@ -31,11 +32,11 @@ class ExpectedL1Loss(WeightedLoss):
         sigma (float | None): None: e_t. A number > 0: k of eq. 7, in the unit of the pixels, [0, 1]. ("Small, invisible
             to the human eye"; no value is printed.)
         threshold (str): ``'mean'``, as in section 4.3, or ``'none'``, e_t = e as eq. 8 is printed; see
-            :func:`~udl_basicsr.losses.functional.adaptive_sigma`.
+            :func:`~udl_basicsr.functional.losses.adaptive_sigma`.
         mean_over (str): The mean of ``threshold`` over each ``'image'`` or the ``'batch'``. The paper does not say
             which; the default is ours.
         noise (str): ``'gaussian'``, or ``'laplace'`` of the paper's footnote 1; see
-            :func:`~udl_basicsr.losses.functional.draw_noise`.
+            :func:`~udl_basicsr.functional.losses.draw_noise`.
         reduction (str): ``'none'``, ``'mean'`` or ``'sum'``.
 
     Raises:

@@ -6,7 +6,8 @@ import torch
 from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor
 
-from . import functional as F
+from udl_basicsr.functional import losses as F
+
 from .base import WeightedLoss, check_shapes, full_precision
 
 NORMS = ('mse', 'l2')
@@ -24,7 +25,7 @@ class GradientVarianceLoss(WeightedLoss):
     Args:
         loss_weight (float): Weight of the loss.
         patch_size (int): n, side of the patches. Rows and columns that fill no patch are left out; see
-            :func:`~udl_basicsr.losses.functional.gradient_variance_maps`.
+            :func:`~udl_basicsr.functional.losses.gradient_variance_maps`.
         border (str): Beyond the border lie ``'replicate'``, its pixels again, or ``'zeros'`` as released, which make an
             edge around every crop that is in no image.
         norm (str): ``'mse'``, the mean square difference, as released; ``'l2'``, the mean over the images of the

@@ -5,7 +5,8 @@ Wang et al., Image Quality Assessment: From Error Visibility to Structural Simil
 from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor
 
-from . import functional as F
+from udl_basicsr.functional import losses as F
+
 from .base import WeightedLoss, check_shapes, full_precision
 
 

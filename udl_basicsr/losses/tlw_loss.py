@@ -3,8 +3,9 @@ import torch
 from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor, nn
 
-from . import functional as F
-from . import tlw
+from udl_basicsr.functional import losses as F
+from udl_basicsr.functional import tlw
+
 from .base import WeightedLoss, check_shapes, full_precision
 from .perceptual import NETS, build_lpips
 
@@ -27,7 +28,7 @@ class TLWLoss(WeightedLoss):
 
     Args:
         loss_weight (float): Weight of the SR network's loss; the weighting network's has none.
-        base (str): The pixel loss: ``'l1'`` or ``'mse'``; see :func:`~udl_basicsr.losses.tlw.pixel_error`.
+        base (str): The pixel loss: ``'l1'`` or ``'mse'``; see :func:`~udl_basicsr.functional.tlw.pixel_error`.
         order (str): ``'alternating'`` is algorithm 1: one w for the weighting network, which steps; then T new ones
             from it for the SR network. ``'joint'`` (ours) draws T once, from which both learn in one step; the
             weighting network runs once, and its loss is the mean over T. With T = 3 on a CPU a step then takes 0.8 of
@@ -37,7 +38,7 @@ class TLWLoss(WeightedLoss):
         deterministic (bool): Draw nothing and take what the weighting network says as the one weight map.
         form (str): Of the SR network's loss: ``'sum'`` as printed, or ``'log_sum_exp'`` as released, in which p_t =
             D(w_t*f + (1 - w_t)*x, x)/(D((1 - w_t)*f + w_t*x, x) + eps); see
-            :func:`~udl_basicsr.losses.tlw.expected_likelihood_loss`.
+            :func:`~udl_basicsr.functional.tlw.expected_likelihood_loss`.
         mse_offset (float): Of ``base: mse``, in the unit of the pixels; 0.1 as printed, 0.2 as released.
         eps (float): Of WC, in units of the judge.
         judge (str): Backbone of LPIPS: ``'alex'``, ``'vgg'`` or ``'squeeze'``.
@@ -48,7 +49,7 @@ class TLWLoss(WeightedLoss):
         k_gain (float): By how much it grows in the end; k_start + k_gain in [0, 1].
         k_tau (float): Time constant of its growth.
         k_unit (str): Unit of ``k_tau``: ``'epoch'`` or ``'iter'``.
-        k_growth (str): ``'exponential'``, or ``'linear'``; see :func:`~udl_basicsr.losses.tlw.k_schedule`.
+        k_growth (str): ``'exponential'``, or ``'linear'``; see :func:`~udl_basicsr.functional.tlw.k_schedule`.
         reduction (str): ``'none'``, ``'mean'`` or ``'sum'``, of the SR network's loss.
 
     Raises:

@@ -10,7 +10,8 @@ from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from . import functional as F
+from udl_basicsr.functional import losses as F
+
 from .base import WeightedLoss, check_shapes, full_precision
 
 
@@ -169,7 +170,7 @@ class UDLLoss(_WeightedL1Loss):
     Args:
         loss_weight (float): Weight of the loss.
         scaling (str): ``'linear'``, ``'exp'``, ``'sqrt_exp'`` or ``'log'`` (table 4); see
-            :func:`~udl_basicsr.losses.functional.scale_log_scale`.
+            :func:`~udl_basicsr.functional.losses.scale_log_scale`.
         offset (float): Added to the weight.
         min_over (str): ``'image'``, ``'channel'`` or ``'batch'``.
         reduction (str): ``'none'``, ``'mean'`` or ``'sum'``.

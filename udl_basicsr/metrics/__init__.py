@@ -1,8 +1,8 @@
-"""Metrics for ``val.metrics``. ``functional`` holds the formulas, the other files register them.
+"""Metrics for ``val.metrics``. The formulas are ``udl_basicsr.functional``; these files register them.
 
 ``fidelity`` computes BasicSR's PSNR and SSIM on Y faster, and registers nothing.
 """
-from . import fidelity, functional
+from . import fidelity
 from .perceptual import calculate_lpips
 from .uncertainty import (
     calculate_ause,
@@ -19,4 +19,4 @@ from .uncertainty import (
 
 __all__ = ['calculate_ause', 'calculate_calibration_error', 'calculate_constant_pll', 'calculate_constant_sigma_psnr',
            'calculate_fitting_error', 'calculate_log_likelihood', 'calculate_lpips', 'calculate_pll',
-           'calculate_recalibration', 'calculate_sigma_psnr', 'calculate_spearman', 'fidelity', 'functional']
+           'calculate_recalibration', 'calculate_sigma_psnr', 'calculate_spearman', 'fidelity']

@@ -14,7 +14,7 @@ import numpy as np
 from basicsr.metrics.metric_util import reorder_image
 from basicsr.utils.registry import METRIC_REGISTRY
 
-from . import functional as F
+from udl_basicsr.functional import uncertainty as F
 
 ROUNDING = 1.
 """Both images hold whole grey levels."""

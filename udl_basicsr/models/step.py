@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from udl_basicsr.archs import UncertaintyNet
+from udl_basicsr.utils.checkpoints import EMA_FIRST, CheckpointError, ParamKey, load_network, save_atomic
 
-from .checkpoints import EMA_FIRST, CheckpointError, ParamKey, load_network, save_atomic
 from .validation import ValidatedModel
 
 _AMP_DTYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16}

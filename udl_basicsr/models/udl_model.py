@@ -4,9 +4,9 @@ from basicsr.archs import build_network
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor
 
-from udl_basicsr.losses.functional import floor_share
+from udl_basicsr.functional.losses import floor_share
+from udl_basicsr.utils.checkpoints import CheckpointError
 
-from .checkpoints import CheckpointError
 from .step import StepModel
 
 

@@ -20,12 +20,12 @@ from torch.utils.data import default_collate
 from tqdm import tqdm
 
 from udl_basicsr.data.images import BrokenImageError
-from udl_basicsr.messages import some
+from udl_basicsr.functional.log_scale_maps import encode_log_scale
 from udl_basicsr.metrics.fidelity import Fidelity
+from udl_basicsr.utils.background import Background, read_ahead, spare_threads
+from udl_basicsr.utils.text import some
 
 from . import inference
-from .background import Background, read_ahead, spare_threads
-from .visuals import encode_log_scale
 
 _SHOWN_IN_TENSORBOARD = 4
 

@@ -19,9 +19,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import Normal, Stroke
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
-from udl_basicsr.data.images import write_atomically
-
-from .maps import busiest_box, error_map, nearest, scale_map
+from udl_basicsr.functional.image_statistics import busiest_box, error_map, nearest, scale_map
+from udl_basicsr.utils.files import write_atomically
 
 __all__ = ['FORMATS', 'LOG_SCALE_LIMITS', 'MAPS', 'WIDTH', 'Panel', 'busiest_box', 'check_out', 'comparison_figure',
            'crop', 'draw_grid', 'error_map', 'nearest', 'new_figure', 'save', 'scale_map']

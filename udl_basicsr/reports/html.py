@@ -19,7 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from .comparison import means
+from udl_basicsr.experiments.comparison import means
+from udl_basicsr.metrics.scores import ScoresError, decimals, format_value, lower_is_better, metric_title
+
 from .html_groups import (
     AHEAD,
     BEHIND,
@@ -34,7 +36,6 @@ from .html_groups import (
     unit,
 )
 from .html_pictures import WINDOW, choose_pictures, theta_ticks
-from .scores import ScoresError, decimals, format_value, lower_is_better, metric_title
 
 COLOURS = 16  # of methods, as in templates/report.css; further ones begin anew
 

@@ -14,11 +14,11 @@ from basicsr.metrics import calculate_psnr
 from PIL import Image
 
 from udl_basicsr.data.degradations import resize_bicubic
+from udl_basicsr.metrics.scores import format_value, lower_is_better, metric_title
 
 from .figures import busiest_box
 from .html_groups import Group, first_metric, unit
 from .pictures import Run, read_partner
-from .scores import format_value, lower_is_better, metric_title
 from .uncertainty import ReportError
 
 LIMIT = 5_000_000  # bytes; pictures that were not asked for by name are left out beyond it

@@ -12,13 +12,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from udl_basicsr.metrics.functional import spearman
+from udl_basicsr.experiments.comparison import SAMPLES, paired_difference, scores_matrix
+from udl_basicsr.functional.uncertainty import spearman
+from udl_basicsr.metrics.scores import ScoresError, lower_is_better, metric_title
 
-from .comparison import SAMPLES, paired_difference, scores_matrix
 from .figures import WIDTH, new_figure, save
 from .pictures import Run, read_partner, same_size
 from .plots import BETTER, COLOURS, GRAY, WORSE, tidy
-from .scores import ScoresError, lower_is_better, metric_title
 
 STEEP = 16.
 """Grey levels from a pixel to its lower and right neighbour (eq. 11 of the UDL paper) from which on it is textured."""

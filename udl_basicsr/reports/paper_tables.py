@@ -18,20 +18,22 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from udl_basicsr.reports.benchmark import (
+from udl_basicsr.experiments.comparison import means
+from udl_basicsr.experiments.printed import (
     DATASETS,
-    MARKS,
+    HR_SIZE,
     dataset_name,
-    latex_text,
+    format_amount,
     load_paper,
-    places,
+    parse_amount,
     printed_text,
     printed_values,
     row_metrics,
 )
-from udl_basicsr.reports.comparison import means
-from udl_basicsr.reports.costs import HR_SIZE, format_amount, parse_amount
-from udl_basicsr.reports.scores import ScoresError, decimals, markdown_table, metric_title, text_table
+from udl_basicsr.metrics.scores import ScoresError, decimals, metric_title
+from udl_basicsr.utils.tables import markdown_table, text_table
+
+from .score_table import MARKS, latex_text, places
 
 FORMATS = {'md': 'md', 'text': 'txt', 'csv': 'csv', 'latex': 'tex'}  # name → suffix of a file
 CSV_COLUMNS = ('table', 'degradation', 'scale', 'network', 'comparison', 'method', 'label', 'dataset', 'metric', 'kind',
@@ -373,7 +375,8 @@ def _about_printed(name: str, layout: Mapping, rows: Sequence[Mapping], networks
                    source: Mapping) -> str:
     if not rows:
         return (f'Printed: not transcribed. Add the rows of {source["title"]}, {layout["number"]}, to '
-                f'reports/paper_scores.json with table: {name}, and where they were read to read_from of the table.')
+                f'experiments/paper_scores.json with table: {name}, and where they were read to read_from of the '
+                'table.')
     strange = [group.network for group in groups
                if not any(_is_one_of(group, network, names) for network, names in networks.items())]
     return (f'Printed: {source["title"]}, {layout["number"]}, {source["url"]}; read from {layout["read_from"]}. '

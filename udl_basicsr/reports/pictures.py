@@ -13,10 +13,10 @@ import cv2
 import numpy as np
 
 from udl_basicsr.data.images import SUFFIXES
-from udl_basicsr.models.visuals import decode_log_scale
+from udl_basicsr.functional.log_scale_maps import decode_log_scale
+from udl_basicsr.metrics.scores import ScoresError, check_scores, format_value, read_scores
+from udl_basicsr.utils.json_files import read_json
 
-from .json_files import read_json
-from .scores import ScoresError, check_scores, format_value, read_scores
 from .uncertainty import ReportError
 
 

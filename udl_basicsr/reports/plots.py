@@ -9,10 +9,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from .comparison import methods_of, paired_difference
+from udl_basicsr.experiments.comparison import methods_of, paired_difference
+from udl_basicsr.functional.image_statistics import error_map, log_histogram, logarithmic_edges, peaks, variance_ratio
+from udl_basicsr.metrics.scores import ScoresError, lower_is_better, metric_title
+
 from .figures import WIDTH, Panel, crop, draw_grid, new_figure, save
-from .maps import error_map, log_histogram, logarithmic_edges, peaks, variance_ratio
-from .scores import ScoresError, lower_is_better, metric_title
 from .tlw import TLWMaps, TLWRun
 
 COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9')  # of Okabe and Ito; black: the reference
@@ -65,8 +66,8 @@ def differences_figure(records: Sequence[Mapping], out: str | Path, metric: str 
     """Draws how far each method is from the reference on each data set, with its intervals of 95 %.
 
     The thick whisker is the bootstrap over seeds and images, the thin one Student's t over seeds; see
-    :func:`~udl_basicsr.reports.comparison.paired_difference`. A dot is filled where both exclude 0, never for a single
-    seed. Methods are ordered by their mean over the data sets, the best first.
+    :func:`~udl_basicsr.experiments.comparison.paired_difference`. A dot is filled where both exclude 0, never for a
+    single seed. Methods are ordered by their mean over the data sets, the best first.
 
     Args:
         records: As read by `read_records`.

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 
 from udl_basicsr.deploy.export import build_loaded
-from udl_basicsr.engine.history import read_history
-from udl_basicsr.engine.yaml_files import load_yaml
+from udl_basicsr.functional.image_statistics import to_tensor
+from udl_basicsr.training.history import read_history
+from udl_basicsr.utils.yaml_files import load_yaml
 
 from .figures import WIDTH, new_figure, save
-from .maps import to_tensor
 from .plots import style_of, tidy
 from .uncertainty import ReportError
 

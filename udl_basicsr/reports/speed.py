@@ -35,8 +35,9 @@ from tqdm import tqdm
 
 from udl_basicsr.archs import UDLHead, UncertaintyNet
 from udl_basicsr.data.loader import build_dataset, train_batches
-from udl_basicsr.models.checkpoints import save_atomic
-from udl_basicsr.reports.scores import text_table, write_text
+from udl_basicsr.utils.checkpoints import save_atomic
+from udl_basicsr.utils.files import write_text
+from udl_basicsr.utils.tables import text_table
 
 # What the issue of speed is measured by: figure → what it must reach, and whether more or less is better.
 GOALS = {

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 
 from udl_basicsr.deploy.export import build_loaded
-from udl_basicsr.engine.yaml_files import load_yaml
-from udl_basicsr.losses.tlw import relaxed_bernoulli
+from udl_basicsr.functional.image_statistics import to_tensor
+from udl_basicsr.functional.tlw import relaxed_bernoulli
 from udl_basicsr.losses.tlw_loss import TLWLoss
+from udl_basicsr.utils.yaml_files import load_yaml
 
-from .maps import to_tensor
 from .uncertainty import ReportError
 
 _DEFAULTS = inspect.signature(TLWLoss).parameters

@@ -9,11 +9,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
-from .costs import parse_amount
+from udl_basicsr.experiments.printed import parse_amount
+from udl_basicsr.metrics.scores import ScoresError, metric_title
+
 from .figures import WIDTH, new_figure, save
 from .paper_tables import PaperTable
 from .plots import COLOURS, tidy
-from .scores import ScoresError, metric_title
 
 UNITS = {'runtime': ('run time, ms', 1.), 'macs': ('multiply-accumulate operations, G', 1e9)}
 

@@ -19,11 +19,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from udl_basicsr.data.images import SUFFIXES
-from udl_basicsr.metrics import functional as F
+from udl_basicsr.functional import uncertainty as F
+from udl_basicsr.functional.log_scale_maps import decode_log_scale
 from udl_basicsr.metrics.uncertainty import ROUNDING, error_and_scale
-from udl_basicsr.models.visuals import decode_log_scale
-
-from .scores import markdown_table, text_table, write_text
+from udl_basicsr.utils.files import write_text
+from udl_basicsr.utils.tables import markdown_table, text_table
 
 # score → heading and decimals
 COLUMNS = {

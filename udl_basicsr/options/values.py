@@ -13,16 +13,15 @@ from udl_basicsr.data.whole_images import WholeImageDataset
 from udl_basicsr.losses import TLWLoss
 from udl_basicsr.losses.perceptual import NETS, VERSIONS, find_backbone_weights, smallest_image
 from udl_basicsr.metrics import calculate_lpips
-from udl_basicsr.models.checkpoints import CheckpointError
+from udl_basicsr.metrics.scores import CSV_FIELDS, HISTORY_FIELDS
 from udl_basicsr.models.step import log_names
-from udl_basicsr.reports.scores import CSV_FIELDS
+from udl_basicsr.utils.checkpoints import CheckpointError
+from udl_basicsr.utils.yaml_files import OptionError, did_you_mean
 
 from . import schema
-from .checks import KeyChecker, Report, lookup
-from .history import FIELDS
-from .introspect import call_problems, describe, keys_read, parameters
+from .keys import KeyChecker, Report, lookup
+from .signatures import call_problems, describe, keys_read, parameters
 from .trials import build_network, try_loss, try_network, try_parameters
-from .yaml_files import OptionError, did_you_mean
 
 LONGEST_NAME = 150  # bytes; file systems allow 255, and `train_<name>_<time>.log` is to fit
 _LONGEST_SUFFIX = 50
@@ -31,7 +30,7 @@ _LARGEST_PATCH = 512  # LQ pixels; networks that can be trained on larger ones a
 _MOST_WORKERS = 128
 _NETWORKS = ('network_g', 'network_u', 'network_w')
 # What stands beside the metrics where they are kept, or is passed beside them.
-_FIELDS = {*FIELDS, *CSV_FIELDS, 'iteration', 'self'}
+_FIELDS = {*HISTORY_FIELDS, *CSV_FIELDS, 'iteration', 'self'}
 
 
 def _detaches(block: Any) -> bool:

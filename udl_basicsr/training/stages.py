@@ -11,12 +11,12 @@ from basicsr.utils import get_root_logger
 
 from udl_basicsr.data import uncertainty_cache
 from udl_basicsr.data.loader import build_dataset
-from udl_basicsr.models.checkpoints import CheckpointError
+from udl_basicsr.options.parse import OptionError, Parsed, renamed
+from udl_basicsr.utils.checkpoints import CheckpointError
+from udl_basicsr.utils.distributed import broadcast
 
 from . import loop
 from .log import run_log
-from .options import OptionError, Parsed, renamed
-from .run_folder import broadcast
 
 
 def train(parsed: Parsed, command: str = '') -> None:

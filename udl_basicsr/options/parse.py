@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 
-from udl_basicsr.models.checkpoints import unpacks
+from udl_basicsr.utils.checkpoints import unpacks
+from udl_basicsr.utils.yaml_files import OptionError, apply_force_yml, dump_flat, interpolate, load_yaml
 
-from .checks import Report
-from .consistency import Checker
-from .data_check import Images, check_data, where
+from .data_sets import Images, check_data, where
+from .keys import Report
 from .schema import OPTIONS
 from .trials import try_model
-from .yaml_files import OptionError, apply_force_yml, dump_flat, interpolate, load_yaml
+from .values import Checker
 
 __all__ = ['OptionError', 'Parsed', 'apply_force_yml', 'dump_flat', 'load_yaml', 'parse_options', 'renamed']
 

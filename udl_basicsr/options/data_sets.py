@@ -22,8 +22,8 @@ from udl_basicsr.data.in_memory import processes_here, why_too_large
 from udl_basicsr.data.uncertainty_cache import AUTO, why_no_folder
 from udl_basicsr.metrics import calculate_lpips
 
-from .checks import Report, lookup
-from .introspect import parameters
+from .keys import Report, lookup
+from .signatures import parameters
 from .trials import SAME_NAMES, try_dataset, try_metric
 
 SHOWN = 20

@@ -1,6 +1,6 @@
 """The keys of an option file: one table, from which files are checked and docs/OPTIONS.md is written.
 
-``python -m udl_basicsr.engine.schema docs/OPTIONS.md`` writes the table in it anew.
+``python -m udl_basicsr.options.schema docs/OPTIONS.md`` writes the table in it anew.
 """
 import fnmatch
 import math

@@ -1,33 +1,16 @@
-"""Every repair of BasicSR in one place. Features are detected, versions are never compared.
+"""Several processes: how they are started under torchrun and Slurm, and what they tell one another.
 
 Line numbers are those of BasicSR 1.4.2 as published on the package index.
 """
-import importlib.util
 import math
 import os
 import re
 import socket
 import subprocess
-import sys
-import types
 
-from udl_basicsr.messages import first_line, one_line
+import torch.distributed as dist
 
-
-def install_torchvision_shim() -> None:
-    """Provides ``torchvision.transforms.functional_tensor``, which BasicSR imports and torchvision >= 0.17 lacks.
-
-    basicsr/data/degradations.py:8 does ``from torchvision.transforms.functional_tensor import rgb_to_grayscale``. The
-    same function lives in ``torchvision.transforms.functional`` in every release. The shim goes into ``sys.modules``
-    when ``udl_basicsr`` is imported, so that spawned workers, which import the package again, have it too.
-    """
-    name = 'torchvision.transforms.functional_tensor'
-    if name in sys.modules or importlib.util.find_spec(name) is not None:
-        return
-    from torchvision.transforms.functional import rgb_to_grayscale
-    shim = types.ModuleType(name, 'Stand-in made by udl_basicsr for BasicSR.')
-    shim.rgb_to_grayscale = rgb_to_grayscale
-    sys.modules[name] = shim
+from .text import first_line, one_line
 
 
 class LaunchError(RuntimeError):
@@ -65,7 +48,6 @@ def init_dist(launcher: str, backend: str | None = None, port: int | None = None
         LaunchError: The launcher's variables are missing or wrong, or the processes do not find one another.
     """
     import torch
-    import torch.distributed as dist
     import torch.multiprocessing as mp
 
     if mp.get_start_method(allow_none=True) is None:
@@ -133,12 +115,10 @@ def _fresh_store() -> dict:
     return {'store': PrefixStore(f'restart_{restart}', store), 'rank': rank, 'world_size': world_size}
 
 
-def init_wandb_logger(opt: dict) -> None:
-    """BasicSR's, also where ``wandb.util.generate_id`` is gone (logger.py:138; wandb >= 0.31)."""
-    import uuid
-
-    import wandb
-    from basicsr.utils import logger
-    if not hasattr(wandb.util, 'generate_id'):
-        wandb.util.generate_id = lambda: uuid.uuid4().hex[:8]
-    logger.init_wandb_logger(opt)
+def broadcast(value):
+    """Rank 0's value in every process: what depends on the disk or on chance is decided once."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]

@@ -43,3 +43,14 @@ def run_log(rank: int):
         yield log
     finally:
         log.close()
+
+
+def init_wandb_logger(opt: dict) -> None:
+    """BasicSR's, also where ``wandb.util.generate_id`` is gone (logger.py:138; wandb >= 0.31)."""
+    import uuid
+
+    import wandb
+    from basicsr.utils import logger
+    if not hasattr(wandb.util, 'generate_id'):
+        wandb.util.generate_id = lambda: uuid.uuid4().hex[:8]
+    logger.init_wandb_logger(opt)

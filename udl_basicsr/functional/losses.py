@@ -8,8 +8,6 @@ from torch import Tensor
 from torch.distributions import Laplace
 from torch.nn.functional import pad
 
-from .tlw import fixed_sum  # noqa: F401 - one of the formulas, kept with those it belongs to
-
 #: ELU(x) > -1 for every x, so a head that ends in ELU cannot say s <= -1.
 ELU_FLOOR = -1.0
 

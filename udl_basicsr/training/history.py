@@ -12,9 +12,6 @@ from pathlib import Path
 
 from torch import nn
 
-FIELDS = ('iter', 'dataset', 'initial_weights')
-"""What the lines hold beside losses and metrics, which therefore cannot be called like this."""
-
 
 def weights_digest(network: nn.Module) -> str:
     """A SHA-256 of the names and values of a network's parameters and buffers: equal for equal networks."""

@@ -16,18 +16,20 @@ import csv
 import io
 import json
 import math
-import os
-import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from .json_files import JsonError, read_json
+from udl_basicsr.utils.files import write_text
+from udl_basicsr.utils.json_files import JsonError, read_json
+from udl_basicsr.utils.tables import markdown_table, text_table
 
 FIELDS = {'name': str, 'scale': int, 'network': str, 'weights': str, 'protocol': str, 'datasets': dict,
           'versions': dict}
 CSV_FIELDS = ('dataset', 'image')  # of scores.csv, before the metrics
+HISTORY_FIELDS = ('iter', 'dataset', 'initial_weights')
+"""What the lines of a run's history hold beside losses and metrics, which therefore cannot be called like this."""
 LOWER_IS_BETTER = ('lpips', 'dists', 'niqe', 'brisque', 'mae', 'mse', 'rmse', 'nll', 'ause', 'ence', 'calibration',
                    'fid')
 
@@ -176,21 +178,6 @@ def check_scores(scores: Any, source: str = 'scores', finite: bool = True) -> di
 
 # ---------------------------------------------------------------- tables
 
-def text_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table for the terminal: the first column to the left, the others to the right."""
-    table = [list(header), *map(list, rows)]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = ['  '.join(cell.rjust(width) if i else cell.ljust(width)
-                       for i, (cell, width) in enumerate(zip(row, widths, strict=True))) for row in table]
-    return '\n'.join([lines[0], '─' * len(lines[0]), *lines[1:]])
-
-
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown: the first column to the left, the others to the right."""
-    table = [[cell.replace('|', '\\|') for cell in row] for row in [header, *rows]]
-    lines = [f'| {" | ".join(row)} |' for row in table]
-    return '\n'.join([lines[0], '|:---|' + '---:|' * (len(header) - 1), *lines[1:]])
-
 
 def _with_mean(dataset: Mapping) -> list[tuple[str, Mapping]]:
     """The rows of a data set, the mean last, also where an image is called so."""
@@ -245,23 +232,6 @@ def _csv(scores: Mapping) -> str:
 
 
 # ---------------------------------------------------------------- files
-
-def write_text(path: str | Path, text: str) -> Path:
-    """Writes a file as a whole or not at all: a reader never sees half of it."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
-    try:
-        with open(handle, 'w', encoding='utf-8', newline='') as file:
-            file.write(text)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)  # mkstemp keeps the file to its owner
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
-    return path
 
 
 def write_scores(scores: Mapping, folder: str | Path) -> list[Path]:

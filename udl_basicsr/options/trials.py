@@ -21,8 +21,8 @@ from torch.nn.modules import module as hooks
 from torch.utils.data import Dataset
 
 from udl_basicsr.data.images import same_names
-from udl_basicsr.messages import one_line, some
 from udl_basicsr.models import step
+from udl_basicsr.utils.text import one_line, some
 
 MOST_PARAMETERS = 2**32
 """A network with more is a typing error: the largest of the field have some 10^8."""

@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from basicsr.utils import get_root_logger
 
-from udl_basicsr.messages import one_line
-from udl_basicsr.models.checkpoints import CheckpointError, why_no_tensor
-
-from .checks import lookup
-from .trials import build_network, try_moments
+from udl_basicsr.options.keys import lookup
+from udl_basicsr.options.trials import build_network, try_moments
+from udl_basicsr.utils.checkpoints import CheckpointError, why_no_tensor
+from udl_basicsr.utils.text import one_line
 
 _NEEDED = ('iter', 'epoch', 'optimizers', 'schedulers')
 _DATA = ('world_size', 'images', 'batch_size')  # of `run`, as note_changes() names them

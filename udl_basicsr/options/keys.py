@@ -10,12 +10,12 @@ from basicsr.utils import FileClient
 from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
 
 from udl_basicsr.archs.spandrel_archs import REFUSED
+from udl_basicsr.utils.yaml_files import did_you_mean
 
 from . import schema
-from .introspect import call_problems, describe, keys_needed, keys_read, names_compared
 from .schema import Built, Key
+from .signatures import call_problems, describe, keys_needed, keys_read, names_compared
 from .trials import quietly, try_optimizer, try_scheduler, why
-from .yaml_files import did_you_mean
 
 _PACKAGE = __package__.split('.')[0]
 _SUPPLIED = {'metric': {'img', 'img2', 'log_scale'}, 'optimizer': {'params'}, 'scheduler': {'optimizer', 'last_epoch'}}

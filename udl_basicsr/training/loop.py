@@ -3,6 +3,8 @@ import datetime
 import time
 from pathlib import Path
 
+import basicsr
+import numpy
 import torch
 from basicsr.models import build_model
 from basicsr.utils import AvgTimer, MessageLogger, get_env_info, get_time_str
@@ -12,14 +14,15 @@ from torch.utils.data import DataLoader
 
 from udl_basicsr.data import uncertainty_cache
 from udl_basicsr.data.loader import ValidationImages, build_dataset, seed_all, train_batches
-from udl_basicsr.reports.scores import format_scores, mean_scores, protocol_sentence, unmeasured, write_scores
+from udl_basicsr.metrics.scores import format_scores, mean_scores, protocol_sentence, unmeasured, write_scores
+from udl_basicsr.options.parse import Parsed
+from udl_basicsr.utils.distributed import broadcast
+from udl_basicsr.utils.version import __version__
 
-from .compat import init_wandb_logger
 from .history import History, weights_digest
-from .interrupt import Interrupted, Interrupts
-from .log import run_log
-from .options import Parsed
-from .run_folder import broadcast, make_folders, resume_state
+from .interrupts import Interrupted, Interrupts
+from .log import init_wandb_logger, run_log
+from .run_folder import make_folders, resume_state
 from .states import essence, note_changes
 
 
@@ -211,11 +214,7 @@ def _weights(path: dict) -> str:
 
 
 def _versions() -> dict:
-    import basicsr
-    import numpy
-
-    import udl_basicsr
-    return {m.__name__: m.__version__ for m in (udl_basicsr, basicsr, torch, numpy)}
+    return {'udl_basicsr': __version__, **{m.__name__: m.__version__ for m in (basicsr, torch, numpy)}}
 
 
 def _loaders(opt: dict, *phases: str) -> list[DataLoader]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from udl_basicsr.messages import one_line
+from .text import one_line
 
 _FLOAT = re.compile(r'^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)$')  # YAML 1.1 wants a dot and a sign
 _REFERENCE = re.compile(r'\$\{(\w+)\}')

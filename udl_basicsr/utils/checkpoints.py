@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from udl_basicsr.messages import MessageError, first_line, one_line, some
+from .text import MessageError, first_line, one_line, some
 
 ParamKey = str | tuple[str, ...] | None
 EMA_FIRST = ('params_ema', 'params')

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from udl_basicsr.losses import functional as F
+from . import losses as F
 
 
 def nearest(lq: np.ndarray, scale: int) -> np.ndarray:
@@ -86,7 +86,7 @@ def weight_maps(sr: np.ndarray, gt: np.ndarray, lq: np.ndarray, log_scale: np.nd
         gt: x, the same.
         lq: y, (h, w, 3), which H and W are multiples of.
         log_scale: s, (H, W).
-        scaling, offset, min_over: See :func:`~udl_basicsr.losses.functional.scale_log_scale`.
+        scaling, offset, min_over: See :func:`~udl_basicsr.functional.losses.scale_log_scale`.
 
     Returns:
         `error`, `hr_gradient`, `lr_gradient` and `uncertainty`, each (H, W): the mean over the channels of the weights,
@@ -127,7 +127,7 @@ def patch_variances(image: np.ndarray, patch_size: int) -> np.ndarray:
         patch_size: n.
 
     Raises:
-        ValueError: See :func:`~udl_basicsr.losses.functional.gradient_variance_maps`.
+        ValueError: See :func:`~udl_basicsr.functional.losses.gradient_variance_maps`.
     """
     return F.gradient_variance_maps(to_tensor(image), patch_size).double().numpy().ravel()
 

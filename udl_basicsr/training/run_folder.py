@@ -6,16 +6,16 @@ import socket
 import time
 from pathlib import Path
 
-import torch.distributed as dist
 from basicsr.utils import get_root_logger, get_time_str
 from torch import nn
 
-from udl_basicsr.models.checkpoints import CheckpointError, check_fit, network_weights, read_checkpoint
+from udl_basicsr.options.keys import lookup
+from udl_basicsr.options.parse import OptionError, Parsed, dump_flat
+from udl_basicsr.options.trials import build_network
+from udl_basicsr.utils.checkpoints import CheckpointError, check_fit, network_weights, read_checkpoint
+from udl_basicsr.utils.distributed import broadcast
 
-from .checks import lookup
-from .options import OptionError, Parsed, dump_flat
 from .states import check_state, trained_blocks
-from .trials import build_network
 
 try:
     import fcntl
@@ -29,15 +29,6 @@ _STATE = re.compile(r'[0-9]+\.state')
 
 class RunBusyError(RuntimeError):
     """Another process trains in this folder; the message names it."""
-
-
-def broadcast(value):
-    """Rank 0's value in every process: what depends on the disk or on chance is decided once."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return value
-    box = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
 
 
 def make_folders(parsed: Parsed, command: str, keep: bool):

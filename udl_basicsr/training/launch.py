@@ -11,15 +11,15 @@ from basicsr.utils.dist_util import get_dist_info
 
 from udl_basicsr.archs import TapError
 from udl_basicsr.data.images import BrokenImageError
-from udl_basicsr.messages import first_line, one_line
-from udl_basicsr.models.checkpoints import CheckpointError
+from udl_basicsr.options.parse import OptionError, load_yaml, parse_options
+from udl_basicsr.options.trials import forbid_pickles
+from udl_basicsr.utils import exits
+from udl_basicsr.utils.checkpoints import CheckpointError
+from udl_basicsr.utils.distributed import LaunchError, init_dist, launch_number
+from udl_basicsr.utils.text import first_line, one_line
 
-from . import exits
-from .compat import LaunchError, init_dist, launch_number
-from .interrupt import EXIT_INTERRUPTED, Interrupted
-from .options import OptionError, load_yaml, parse_options
+from .interrupts import EXIT_INTERRUPTED, Interrupted
 from .run_folder import EXIT_BUSY, RunBusyError
-from .trials import forbid_pickles
 
 _STATUS = {LaunchError: exits.MISUSED, OptionError: exits.MISUSED, TapError: exits.MISUSED, RunBusyError: EXIT_BUSY,
            Interrupted: EXIT_INTERRUPTED}

@@ -1,0 +1,50 @@
+"""The formulas, as pure functions of tensors (losses, weights) and of arrays (what an uncertainty is worth)."""
+from .losses import (
+    adaptive_sigma,
+    draw_noise,
+    expected_l1_map,
+    floor_share,
+    gaussian_nll_terms,
+    gradient_map,
+    gradient_variance_maps,
+    gram_terms,
+    laplace_nll_terms,
+    luma,
+    noisy_l1_map,
+    scale_log_scale,
+    sobel_maps,
+    ssim_map,
+)
+from .tlw import (
+    expected_likelihood_loss,
+    fixed_sum,
+    judged_distances,
+    k_schedule,
+    pixel_error,
+    relaxed_bernoulli,
+    sr_weights,
+    weight_criterion,
+)
+from .uncertainty import (
+    area_between,
+    ause,
+    average_ranks,
+    calibration_curve,
+    calibration_error,
+    gaussian_log_likelihood,
+    laplace_log_likelihood,
+    oracle_curve,
+    predictive_log_likelihood,
+    recalibration_factor,
+    sigma_psnr,
+    sparsification_curve,
+    spearman,
+)
+
+__all__ = ['adaptive_sigma', 'area_between', 'ause', 'average_ranks', 'calibration_curve', 'calibration_error',
+           'draw_noise', 'expected_l1_map', 'expected_likelihood_loss', 'fixed_sum', 'floor_share',
+           'gaussian_log_likelihood', 'gaussian_nll_terms', 'gradient_map', 'gradient_variance_maps', 'gram_terms',
+           'judged_distances', 'k_schedule', 'laplace_log_likelihood', 'laplace_nll_terms', 'luma', 'noisy_l1_map',
+           'oracle_curve', 'pixel_error', 'predictive_log_likelihood', 'recalibration_factor', 'relaxed_bernoulli',
+           'scale_log_scale', 'sigma_psnr', 'sobel_maps', 'sparsification_curve', 'spearman', 'sr_weights',
+           'ssim_map', 'weight_criterion']
