@@ -11,10 +11,10 @@ import sys
 from dataclasses import replace
 
 from udl_basicsr.experiments.printed import load_paper, printed_rows
-from udl_basicsr.metrics.scores import ScoresError, read_scores
 from udl_basicsr.reports.score_table import FORMATS, join, render
 from udl_basicsr.utils import exits
 from udl_basicsr.utils.files import write_text
+from udl_basicsr.utils.scores import ScoresError, read_scores
 
 
 @exits.command()

@@ -23,12 +23,12 @@ from udl_basicsr.experiments.comparison import format_summary, read_records, rec
 from udl_basicsr.experiments.overview import describe_runs
 from udl_basicsr.experiments.plan import Plan, Run, read_plan, select
 from udl_basicsr.experiments.records import made_with_other_options
-from udl_basicsr.metrics.scores import ScoresError
 from udl_basicsr.options.parse import OptionError
 from udl_basicsr.reports.paper_tables import paper_table
 from udl_basicsr.training.interrupts import EXIT_INTERRUPTED
 from udl_basicsr.training.run_folder import EXIT_BUSY
 from udl_basicsr.utils import exits
+from udl_basicsr.utils.scores import ScoresError
 
 
 @exits.command('Run the same command again; it goes on where it stopped.')

@@ -39,8 +39,8 @@ def photos() -> None:
 
 def bicubic() -> None:
     """Scores bicubic upsampling under the metrics of the demo's test."""
-    from udl_basicsr.metrics.scores import format_scores
     from udl_basicsr.reports.bicubic import write_bicubic
+    from udl_basicsr.utils.scores import format_scores
     from udl_basicsr.utils.yaml_files import load_yaml
 
     opt = load_yaml('options/demo/test.yml')
@@ -59,8 +59,8 @@ def _read(path: Path, flags: int = cv2.IMREAD_COLOR) -> np.ndarray:
 def figure() -> None:
     """Draws results/demo/<image>.png for each test photograph."""
     from udl_basicsr.functional.log_scale_maps import decode_log_scale
-    from udl_basicsr.metrics.scores import read_scores
     from udl_basicsr.reports.figures import Panel, busiest_box, comparison_figure, error_map, nearest, scale_map
+    from udl_basicsr.utils.scores import read_scores
 
     scores = {run: read_scores(RESULTS / run)['datasets']['demo']['images'] for run in RUNS}
     for name in map(Path, PHOTOS['test']):

@@ -13,12 +13,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from udl_basicsr.metrics.scores import ScoresError
 from udl_basicsr.reports.html import make_page
 from udl_basicsr.reports.html_pictures import WINDOW
 from udl_basicsr.reports.uncertainty import ReportError
 from udl_basicsr.utils import exits
 from udl_basicsr.utils.files import write_text
+from udl_basicsr.utils.scores import ScoresError
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -15,9 +15,9 @@ from udl_basicsr.data.loader import TrainBatches
 from udl_basicsr.experiments import comparison, runner
 from udl_basicsr.experiments import plan as plans
 from udl_basicsr.experiments import records as kept
-from udl_basicsr.metrics.scores import ScoresError
 from udl_basicsr.options.parse import OptionError
 from udl_basicsr.training import run_folder
+from udl_basicsr.utils.scores import ScoresError
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -17,12 +17,12 @@ from udl_basicsr.functional import image_statistics as stats
 from udl_basicsr.functional.log_scale_maps import encode_log_scale
 from udl_basicsr.losses import UDLLoss
 from udl_basicsr.losses.uncertainty_loss import WeightMapLoss
-from udl_basicsr.metrics import scores
 from udl_basicsr.reports import figures, pictures, plots, sigma, tlw, tradeoff
 from udl_basicsr.reports.figures import Panel
 from udl_basicsr.reports.paper_tables import make_table
 from udl_basicsr.reports.uncertainty import ReportError
 from udl_basicsr.training import stages
+from udl_basicsr.utils import scores
 
 ROOT = Path(__file__).parents[1]
 SET = 'toys'

@@ -22,8 +22,8 @@ from PIL import Image
 
 from udl_basicsr.experiments.comparison import paired_difference, read_records, write_record
 from udl_basicsr.functional.log_scale_maps import encode_log_scale
-from udl_basicsr.metrics.scores import mean_scores
 from udl_basicsr.reports import html, html_groups, html_pictures
+from udl_basicsr.utils.scores import mean_scores
 
 ROOT = Path(__file__).parents[1]
 HOSTILE = '<script>alert(1)</script>'

@@ -6,10 +6,10 @@ from test_compare import record
 
 from udl_basicsr.experiments import comparison
 from udl_basicsr.experiments.printed import load_paper
-from udl_basicsr.metrics.scores import ScoresError, read_scores
 from udl_basicsr.reports.pictures import open_run
 from udl_basicsr.training.history import read_history
 from udl_basicsr.utils.json_files import JsonError, read_json
+from udl_basicsr.utils.scores import ScoresError, read_scores
 
 VALID = json.dumps(record('L1', 0, {'a': 30.25}))
 STRANGE = {

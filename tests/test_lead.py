@@ -10,9 +10,9 @@ from scipy.stats import spearmanr
 
 from udl_basicsr.experiments import comparison
 from udl_basicsr.functional.log_scale_maps import encode_log_scale
-from udl_basicsr.metrics.scores import ScoresError
 from udl_basicsr.reports import lead
 from udl_basicsr.reports.pictures import Run
+from udl_basicsr.utils.scores import ScoresError
 
 
 def record(method, seed, psnr, stages=(400, 800), comparison='c', **more):

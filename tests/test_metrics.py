@@ -23,10 +23,10 @@ from udl_basicsr.functional import uncertainty as F
 from udl_basicsr.functional.log_scale_maps import encode_log_scale
 from udl_basicsr.metrics.fidelity import Fidelity, y_channel
 from udl_basicsr.metrics.perceptual import _judge
-from udl_basicsr.metrics.scores import lower_is_better, protocol_sentence
 from udl_basicsr.options.parse import OptionError
 from udl_basicsr.reports.uncertainty import ReportError, read_errors
 from udl_basicsr.training import loop, stages
+from udl_basicsr.utils.scores import lower_is_better, protocol_sentence
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -12,8 +12,8 @@ import pytest
 
 from udl_basicsr.experiments import comparison, complexity
 from udl_basicsr.experiments import printed as papers
-from udl_basicsr.metrics.scores import ScoresError
 from udl_basicsr.reports import paper_tables, score_table
+from udl_basicsr.utils.scores import ScoresError
 
 ROOT = Path(__file__).parents[1]
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from udl_basicsr.experiments import printed as papers
-from udl_basicsr.metrics import scores
 from udl_basicsr.reports import figures, score_table
 from udl_basicsr.reports.bicubic import write_bicubic
+from udl_basicsr.utils import scores
 
 ROOT = Path(__file__).parents[1]
 METRICS = {'psnr': {'type': 'calculate_psnr', 'crop_border': 2, 'test_y_channel': True},

@@ -21,11 +21,11 @@ from conftest import assert_same_weights
 from torch.utils.data import DataLoader
 
 from udl_basicsr.functional.log_scale_maps import decode_log_scale
-from udl_basicsr.metrics.scores import CSV_FIELDS, HISTORY_FIELDS, _csv
 from udl_basicsr.options.parse import parse_options
 from udl_basicsr.training import loop, stages
 from udl_basicsr.training.history import read_history
 from udl_basicsr.utils.checkpoints import CheckpointError
+from udl_basicsr.utils.scores import CSV_FIELDS, HISTORY_FIELDS, _csv
 
 ROOT = Path(__file__).resolve().parents[1]
 

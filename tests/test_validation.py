@@ -16,11 +16,11 @@ from torch.utils.data import DataLoader
 from udl_basicsr import test as test_script
 from udl_basicsr import train as train_script
 from udl_basicsr.data.loader import build_dataset
-from udl_basicsr.metrics import scores
 from udl_basicsr.models import validation
 from udl_basicsr.options.parse import OptionError
 from udl_basicsr.training import loop
 from udl_basicsr.training.history import read_history
+from udl_basicsr.utils import scores
 
 
 @pytest.fixture

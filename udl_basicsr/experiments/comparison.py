@@ -2,7 +2,7 @@
 
 A record is one JSON file for each run, ``docs/results/<comparison>/<method>_x<scale>_seed<seed>.json``, with the
 network's id before the method where there are several networks: the scores of its test
-(:mod:`udl_basicsr.metrics.scores`), and what one must know to compare them with those of another run.
+(:mod:`udl_basicsr.utils.scores`), and what one must know to compare them with those of another run.
 """
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from udl_basicsr.metrics.scores import ScoresError, check_scores, decimals, lower_is_better, metric_title
 from udl_basicsr.utils.files import write_text
 from udl_basicsr.utils.json_files import JsonError, read_json
+from udl_basicsr.utils.scores import ScoresError, check_scores, decimals, lower_is_better, metric_title
 from udl_basicsr.utils.tables import markdown_table, text_table
 
 FIELDS = {'comparison': str, 'method': str, 'label': str, 'reference': str, 'seed': int, 'degradation': str,

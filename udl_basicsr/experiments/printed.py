@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 
-from udl_basicsr.metrics.scores import ScoresError, decimals, format_value
 from udl_basicsr.utils.json_files import read_json
+from udl_basicsr.utils.scores import ScoresError, decimals, format_value
 
 DATASETS = ('Set5', 'Set14', 'BSD100', 'Urban100', 'Manga109')
 ALIASES = {'b100': 'BSD100', 'bsds100': 'BSD100'}  # BasicSR and the papers do not agree on its name

@@ -16,10 +16,10 @@ import torch
 from basicsr.archs import build_network
 
 from udl_basicsr.data.loader import TrainBatches, build_dataset
-from udl_basicsr.metrics.scores import read_scores
 from udl_basicsr.options.parse import OptionError, load_yaml
 from udl_basicsr.training.history import read_history
 from udl_basicsr.utils.json_files import read_json
+from udl_basicsr.utils.scores import read_scores
 
 from .costs import measure_image
 from .plan import Run, Stage

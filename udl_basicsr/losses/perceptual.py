@@ -12,6 +12,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from udl_basicsr.utils.checkpoints import CheckpointError, network_weights
+
 #: LPIPS' name of a backbone: torchvision's name, and the smallest side of an image that passes through all its layers.
 _BACKBONES = {'alex': ('alexnet', 31), 'vgg': ('vgg16', 16), 'squeeze': ('squeezenet1_1', 17)}
 NETS = tuple(_BACKBONES)
@@ -106,7 +108,6 @@ def find_backbone_weights(net: str = 'alex', weights_path: str | Path | None = N
         ValueError: Unknown ``net``.
         CheckpointError: It is not there; the message says which file to put where.
     """
-    from udl_basicsr.utils.checkpoints import CheckpointError  # not above: models import losses
 
     path, url = backbone_file(net, weights_path), _weights_url(net)
     name = url.rsplit('/', 1)[-1]
@@ -133,7 +134,6 @@ def build_lpips(net: str = 'alex', weights_path: str | Path | None = None, rando
         ValueError: Unknown ``net`` or ``version``.
         CheckpointError: The weights are missing or do not fit.
     """
-    from udl_basicsr.utils.checkpoints import CheckpointError, network_weights
 
     if version not in VERSIONS:
         raise ValueError(f'version: expected one of {", ".join(VERSIONS)}, got {version!r}')

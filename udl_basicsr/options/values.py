@@ -13,9 +13,9 @@ from udl_basicsr.data.whole_images import WholeImageDataset
 from udl_basicsr.losses import TLWLoss
 from udl_basicsr.losses.perceptual import NETS, VERSIONS, find_backbone_weights, smallest_image
 from udl_basicsr.metrics import calculate_lpips
-from udl_basicsr.metrics.scores import CSV_FIELDS, HISTORY_FIELDS
 from udl_basicsr.models.step import log_names
 from udl_basicsr.utils.checkpoints import CheckpointError
+from udl_basicsr.utils.scores import CSV_FIELDS, HISTORY_FIELDS
 from udl_basicsr.utils.yaml_files import OptionError, did_you_mean
 
 from . import schema

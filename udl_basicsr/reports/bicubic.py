@@ -10,7 +10,7 @@ import cv2
 from basicsr.metrics import calculate_metric
 
 from udl_basicsr.data.degradations import resize_bicubic
-from udl_basicsr.metrics.scores import mean_scores, protocol_sentence, write_scores
+from udl_basicsr.utils.scores import mean_scores, protocol_sentence, write_scores
 
 
 def write_bicubic(name: str, dataset: str, gt_folder: str | Path, lq_folder: str | Path, scale: int,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from udl_basicsr.experiments.comparison import methods_of, paired_difference, read_records
-from udl_basicsr.metrics.scores import ScoresError, decimals, lower_is_better, read_scores
+from udl_basicsr.utils.scores import ScoresError, decimals, lower_is_better, read_scores
 
 AHEAD, BEHIND, OPEN = 'ahead', 'behind', 'open'  # also the classes that templates/report.css colours
 

@@ -14,7 +14,7 @@ from basicsr.metrics import calculate_psnr
 from PIL import Image
 
 from udl_basicsr.data.degradations import resize_bicubic
-from udl_basicsr.metrics.scores import format_value, lower_is_better, metric_title
+from udl_basicsr.utils.scores import format_value, lower_is_better, metric_title
 
 from .figures import busiest_box
 from .html_groups import Group, first_metric, unit

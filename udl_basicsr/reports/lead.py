@@ -14,7 +14,7 @@ import numpy as np
 
 from udl_basicsr.experiments.comparison import SAMPLES, paired_difference, scores_matrix
 from udl_basicsr.functional.uncertainty import spearman
-from udl_basicsr.metrics.scores import ScoresError, lower_is_better, metric_title
+from udl_basicsr.utils.scores import ScoresError, lower_is_better, metric_title
 
 from .figures import WIDTH, new_figure, save
 from .pictures import Run, read_partner, same_size

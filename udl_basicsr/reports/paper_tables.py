@@ -30,7 +30,7 @@ from udl_basicsr.experiments.printed import (
     printed_values,
     row_metrics,
 )
-from udl_basicsr.metrics.scores import ScoresError, decimals, metric_title
+from udl_basicsr.utils.scores import ScoresError, decimals, metric_title
 from udl_basicsr.utils.tables import markdown_table, text_table
 
 from .score_table import MARKS, latex_text, places

@@ -14,8 +14,8 @@ import numpy as np
 
 from udl_basicsr.data.images import SUFFIXES
 from udl_basicsr.functional.log_scale_maps import decode_log_scale
-from udl_basicsr.metrics.scores import ScoresError, check_scores, format_value, read_scores
 from udl_basicsr.utils.json_files import read_json
+from udl_basicsr.utils.scores import ScoresError, check_scores, format_value, read_scores
 
 from .uncertainty import ReportError
 

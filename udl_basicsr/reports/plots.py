@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from udl_basicsr.experiments.comparison import methods_of, paired_difference
 from udl_basicsr.functional.image_statistics import error_map, log_histogram, logarithmic_edges, peaks, variance_ratio
-from udl_basicsr.metrics.scores import ScoresError, lower_is_better, metric_title
+from udl_basicsr.utils.scores import ScoresError, lower_is_better, metric_title
 
 from .figures import WIDTH, Panel, crop, draw_grid, new_figure, save
 from .tlw import TLWMaps, TLWRun

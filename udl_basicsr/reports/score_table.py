@@ -12,7 +12,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from udl_basicsr.experiments.printed import DATASETS, Values, dataset_name, printed_text
-from udl_basicsr.metrics.scores import ScoresError, decimals, format_value, lower_is_better, metric_title
+from udl_basicsr.utils.scores import ScoresError, decimals, format_value, lower_is_better, metric_title
 from udl_basicsr.utils.tables import markdown_table, text_table
 
 FORMATS = ('text', 'md', 'csv', 'latex')

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from udl_basicsr.experiments.printed import parse_amount
-from udl_basicsr.metrics.scores import ScoresError, metric_title
+from udl_basicsr.utils.scores import ScoresError, metric_title
 
 from .figures import WIDTH, new_figure, save
 from .paper_tables import PaperTable

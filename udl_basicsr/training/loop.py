@@ -14,9 +14,9 @@ from torch.utils.data import DataLoader
 
 from udl_basicsr.data import uncertainty_cache
 from udl_basicsr.data.loader import ValidationImages, build_dataset, seed_all, train_batches
-from udl_basicsr.metrics.scores import format_scores, mean_scores, protocol_sentence, unmeasured, write_scores
 from udl_basicsr.options.parse import Parsed
 from udl_basicsr.utils.distributed import broadcast
+from udl_basicsr.utils.scores import format_scores, mean_scores, protocol_sentence, unmeasured, write_scores
 from udl_basicsr.utils.version import __version__
 
 from .history import History, weights_digest

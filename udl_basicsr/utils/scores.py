@@ -21,9 +21,9 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from udl_basicsr.utils.files import write_text
-from udl_basicsr.utils.json_files import JsonError, read_json
-from udl_basicsr.utils.tables import markdown_table, text_table
+from .files import write_text
+from .json_files import JsonError, read_json
+from .tables import markdown_table, text_table
 
 FIELDS = {'name': str, 'scale': int, 'network': str, 'weights': str, 'protocol': str, 'datasets': dict,
           'versions': dict}
