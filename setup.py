@@ -40,5 +40,6 @@ setup(
         'test': ['hypothesis>=6.100', 'pytest>=8.0', 'ruff>=0.6', 'scikit-image>=0.22', 'scipy>=1.11',
                  *SPANDREL, *EXPORT],
     },
-    entry_points={'console_scripts': ['udl-train=udl_basicsr.train:main', 'udl-test=udl_basicsr.test:main']},
+    py_modules=['udl_command'],
+    entry_points={'console_scripts': ['udl=udl_command:main']},
 )

@@ -6,7 +6,7 @@
 Three quarters of the kills go to a training of both stages (ESU, then UDL with cached uncertainty) on the demo's
 photographs, which are prepared first where they are missing: at random moments, in start-up too; while a checkpoint is
 being written, once the file that is written aside is seen, before it is whole and renamed; in the last validation of a
-stage; and while the cache is made. The others go to a comparison of losses (scripts/compare_losses.py): by turns to all
+stage; and while the cache is made. The others go to a comparison of losses (udl compare): by turns to all
 of its processes, and to the one alone that started the others, which then have to end by themselves. After each kill
 the same command goes on. It must go on from the last state that was complete, and all that is left at the end
 (networks, their averages, the best ones, states of optimisers and schedulers, the maps of the cache, the records of the
@@ -241,7 +241,7 @@ class Comparison(Chain):
         self.heard: dict[Path, int] = {}
 
     def command(self) -> list[str]:
-        return [sys.executable, str(ROOT / 'scripts/compare_losses.py'), 'plan.yml', '--root', '.', '--out', 'records']
+        return [sys.executable, str(ROOT / 'udl compare'), 'plan.yml', '--root', '.', '--out', 'records']
 
     def start(self) -> Run:
         self.heard = {log: log.stat().st_size for log in self.logs()}

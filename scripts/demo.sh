@@ -27,9 +27,9 @@ train() {
 
 prepare() {
     "$PYTHON" scripts/demo.py photos
-    "$PYTHON" scripts/prepare_data.py datasets/demo/photos/train --out datasets/demo/train --scale 2 --sub-images 160
-    "$PYTHON" scripts/prepare_data.py datasets/demo/photos/val --out datasets/demo/val --scale 2
-    "$PYTHON" scripts/prepare_data.py datasets/demo/photos/test --out datasets/demo/test --scale 2 --report-bicubic
+    "$PYTHON" -m udl_basicsr prepare datasets/demo/photos/train --out datasets/demo/train --scale 2 --sub-images 160
+    "$PYTHON" -m udl_basicsr prepare datasets/demo/photos/val --out datasets/demo/val --scale 2
+    "$PYTHON" -m udl_basicsr prepare datasets/demo/photos/test --out datasets/demo/test --scale 2 --report-bicubic
 }
 
 evaluate() {
@@ -41,10 +41,10 @@ evaluate() {
 
 report() {
     "$PYTHON" scripts/demo.py figure
-    "$PYTHON" scripts/benchmark_table.py results/demo_bicubic results/demo_L1 results/demo_UDL \
+    "$PYTHON" -m udl_basicsr scores results/demo_bicubic results/demo_L1 results/demo_UDL \
         --reference demo_L1 --format md --out results/demo/table.md
     echo
-    "$PYTHON" scripts/benchmark_table.py results/demo_bicubic results/demo_L1 results/demo_UDL --reference demo_L1
+    "$PYTHON" -m udl_basicsr scores results/demo_bicubic results/demo_L1 results/demo_UDL --reference demo_L1
 }
 
 environment demo skimage

@@ -1,13 +1,12 @@
 """Checkpoints: what is refused, with which words, and that nothing is lost or run."""
 import contextlib
-import importlib.util
+import importlib
 import json
 import os
 import pickle
 import re
 import resource
 import warnings
-from pathlib import Path
 
 import cv2
 import pytest
@@ -159,10 +158,7 @@ ODD = {
 
 
 def script(name):
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / 'scripts' / f'{name}.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
+    return importlib.import_module(f'udl_basicsr.cli.{name}').main
 
 
 class Doors:
@@ -191,7 +187,7 @@ class Doors:
                             '-opt', self.root / 'opt.yml', '--device', 'cpu')
 
     def convert(self, path):
-        return self.printed(1, script('convert_weights'), path, '--out', self.root / 'out.safetensors', '--opt',
+        return self.printed(1, script('convert'), path, '--out', self.root / 'out.safetensors', '--opt',
                             self.root / 'opt.yml')
 
     def test(self, path):
@@ -268,7 +264,7 @@ def test_networks_that_a_file_asks_for(doors, little_memory, door, networks, rea
     safetensors.torch.save_file(network().state_dict(), path, {'format': 'pt', 'networks': networks})
     if door == 'infer':
         argv = (doors.root / 'a.png', '--out', doors.root / 'out', '--device', 'cpu', '--weights')
-    text = doors.printed(2 if door == 'infer' else 1, script('infer' if door == 'infer' else 'convert_weights'),
+    text = doors.printed(2 if door == 'infer' else 1, script('infer' if door == 'infer' else 'convert'),
                          *argv, path)
     assert 'odd.safetensors' in text
     assert re.search(reason, text), text
@@ -301,7 +297,7 @@ def test_weights_of_other_programs_whose_layers_are_wrong(doors, key, change, re
     else:
         weights = {k: v for k, v in weights.items() if not k.startswith(key)}
     torch.save(weights, doors.root / 'odd.pth')
-    text = doors.printed(1, script('convert_weights'), doors.root / 'odd.pth', '--out', doors.root / 'out.pth')
+    text = doors.printed(1, script('convert'), doors.root / 'odd.pth', '--out', doors.root / 'out.pth')
     assert 'odd.pth: ' in text
     assert re.search(reason, text), text
     assert not (doors.root / 'out.pth').exists()

@@ -1,5 +1,6 @@
 """Every command ends with a status, and says what is wrong with what it was given in place of a traceback."""
 import errno
+import importlib
 import importlib.util
 import os
 import signal
@@ -15,18 +16,22 @@ import torch
 
 from udl_basicsr import test as test_command
 from udl_basicsr import train as train_command
+from udl_basicsr.cli.main import COMMANDS as UDL
 from udl_basicsr.options.parse import OptionError
 from udl_basicsr.utils import exits
 from udl_basicsr.utils.checkpoints import CheckpointError
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted(path.stem for path in (ROOT / 'scripts').glob('*.py'))
-RAN = ['train', 'test', 'cache_uncertainty']  # by training/launch.py
+OWN = [name for name in UDL if name not in ('train', 'test', 'cache')]  # not by training/launch.py
+RAN = ['train.py', 'test.py']  # as BasicSR's users type them
 
 
 def script(name: str):
-    if name in ('train', 'test'):
-        return {'train': train_command, 'test': test_command}[name]
+    if name in RAN:
+        return {'train.py': train_command, 'test.py': test_command}[name]
+    if name in UDL:
+        return importlib.import_module(f'udl_basicsr.cli.{name}')
     spec = importlib.util.spec_from_file_location(name, ROOT / 'scripts' / f'{name}.py')
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look there for the types
@@ -103,7 +108,7 @@ def test_signals_and_a_reader_that_has_gone_away(number, status, said):
     assert process.stderr.read() == said
 
 
-@pytest.mark.parametrize('name', [name for name in SCRIPTS if name not in RAN])
+@pytest.mark.parametrize('name', [*SCRIPTS, *OWN])
 def test_every_script_ends_so(name):
     assert script(name).main.__wrapped__.__name__ == 'main'
 
@@ -115,15 +120,19 @@ GIVEN = ['nope', 'folder', 'empty', 'bytes', 'bytes.json', 'bytes.yml', 'list.js
 OUT = ['folder', 'empty/x', 'loop/x', 'q' * 300]
 _TEST = ['--dataset', 'a', '--gt', 'pictures']
 COMMANDS = {
-    'train': [['-opt', '{}']],
+    'train.py': [['-opt', '{}']],
+    'test.py': [['-opt', '{}']],
+    'train': [['-opt', '{}'], ['-opt', 'udl:{}']],
     'test': [['-opt', '{}']],
-    'cache_uncertainty': [['-opt', '{}']],
+    'cache': [['-opt', '{}']],
+    'complexity': [['{}']],
+    'options': [['{}'], ['copy'], ['copy', 'folder']],
     'benchmark_losses': [['{}']],
     'benchmark_speed': [['--out', 'o.json', '--quick', '--val', '{}', 'pictures']],
-    'benchmark_table': [['{}'], ['scores', '--paper', 'EDSR', '--paper_file', '{}']],
+    'scores': [['{}'], ['scores', '--paper', 'EDSR', '--paper_file', '{}']],
     'chaos': [['--kills', '0', '--out', '{}/o.json']],
-    'compare_losses': [['{}'], ['{}', '--dry_run'], ['{}', '--trial']],
-    'convert_weights': [['{}', '--out', 'o.pth'], ['net.pth', '--out', 'o.pth', '--opt', '{}'],
+    'compare': [['{}'], ['{}', '--dry_run'], ['{}', '--trial']],
+    'convert': [['{}', '--out', 'o.pth'], ['net.pth', '--out', 'o.pth', '--opt', '{}'],
                         ['net.pth', '--to', 'udl_two', '--in_u', '{}', '--out', 'o.pth']],
     'demo': [['{}'], ['bicubic'], ['figure']],
     'figures': [['errors', '{}', *_TEST, '--out', 'o.png'], ['calibration', '{}', '--out', 'o.png'],
@@ -132,15 +141,15 @@ COMMANDS = {
                 ['curves', '{}', '--dataset', 'a', '--out', 'o.png'], ['sigma', '{}', '--out', 'o.png']],
     'infer': [['{}', '--weights', 'net.pth', '--out', 'o'], ['pictures', '--weights', '{}', '--out', 'o'],
               ['pictures', '--weights', 'net.pth', '-opt', '{}', '--out', 'o']],
-    'paper_tables': [['{}'], ['--list', '--paper_file', '{}']],
-    'prepare_data': [['{}', '--out', 'o', '--workers', '1']],
+    'tables': [['{}'], ['--list', '--paper_file', '{}']],
+    'prepare': [['{}', '--out', 'o', '--workers', '1']],
     'report': [['{}']],
-    'uncertainty_report': [['{}', *_TEST, '--out', 'o'], ['scores', '--dataset', 'a', '--gt', '{}', '--out', 'o']],
+    'uncertainty': [['{}', *_TEST, '--out', 'o'], ['scores', '--dataset', 'a', '--gt', '{}', '--out', 'o']],
 }
 WRITE = {
-    'convert_weights': ['net.pth', '--out'], 'figures': ['calibration', 'list.json', '--out'],
+    'convert': ['net.pth', '--out'], 'figures': ['calibration', 'list.json', '--out'],
     'infer': ['pictures', '--weights', 'net.pth', '--out'], 'report': ['records', '--out'],
-    'uncertainty_report': ['scores', *_TEST, '--out'], 'benchmark_speed': ['--quick', '--val', 'nope', 'nope', '--out'],
+    'uncertainty': ['scores', *_TEST, '--out'], 'benchmark_speed': ['--quick', '--val', 'nope', 'nope', '--out'],
     'chaos': ['--kills', '0', '--out'],
 }
 
@@ -166,7 +175,7 @@ def mistakes(tmp_path, monkeypatch):
 
 
 def test_every_command_is_tried():
-    assert COMMANDS.keys() == {*SCRIPTS, 'train', 'test'}
+    assert COMMANDS.keys() == {*SCRIPTS, *UDL, *RAN}
 
 
 @pytest.mark.parametrize('name', COMMANDS)
@@ -178,7 +187,7 @@ def test_mistakes_are_said_and_leave_nothing_behind(mistakes, monkeypatch, capsy
     for argv in cases:
         try:
             if name in RAN:
-                monkeypatch.setattr(sys, 'argv', [f'{name}.py', *argv])
+                monkeypatch.setattr(sys, 'argv', [name, *argv])
                 status = main(Path.cwd())
             else:
                 status = main(argv)
@@ -201,7 +210,7 @@ def test_a_working_folder_that_is_gone(tmp_path, monkeypatch, capsys, name):
     monkeypatch.chdir(gone)
     gone.rmdir()
     argv = [word.format('nope') for word in COMMANDS[name][0]]
-    monkeypatch.setattr(sys, 'argv', [f'{name}.py', *argv])
+    monkeypatch.setattr(sys, 'argv', [name, *argv])
     try:
         status = main(None) if name in RAN else main(argv)
     except SystemExit as end:

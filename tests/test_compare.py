@@ -81,7 +81,7 @@ def test_records_are_read_back_and_checked(tmp_path):
     comparison.write_record(record('L1', 0, {'a': 30.}), tmp_path)
     comparison.write_record(record('UDL', 0, {'a': 31.}), tmp_path)
     assert [r['method'] for r in comparison.read_records(tmp_path)] == ['L1', 'UDL']
-    with pytest.raises(FileNotFoundError, match=r'compare_losses\.py'):
+    with pytest.raises(FileNotFoundError, match='udl compare'):
         comparison.read_records(tmp_path / 'none')
     with pytest.raises(ScoresError, match='`seed` should be of type int'):
         comparison.write_record(record('L1', '0', {'a': 30.}), tmp_path)
@@ -151,8 +151,7 @@ def plan(tmp_path, pairs):
 
 
 def command(plan: Path, *arguments: str) -> list[str]:
-    script = ROOT / 'scripts' / 'compare_losses.py'
-    return [sys.executable, str(script), str(plan), '--root', str(plan.parent), *arguments]
+    return [sys.executable, '-m', 'udl_basicsr', 'compare', str(plan), '--root', str(plan.parent), *arguments]
 
 
 def run(plan: Path, *arguments: str) -> subprocess.CompletedProcess:
@@ -162,10 +161,7 @@ def run(plan: Path, *arguments: str) -> subprocess.CompletedProcess:
 
 def run_here(plan: Path, *arguments: str) -> int:
     """The same in this process, which saves the time of importing all anew."""
-    spec = importlib.util.spec_from_file_location('compare_losses', ROOT / 'scripts' / 'compare_losses.py')
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    return script.main([str(plan), '--root', str(plan.parent), *arguments])
+    return importlib.import_module('udl_basicsr.cli.compare').main([str(plan), '--root', str(plan.parent), *arguments])
 
 
 def test_a_comparison_from_its_plan(plan, capsys):

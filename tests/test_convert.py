@@ -1,5 +1,4 @@
 """Weights in and out: the same pixels as the other programs' networks, written here anew from their description."""
-import importlib.util
 import json
 import os
 import re
@@ -15,15 +14,13 @@ from basicsr.models import build_model
 from torch import nn
 from torch.nn import functional as F
 
+from udl_basicsr.cli import convert as script
 from udl_basicsr.deploy import convert, export
 from udl_basicsr.options.parse import parse_options
 from udl_basicsr.training import loop
 from udl_basicsr.utils.checkpoints import CheckpointError, load_network, read_checkpoint, save_atomic
 
 ROOT = Path(__file__).parents[1]
-_spec = importlib.util.spec_from_file_location('convert_weights', ROOT / 'scripts' / 'convert_weights.py')
-script = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(script)
 
 MEAN = (0.4488, 0.4371, 0.4040)
 

@@ -166,8 +166,8 @@ def test_the_largest_image_that_is_read():
 # --------------------------------------------------------------------------------------------------------------- files
 def test_missing_folders(parse, train_opt, tmp_path):
     text = refused(parse, train_opt, 'datasets:train:dataroot_gt=nowhere/gt', 'datasets:val:dataroot_lq=nowhere/lq')
-    assert f'datasets.train.dataroot_gt: no such folder: {osp.abspath("nowhere/gt")}; prepare it with python ' \
-           'scripts/prepare_data.py' in text
+    assert f'datasets.train.dataroot_gt: no such folder: {osp.abspath("nowhere/gt")}; prepare it with ' \
+           'udl prepare' in text
     assert '--force_yml datasets:val=~' in text
     shutil.rmtree(tmp_path / 'lq')
     assert 'datasets.train.dataroot_lq: no such folder' in refused(parse, train_opt)

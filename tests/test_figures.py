@@ -30,10 +30,7 @@ IMAGES = {'a': (48, 64), 'a_2': (32, 32)}  # one name begins with the other
 
 
 def main(*argv):
-    spec = importlib.util.spec_from_file_location('figures_script', ROOT / 'scripts' / 'figures.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main([str(a) for a in argv])
+    return importlib.import_module('udl_basicsr.cli.figures').main([str(a) for a in argv])
 
 
 def rgb(seed, height=48, width=64):

@@ -5,7 +5,7 @@ The suite looks at a few mutations of small images of every format, always the s
     UDL_FUZZ=20000 python -m pytest -q -s tests/test_fuzz_images.py
 
 Each goes through every door that images have: the check before training (headers, and every pixel with ``--deep``),
-validation and training in mid-run, ``prepare_data.py`` and ``infer.py``. What the long run finds is shrunk by
+validation and training in mid-run, ``udl prepare`` and ``udl infer``. What the long run finds is shrunk by
 hypothesis, printed, and kept in ``.hypothesis`` to be tried first the next time.
 """
 import io
@@ -296,7 +296,7 @@ def through_every_door(path: Path, folder: Path) -> Counter:
         if result_of(lambda: SeededDataset(build_dataset(train), 0)[0, 0], BrokenImageError, name) is None:
             assert isinstance(known[True], str)
 
-    # prepare_data.py
+    # udl prepare
     record = prepare._inspect(path)
     if isinstance(record, str):
         assert said(record).startswith(f'{path.name}: ')

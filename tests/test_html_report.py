@@ -39,10 +39,7 @@ IMAGES = {'Set5': ['bird', HOSTILE_IMAGE], 'Set14': ['comic']}
 
 
 def script():
-    spec = importlib.util.spec_from_file_location('report', ROOT / 'scripts' / 'report.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module('udl_basicsr.cli.report')
 
 
 def write_png(path, image):
@@ -412,8 +409,8 @@ def test_names_do_not_lead_out_of_the_folder(tmp_path):
 
 def test_a_clone_without_pictures_has_tables_and_curves(tmp_path):
     page, notes = html.make_page([write_comparison(tmp_path / 'trial')])
-    assert 'python scripts/compare_losses.py' in page
-    assert 'python scripts/compare_losses.py' in notes[0]
+    assert 'udl compare' in page
+    assert 'udl compare' in notes[0]
     data = data_of(page)
     assert not data['pictures']
     assert data['curves']

@@ -1,6 +1,5 @@
-"""scripts/infer.py: pixels against BasicSR's network run by hand, kinds of pictures, resuming, refusals."""
+"""udl infer: pixels against BasicSR's network run by hand, kinds of pictures, resuming, refusals."""
 import errno
-import importlib.util
 import io
 import struct
 import subprocess
@@ -24,16 +23,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from udl_basicsr.archs import UncertaintyNet
+from udl_basicsr.cli import infer as script
 from udl_basicsr.deploy import infer as module
 from udl_basicsr.deploy.export import export_safetensors
 from udl_basicsr.deploy.infer import Restorer, make_plan
 from udl_basicsr.deploy.pictures import read_header, read_picture
 from udl_basicsr.functional.log_scale_maps import decode_log_scale
-
-SCRIPT = Path(__file__).parents[1] / 'scripts' / 'infer.py'
-spec = importlib.util.spec_from_file_location('infer_script', SCRIPT)
-script = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(script)
 
 SMALL = {'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 1, 'upscale': 2}
 ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
@@ -648,8 +643,9 @@ def test_the_command_line(run):
     run.picture('in/a.png')
     (run.root / 'in' / 'b.png').write_bytes(png(noise(20, 20, 3))[:300])
     result = subprocess.run(
-        [sys.executable, SCRIPT, 'in', '--out', 'sr', '--weights', 'experiments/x/models/net_g_latest.pth',
-         '-opt', 'experiments/x/x.yml'], cwd=run.root, capture_output=True, text=True, timeout=120)
+        [sys.executable, '-m', 'udl_basicsr', 'infer', 'in', '--out', 'sr', '--weights',
+         'experiments/x/models/net_g_latest.pth', '-opt', 'experiments/x/x.yml'],
+        cwd=run.root, capture_output=True, text=True, timeout=120)
     assert result.returncode == 1, result.stderr
     assert [p.name for p in (run.root / 'sr').iterdir()] == ['a.png']
     assert '1/2 in/a.png -> sr/a.png' in result.stdout

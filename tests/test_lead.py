@@ -1,7 +1,6 @@
 """Where a lead comes from and how it moves, against values worked out by hand."""
 import importlib.util
 import json
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -99,11 +98,7 @@ def test_lead_points(axis, values, tmp_path):
 # ---------------------------------------------------------------- command line
 
 def main(*argv):
-    file = Path(__file__).parents[1] / 'scripts' / 'figures.py'
-    spec = importlib.util.spec_from_file_location('figures_of_lead', file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main([str(a) for a in argv])
+    return importlib.import_module('udl_basicsr.cli.figures').main([str(a) for a in argv])
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Metrics against SciPy, brute force and closed forms; their option blocks; a validation; the report."""
+import importlib
 import json
-import runpy
 from pathlib import Path
 
 import cv2
@@ -416,7 +416,7 @@ def results(tmp_path):
 
 
 def test_the_report(results, capsys):
-    main = runpy.run_path(str(ROOT / 'scripts' / 'uncertainty_report.py'))['main']
+    main = importlib.import_module('udl_basicsr.cli.uncertainty').main
     runs = [str(results / 'results' / run) for run in ('good', 'half')]
     options = ['--dataset', 'B', '--gt', str(results / 'B'), '--crop_border', '2', '--out', str(results / 'out')]
     assert main([*runs, *options, '--calibrate', 'A', str(results / 'A')]) == 0

@@ -64,10 +64,7 @@ def write(tmp_path):
 
 @pytest.fixture
 def script():
-    spec = importlib.util.spec_from_file_location('compare_losses', ROOT / 'scripts' / 'compare_losses.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module('udl_basicsr.cli.compare')
 
 
 def everything(folder: Path) -> dict:

@@ -1,5 +1,4 @@
 """Data preparation against independent references: float64 bicubic, SciPy's blur, BasicSR's own data set."""
-import importlib.util
 import io
 import json
 import math
@@ -17,15 +16,11 @@ from basicsr.data.paired_image_dataset import PairedImageDataset
 from PIL import Image
 from scipy import ndimage
 
+from udl_basicsr.cli import prepare as script
 from udl_basicsr.data import prepare as prepare_module
 from udl_basicsr.data.degradations import DEGRADATIONS, degrade_bd, degrade_bic, sub_image_corners, to_uint8
 from udl_basicsr.data.images import ImageError, decode_rgb
 from udl_basicsr.data.prepare import PreparationError, Workers
-
-SCRIPT = Path(__file__).parents[1] / 'scripts' / 'prepare_data.py'
-spec = importlib.util.spec_from_file_location('prepare_data', SCRIPT)
-script = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(script)
 
 
 def picture(height=101, width=122, seed=0):
@@ -361,7 +356,8 @@ def test_killed_with_its_workers_and_started_again(source, out):
     for index in range(3, 30):
         (source / f'{index}.png').write_bytes(encode(picture(200, 240, index)))
     options = ['--scale', '2', '4', '--sub-images', '64', '--step', '32']
-    process = subprocess.Popen([sys.executable, SCRIPT, source, '--out', out, '--workers', '2', *options],
+    process = subprocess.Popen([sys.executable, '-m', 'udl_basicsr', 'prepare', source, '--out', out, '--workers', '2',
+                                *options],
                                stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while len(list(out.glob('GTmod2/*.png'))) < 4:

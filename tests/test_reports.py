@@ -248,7 +248,7 @@ def test_command_line(tmp_path, results, capsys):
     folders = [str(tmp_path / given['name']) for given in results]
     for given, folder in zip(results, folders, strict=True):
         scores.write_scores(given, folder)
-    main = script('benchmark_table').main
+    main = importlib.import_module('udl_basicsr.cli.scores').main
     assert main([*folders, '--reference', 'EDSR_L1_x2', '--paper', 'EDSR', '--format', 'md']) == 0
     assert '† printed in B. Lim' in capsys.readouterr().out
     assert main([*folders, '--out', str(tmp_path / 'table.txt')]) == 0

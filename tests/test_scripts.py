@@ -1,4 +1,4 @@
-"""Every program says what it does: --help of each script and of each of its commands, in one process."""
+"""Every program says what it does: --help of each command and script, in one process."""
 import argparse
 import importlib.util
 import inspect
@@ -7,8 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from udl_basicsr.cli import drawing, figures
+from udl_basicsr.cli.main import COMMANDS
+
 ROOT = Path(__file__).parents[1]
 PROGRAMS = [*(path for path in sorted((ROOT / 'scripts').glob('*.py')) if path.name != 'demo.py'),  # demo.sh's
+            *(ROOT / 'udl_basicsr' / 'cli' / f'{name}.py' for name in COMMANDS),
             *(ROOT / 'udl_basicsr' / f'{name}.py' for name in ('train', 'test'))]
 
 
@@ -44,11 +48,8 @@ def test_help_of_every_command(program, monkeypatch):
 
 def test_figures_has_a_command_for_every_kind():
     """Nothing that can be drawn is missing on the command line."""
-    spec = importlib.util.spec_from_file_location('figures_help', ROOT / 'scripts' / 'figures.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    kinds = next(a for a in module._parser()._actions if isinstance(a, argparse._SubParsersAction)).choices
+    kinds = next(a for a in figures._parser()._actions if isinstance(a, argparse._SubParsersAction)).choices
     assert {'texture', 'deciles', 'lead', 'fixed_sum', 'sigma', 'tradeoff', 'gradients', 'variances'} <= kinds.keys()
-    for name, parser in kinds.items():
-        assert inspect.isfunction(parser.get_default('draw'))
-        assert parser.get_default('draw') is getattr(module, name)
+    drawn = {name for name, value in vars(drawing).items()
+             if inspect.isfunction(value) and not name.startswith('_') and value.__module__ == drawing.__name__}
+    assert drawn == kinds.keys()

@@ -4,7 +4,6 @@ import json
 import os
 import random
 import re
-import runpy
 import shutil
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.functional import normalize
 
 from udl_basicsr import train as train_script
+from udl_basicsr.cli import cache
 from udl_basicsr.data import uncertainty_cache
 from udl_basicsr.data.loader import SeededDataset, build_dataset, train_batches
 from udl_basicsr.data.uncertainty_cache import CacheError, dequantise, fingerprint, prepare, quantise
@@ -562,19 +562,18 @@ def test_the_key_is_checked(ready, stage, force, message):
 
 def test_the_command_line(ready, monkeypatch, capsys):
     weights = ready.root / 'experiments/esu/models/net_u_latest.pth'
-    script, arguments = ROOT / 'scripts/cache_uncertainty.py', ['-opt', str(ready.root / 'udl.yml'), '--force_yml']
+    arguments = ['-opt', str(ready.root / 'udl.yml'), '--force_yml']
     arguments += [f'{KEY}={ready.cache}', f'path:pretrain_network_u={weights}']
-    made = subprocess.run([sys.executable, str(script), *arguments], capture_output=True, text=True, cwd=ready.root)
+    made = subprocess.run([sys.executable, '-m', 'udl_basicsr', 'cache', *arguments],
+                          capture_output=True, text=True, cwd=ready.root)
     assert made.returncode == 0, made.stderr
     assert '6/6' in made.stderr  # the bar
     prepared(ready)  # is what training wants, and there
     assert len(list(ready.cache.glob('*.npy'))) == 6
 
     def status(*more) -> tuple[int, str]:
-        monkeypatch.setattr(sys, 'argv', [str(script), *arguments, *more])
-        with pytest.raises(SystemExit) as end:
-            runpy.run_path(str(script), run_name='__main__')
-        return end.value.code, capsys.readouterr().err
+        monkeypatch.chdir(ready.root)
+        return cache.main([*arguments, *more]), capsys.readouterr().err
 
     assert status()[0] == 0
     cv2.imwrite(str(ready.lq / '1.png'), 255 - cv2.imread(str(ready.lq / '1.png')))

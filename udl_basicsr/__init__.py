@@ -12,11 +12,9 @@ if 'torch' not in sys.modules:  # whose MKL ends a process in a folder that is g
     except FileNotFoundError:
         sys.exit('the working folder has been deleted: change to one that is there')
 
-from .utils.torchvision_shim import install_torchvision_shim
+from .utils.version import __version__
 
-install_torchvision_shim()  # before anything imports basicsr
-
-from . import archs, data, functional, losses, metrics, models  # noqa: E402
-from .utils.version import __version__  # noqa: E402
+if not getattr(sys.modules.get('udl_command'), 'answering', False):
+    from .register import archs, data, functional, losses, metrics, models
 
 __all__ = ['__version__', 'archs', 'data', 'functional', 'losses', 'metrics', 'models']

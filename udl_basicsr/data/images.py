@@ -32,7 +32,7 @@ _PNG, _PNG_END = b'\x89PNG\r\n\x1a\n\0\0\0\rIHDR', b'\0\0\0\0IEND\xaeB`\x82'
 _PNG_KINDS = {0: 'gray', 2: 'RGB', 3: 'palette', 4: 'gray with alpha', 6: 'RGB with alpha'}
 _READ_BY_BASICSR = ('PNG', 'JPEG', 'BMP', 'TIFF', 'WEBP', 'PPM')  # and by Pillow without a helper program
 _MODES = {'P': 'palette', 'PA': 'palette with alpha', 'LA': 'gray with alpha', 'RGBA': 'RGB with alpha'}
-_CONVERT = 'scripts/prepare_data.py converts it, or refuses it with the reason'
+_CONVERT = 'udl prepare converts it, or refuses it with the reason'
 _SEVERAL = 'holds several pictures: save the one you want as a PNG of its own'
 
 
@@ -112,7 +112,7 @@ def read_header(file: BinaryIO) -> tuple[int, int]:
         raise ImageError(f'has the colour mode {kind}, expected RGB or gray: {_CONVERT}')
     if orientation != 1:
         raise ImageError(f'has the EXIF orientation {orientation}, by which readers turn it or do not: save it upright '
-                         'and without, as scripts/prepare_data.py does')
+                         'and without, as udl prepare does')
     if head[:16] == _PNG:
         file.seek(0, os.SEEK_END)
         file.seek(max(file.tell() - len(_PNG_END), 0))

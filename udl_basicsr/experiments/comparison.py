@@ -46,7 +46,7 @@ def check_record(record: Any, source: str = 'record') -> dict:
         accepted = (int, float) if kind is float else kind
         if not isinstance(value, accepted) or isinstance(value, bool):
             raise ScoresError(f'{source}: `{field}` should be of type {kind.__name__}, got {value!r}. '
-                              'scripts/compare_losses.py writes such records')
+                              'udl compare writes such records')
     return record
 
 
@@ -75,7 +75,7 @@ def read_records(folder: str | Path) -> list[dict]:
     files = sorted(Path(folder).glob('*_x*_seed*.json'))
     if not files:
         raise FileNotFoundError(f'{folder}: no records <method>_x<scale>_seed<seed>.json. Make them: '
-                                'python scripts/compare_losses.py FILE.yml')
+                                'udl compare FILE.yml')
     records = []
     for file in files:
         try:

@@ -55,7 +55,8 @@ from udl_basicsr.options.schema import Key, Kind
 from udl_basicsr.options.signatures import describe
 from udl_basicsr.options.values import LONGEST_NAME, bad_name
 from udl_basicsr.utils.checkpoints import CheckpointError
-from udl_basicsr.utils.yaml_files import did_you_mean, interpolate, merge
+from udl_basicsr.utils.text import did_you_mean
+from udl_basicsr.utils.yaml_files import interpolate, merge
 
 from .comparison import record_file
 from .printed import HR_SIZE, load_paper

@@ -34,7 +34,7 @@ _MOST_SAMPLES = 5 * 10**7  # of an epoch, whose order is kept in memory
 _LARGEST_TRIAL = 512  # side of the image that metrics are tried on, where the smallest image is larger
 _WITH_IMAGES = ('UDLModel', 'TLWModel', 'SRModel')  # which take images, not frames
 _LMDB_LINE = re.compile(r'^(?P<name>.+?) \((?P<height>\d+),\s*(?P<width>\d+),\s*\d+\)')
-_PREPARE = 'prepare it with python scripts/prepare_data.py, or correct the path'
+_PREPARE = 'prepare it with udl prepare, or correct the path'
 
 Size = tuple[int, int]
 
@@ -288,7 +288,7 @@ def _lmdb_pairs(gt_root: str, lq_root: str, at: str, report: Report, stack: cont
         for what, names in (('is not in the database', keys[root] - there), ('is in no line', there - keys[root])):
             if names:
                 report.add(f'{at}.{key}', f'{osp.abspath(meta)} does not fit the database: {_some(sorted(names))} '
-                           f'{what}; make it anew with python scripts/prepare_data.py')
+                           f'{what}; make it anew with udl prepare')
         wrong = [f'{m["name"]} {m["width"]}x{m["height"]}, {size[0]}x{size[1]} in truth' for line in lines
                  if (m := _LMDB_LINE.match(line)) and (size := _size_of(read[root], line.split('.')[0]))
                  and size != (int(m['width']), int(m['height']))]

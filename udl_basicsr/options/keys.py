@@ -10,7 +10,7 @@ from basicsr.utils import FileClient
 from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
 
 from udl_basicsr.archs.spandrel_archs import REFUSED
-from udl_basicsr.utils.yaml_files import did_you_mean
+from udl_basicsr.utils.text import did_you_mean
 
 from . import schema
 from .schema import Built, Key

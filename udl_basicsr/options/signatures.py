@@ -14,7 +14,7 @@ import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from udl_basicsr.utils.yaml_files import did_you_mean
+from udl_basicsr.utils.text import did_you_mean
 
 _LIBRARY = {'torch', 'builtins', 'typing', 'abc', 'collections'}
 

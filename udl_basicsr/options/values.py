@@ -16,7 +16,8 @@ from udl_basicsr.metrics import calculate_lpips
 from udl_basicsr.models.step import log_names
 from udl_basicsr.utils.checkpoints import CheckpointError
 from udl_basicsr.utils.scores import CSV_FIELDS, HISTORY_FIELDS
-from udl_basicsr.utils.yaml_files import OptionError, did_you_mean
+from udl_basicsr.utils.text import did_you_mean
+from udl_basicsr.utils.yaml_files import OptionError
 
 from . import schema
 from .keys import KeyChecker, Report, lookup

@@ -39,14 +39,14 @@ def write_bicubic(name: str, dataset: str, gt_folder: str | Path, lq_folder: str
     for path in sorted(Path(gt_folder).glob('*.png')):
         lq = cv2.imread(str(Path(lq_folder) / path.name))
         if lq is None:
-            raise FileNotFoundError(f'{path} has no readable partner in {lq_folder}. Make both by prepare_data.py.')
+            raise FileNotFoundError(f'{path} has no readable partner in {lq_folder}. Make both by udl prepare.')
         sr, gt = resize_bicubic(lq, scale), cv2.imread(str(path))
         # calculate_metric takes `type` out of what it is given.
         images[path.stem] = {metric: float(calculate_metric({'img': sr, 'img2': gt}, dict(opt)))
                              for metric, opt in metrics_opt.items()}
         cv2.imwrite(str(pictures / f'{path.stem}_{name}.png'), sr)
     if not images:
-        raise FileNotFoundError(f'There are no PNG images in {gt_folder}. Make them by prepare_data.py.')
+        raise FileNotFoundError(f'There are no PNG images in {gt_folder}. Make them by udl prepare.')
     scores = {'name': name, 'scale': scale, 'network': 'bicubic', 'weights': 'none',
               'protocol': protocol_sentence(metrics_opt, scale),
               'datasets': {dataset: {'images': images, 'mean': mean_scores(images)}},

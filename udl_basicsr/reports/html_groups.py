@@ -89,7 +89,7 @@ def read_groups(folders: Iterable[str | Path]) -> list[Group]:
     for folder in map(Path, folders):
         if not folder.is_dir():
             raise FileNotFoundError(f'{folder}: no such folder. Expected docs/results/<comparison>, with the records '
-                                    'of scripts/compare_losses.py, or results/<name>, with the scores.json of test.py')
+                                    'of udl compare, or results/<name>, with the scores.json of test.py')
         if (folder / 'scores.json').is_file():
             tested.append(folder)
             continue
@@ -99,7 +99,7 @@ def read_groups(folders: Iterable[str | Path]) -> list[Group]:
                                   f'`iterations`, got {record["stages"]!r}')
             key = (str(folder), record['network_title'], record['scale'], record['degradation'])
             groups.setdefault(key, []).append(record)
-            remedies[key] = ('python scripts/compare_losses.py FILE.yml --out FOLDER (a new one: runs with a record '
+            remedies[key] = ('udl compare FILE.yml --out FOLDER (a new one: runs with a record '
                              'there are not made again)')
     for record in _as_records(tested):
         key = ('tests', '', record['scale'], '')

@@ -1,7 +1,7 @@
 """The papers' tables: our comparisons beside the printed figures, in the papers' layouts.
 
 A table's layout and its printed figures are data (paper_scores.json, whose head describes both); ours come from records
-of scripts/compare_losses.py. Rows are scale × network × loss, columns are data sets, ours and printed, and what the
+of udl compare. Rows are scale × network × loss, columns are data sets, ours and printed, and what the
 networks cost where the paper says it. A row that the paper does not have is there only if ours has figures for it; what
 the paper only cites stands without ours. A network of ours that is none of the paper's has rows of its own; where the
 paper has a single network, ours stands beside it.
@@ -112,7 +112,7 @@ def paper_table(name: str, ours: Sequence[Mapping] = (), fmt: str = 'text', note
     """A paper's table, ours beside printed, as it stands now: cells that are not trained yet are dashes.
 
     Args:
-        name: Id of the table, e.g. `udl-5`; `scripts/paper_tables.py --list` lists them.
+        name: Id of the table, e.g. `udl-5`; `udl tables --list` lists them.
         ours: Records of our runs, as `comparison.read_records` gives them or `write_record` takes them, of any number
             of comparisons; none is fine. A record is placed by its `network_title`, `method` or `label`, `scale` and
             `degradation`; what the table has no place for is left out.

@@ -466,7 +466,7 @@ def check_folders(gt: Path, lq: Path, scale: int) -> None:
         if sizes[0] != tuple(scale * side for side in sizes[1]):
             large, small = (f'{height}x{width}' for height, width in sizes)
             raise SpeedError(f'{gt / name}: {large} is not {scale} times {small} of {lq / name}. '
-                             'Crop it with scripts/prepare_data.py')
+                             'Crop it with udl prepare')
 
 
 def validation(case: Case, gt: Path, lq: Path, device: torch.device, rounds: int, seconds: float = float('inf'),

@@ -3,7 +3,7 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch.distributed as dist
@@ -18,6 +18,7 @@ from udl_basicsr.utils.checkpoints import CheckpointError
 from udl_basicsr.utils.distributed import LaunchError, init_dist, launch_number
 from udl_basicsr.utils.text import first_line, one_line
 
+from .arguments import TESTS, TRAINS, launch_parser
 from .interrupts import EXIT_INTERRUPTED, Interrupted
 from .run_folder import EXIT_BUSY, RunBusyError
 
@@ -27,7 +28,8 @@ _SAVED = 'What was saved before is kept'
 _LOST = re.compile(r'connection (was )?(closed|reset|refused)|broken pipe|remote process exited', re.IGNORECASE)
 
 
-def run(action: Callable[..., None], is_train: bool, root_path: Path | None = None, does: str = '') -> int:
+def run(action: Callable[..., None], is_train: bool, root_path: Path | None = None, does: str = '',
+        argv: Sequence[str] | None = None) -> int:
     """Parses the command line, starts torch.distributed, checks the options and acts.
 
     Args:
@@ -35,6 +37,7 @@ def run(action: Callable[..., None], is_train: bool, root_path: Path | None = No
         is_train (bool): For training or for testing.
         root_path (Path | None): Where ``experiments/`` and ``results/`` go; None is the working directory.
         does (str): What the command does, for its help; by default that it trains or tests.
+        argv (Sequence[str] | None): The arguments; None is ``sys.argv``.
 
     Returns:
         int: Exit status: 0, 1 when a run failed in a way that is understood, 2 when its options are wrong, 69 when
@@ -42,18 +45,9 @@ def run(action: Callable[..., None], is_train: bool, root_path: Path | None = No
             SIGTERM came while there was nothing to save. Any other failure is raised, and ends the process with a
             traceback and status 1. Of several processes each says its own, behind its rank.
     """
-    parser = argparse.ArgumentParser(description=does or ('Train.' if is_train else 'Test.'))
-    parser.add_argument('-opt', required=True, metavar='FILE', help='option file (YAML)')
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none', help='job launcher')
-    parser.add_argument('--auto_resume', action='store_true', help='go on from the last state of the run, if any')
-    parser.add_argument('--debug', action='store_true', help='validate and save every 8 iterations, log each')
-    parser.add_argument('--deep', action='store_true', help='decode every image before anything begins')
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
-    parser.add_argument('--force_yml', nargs='+', default=[], metavar='KEY:KEY=VALUE',
-                        help='set options over the file, e.g. train:ema_decay=0.999')
-    args = parser.parse_args()
+    args = launch_parser(does or (TRAINS if is_train else TESTS)).parse_args(argv)
     forbid_pickles()
-    command = ' '.join([Path(sys.executable).name, *sys.argv])
+    command = ' '.join(sys.argv if sys.argv[0].startswith('udl ') else [Path(sys.executable).name, *sys.argv])
     try:
         with exits.sigterm_as_ctrl_c():
             _act(action, args, is_train, root_path, command)

@@ -1,4 +1,5 @@
 """How messages quote what comes out of files and libraries: in one line, without a character that moves the cursor."""
+import difflib
 from collections.abc import Iterable
 from typing import Any
 
@@ -32,3 +33,15 @@ def first_line(error: BaseException) -> str:
     """What an exception of a library says, as a part of a line; the name of its class where it says nothing."""
     lines = str(error).strip().splitlines()
     return one_line(lines[0], 300) if lines else type(error).__name__
+
+
+def did_you_mean(name: Any, known: Iterable[str], listing: int = 12) -> str:
+    """A hint after an unknown name: the nearest known one, or else all of them when they are few."""
+    known = sorted({str(k) for k in known})
+    lower = {k.lower(): k for k in known}
+    near = difflib.get_close_matches(str(name)[:100].lower(), lower, n=1, cutoff=0.6)
+    if near:
+        return f"; did you mean '{lower[near[0]]}'?"
+    if not known:
+        return ''
+    return f'; known: {", ".join(known[:listing])}{", ..." if len(known) > listing else ""}'

@@ -2,7 +2,6 @@
 
 Nothing here knows what the keys mean; ``schema.py`` does.
 """
-import difflib
 import os
 import re
 import stat
@@ -14,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from .text import one_line
+from .text import did_you_mean, one_line
 
 _FLOAT = re.compile(r'^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)$')  # YAML 1.1 wants a dot and a sign
 _REFERENCE = re.compile(r'\$\{(\w+)\}')
@@ -36,18 +35,6 @@ class OptionError(ValueError):
     def __init__(self, problems: str | Iterable[str]) -> None:
         self.problems = tuple(map(one_line, (problems,) if isinstance(problems, str) else problems))
         super().__init__('\n'.join(self.problems))
-
-
-def did_you_mean(name: Any, known: Iterable[str], listing: int = 12) -> str:
-    """A hint after an unknown name: the nearest known one, or else all of them when they are few."""
-    known = sorted({str(k) for k in known})
-    lower = {k.lower(): k for k in known}
-    near = difflib.get_close_matches(str(name)[:100].lower(), lower, n=1, cutoff=0.6)
-    if near:
-        return f"; did you mean '{lower[near[0]]}'?"
-    if not known:
-        return ''
-    return f'; known: {", ".join(known[:listing])}{", ..." if len(known) > listing else ""}'
 
 
 # ---------------------------------------------------------------------------------------------------- reading YAML

@@ -1,11 +1,10 @@
-#!/usr/bin/env python
 """Makes the papers' tables of our comparisons, with the printed figures beside ours where they are known.
 
 Example:
-    python scripts/paper_tables.py --list
-    python scripts/paper_tables.py --table udl-5                           # as printed
-    python scripts/paper_tables.py docs/results/tiny_x4 --table udl-3
-    python scripts/paper_tables.py docs/results/tiny_x4 docs/results/gpu --format latex --out tables
+    udl tables --list
+    udl tables --table udl-5                           # as printed
+    udl tables docs/results/tiny_x4 --table udl-3
+    udl tables docs/results/tiny_x4 docs/results/gpu --format latex --out tables
 """
 from __future__ import annotations
 
@@ -13,16 +12,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from udl_basicsr.experiments.comparison import read_records
-from udl_basicsr.experiments.printed import load_paper, printed_values
-from udl_basicsr.reports.paper_tables import FORMATS, make_table, render, render_csv
 from udl_basicsr.utils import exits
-from udl_basicsr.utils.files import write_text
-from udl_basicsr.utils.scores import ScoresError
 
 
 def listing(paper: dict) -> str:
     """The tables that can be made, with the printed rows and figures of each that are known."""
+    from udl_basicsr.experiments.printed import printed_values
     lines = []
     for name, table in paper['tables'].items():
         rows = [row for row in paper['rows'] if row.get('table') == name]
@@ -38,13 +33,18 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Makes the papers' tables of our comparisons.")
     parser.add_argument('records', nargs='*', help='folders of records, docs/results/<comparison>')
     parser.add_argument('--table', nargs='+', metavar='TABLE', help='which, e.g. udl-5 (default: all; see --list)')
-    parser.add_argument('--format', choices=FORMATS, default='md')
+    parser.add_argument('--format', choices=['md', 'text', 'csv', 'latex'], default='md')
     parser.add_argument('--out', metavar='FOLDER', help='write <table>.<suffix> there instead of printing')
     parser.add_argument('--list', action='store_true', help='list the tables and end')
     parser.add_argument('--paper_file', help='printed scores of your own, in the form of experiments/paper_scores.json')
     args = parser.parse_args(argv)
+    from udl_basicsr.experiments.comparison import read_records
+    from udl_basicsr.experiments.printed import load_paper
+    from udl_basicsr.reports.paper_tables import FORMATS, make_table, render, render_csv
+    from udl_basicsr.utils.files import write_text
+    from udl_basicsr.utils.scores import ScoresError
     if not (args.records or args.table or args.list):
-        parser.error('give folders of records (scripts/compare_losses.py writes them), or --table, or --list')
+        parser.error('give folders of records (udl compare writes them), or --table, or --list')
 
     try:
         paper = load_paper(args.paper_file)
@@ -67,7 +67,3 @@ def main(argv: list[str] | None = None) -> int:
         print(f'error: {error}', file=sys.stderr)
         return 2
     return 0
-
-
-if __name__ == '__main__':
-    sys.exit(main())

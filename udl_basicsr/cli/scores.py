@@ -1,8 +1,7 @@
-#!/usr/bin/env python
 """Joins the scores of several runs into one table in the papers' layout.
 
 Example:
-    python scripts/benchmark_table.py results/EDSR_L1_x4 results/EDSR_UDL_x4 --reference EDSR_L1_x4 --paper EDSR
+    udl scores results/EDSR_L1_x4 results/EDSR_UDL_x4 --reference EDSR_L1_x4 --paper EDSR
 """
 from __future__ import annotations
 
@@ -10,11 +9,7 @@ import argparse
 import sys
 from dataclasses import replace
 
-from udl_basicsr.experiments.printed import load_paper, printed_rows
-from udl_basicsr.reports.score_table import FORMATS, join, render
 from udl_basicsr.utils import exits
-from udl_basicsr.utils.files import write_text
-from udl_basicsr.utils.scores import ScoresError, read_scores
 
 
 @exits.command()
@@ -27,9 +22,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--paper_file', help='printed scores of your own, in the form of experiments/paper_scores.json')
     parser.add_argument('--degradation', choices=['BI', 'BD'], default='BI', help='which of the printed scores')
     parser.add_argument('--metrics', nargs='+', default=['psnr', 'ssim'])
-    parser.add_argument('--format', choices=FORMATS, default='text')
+    parser.add_argument('--format', choices=['text', 'md', 'csv', 'latex'], default='text')
     parser.add_argument('--out', help='write the table to this file instead of the terminal')
     args = parser.parse_args(argv)
+    from udl_basicsr.experiments.printed import load_paper, printed_rows
+    from udl_basicsr.reports.score_table import join, render
+    from udl_basicsr.utils.files import write_text
+    from udl_basicsr.utils.scores import ScoresError, read_scores
 
     try:
         paper = load_paper(args.paper_file)
@@ -46,7 +45,3 @@ def main(argv: list[str] | None = None) -> int:
     else:
         print(text, end='')
     return 0
-
-
-if __name__ == '__main__':
-    sys.exit(main())

@@ -1,9 +1,8 @@
-#!/usr/bin/env python
 """Makes one HTML file of a comparison or of test runs, which opens in any browser, without a network.
 
 Examples:
-    python scripts/report.py docs/results/tiny_x4 --gt Set5=datasets/Set5/GTmod4 --lq Set5=datasets/Set5/LRbicx4
-    python scripts/report.py results/EDSR_L1_x4 results/EDSR_UDL_x4 --images Set5/butterfly --window 0
+    udl report docs/results/tiny_x4 --gt Set5=datasets/Set5/GTmod4 --lq Set5=datasets/Set5/LRbicx4
+    udl report results/EDSR_L1_x4 results/EDSR_UDL_x4 --images Set5/butterfly --window 0
 
 Exit status: 0; 1 when the file could not be written; 2 when something is wrong with what was given, and nothing was.
 """
@@ -13,12 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from udl_basicsr.reports.html import make_page
-from udl_basicsr.reports.html_pictures import WINDOW
-from udl_basicsr.reports.uncertainty import ReportError
 from udl_basicsr.utils import exits
-from udl_basicsr.utils.files import write_text
-from udl_basicsr.utils.scores import ScoresError
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -38,7 +32,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
     parser = argparse.ArgumentParser(description='Makes one self-contained HTML file of a comparison or of test runs.')
     parser.add_argument('folders', nargs='+', metavar='FOLDER', help='docs/results/<comparison>, with the records of '
-                        'scripts/compare_losses.py, or results/<name>, with the scores.json of test.py')
+                        'udl compare, or results/<name>, with the scores.json of test.py')
     parser.add_argument('--out', metavar='FILE', help='default: report.html in the first folder')
     parser.add_argument('--images', nargs='+', default=[], metavar='DATASET/NAME', help='which pictures to put in; '
                         'default: one or two of each data set, by a rule that the page states, below 5 MB')
@@ -48,8 +42,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                         help='LR images, from which bicubic is made as well; default: likewise')
     parser.add_argument('--seed', type=between(0, 2**32), metavar='S', help='whose pictures; default: the first that '
                         'has any. The tables are over all seeds')
-    parser.add_argument('--window', type=between(0, 10**5), default=WINDOW, metavar='N', help='show N x N pixels, '
-                        f'where there is most detail, of larger pictures; 0: all; default {WINDOW}')
+    parser.add_argument('--window', type=between(0, 10**5), default=224, metavar='N', help='show N x N pixels, '
+                        'where there is most detail, of larger pictures; 0: all; default 224')
     parser.add_argument('--quality', type=between(1, 100), metavar='Q', help='pictures as WebP with loss, 1 to 100; '
                         'default: without loss, some ten times as large')
     return parser.parse_args(argv)
@@ -59,6 +53,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     args = parse_args(argv)
+    from udl_basicsr.reports.html import make_page
+    from udl_basicsr.reports.uncertainty import ReportError
+    from udl_basicsr.utils.files import write_text
+    from udl_basicsr.utils.scores import ScoresError
     folders: dict[str, dict[str, list[Path]]] = {'gt': {}, 'lq': {}}
     for kind, found in folders.items():
         for name, folder in getattr(args, kind):
@@ -80,7 +78,3 @@ def main(argv: list[str] | None = None) -> int:
     print(*notes, sep='\n')
     print(f'Wrote {out}, {len(page.encode("utf-8")) / 1e6:.1f} MB')
     return 0
-
-
-if __name__ == '__main__':
-    sys.exit(main())

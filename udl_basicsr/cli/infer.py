@@ -1,10 +1,9 @@
-#!/usr/bin/env python
 """Super-resolves pictures: files and folders in, files out. No ground truth is needed.
 
 Examples:
-    python scripts/infer.py photos --out photos_x4 --weights experiments/EDSR_UDL_x4/models/net_g_latest.pth
-    python scripts/infer.py a.png b.jpg --out sr --weights net_g.safetensors -opt options/train_EDSR_UDL_x4.yml
-    python scripts/infer.py photos --out sr --weights experiments/EDSR_UDL_x4/models/net_g_latest.pth \\
+    udl infer photos --out photos_x4 --weights experiments/EDSR_UDL_x4/models/net_g_latest.pth
+    udl infer a.png b.jpg --out sr --weights net_g.safetensors -opt options/train_EDSR_UDL_x4.yml
+    udl infer photos --out sr --weights experiments/EDSR_UDL_x4/models/net_g_latest.pth \\
         --uncertainty experiments/EDSR_ESU_x4/models/net_u_latest.pth
 
 Gray, transparency, 16 bits, EXIF orientation and (but for 16-bit TIFF) the colour profile are kept. Started again, it
@@ -18,11 +17,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from udl_basicsr.deploy.export import ExportError
-from udl_basicsr.deploy.infer import InferenceError, carry_out, load_restorer, make_plan
 from udl_basicsr.utils import exits
-from udl_basicsr.utils.checkpoints import EMA_FIRST, CheckpointError
-from udl_basicsr.utils.yaml_files import OptionError
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -43,7 +38,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--out', required=True, metavar='FOLDER', help='for the results; folders are kept')
     parser.add_argument('--weights', required=True, metavar='FILE', help='net_g_*.pth or .safetensors')
     parser.add_argument('-opt', metavar='YAML', help="option file with network_g; default: the one in the weights' run")
-    parser.add_argument('--param-key', default=EMA_FIRST, metavar='KEY',
+    parser.add_argument('--param-key', metavar='KEY',
                         help='entry of the weights; default: params_ema where there is one, else params')
     parser.add_argument('--uncertainty', metavar='FILE',
                         help='net_u_*.pth: also write s, -2 (black) to 6 (white), as <name>_log_scale.png, 16 bits')
@@ -64,12 +59,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     args = parse_args(argv)
+    import udl_basicsr.register  # noqa: F401 - networks, losses and metrics by their names
+    from udl_basicsr.deploy.export import ExportError
+    from udl_basicsr.deploy.infer import InferenceError, carry_out, load_restorer, make_plan
+    from udl_basicsr.utils.checkpoints import EMA_FIRST, CheckpointError
+    from udl_basicsr.utils.yaml_files import OptionError
     try:
         plan = make_plan(args.inputs, args.out, suffix=args.suffix, file_format=args.format,
                          log_scale=args.uncertainty is not None, overwrite=args.overwrite)
         restorer = load_restorer(
-            args.weights, opt=args.opt, uncertainty=args.uncertainty, param_key=args.param_key, device=args.device,
-            tile=args.tile, overlap=args.overlap, self_ensemble=args.self_ensemble, amp=args.amp)
+            args.weights, opt=args.opt, uncertainty=args.uncertainty, param_key=args.param_key or EMA_FIRST,
+            device=args.device, tile=args.tile, overlap=args.overlap, self_ensemble=args.self_ensemble, amp=args.amp)
     except (InferenceError, ExportError, OptionError, CheckpointError) as error:
         print(f'Nothing was done:\n{error}', file=sys.stderr)
         return 2
@@ -88,7 +88,3 @@ def main(argv: list[str] | None = None) -> int:
     if failures:
         print(f'{len(failures)} failed:', *failures, sep='\n  ', file=sys.stderr)
     return 1 if failures else 0
-
-
-if __name__ == '__main__':
-    sys.exit(main())

@@ -1,18 +1,22 @@
 """From a folder of HR images to the paired folders that BasicSR trains and tests on. See docs/DATA.md.
 
-    python scripts/prepare_data.py path/to/Set5 --out datasets/Set5 --scale 2 3 4 --report-bicubic
-    python scripts/prepare_data.py path/to/DIV2K_train_HR --out datasets/DIV2K --scale 4 --sub-images 480 --lmdb
+    udl prepare path/to/Set5 --out datasets/Set5 --scale 2 3 4 --report-bicubic
+    udl prepare path/to/DIV2K_train_HR --out datasets/DIV2K --scale 4 --sub-images 480 --lmdb
 """
+from __future__ import annotations
+
 import argparse
 import os
 import sys
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from udl_basicsr.data.degradations import DEGRADATIONS
-from udl_basicsr.data.prepare import Job, PreparationError, bicubic_scores, prepare
-from udl_basicsr.data.workers import Workers
 from udl_basicsr.utils import exits
+
+if TYPE_CHECKING:
+    from udl_basicsr.data.prepare import Job
+    from udl_basicsr.data.workers import Workers
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -33,7 +37,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('source', type=Path, help='folder of HR images: PNG, JPEG, BMP')
     parser.add_argument('--out', type=Path, required=True, help='folder in which GTmod<s>, LRbicx<s>, ... are made')
     parser.add_argument('--scale', type=scale, nargs='+', default=[2, 3, 4], help='default: 2 3 4')
-    parser.add_argument('--degradation', nargs='+', choices=list(DEGRADATIONS), default=['bic'],
+    parser.add_argument('--degradation', nargs='+', choices=['bic', 'bd'], default=['bic'],
                         help='bic: MATLAB bicubic (default); bd: 11x11 Gaussian blur of sigma 1.6, then nearest')
     parser.add_argument('--sub-images', type=positive, metavar='SIZE',
                         help='also cut square sub-images of this side in HR pixels, into <folder>_sub')
@@ -77,6 +81,7 @@ def summarize(job: Job, records: dict[str, dict]) -> None:
 
 def report(job: Job, records: dict[str, dict], workers: Workers) -> None:
     """Prints the scores of plain bicubic upsampling."""
+    from udl_basicsr.data.prepare import bicubic_scores
     scores = bicubic_scores(job, list(records), workers)
     print('Plain bicubic upsampling: Y channel, border cropped by the scale, rounded to 8 bits, mean over the images')
     for (kind, scale), (psnr, ssim) in scores.items():
@@ -87,6 +92,8 @@ def report(job: Job, records: dict[str, dict], workers: Workers) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     args = parse_args(argv)
+    from udl_basicsr.data.prepare import Job, PreparationError, prepare
+    from udl_basicsr.data.workers import Workers
     # dict.fromkeys drops what was given twice and keeps the order
     job = Job(args.source, args.out, tuple(dict.fromkeys(args.scale)), tuple(dict.fromkeys(args.degradation)),
               args.sub_images, args.step, args.lmdb)
@@ -109,7 +116,3 @@ def main(argv: list[str] | None = None) -> int:
               'it goes on where it stopped.', file=sys.stderr)
         return 1
     return 0
-
-
-if __name__ == '__main__':
-    sys.exit(main())

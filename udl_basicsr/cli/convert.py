@@ -1,12 +1,11 @@
-#!/usr/bin/env python
 """Converts weights between this package and other programs, and exports them as safetensors or ONNX.
 
 Examples:
-    python scripts/convert_weights.py edsr_x4.pt --out net_g.pth                      EDSR-PyTorch
-    python scripts/convert_weights.py model_best.pt --out net_g.pth --out_u net_u.pth the UDL authors' weights
-    python scripts/convert_weights.py carn.pth --scale 4 --out net_g.pth
-    python scripts/convert_weights.py experiments/x/models/net_g_latest.pth --out net_g.onnx
-    python scripts/convert_weights.py experiments/x/models/net_u_latest.pth --out edsr.pt --to udl
+    udl convert edsr_x4.pt --out net_g.pth                      EDSR-PyTorch
+    udl convert model_best.pt --out net_g.pth --out_u net_u.pth the UDL authors' weights
+    udl convert carn.pth --scale 4 --out net_g.pth
+    udl convert experiments/x/models/net_g_latest.pth --out net_g.onnx
+    udl convert experiments/x/models/net_u_latest.pth --out edsr.pt --to udl
 
 What the file holds is seen from its keys. The pixels before and after are compared; where they differ nothing is
 written. The options that the written weights belong to (network_g, ...) go to the standard output as YAML, everything
@@ -17,18 +16,15 @@ from __future__ import annotations
 import argparse
 import sys
 
-from udl_basicsr.deploy.convert import FORMATS, convert_file
-from udl_basicsr.deploy.export import ExportError
 from udl_basicsr.utils import exits
-from udl_basicsr.utils.checkpoints import CheckpointError
-from udl_basicsr.utils.yaml_files import OptionError, dump_flat
 
 
 @exits.command()
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description='Converts weights from and to other programs, and exports them as safetensors or ONNX.',
-        epilog='formats that are understood: ' + '; '.join(f'{name}: {what}' for name, what in FORMATS.items()))
+        epilog="Understood: the UDL authors' weights (udl, udl_two), EDSR-PyTorch's (edsr), CARN-pytorch's (carn, "
+        'carn_m), and ours.')
     parser.add_argument('weights', help='checkpoint of ours or of another program; pickled objects are never run')
     parser.add_argument('--out', required=True, metavar='FILE',
                         help='.pth or .pt, .safetensors, or .onnx; the mean network, or with --to their file')
@@ -44,6 +40,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--scale', type=int, choices=[2, 3, 4], help='of a CARN that was trained for several')
     parser.add_argument('--force', action='store_true', help='overwrite what exists')
     args = vars(parser.parse_args(argv))
+    import udl_basicsr.register  # noqa: F401 - networks, losses and metrics by their names
+    from udl_basicsr.deploy.convert import convert_file
+    from udl_basicsr.deploy.export import ExportError
+    from udl_basicsr.utils.checkpoints import CheckpointError
+    from udl_basicsr.utils.yaml_files import OptionError, dump_flat
 
     try:
         options, notes = convert_file(args.pop('weights'), **args)
@@ -56,7 +57,3 @@ def main(argv: list[str] | None = None) -> int:
     if options:
         print(dump_flat(options), end='')
     return 0
-
-
-if __name__ == '__main__':
-    sys.exit(main())

@@ -1,8 +1,7 @@
-#!/usr/bin/env python
 """Scores the uncertainty of several runs from the pictures that test.py saved, and draws its curves.
 
 Example:
-    python scripts/uncertainty_report.py results/EDSR_ESU_x4 results/EDSR_EU_x4 --dataset Set14 \
+    udl uncertainty results/EDSR_ESU_x4 results/EDSR_EU_x4 --dataset Set14 \
         --gt datasets/Set14/GTmod4 --calibrate Set5 datasets/Set5/GTmod4 --crop_border 4 --out results/uncertainty
 """
 from __future__ import annotations
@@ -11,8 +10,6 @@ import argparse
 import sys
 from pathlib import Path
 
-from udl_basicsr.functional.uncertainty import recalibration_factor
-from udl_basicsr.reports.uncertainty import ReportError, format_reports, make_report, read_errors, write_reports
 from udl_basicsr.utils import exits
 
 
@@ -29,6 +26,8 @@ def main(argv: list[str] | None = None) -> int:
                         ' fill the memory (some 100 bytes each); default 1')
     parser.add_argument('--out', required=True, metavar='FOLDER', help='for uncertainty.{json,csv,md,png}')
     args = parser.parse_args(argv)
+    from udl_basicsr.functional.uncertainty import recalibration_factor
+    from udl_basicsr.reports.uncertainty import ReportError, format_reports, make_report, read_errors, write_reports
     names = [Path(folder).resolve().name for folder in args.results]
     if len(set(names)) < len(names):
         parser.error(f'two results folders have the same name: {", ".join(names)}')
@@ -58,7 +57,3 @@ def main(argv: list[str] | None = None) -> int:
     for path in files:
         print(f'Wrote {path}')
     return 0
-
-
-if __name__ == '__main__':
-    sys.exit(main())

@@ -1,14 +1,6 @@
-#!/usr/bin/env python
-"""Trains, tests and compares losses: same network, first weights, crops and budget, several seeds.
+"""What ``udl compare`` does: the runs of a plan are chosen, checked, made, and shown as a table."""
+from __future__ import annotations
 
-    python scripts/compare_losses.py options/compare/tiny_x4.yml
-    python scripts/compare_losses.py options/compare/tiny_x4.yml --seeds 3 4     # two more seeds, another day
-    python scripts/compare_losses.py options/compare/tiny_x4.yml --dry_run       # what is missing, and for how long
-    python scripts/compare_losses.py options/compare/tiny_x4.yml --trial         # all of it in minutes, of no value
-
-Each run leaves a record in docs/results/<name>/, from which tables, figures and the report are made. What is there is
-not made again; stopped, it goes on with the same command. One run on each GPU, or --jobs runs on the CPU.
-"""
 import argparse
 import signal
 import sys
@@ -17,7 +9,6 @@ from pathlib import Path
 
 import torch
 
-import udl_basicsr  # noqa: F401 - registers
 from udl_basicsr.experiments import runner, trial
 from udl_basicsr.experiments.comparison import format_summary, read_records, record_file
 from udl_basicsr.experiments.overview import describe_runs
@@ -27,41 +18,6 @@ from udl_basicsr.options.parse import OptionError
 from udl_basicsr.reports.paper_tables import paper_table
 from udl_basicsr.training.interrupts import EXIT_INTERRUPTED
 from udl_basicsr.training.run_folder import EXIT_BUSY
-from udl_basicsr.utils import exits
-from udl_basicsr.utils.scores import ScoresError
-
-
-@exits.command('Run the same command again; it goes on where it stopped.')
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description='Trains, tests and compares losses.')
-    parser.add_argument('plan', type=Path, help='YAML file, such as options/compare/tiny_x4.yml')
-    parser.add_argument('--only', nargs='+', default=[], metavar='WORD', help='only the runs of these networks, scales '
-                        '(x4), methods and seeds (seed0)')
-    parser.add_argument('--methods', nargs='+', help='only these')
-    parser.add_argument('--seeds', nargs='+', type=int, help='these instead of the seeds of the plan')
-    parser.add_argument('--jobs', type=_count, default=1, help='runs at a time where there is no GPU, each best with '
-                        'OMP_NUM_THREADS=1; default 1')
-    parser.add_argument('--out', type=Path, help='folder of the records; default docs/results/<name>')
-    parser.add_argument('--root', type=Path, default=Path.cwd(),
-                        help='where experiments/ and results/ are; default: here')
-    parser.add_argument('--metrics', nargs='+', default=['psnr'], help='in the last table; default: psnr')
-    parser.add_argument('--markdown', action='store_true', help='print the last table as Markdown')
-    parser.add_argument('--dry_run', action='store_true', help='say what is there, what is missing, which data it '
-                        'needs and how long it will take; train nothing')
-    parser.add_argument('--trial', action='store_true', help='see that all of it runs: every cell with few iterations '
-                        'on two photographs, in trials/<name>')
-    args = parser.parse_args(argv)
-    try:
-        return run(args)
-    except (OptionError, ScoresError) as error:
-        print(error, file=sys.stderr)
-        return 2
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f'expected an integer ≥ 1, got {text!r}')
-    return int(text)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -172,7 +128,3 @@ def show(plan: Plan, out: Path, metrics: Sequence[str] = ('psnr', ), markdown: b
         text = paper_table(plan.table, records, 'md' if markdown else 'text') if plan.table \
             else format_summary(records, metrics, markdown)
         print(f'\n{text}\n', flush=True)
-
-
-if __name__ == '__main__':
-    sys.exit(main())

@@ -1,0 +1,33 @@
+"""The option files that come with the package.
+
+    udl options                     # their names; each goes behind -opt udl:
+    udl options copy my_options     # all of them, to start from
+"""
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+from udl_basicsr.utils import exits, option_files
+
+
+@exits.command()
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description='Lists the option files that come with the package, or copies them.')
+    parser.add_argument('action', nargs='?', choices=['list', 'copy'], default='list', help='default: list')
+    parser.add_argument('folder', nargs='?', type=Path, help='where copies go; it must not exist')
+    args = parser.parse_args(argv)
+    if (args.folder is None) != (args.action == 'list'):
+        parser.error('copy takes a folder, list takes none')
+    if args.action == 'list':
+        print(f'In {option_files.folder()}, for -opt udl:NAME, where train_ and test_ may be left out:')
+        print('\n'.join(f'  {name}' for name in option_files.names()))
+        return 0
+    if args.folder.exists():
+        print(f'error: {args.folder} exists; expected the name of a new folder', file=sys.stderr)
+        return exits.MISUSED
+    shutil.copytree(option_files.folder(), args.folder, ignore=shutil.ignore_patterns('__pycache__', '*.py'))
+    print(f'Copied. Next: udl train -opt {args.folder}/train_EDSR_UDL_x4.yml')
+    return 0

@@ -1,0 +1,13 @@
+"""Importing this registers networks, losses, metrics, data sets and models in BasicSR's registries, plugins last.
+
+``import udl_basicsr`` does so by itself. The command ``udl`` alone comes here later: its help and its tables need no
+network, and so wait for none.
+"""
+from .utils.torchvision_shim import install_torchvision_shim
+
+install_torchvision_shim()  # before anything imports basicsr
+
+from . import archs, data, functional, losses, metrics, models  # noqa: E402, F401
+from .utils import plugins  # noqa: E402
+
+plugins.load()

@@ -1,0 +1,75 @@
+"""Networks, losses, metrics and data sets of one's own: modules that register them when they are imported.
+
+Two ways lead here, and none through an option file, which must stay unable to run code: ``--import MODULE`` on the
+command line, and the entry-point group ``udl_basicsr.plugins`` of an installed package. What the command line asks for
+stands in the environment, where the processes that a command starts find it too.
+"""
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Iterable
+from importlib.metadata import entry_points
+
+from .text import MessageError, first_line
+
+GROUP = 'udl_basicsr.plugins'
+VARIABLE = 'UDL_BASICSR_IMPORT'
+
+
+class PluginError(MessageError):
+    """A module of the user's that cannot be imported; the message names it and says why."""
+
+
+def split(argv: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Takes every ``--import MODULE`` out of a command line.
+
+    Returns:
+        tuple: The arguments that are left, and the names of the modules.
+
+    Raises:
+        PluginError: ``--import`` stands last.
+    """
+    rest, modules, argv = [], [], iter(argv)
+    for word in argv:
+        if word == '--import' or word.startswith('--import='):
+            module = next(argv, '') if word == '--import' else word.partition('=')[2]
+            if not module or module.startswith('-'):
+                raise PluginError('--import: expected the name of a module, such as --import my_networks')
+            modules.append(module)
+        else:
+            rest.append(word)
+    return rest, modules
+
+
+def ask_for(modules: Iterable[str]) -> None:
+    """Has :func:`load` import these, in this process and in those that it starts."""
+    known = [name for name in os.environ.get(VARIABLE, '').split(',') if name]
+    if names := list(dict.fromkeys([*known, *modules])):
+        os.environ[VARIABLE] = ','.join(names)
+
+
+def load() -> None:
+    """Imports what was asked for, and what installed packages offer.
+
+    Modules are looked for in the working folder too.
+
+    Raises:
+        PluginError: One cannot be imported.
+    """
+    asked = [name for name in os.environ.get(VARIABLE, '').split(',') if name]
+    if asked and '' not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    for name in asked:
+        try:
+            importlib.import_module(name)
+        except Exception as error:
+            raise PluginError(f'--import {name}: {type(error).__name__}: {first_line(error)}. Expected a module that '
+                              f'can be imported from {os.getcwd()} or is installed') from error
+    for entry in entry_points(group=GROUP):
+        try:
+            entry.load()
+        except Exception as error:
+            raise PluginError(f'the installed plugin {entry.name} ({entry.value}): {type(error).__name__}: '
+                              f'{first_line(error)}. Mend or uninstall it') from error
