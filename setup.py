@@ -16,8 +16,11 @@ setup(
     long_description=(Path(__file__).parent / 'README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
-    packages=find_packages(include=['udl_basicsr', 'udl_basicsr.*']),
-    package_data={'udl_basicsr.experiments': ['*.json'], 'udl_basicsr.reports': ['templates/*']},
+    packages=[*find_packages(include=['udl_basicsr', 'udl_basicsr.*']), 'udl_basicsr.option_files'],
+    # The option files lie at the top of the repository, where users of BasicSR look for them.
+    package_dir={'udl_basicsr.option_files': 'options'},
+    package_data={'udl_basicsr.experiments': ['*.json'], 'udl_basicsr.reports': ['templates/*'],
+                  'udl_basicsr.option_files': ['*.yml', '*/*.yml', '*/*/*.yml']},
     # BasicSR 1.4.2's setup.py fails on 3.13 (`locals()` in a function no longer sees what exec defined).
     python_requires='>=3.10,<3.13',
     install_requires=[

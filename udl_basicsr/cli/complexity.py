@@ -45,7 +45,9 @@ def main(argv: list[str] | None = None) -> int:
         cells = [file, str(block['type']), f'×{scale}',
                  format_amount('parameters', sum(p.numel() for p in network.parameters())),
                  format_amount('macs', count_macs(block, scale, args.size))]
-        rows.append(cells + [format_amount('runtime', run_time(block, scale, args.size))] * args.run_time)
+        if args.run_time:
+            cells.append(format_amount('runtime', run_time(block, scale, args.size)))
+        rows.append(cells)
     print(text_table(['file', 'network', 'scale', 'parameters', f'MACs, {args.size[1]}×{args.size[0]}',
                       *['run time'] * args.run_time], rows))
     return 0
