@@ -19,10 +19,11 @@ import torch
 
 import udl_basicsr  # noqa: F401 - registers
 from udl_basicsr.experiments import runner, trial
-from udl_basicsr.experiments.comparison import format_summary, read_records, record_file
 from udl_basicsr.experiments.overview import describe_runs
 from udl_basicsr.experiments.plan import Plan, Run, read_plan, select
+from udl_basicsr.experiments.record_files import read_records, record_file
 from udl_basicsr.experiments.records import made_with_other_options
+from udl_basicsr.experiments.statistics import format_summary
 from udl_basicsr.options.parse import OptionError
 from udl_basicsr.reports.paper_tables import paper_table
 from udl_basicsr.training.interrupts import EXIT_INTERRUPTED

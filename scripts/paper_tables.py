@@ -13,8 +13,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from udl_basicsr.experiments.comparison import read_records
 from udl_basicsr.experiments.printed import load_paper, printed_values
+from udl_basicsr.experiments.record_files import read_records
 from udl_basicsr.reports.paper_tables import FORMATS, make_table, render, render_csv
 from udl_basicsr.utils import exits
 from udl_basicsr.utils.files import write_text

@@ -57,8 +57,8 @@ from udl_basicsr.options.values import LONGEST_NAME, bad_name
 from udl_basicsr.utils.checkpoints import CheckpointError
 from udl_basicsr.utils.yaml_files import did_you_mean, interpolate, merge
 
-from .comparison import record_file
 from .printed import HR_SIZE, load_paper
+from .record_files import record_file
 
 MOST_RUNS = 5000
 _MOST_BASES = 20

@@ -18,8 +18,8 @@ from udl_basicsr.utils.children import end_with_parent
 from udl_basicsr.utils.files import write_text
 from udl_basicsr.utils.yaml_files import dump_flat
 
-from .comparison import write_record
 from .plan import Run, Stage
+from .record_files import write_record
 from .records import make_record, peak_memory
 
 
