@@ -14,7 +14,7 @@ from udl_basicsr.utils.background import Background, read_ahead
 from udl_basicsr.utils.files import write_atomically
 
 from .infer_plan import InferenceError, PictureJob, make_plan, problem_of
-from .pictures import DEEP_SUFFIXES, Picture, check_size, encode_picture, read_picture
+from .pictures import DEEP_SUFFIXES, Pixels, check_size, encode_picture, read_picture
 from .restorer import Restorer, load_restorer
 
 __all__ = ['InferenceError', 'Restorer', 'carry_out', 'load_restorer', 'make_plan']
@@ -61,14 +61,14 @@ def carry_out(jobs: Iterable[PictureJob], restorer: Restorer) -> list[str]:
     return failures
 
 
-def _try_to_read(job: PictureJob) -> Picture | Exception:
+def _try_to_read(job: PictureJob) -> Pixels | Exception:
     try:
         return read_picture(job.source)
     except (ImageError, OSError, MemoryError) as error:
         return error
 
 
-def _restore(job: PictureJob, picture: Picture, restorer: Restorer, tick: Callable[[], None]) -> dict[Path, Picture]:
+def _restore(job: PictureJob, picture: Pixels, restorer: Restorer, tick: Callable[[], None]) -> dict[Path, Pixels]:
     results, (_, scale, _) = {}, restorer.traits
     if job.sr is not None:
         height, width = picture.colour.shape[:2]
@@ -80,7 +80,7 @@ def _restore(job: PictureJob, picture: Picture, restorer: Restorer, tick: Callab
     return results
 
 
-def _write(results: dict[Path, Picture], line: str | None) -> None:
+def _write(results: dict[Path, Pixels], line: str | None) -> None:
     for path, picture in results.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, encode_picture(picture, path.suffix))

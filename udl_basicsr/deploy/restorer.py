@@ -17,7 +17,7 @@ from udl_basicsr.utils.checkpoints import EMA_FIRST, ParamKey
 
 from .export import ExportError, build_loaded, find_options
 from .infer_plan import InferenceError, PictureJob
-from .pictures import Picture
+from .pictures import Pixels
 
 # A network that takes no size but multiples of something takes multiples of one of these.
 _MULTIPLES = (1, 2, 4, 8, 16, 32, 64, 3, 5, 6, 7, 9, 10, 12, 24, 48)
@@ -90,7 +90,7 @@ class Restorer:
             tiles = -(-job.header.width // self.tile) * -(-job.header.height // self.tile)
         return tiles * (8 if self.self_ensemble else 1) * ((job.sr is not None) + (job.log_scale is not None))
 
-    def sr(self, picture: Picture, bits: int, tick: Callable[[], None]) -> Picture:
+    def sr(self, picture: Pixels, bits: int, tick: Callable[[], None]) -> Pixels:
         """The picture ``scale`` times as large: gray stays gray, and transparency and colour profile are kept.
 
         Args:
@@ -103,13 +103,13 @@ class Restorer:
             ImageError: The network cannot restore it, or the memory does not suffice.
         """
         alpha = None if picture.alpha is None else _quantised(self._alpha(picture.alpha, tick), bits)
-        return Picture(_quantised(self._planes(picture.colour, tick), bits), alpha, picture.icc)
+        return Pixels(_quantised(self._planes(picture.colour, tick), bits), alpha, picture.icc)
 
-    def log_scale(self, picture: Picture, tick: Callable[[], None]) -> Picture:
+    def log_scale(self, picture: Pixels, tick: Callable[[], None]) -> Pixels:
         """The map of s, the mean over the channels, as :func:`encode_log_scale` has it; arguments as :meth:`sr`."""
         image = self._image(_rgb(picture.colour))
         s = self._whole(self.uncertainty.log_scale, image, tick)
-        return Picture(encode_log_scale(s[0].mean(0).numpy())[..., None])
+        return Pixels(encode_log_scale(s[0].mean(0).numpy())[..., None])
 
     def _planes(self, colour: np.ndarray, tick: Callable[[], None]) -> np.ndarray:
         """(h, w, 1 or 3) integers to (H, W, the same) floats; black is 0 and white 1."""

@@ -88,7 +88,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Run:
+class PlannedRun:
     """What one record comes from: one or two trainings, and a test."""
     plan: str
     title: str
@@ -135,7 +135,7 @@ class Plan:
     name: str
     title: str
     table: str | None
-    runs: tuple[Run, ...]
+    runs: tuple[PlannedRun, ...]
     """In the order in which they are made: by network and scale, all methods of the first seed, then of the next."""
 
 
@@ -188,7 +188,7 @@ class _Expansion:
         self.shared = plan.get('lengths', 'shared') == 'shared'
         self.files: dict[str, dict] = {}
 
-    def runs(self) -> Iterable[Run]:
+    def runs(self) -> Iterable[PlannedRun]:
         plan = self.plan
         train, test = self.load(plan['train'], 'train'), self.load(plan['test'], 'test')
         everyone = plan['seeds']
@@ -223,7 +223,7 @@ class _Expansion:
         return merge(flat, block.get('options', {}))
 
     def run(self, network: str | None, order: int, method: str, train: dict, test: dict, scale: int,
-            seed: int) -> Run:
+            seed: int) -> PlannedRun:
         plan, block = self.plan, self.plan['methods'][method]
         label, prefix = block.get('label', method), f'{network}_' if network else ''
         tail, after = f'x{scale}_seed{seed}', block.get('after')
@@ -239,10 +239,10 @@ class _Expansion:
         chain.append(last)
         if after:
             last.flat['stage1'] = str(chain[0].file)
-        return Run(plan['name'], network or plan['title'], plan['reference'], method, label, order, scale, seed,
-                   tuple(chain), self.folder / f'test_{prefix}{method}_{tail}.yml',
-                   self.test(f'{prefix}{method}_{tail}', test, chain, seed), network,
-                   plan.get('lengths', 'shared'), self.size)
+        return PlannedRun(plan['name'], network or plan['title'], plan['reference'], method, label, order, scale, seed,
+                          tuple(chain), self.folder / f'test_{prefix}{method}_{tail}.yml',
+                          self.test(f'{prefix}{method}_{tail}', test, chain, seed), network,
+                          plan.get('lengths', 'shared'), self.size)
 
     def stage(self, name: str, flat: dict, seed: int, iterations: int | None, before: int) -> Stage:
         """The options of one stage.
@@ -326,7 +326,7 @@ def _stretched(scheduler: Any, factor: float) -> Any:
             for key, value in scheduler.items()}
 
 
-def select(plan: Plan, words: Iterable[str]) -> list[Run]:
+def select(plan: Plan, words: Iterable[str]) -> list[PlannedRun]:
     """The runs that some words name: ids of networks, scales (``x4``), ids or labels of methods, seeds (``seed0``).
 
     Words of one kind are alternatives; a run must fit each kind.

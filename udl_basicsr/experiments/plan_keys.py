@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from udl_basicsr.options import schema
-from udl_basicsr.options.keys import KeyChecker, Report
+from udl_basicsr.options.keys import Findings, KeyChecker
 from udl_basicsr.options.schema import Key, Kind
 from udl_basicsr.options.signatures import describe
 from udl_basicsr.options.values import LONGEST_NAME, bad_name
@@ -77,7 +77,7 @@ def check_plan(plan: dict) -> list[str]:
     """What is wrong with a plan, as ``key: problem``."""
     if isinstance(plan.get('scales'), dict):
         plan['scales'] = {k: {} if v is None else v for k, v in plan['scales'].items()}
-    report = Report()
+    report = Findings()
     _PlanChecker(plan, True, report).walk(plan, _PLAN, ())
     if report.problems:
         return report.problems

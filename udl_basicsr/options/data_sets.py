@@ -18,7 +18,7 @@ from udl_basicsr.data.in_memory import processes_here, why_too_large
 from udl_basicsr.data.uncertainty_cache import AUTO, why_no_folder
 from udl_basicsr.metrics import calculate_lpips
 
-from .keys import Report, lookup
+from .keys import Findings, lookup
 from .pairs import PREPARE, Pair, Size, file_pairs, lmdb_pairs, names_outside, some_of, why_outside
 from .signatures import parameters
 from .trials import SAME_NAMES, try_dataset, try_metric
@@ -96,7 +96,7 @@ def where(path: str, root_path: str) -> str:
     return absolute
 
 
-def check_data(opt: dict, root_path: str, report: Report, images: Images) -> None:
+def check_data(opt: dict, root_path: str, report: Findings, images: Images) -> None:
     """Checks every data set of the runtime options whose keys are in order."""
     for key, dataset in opt['datasets'].items():
         at = f'datasets.{key}'
@@ -105,7 +105,7 @@ def check_data(opt: dict, root_path: str, report: Report, images: Images) -> Non
             _check_dataset(dataset, at, opt, root_path, report, images)
 
 
-def _check_dataset(dataset: dict, at: str, opt: dict, root_path: str, report: Report, images: Images) -> None:
+def _check_dataset(dataset: dict, at: str, opt: dict, root_path: str, report: Findings, images: Images) -> None:
     cls = lookup('data set', dataset.get('type'))
     train = dataset['phase'] == 'train'
     drop = '' if train else f'; to do without this set: --force_yml {at.replace(".", ":")}=~'
@@ -136,7 +136,7 @@ def _check_dataset(dataset: dict, at: str, opt: dict, root_path: str, report: Re
             report.add(f'{at}.type', problem)
 
 
-def _check_pairs(dataset: dict, at: str, opt: dict, report: Report, images: Images) -> None:
+def _check_pairs(dataset: dict, at: str, opt: dict, report: Findings, images: Images) -> None:
     roots = [dataset.get('dataroot_gt'), dataset.get('dataroot_lq')]
     for key, root in zip(('dataroot_gt', 'dataroot_lq'), roots, strict=True):
         if not isinstance(root, str):
@@ -173,7 +173,7 @@ def _open_file(path: str) -> BinaryIO:
     return open(path, 'rb')
 
 
-def _check_batch(images: int, dataset: dict, at: str, opt: dict, report: Report) -> None:
+def _check_batch(images: int, dataset: dict, at: str, opt: dict, report: Findings) -> None:
     """BasicSR drops an incomplete batch: with less than one, it would train nothing and report success."""
     world, ratio = opt['world_size'], dataset.get('dataset_enlarge_ratio', 1)
     factor = 1 if opt['dist'] else max(opt['num_gpu'], 1)
@@ -191,7 +191,7 @@ def _check_batch(images: int, dataset: dict, at: str, opt: dict, report: Report)
                    'or more, or lower batch_size_per_gpu')
 
 
-def _readable(pairs: list[Pair], at: str, report: Report, images: Images) -> dict[Pair, tuple[Size, Size]]:
+def _readable(pairs: list[Pair], at: str, report: Findings, images: Images) -> dict[Pair, tuple[Size, Size]]:
     """The sizes of the pairs of which both images can be read; the others are reported."""
     broken = [f'{name}: {why}' for pair in pairs for name in pair if isinstance(why := images.known[name], str)]
     if broken:
@@ -200,7 +200,7 @@ def _readable(pairs: list[Pair], at: str, report: Report, images: Images) -> dic
     return {pair: both for pair, both in sizes.items() if not any(isinstance(size, str) for size in both)}
 
 
-def _check_sizes(sizes: dict[Pair, tuple[Size, Size]], scale: int, dataset: dict, at: str, report: Report) -> None:
+def _check_sizes(sizes: dict[Pair, tuple[Size, Size]], scale: int, dataset: dict, at: str, report: Findings) -> None:
     train, patch = dataset['phase'] == 'train', dataset.get('gt_size')
     # training wants exact sizes; validation crops what is left over, but no more than that is ever left over
     wrong = [f'{osp.basename(pair.gt)} GT {gt[0]}x{gt[1]}, LQ {lq[0]}x{lq[1]}' for pair, (gt, lq) in sizes.items()
@@ -223,7 +223,7 @@ def _check_sizes(sizes: dict[Pair, tuple[Size, Size]], scale: int, dataset: dict
                    f'remove the image{others if len(small) > 1 else ""}')
 
 
-def _check_metrics(sizes: dict[Pair, tuple[Size, Size]], scale: int, opt: dict, at: str, report: Report) -> None:
+def _check_metrics(sizes: dict[Pair, tuple[Size, Size]], scale: int, opt: dict, at: str, report: Findings) -> None:
     """That every metric gives a number for the smallest image that it will see."""
     val = opt.get('val')
     metrics = val.get('metrics') if isinstance(val, dict) else None

@@ -7,7 +7,7 @@ from torch import nn
 from udl_basicsr.utils.yaml_files import OptionError, did_you_mean
 
 from . import schema
-from .keys import KeyChecker, Report, lookup
+from .keys import Findings, KeyChecker, lookup
 from .signatures import call_problems, parameters
 from .trials import build_network, try_network
 
@@ -22,7 +22,7 @@ def check_networks(blocks: dict, where: str) -> None:
         OptionError: Names ``where`` they stand and the key. Nothing has been built that takes memory.
     """
     blocks = {key: value for key, value in deepcopy(blocks).items() if key in _NETWORKS}
-    checker = NetworkChecker(blocks, False, Report())
+    checker = NetworkChecker(blocks, False, Findings())
     checker.walk(blocks, {key: schema.OPTIONS[key] for key in _NETWORKS}, ())
     checker.check_networks()
     if checker.report.problems:

@@ -10,7 +10,7 @@ from typing import BinaryIO, NamedTuple
 
 from udl_basicsr.data.images import ImageError, read_header
 
-from .keys import Report
+from .keys import Findings
 
 SHOWN = 20
 """So many offending files are named, of more the number."""
@@ -65,7 +65,7 @@ def names_outside(path: str) -> str:
     return some_of(wrong, '; ')
 
 
-def file_pairs(dataset: dict, gt_root: str, lq_root: str, at: str, report: Report) -> list[Pair]:
+def file_pairs(dataset: dict, gt_root: str, lq_root: str, at: str, report: Findings) -> list[Pair]:
     template, meta = dataset.get('filename_tmpl', '{}'), dataset.get('meta_info_file')
     gt_there, lq_there = _listing(gt_root), _listing(lq_root)
     for key, there in (('dataroot_gt', gt_there), ('dataroot_lq', lq_there)):
@@ -99,7 +99,7 @@ def file_pairs(dataset: dict, gt_root: str, lq_root: str, at: str, report: Repor
     return [Pair(osp.join(gt_root, n), osp.join(lq_root, partner[n])) for n in names if n not in alone]
 
 
-def lmdb_pairs(gt_root: str, lq_root: str, at: str, report: Report, stack: contextlib.ExitStack,
+def lmdb_pairs(gt_root: str, lq_root: str, at: str, report: Findings, stack: contextlib.ExitStack,
                 ) -> tuple[list[Pair], Callable[[str], BinaryIO]]:
     """Pairs of two databases whose ``meta_info.txt`` says what is in them, and how to read one."""
     keys: dict[str, set[str]] = {}
