@@ -22,9 +22,9 @@ import udl_basicsr  # noqa: F401 - registers
 # isort: split
 from basicsr.models import build_model
 
+from speed import paired, quartiles, ratios
 from udl_basicsr.experiments.plan import Stage, read_plan
 from udl_basicsr.options.parse import dump_flat, parse_options
-from udl_basicsr.reports.speed import paired, quartiles, ratios
 from udl_basicsr.utils import exits
 from udl_basicsr.utils.checkpoints import save_atomic
 from udl_basicsr.utils.tables import markdown_table

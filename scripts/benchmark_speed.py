@@ -15,8 +15,7 @@ from pathlib import Path
 
 import torch
 
-import udl_basicsr  # noqa: F401 - registers
-from udl_basicsr.reports import speed
+import speed
 from udl_basicsr.utils import exits
 
 

@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from udl_basicsr.data.loader import TrainBatches
-from udl_basicsr.experiments import comparison, runner
 from udl_basicsr.experiments import plan as plans
+from udl_basicsr.experiments import record_files, runner, statistics
 from udl_basicsr.experiments import records as kept
 from udl_basicsr.options.parse import OptionError
 from udl_basicsr.training import run_folder
@@ -38,9 +38,9 @@ def test_means_and_paired_differences_in_closed_form():
     records = [record('L1', 0, {'a': 30., 'b': 20.}), record('L1', 1, {'a': 31., 'b': 21.}),
                record('UDL', 0, {'a': 30.5, 'b': 20.5}), record('UDL', 1, {'a': 31.1, 'b': 21.1}),
                record('UDL', 2, {'a': 99., 'b': 99.})]  # a seed that L1 lacks is no pair
-    assert comparison.means(records[:4], 'L1', 'Set5', 'psnr', 2) == {
+    assert statistics.means(records[:4], 'L1', 'Set5', 'psnr', 2) == {
         'mean': 25.5, 'sd': pytest.approx(np.sqrt(.5)), 'seeds': 2}
-    result = comparison.paired_difference(records, 'UDL', 'Set5', 'psnr', 2)
+    result = statistics.paired_difference(records, 'UDL', 'Set5', 'psnr', 2)
     assert (result['seeds'], result['images'], result['ahead'], result['pairs']) == (2, 2, 4, 4)
     assert result['mean'] == pytest.approx(0.3)
     # every image differs alike, so that the bootstrap has the seeds alone: means of two draws out of 0.5 and 0.1
@@ -48,19 +48,19 @@ def test_means_and_paired_differences_in_closed_form():
     # Student's t with one degree of freedom: 12.706 standard errors, 0.2
     assert result['seed_low'] == pytest.approx(0.3 - 12.706 * 0.2)
     assert result['seed_high'] == pytest.approx(0.3 + 12.706 * 0.2)
-    assert comparison.paired_difference(records, 'none', 'Set5', 'psnr', 2) is None
-    assert comparison.paired_difference(records, 'UDL', 'Set14', 'psnr', 2) is None
+    assert statistics.paired_difference(records, 'none', 'Set5', 'psnr', 2) is None
+    assert statistics.paired_difference(records, 'UDL', 'Set14', 'psnr', 2) is None
 
 
 def test_the_reference_differs_from_itself_by_nothing():
     records = [record('L1', seed, {'a': 30. + seed, 'b': 20.}) for seed in range(3)]
-    result = comparison.paired_difference(records, 'L1', 'Set5', 'psnr', 2)
+    result = statistics.paired_difference(records, 'L1', 'Set5', 'psnr', 2)
     assert (result['mean'], result['low'], result['high'], result['ahead']) == (0, 0, 0, 0)
 
 
 def test_bootstrap_of_one_seed_is_that_of_a_mean():
     values = np.random.default_rng(1).normal(0.2, 1, (1, 400))
-    low, high = comparison.bootstrap_interval(values)
+    low, high = statistics.bootstrap_interval(values)
     error = values.std() / 20  # of the mean of 400
     assert low == pytest.approx(values.mean() - 1.96 * error, abs=0.1 * error)
     assert high == pytest.approx(values.mean() + 1.96 * error, abs=0.1 * error)
@@ -72,31 +72,31 @@ def test_bootstrap_covers_what_it_should():
     random, hits = np.random.default_rng(2), 0
     for _ in range(200):
         seeds, images = random.normal(0, 1, (20, 1)), random.normal(0, 1, (1, 40))
-        low, high = comparison.bootstrap_interval(0.3 + seeds + images + random.normal(0, 1, (20, 40)), 500)
+        low, high = statistics.bootstrap_interval(0.3 + seeds + images + random.normal(0, 1, (20, 40)), 500)
         hits += low <= 0.3 <= high
     assert 0.88 <= hits / 200 <= 0.99
 
 
 def test_records_are_read_back_and_checked(tmp_path):
-    comparison.write_record(record('L1', 0, {'a': 30.}), tmp_path)
-    comparison.write_record(record('UDL', 0, {'a': 31.}), tmp_path)
-    assert [r['method'] for r in comparison.read_records(tmp_path)] == ['L1', 'UDL']
+    record_files.write_record(record('L1', 0, {'a': 30.}), tmp_path)
+    record_files.write_record(record('UDL', 0, {'a': 31.}), tmp_path)
+    assert [r['method'] for r in record_files.read_records(tmp_path)] == ['L1', 'UDL']
     with pytest.raises(FileNotFoundError, match='udl compare'):
-        comparison.read_records(tmp_path / 'none')
+        record_files.read_records(tmp_path / 'none')
     with pytest.raises(ScoresError, match='`seed` should be of type int'):
-        comparison.write_record(record('L1', '0', {'a': 30.}), tmp_path)
+        record_files.write_record(record('L1', '0', {'a': 30.}), tmp_path)
     for field, value in (('initial_weights', 'others'), ('data_order', 'other'), ('network_title', 'RCAN')):
-        comparison.write_record(record('UDL', 0, {'a': 31.}, **{field: value}), tmp_path)
+        record_files.write_record(record('UDL', 0, {'a': 31.}, **{field: value}), tmp_path)
         with pytest.raises(ScoresError, match=f'are no pair: `{field}`'):
-            comparison.read_records(tmp_path)
+            record_files.read_records(tmp_path)
     (tmp_path / 'UDL_x2_seed0.json').write_text('{')
     with pytest.raises(ScoresError, match=r'UDL_x2_seed0\.json is no JSON'):
-        comparison.read_records(tmp_path)
+        record_files.read_records(tmp_path)
 
 
 def test_the_summary_says_what_was_found():
     records = [record('L1', 0, {'a': 30.}), record('UDL', 0, {'a': 30.25}), record('EU', 0, {'a': 29.}, label='EU!')]
-    lines = comparison.format_summary(records).splitlines()
+    lines = statistics.format_summary(records).splitlines()
     assert any(line.split()[:3] == ['UDL', '1', '30.25'] and '+0.25 [+0.25, +0.25]' in line for line in lines)
     assert any(line.split()[:3] == ['EU!', '1', '29.00'] and '-1.00' in line for line in lines)
 
@@ -170,7 +170,7 @@ def test_a_comparison_from_its_plan(plan, capsys):
     result = run(file)
     assert result.returncode == 0, result.stdout + result.stderr
     assert 'has ended: 3 of 3' in result.stdout
-    records = {r['method']: r for r in comparison.read_records(out)}  # which checks that they are pairs
+    records = {r['method']: r for r in record_files.read_records(out)}  # which checks that they are pairs
     assert records.keys() == {'L1', 'twice', 'UDL'}
     assert records['L1']['label'] == 'ℓ1'
     assert records['UDL']['network_title'] == 'EDSR 1×8'
@@ -224,7 +224,7 @@ def test_a_comparison_that_was_stopped_goes_on_and_one_failure_stops_no_other(pl
     assert result.returncode == 1, result.stdout + result.stderr
     assert 'trial_explodes_x2_seed7: failed with status 1' in result.stdout
     assert 'not finite' in result.stdout
-    records = {r['method']: r for r in comparison.read_records(out)}
+    records = {r['method']: r for r in record_files.read_records(out)}
     assert records.keys() == {'L1', 'twice'}
     assert records['twice']['datasets'] == records['L1']['datasets']
 

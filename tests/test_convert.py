@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from udl_basicsr.cli import convert as script
-from udl_basicsr.deploy import convert, export
+from udl_basicsr.deploy import edsr_format, export
 from udl_basicsr.options.parse import parse_options
 from udl_basicsr.training import loop
 from udl_basicsr.utils.checkpoints import CheckpointError, load_network, read_checkpoint, save_atomic
@@ -384,13 +384,13 @@ def test_what_exists_stays(tmp_path, capsys):
 
 def test_nothing_is_written_when_the_pixels_differ(tmp_path, capsys, monkeypatch):
     torch.save(TheirEDSR(2, var=True).state_dict(), tmp_path / 'm.pt')
-    names = convert._edsr_names
+    names = edsr_format._edsr_names
 
     def exchanged(*args):  # the two convolutions of each block
         return {(k[:-1] + {'1': '2', '2': '1'}.get(k[-1], k[-1])): v for k, v in names(*args).items()
                 if k.startswith('body')} | {k: v for k, v in names(*args).items() if not k.startswith('body')}
 
-    monkeypatch.setattr(convert, '_edsr_names', exchanged)
+    monkeypatch.setattr(edsr_format, '_edsr_names', exchanged)
     run(capsys, tmp_path / 'm.pt', '--out', tmp_path / 'g.pth', fails='image: differs by .* nothing is written')
     assert [p.name for p in tmp_path.iterdir()] == ['m.pt']
 

@@ -17,7 +17,7 @@ from PIL import Image
 from test_options import parse, refused, train_opt  # noqa: F401
 
 from udl_basicsr.data.images import MAX_PIXELS, ImageError, decode_rgb, read_header
-from udl_basicsr.options import data_sets
+from udl_basicsr.options import pairs
 
 TRAIN = 'datasets.train: '
 
@@ -300,7 +300,7 @@ def test_long_lists_end_with_the_number(parse, train_opt, tmp_path):
         (tmp_path / 'lq' / f'x{number:02d}.png').write_bytes(b'')
     text = refused(parse, train_opt, 'datasets:val=~', 'val=~')
     assert '60 of 68 images cannot be used' in text
-    assert text.count('is empty') == data_sets.SHOWN
+    assert text.count('is empty') == pairs.SHOWN
     assert '(60 in all)' in text
 
 

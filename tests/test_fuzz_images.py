@@ -315,7 +315,7 @@ def through_every_door(path: Path, folder: Path) -> Counter:
     job, = plan.jobs
     picture = infer._try_to_read(job)
     if isinstance(picture, Exception):
-        said(infer._of(path, picture))
+        said(infer.problem_of(path, picture))
     else:
         became['inferred'] += 1
         header, shape = job.header, picture.colour.shape

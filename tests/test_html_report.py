@@ -20,7 +20,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from udl_basicsr.experiments.comparison import paired_difference, read_records, write_record
+from udl_basicsr.experiments.record_files import read_records, write_record
+from udl_basicsr.experiments.statistics import paired_difference
 from udl_basicsr.functional.log_scale_maps import encode_log_scale
 from udl_basicsr.reports import html, html_groups, html_pictures
 from udl_basicsr.utils.scores import mean_scores

@@ -4,8 +4,8 @@ import json
 import pytest
 from test_compare import record
 
-from udl_basicsr.experiments import comparison
 from udl_basicsr.experiments.printed import load_paper
+from udl_basicsr.experiments.record_files import read_records
 from udl_basicsr.reports.pictures import open_run
 from udl_basicsr.training.history import read_history
 from udl_basicsr.utils.json_files import JsonError, read_json
@@ -32,7 +32,7 @@ def test_strange_values_are_refused_by_every_reader(tmp_path, kind):
     with pytest.raises(JsonError) as error:
         read_json(file)
     assert message in str(error.value)
-    for read, given in ((read_scores, file), (comparison.read_records, tmp_path), (open_run, file), (load_paper, file)):
+    for read, given in ((read_scores, file), (read_records, tmp_path), (open_run, file), (load_paper, file)):
         with pytest.raises(ValueError, match=r'L1_x2_seed0\.json') as error:
             read(given)
         assert message in str(error.value)
@@ -46,7 +46,7 @@ def test_what_is_whole_is_read_as_it_is(tmp_path):
     file.write_text(json.dumps(content))  # the pair as \ud835\udee9
     assert read_json(file) == read_json(str(file)) == content
     file.write_text(VALID)
-    assert comparison.read_records(tmp_path)[0]['datasets']['Set5']['mean'] == {'psnr': 30.25}
+    assert read_records(tmp_path)[0]['datasets']['Set5']['mean'] == {'psnr': 30.25}
     file.write_text(VALID.replace('30.25', 'NaN'))
     with pytest.raises(ScoresError, match='psnr is nan'):
         read_scores(file)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from udl_basicsr.experiments import comparison
+from udl_basicsr.experiments import record_files
 from udl_basicsr.functional.log_scale_maps import encode_log_scale
 from udl_basicsr.reports import lead
 from udl_basicsr.reports.pictures import Run
@@ -118,7 +118,7 @@ def comparisons(tmp_path):
                             encode_log_scale(random.uniform(-1, 4, gt.shape[:2])))
             psnr = {name: 30. + gain * (1 + i) for i, name in enumerate(names)}
             one = record(method, 0, psnr, (400 * factor, 800 * factor), folder)
-            comparison.write_record({
+            record_files.write_record({
                 **one, 'name': run, 'network': 'EDSR', 'weights': 'w', 'protocol': 'p', 'versions': {},
                 'label': f'label of {method}', 'degradation': 'BI', 'network_title': 'EDSR', 'options': [{}],
                 'initial_weights': 'x', 'data_order': 'y', 'seconds': 1., 'machine': 'm', 'date': 'd', 'curve': {},
@@ -175,7 +175,7 @@ def test_commands_of_the_lead(comparisons, capsys, monkeypatch):
                 images = kept['datasets']['toys']['images'].items()
                 more *= kept['method'] == 'UDL'
                 other = record(kept['method'], 0, {name: values['psnr'] + more for name, values in images})['datasets']
-                comparison.write_record({**kept, 'network_id': network, 'network_title': network, 'datasets': other},
+                record_files.write_record({**kept, 'network_id': network, 'network_title': network, 'datasets': other},
                                         records / folder)
     for argv in (['texture', *one], ['deciles', *one], ['lead', *lead_of, '--axis', 'budget'], [
             'differences', records / 'short'], ['curves', records / 'short', '--dataset', 'toys']):

@@ -13,11 +13,11 @@ import yaml
 from conftest import assert_same_weights, photograph
 from torch.utils.data import DataLoader, Dataset
 
+from speed import as_lmdb
 from udl_basicsr.data import in_memory
 from udl_basicsr.data.images import BrokenImageError
 from udl_basicsr.data.loader import SeededDataset, TrainBatches, build_dataset, train_batches
 from udl_basicsr.options.parse import OptionError
-from udl_basicsr.reports.speed import as_lmdb
 from udl_basicsr.training import stages
 
 

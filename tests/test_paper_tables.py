@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from udl_basicsr.experiments import comparison, complexity
+from udl_basicsr.experiments import complexity, record_files
 from udl_basicsr.experiments import printed as papers
 from udl_basicsr.reports import paper_tables, score_table
 from udl_basicsr.utils.scores import ScoresError
@@ -496,7 +496,7 @@ def main():
 
 def test_command_line(records, paper, main, tmp_path, capsys):
     for record in records:
-        comparison.write_record(record, tmp_path / 'rivals')
+        record_files.write_record(record, tmp_path / 'rivals')
     folder, out = str(tmp_path / 'rivals'), tmp_path / 'new' / 'tables'
     assert main(['--list']) == 0
     listed = capsys.readouterr().out
@@ -521,7 +521,7 @@ def test_command_line(records, paper, main, tmp_path, capsys):
 
 def test_wrong_input_ends_with_2(records, main, tmp_path, capsys):
     for record in records[:2]:
-        comparison.write_record(record, tmp_path / 'rivals')
+        record_files.write_record(record, tmp_path / 'rivals')
     folder, out = str(tmp_path / 'rivals'), tmp_path / 'out'
 
     def error(*arguments):

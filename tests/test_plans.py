@@ -9,8 +9,9 @@ import torch
 import yaml
 from test_compare import record
 
-from udl_basicsr.experiments import comparison, costs, overview, plan, records, runner, trial
+from udl_basicsr.experiments import costs, overview, plan, record_files, records, runner, statistics, trial
 from udl_basicsr.options.parse import OptionError
+from udl_basicsr.utils.scores import ScoresError
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = {'type': 'PairedImageDataset', 'io_backend': {'type': 'disk'}}
@@ -122,21 +123,21 @@ def test_pairs_and_tables_keep_networks_apart(tmp_path):
                       **fields)
     both = [one('EDSR-S', 'L1', 30.), one('EDSR-S', 'UDL', 31.), one('RCAN', 'L1', 32.)]
     for entry in both:
-        comparison.write_record(entry, tmp_path)
+        record_files.write_record(entry, tmp_path)
     assert {file.name for file in tmp_path.iterdir()} == {'EDSR-S_L1_x2_seed0.json', 'EDSR-S_UDL_x2_seed0.json',
                                                           'RCAN_L1_x2_seed0.json'}
-    summary = comparison.format_summary(comparison.read_records(tmp_path))
+    summary = statistics.format_summary(record_files.read_records(tmp_path))
     assert [line for line in summary.splitlines() if '×' in line] == ['EDSR-S ×2', 'RCAN ×2']
     # where each method has its own length, the crops are not the same, and that is no fault
-    comparison.check_pairs([one('RCAN', 'L1', 1.), one('RCAN', 'UDL', 1., data_order='longer', lengths='own')])
-    with pytest.raises(comparison.ScoresError, match='`data_order`'):
-        comparison.check_pairs([one('RCAN', 'L1', 1.), one('RCAN', 'UDL', 1., data_order='longer')])
+    record_files.check_pairs([one('RCAN', 'L1', 1.), one('RCAN', 'UDL', 1., data_order='longer', lengths='own')])
+    with pytest.raises(ScoresError, match='`data_order`'):
+        record_files.check_pairs([one('RCAN', 'L1', 1.), one('RCAN', 'UDL', 1., data_order='longer')])
 
 
 def test_the_printed_table_stands_beside_ours(write, tmp_path, script, capsys):
     out = tmp_path / 'records'
     for method, label, value in (('L1', 'Original', 34.5), ('UDL', 'L_UDL-Ours', 35.25)):
-        comparison.write_record(record(method, 0, {'a': value}, label=label, network_title='EDSR-S',
+        record_files.write_record(record(method, 0, {'a': value}, label=label, network_title='EDSR-S',
                                        network_id='EDSR-S'), out)
     script.show(plan.read_plan(write(), tmp_path), out)
     table = capsys.readouterr().out.split()

@@ -15,6 +15,7 @@ import pytest
 import torch
 from conftest import assert_same_weights
 
+from killing import equality
 from udl_basicsr.models import validation
 from udl_basicsr.training import launch, stages
 from udl_basicsr.utils.checkpoints import CheckpointError, read_checkpoint, save_atomic
@@ -138,16 +139,16 @@ def chaos():
     del sys.modules['chaos']
 
 
-def test_chaos_sees_every_bit(chaos):
+def test_chaos_sees_every_bit():
     one = {'params': {'w': torch.tensor([0.0, 1.0])}, 'iter': 3, 'best': [{'val': 1.5}], 'none': None}
     same = {'params': {'w': torch.tensor([0.0, 1.0])}, 'iter': 3, 'best': [{'val': 1.5}], 'none': None}
-    assert chaos.equal(one, same)
+    assert equality.equal(one, same)
     for key, other in (('params', {'w': torch.tensor([-0.0, 1.0])}),  # equal as numbers
                        ('params', {'w': torch.tensor([0.0, 1.0 + 2**-23])}),
                        ('params', {'w': torch.tensor([0.0, 1.0], dtype=torch.float64)}), ('params', {}), ('iter', 4),
                        ('best', [{'val': 1.5}, {}]), ('none', 0)):
-        assert not chaos.equal(one, {**same, key: other}), (key, other)
-    assert chaos.equal({'w': torch.tensor(float('nan'))}, {'w': torch.tensor(float('nan'))})
+        assert not equality.equal(one, {**same, key: other}), (key, other)
+    assert equality.equal({'w': torch.tensor(float('nan'))}, {'w': torch.tensor(float('nan'))})
 
 
 @pytest.mark.parametrize(('text', 'began', 'last'), [
@@ -205,7 +206,7 @@ def test_chaos_knows_where_a_comparison_has_to_go_on(chaos, tmp_path):
     assert chain.position() == ('chaos_UDL_x2_seed0', 0)
     make('records/UDL_x2_seed0.json', 'records/L1_x2_seed1.json', 'records/UDL_x2_seed1.json')
     assert chain.position() == chaos.DONE
-    assert chaos.content(chain.folder / 'records/L1_x2_seed0.json') == {'seed': 0}
+    assert equality.content(chain.folder / 'records/L1_x2_seed0.json') == {'seed': 0}
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='finds processes by /proc')

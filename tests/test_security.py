@@ -25,7 +25,7 @@ from test_options import parse, train_opt  # noqa: F401
 
 from udl_basicsr.data.prepare import Job, PreparationError, prepare
 from udl_basicsr.data.workers import Workers
-from udl_basicsr.options.data_sets import why_outside
+from udl_basicsr.options.pairs import why_outside
 from udl_basicsr.options.parse import OptionError, apply_force_yml, load_yaml
 from udl_basicsr.training import launch, loop
 from udl_basicsr.utils.checkpoints import CheckpointError, read_checkpoint, unpacks

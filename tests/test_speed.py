@@ -10,10 +10,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from basicsr.archs import build_network
 from conftest import photograph
 from torch.nn import functional as F
 
-from udl_basicsr.reports import speed
+import speed
+from speed import measuring, validating
 
 CPU = torch.device('cpu')
 CASE = speed.Case('tiny', batch=2, patch=12)
@@ -205,7 +207,7 @@ def test_validation_figures_are_basicsrs(tmp_path):
 
 def test_validation_beyond_the_network_is_never_less_than_nothing():
     beyond = {'basicsr': [8., 8., 8., -1.], 'ours': [2., 0.01, -3., 1.]}
-    assert speed._beyond_ratios(beyond) == [4, 10, 10, 0]
+    assert validating._beyond_ratios(beyond) == [4, 10, 10, 0]
 
 
 def test_figures_that_differ_are_an_error(tmp_path, monkeypatch):
@@ -245,7 +247,7 @@ def test_the_quick_plan_is_small_and_measures_the_same_figures():
 
 @pytest.mark.parametrize('network', ['EDSR-S', 'EDSR', 'RCAN', 'SwinIR'])
 def test_the_networks_are_those_of_the_papers(network):
-    net = speed.build_network(speed.Case(network).options())
+    net = build_network(speed.Case(network).options())
     millions = {'EDSR-S': 1.5, 'EDSR': 43.1, 'RCAN': 15.6, 'SwinIR': 11.9}
     assert sum(p.numel() for p in net.parameters()) / 1e6 == pytest.approx(millions[network], abs=0.1)
 
@@ -290,7 +292,7 @@ def test_the_script_writes_all_figures_with_their_samples(tmp_path, monkeypatch,
 def test_what_is_measured_is_saved_at_once(tmp_path, monkeypatch):
     """Of a run of hours that is interrupted, what was done is not lost."""
     folders, path = speed.make_images(tmp_path, 2, 64, 80, 4), tmp_path / 'speed.json'
-    monkeypatch.setattr(speed, 'validation', lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(measuring, 'validation', lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         speed.run(speed.Plan((CASE, ), 1, 60), CPU, folders, False, lambda report: speed.save(report, path))
     report = json.loads(path.read_text())

@@ -372,7 +372,7 @@ def refused(ready, *needles, force=()):
     with pytest.raises(CacheError) as error:
         prepared(ready, *force)
     message = str(error.value)
-    for needle in (*needles, str(ready.cache), uncertainty_cache._REMEDY):
+    for needle in (*needles, str(ready.cache), uncertainty_cache.REMEDY):
         assert needle in message, message
     assert {p: p.read_bytes() for p in ready.cache.iterdir() if p.is_file()} == before
 

@@ -30,7 +30,7 @@ class TapError(ValueError):
 
 
 @dataclass(frozen=True)
-class Run:
+class DryRun:
     """One run of a network on a small image."""
     calls: dict[str, tuple[tuple[int, ...], int]]
     """By the name of each module: the shape of its first input, and how often it was called."""
@@ -98,7 +98,7 @@ class _NotHere(TapError):
     """The module exists and runs; its input is no feature map of this image."""
 
 
-def _fit(name: str, network: nn.Module, tap: str | None, run: Run) -> Tap:
+def _fit(name: str, network: nn.Module, tap: str | None, run: DryRun) -> Tap:
     modules = [n for n, _ in network.named_modules() if n]
     usable = [n for n in modules if n in run.calls and run.enlargement(run.calls[n][0])]
     # A deep network has thousands of modules; those near the top are the ones anyone would tap.
@@ -137,7 +137,7 @@ def _default_taps(network: nn.Module) -> Iterator[str]:
         yield f'{parent}.{len(network.get_submodule(parent)) - 1}' if last == '-1' else tap
 
 
-def _dry_runs(network: nn.Module, options: dict) -> Iterator[Run]:
+def _dry_runs(network: nn.Module, options: dict) -> Iterator[DryRun]:
     """Runs ``network`` on images of growing size, each when it is asked for, and notes what each module is given."""
     signature = inspect.signature(type(network)).parameters
 
@@ -170,7 +170,7 @@ def _dry_runs(network: nn.Module, options: dict) -> Iterator[Run]:
                    f'{failure}') from failure
 
 
-def _dry_run(network: nn.Module, shape: tuple[int, ...], on_meta: bool) -> Run:
+def _dry_run(network: nn.Module, shape: tuple[int, ...], on_meta: bool) -> DryRun:
     """On torch's meta device nothing is computed; a few networks look at values and need the true run."""
     calls = {}
 
@@ -203,7 +203,7 @@ def _dry_run(network: nn.Module, shape: tuple[int, ...], on_meta: bool) -> Run:
         got = tuple(mean.shape) if isinstance(mean, Tensor) else type(mean).__name__
         raise TapError(f'{type(network).__name__} cannot be the mean network: expected an image (N, C, H, W), '
                        f'got {got}')
-    return Run(calls, shape[2:], tuple(mean.shape))
+    return DryRun(calls, shape[2:], tuple(mean.shape))
 
 
 def _to_meta(tensor: Tensor) -> Tensor:

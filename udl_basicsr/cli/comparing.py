@@ -10,10 +10,11 @@ from pathlib import Path
 import torch
 
 from udl_basicsr.experiments import runner, trial
-from udl_basicsr.experiments.comparison import format_summary, read_records, record_file
 from udl_basicsr.experiments.overview import describe_runs
-from udl_basicsr.experiments.plan import Plan, Run, read_plan, select
+from udl_basicsr.experiments.plan import Plan, PlannedRun, read_plan, select
+from udl_basicsr.experiments.record_files import read_records, record_file
 from udl_basicsr.experiments.records import made_with_other_options
+from udl_basicsr.experiments.statistics import format_summary
 from udl_basicsr.options.parse import OptionError
 from udl_basicsr.reports.paper_tables import paper_table
 from udl_basicsr.training.interrupts import EXIT_INTERRUPTED
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def choose(plan: Plan, args: argparse.Namespace) -> list[Run]:
+def choose(plan: Plan, args: argparse.Namespace) -> list[PlannedRun]:
     """The runs that --only and --methods leave."""
     runs = select(plan, args.only)
     methods = list(dict.fromkeys(r.method for r in plan.runs))
@@ -72,7 +73,7 @@ def try_all(args: argparse.Namespace, folder: Path, gpus: list) -> int:
         return EXIT_INTERRUPTED
 
 
-def train(plan: Plan, missing: list[Run], out: Path, root: Path, gpus: list) -> int:
+def train(plan: Plan, missing: list[PlannedRun], out: Path, root: Path, gpus: list) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the runs in progress save their state
     events = runner.make_all(missing, out, root, gpus)
     failed, busy, ended, last = [], [], 0, {}

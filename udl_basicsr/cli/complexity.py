@@ -27,8 +27,8 @@ def main(argv: list[str] | None = None) -> int:
     from udl_basicsr.experiments.complexity import count_macs, run_time
     from udl_basicsr.experiments.printed import format_amount
     from udl_basicsr.options.keys import lookup
+    from udl_basicsr.options.network_values import check_networks
     from udl_basicsr.options.trials import build_network
-    from udl_basicsr.options.values import check_networks
     from udl_basicsr.utils.tables import text_table
     from udl_basicsr.utils.yaml_files import OptionError, load_yaml
 

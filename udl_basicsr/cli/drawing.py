@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from udl_basicsr.experiments.comparison import read_records, record_file
 from udl_basicsr.experiments.printed import load_paper
+from udl_basicsr.experiments.record_files import read_records, record_file
 from udl_basicsr.functional import image_statistics as stats
 from udl_basicsr.reports import figures, plots
 from udl_basicsr.reports import lead as leads

@@ -38,8 +38,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--list', action='store_true', help='list the tables and end')
     parser.add_argument('--paper_file', help='printed scores of your own, in the form of experiments/paper_scores.json')
     args = parser.parse_args(argv)
-    from udl_basicsr.experiments.comparison import read_records
     from udl_basicsr.experiments.printed import load_paper
+    from udl_basicsr.experiments.record_files import read_records
     from udl_basicsr.reports.paper_tables import FORMATS, make_table, render, render_csv
     from udl_basicsr.utils.files import write_text
     from udl_basicsr.utils.scores import ScoresError

@@ -7,15 +7,12 @@ only the crop is read: 0.1 ms for 96x96 of 480x480, against 20 ms to decode the 
 process reads a map whole when it first needs it, and compares its checksum.
 """
 import contextlib
-import copy
 import hashlib
 import io
 import json
-import math
 import mmap
 import os
 import random
-import zlib
 from collections.abc import Callable
 from os import path as osp
 from pathlib import Path
@@ -25,7 +22,7 @@ import torch
 import torch.distributed as dist
 from basicsr.archs import build_network
 from basicsr.data.transforms import augment, paired_random_crop
-from basicsr.utils import FileClient, get_root_logger
+from basicsr.utils import get_root_logger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
@@ -33,117 +30,22 @@ from tqdm import tqdm
 from udl_basicsr.utils.checkpoints import CheckpointError, load_network
 from udl_basicsr.utils.files import write_atomically
 
-LEVELS = 65535
+from .source_images import WholeImages
+from .uncertainty_maps import (
+    KEY,
+    LEVELS,
+    REMEDY,
+    CacheError,
+    checksum_of,
+    dequantise,
+    fingerprint,
+    quantise,
+    what_is_wrong,
+)
+
 MANIFEST = 'manifest.json'
 AUTO = 'auto'
-_KEY = 'datasets.train.uncertainty_cache'
-_REMEDY = f'Name another folder in {_KEY} (auto gives each cache its own), or delete this one and it is computed anew'
-_ENTRY = {  # what the manifest says of each map, and how that is recognised
-    'size': lambda v: isinstance(v, list) and len(v) == 3 and all(isinstance(n, int) and n > 0 for n in v),
-    'bytes': lambda v: isinstance(v, int) and v > 0,
-    'low': lambda v: isinstance(v, (int, float)) and math.isfinite(v),
-    'high': lambda v: isinstance(v, (int, float)) and math.isfinite(v),
-    'digest': lambda v: isinstance(v, str),
-    'stamp': lambda v: isinstance(v, list),
-    'crc': lambda v: isinstance(v, int),
-}
 _SHOWN = 3
-
-
-class CacheError(CheckpointError):
-    """A cache that cannot be made, or that must not be used; the message names the file, the reason and the remedy."""
-
-
-def quantise(log_scale: Tensor) -> tuple[np.ndarray, float, float]:
-    """s in 16 bits, evenly over its own range.
-
-    Args:
-        log_scale (Tensor): (C, H, W), finite.
-
-    Returns:
-        tuple: (H, W, C) uint16, and the values of its 0 and its 65535. ``dequantise`` is off by at most half a step,
-            (high - low) / 131070, beside the rounding of float32.
-    """
-    s = log_scale.cpu().numpy().transpose(1, 2, 0).astype(np.float64)
-    low, high = float(s.min()), float(s.max())
-    levels = (s - low) * (LEVELS / (high - low)) if high > low else np.zeros_like(s)
-    return np.rint(levels).astype(np.uint16), low, high
-
-
-def dequantise(levels: np.ndarray, low: float, high: float) -> np.ndarray:
-    """s in float32 from its 16-bit levels, of any shape."""
-    return levels.astype(np.float32) * np.float32((high - low) / LEVELS) + np.float32(low)
-
-
-def fingerprint(network: nn.Module) -> str:
-    """A hash of a network's weights and buffers: names, types, shapes and values."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, value in sorted(network.state_dict().items()):
-        value = value.detach().cpu().contiguous()
-        digest.update(repr((name, str(value.dtype), tuple(value.shape))).encode())
-        digest.update(value.flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-class WholeImages(Dataset):
-    """The LR images of a training set, each whole and once, as the network gets them, and what identifies each.
-
-    Args:
-        dataset (Dataset): PairedImageDataset or a class of its kind, from folders, a list or LMDB, not read from yet.
-
-    Attributes:
-        indices (dict): Name of the LR image (its path in ``dataroot_lq``, or its key) to an index of ``dataset``.
-    """
-
-    def __init__(self, dataset: Dataset):
-        # The same set in validation: neither cropped nor flipped, but read and normalised alike.
-        self.dataset = copy.copy(dataset)
-        self.dataset.opt = {**dataset.opt, 'phase': 'val'}
-        self.backend = dict(dataset.io_backend_opt)
-        self.folder = dataset.opt['dataroot_lq']
-        self.indices = {self.name(index): index for index in range(len(dataset))}
-        self.names = list(self.indices)
-
-    def name(self, index: int) -> str:
-        path = self.dataset.paths[index]['lq_path']
-        return path if self.backend['type'] == 'lmdb' else Path(osp.relpath(path, self.folder)).as_posix()
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, number: int) -> tuple[str, Tensor, dict]:
-        """The name, the image (C, h, w) float32, and what identifies it."""
-        name = self.names[number]
-        try:
-            source = {'digest': self.digest(name), 'stamp': self.stamp(name)}
-            return name, self.dataset[self.indices[name]]['lq'], source
-        except Exception as error:  # OpenCV and the backends raise almost anything for a broken image
-            raise CacheError(f'{self._path(name)} or its partner: cannot be read ({error}), and a map is needed for '
-                             'each. Mend or remove it and start again; what has been computed is kept') from error
-
-    def stamp(self, name: str) -> list[int]:
-        """Size and time of the file: where both are as they were, the content is taken to be so too."""
-        lmdb = self.backend['type'] == 'lmdb'
-        stat = os.stat(osp.join(self.folder, 'data.mdb') if lmdb else self._path(name))
-        return [stat.st_size, stat.st_mtime_ns]
-
-    def digest(self, name: str) -> str:
-        """A hash of the encoded image, the same wherever the data are moved or copied to."""
-        if self.dataset.file_client is None:
-            options = dict(self.backend)
-            self.dataset.file_client = FileClient(options.pop('type'), **options)
-        return hashlib.blake2b(self.dataset.file_client.get(self._path(name), 'lq'), digest_size=16).hexdigest()
-
-    def is_source_of(self, entry: dict, name: str) -> bool:
-        """Whether an image is still the one that a map was computed from."""
-        return self.stamp(name) == entry['stamp'] or self.digest(name) == entry['digest']
-
-    def close(self) -> None:
-        """An LMDB may be open only once in a process, and not at all when worker processes are forked."""
-        self.dataset.file_client = None
-
-    def _path(self, name: str) -> str:
-        return self.dataset.paths[self.indices[name]]['lq_path']
 
 
 class UncertaintyCache:
@@ -182,10 +84,10 @@ class UncertaintyCache:
             manifest = json.loads(path.read_text(encoding='utf-8'))
             made_by, self.maps = dict(manifest['made_by']), dict(manifest['maps'])
             for name, entry in self.maps.items():
-                if wrong := _what_is_wrong(entry):
+                if wrong := what_is_wrong(entry):
                     raise ValueError(f'{name}: {", ".join(wrong)} missing or wrong')
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CacheError(f'{path}: is no manifest of an uncertainty cache ({error}). {_REMEDY}') from error
+            raise CacheError(f'{path}: is no manifest of an uncertainty cache ({error}). {REMEDY}') from error
         self._compare(made_by)
         return True
 
@@ -194,7 +96,7 @@ class UncertaintyCache:
                  for key in {**self.made_by, **made_by} if made_by.get(key) != self.made_by.get(key)]
         if lines:
             raise CacheError('\n'.join([f'{self.folder}: this uncertainty cache was made by something else:', *lines,
-                                        _REMEDY]))
+                                        REMEDY]))
 
     def verify(self, images: WholeImages) -> bool:
         """Whether there is a whole cache, which is the one of these images; False where there is none.
@@ -213,10 +115,10 @@ class UncertaintyCache:
                  (('changed since', changed), ('not in the cache', added), ('in the cache alone', gone)) if names]
         if lines:
             raise CacheError('\n'.join([f'{self.folder}: this uncertainty cache was made from other images than those '
-                                        f'of {images.folder}:', *lines, _REMEDY]))
+                                        f'of {images.folder}:', *lines, REMEDY]))
         broken = [str(self.path(name)) for name, entry in self.maps.items() if not self._is_whole(name, entry)]
         if broken:
-            raise CacheError(f'{_some(broken)}: missing or cut off. {_REMEDY}')
+            raise CacheError(f'{_some(broken)}: missing or cut off. {REMEDY}')
         if old := [name for name, entry in self.maps.items() if 'crc' not in entry]:
             get_root_logger().warning(f'{self.folder}: {len(old)} maps of this uncertainty cache were made without a '
                                       'checksum, by an earlier version, and are taken as they are. Delete the folder '
@@ -241,14 +143,14 @@ class UncertaintyCache:
             with open(f'{self.folder}/{name}.npy', 'rb') as file:  # np.memmap would take four times as long to open it
                 data = mmap.mmap(file.fileno(), entry['bytes'], access=mmap.ACCESS_READ)
             if name not in self._compared:
-                if entry.get('crc', checksum := _checksum(data, entry)) != checksum:
+                if entry.get('crc', checksum := checksum_of(data, entry)) != checksum:
                     raise CacheError(f'{self.path(name)}: its bytes, or its entry in {MANIFEST}, have changed since it '
-                                     f'was computed. {_REMEDY}')
+                                     f'was computed. {REMEDY}')
                 self._compared.add(name)
             values = np.frombuffer(data, np.uint16, offset=entry['bytes'] - 2 * height * width * channels)
             return values.reshape(height, width, channels)
         except (OSError, ValueError) as error:
-            raise CacheError(f'{self.path(name)}: missing or cut off ({error}). {_REMEDY}') from error
+            raise CacheError(f'{self.path(name)}: missing or cut off ({error}). {REMEDY}') from error
 
     # ------------------------------------------------------------------ making one
 
@@ -309,7 +211,7 @@ class UncertaintyCache:
             self.path(name).parent.mkdir(parents=True, exist_ok=True)
             write_atomically(self.path(name), file.getvalue())
         entry = {'size': list(levels.shape), 'bytes': len(file.getvalue()), 'low': low, 'high': high}
-        return {**entry, 'crc': _checksum(file.getvalue(), entry)}
+        return {**entry, 'crc': checksum_of(file.getvalue(), entry)}
 
     def _noted(self) -> dict:
         """The maps that an interrupted build has finished."""
@@ -322,7 +224,7 @@ class UncertaintyCache:
                 except (ValueError, KeyError, AttributeError):
                     continue  # the line at which the process was killed
                 self._compare(made_by)
-                if not _what_is_wrong(entry):
+                if not what_is_wrong(entry):
                     noted[name] = entry
         return noted
 
@@ -342,20 +244,8 @@ class UncertaintyCache:
             yield
         except OSError as error:
             raise CacheError(f'{error.filename or self.folder}: cannot be written ({error.strerror or error}). Free '
-                             f'some space, check the permissions, or name another folder in {_KEY}; what has been '
+                             f'some space, check the permissions, or name another folder in {KEY}; what has been '
                              'computed is kept') from error
-
-
-def _what_is_wrong(entry: dict) -> list[str]:
-    """What an entry of the manifest lacks or has wrong; a checksum may be missing."""
-    unknown = [key for key in entry if key not in _ENTRY]
-    return unknown + [key for key, is_right in _ENTRY.items()
-                      if not (is_right(entry[key]) if key in entry else key == 'crc')]
-
-
-def _checksum(data: bytes | mmap.mmap, entry: dict) -> int:
-    """CRC-32 of a map's file and of what makes numbers of it: some 1 ms for 480x480."""
-    return zlib.crc32(repr([entry['size'], float(entry['low']), float(entry['high'])]).encode(), zlib.crc32(data))
 
 
 class UncertaintyDataset(Dataset):
@@ -384,7 +274,7 @@ class UncertaintyDataset(Dataset):
         random.setstate(before)
         sample['log_scale'] = self._patch(self.names[index])
         if random.getstate() != after:
-            raise CacheError(f'{_KEY}: {type(self.dataset).__name__} draws other random numbers than the crop and the '
+            raise CacheError(f'{KEY}: {type(self.dataset).__name__} draws other random numbers than the crop and the '
                              'flips of PairedImageDataset, so that a map cannot follow them. Remove the key')
         return sample
 
@@ -397,9 +287,6 @@ class UncertaintyDataset(Dataset):
         entry = self.cache.maps[name]
         levels = np.ascontiguousarray(patch.transpose(2, 0, 1))
         return torch.from_numpy(dequantise(levels, entry['low'], entry['high']))
-
-
-# ----------------------------------------------------------------------------------------------------- from the options
 
 
 def prepare(dataset: Dataset, opt: dict, device: torch.device) -> UncertaintyDataset:

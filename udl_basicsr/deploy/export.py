@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from udl_basicsr.options import trials
 from udl_basicsr.options.keys import lookup
-from udl_basicsr.options.values import check_networks
+from udl_basicsr.options.network_values import check_networks
 from udl_basicsr.utils.checkpoints import ParamKey, check_fit, network_weights, safetensors_metadata
 from udl_basicsr.utils.text import MessageError
 from udl_basicsr.utils.yaml_files import load_yaml, read_block

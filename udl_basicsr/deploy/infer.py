@@ -3,404 +3,24 @@
 What is to be done is found, and refused with all that is wrong, before anything is computed or created; what is done
 already is not done again; a picture that fails is reported and the others go on.
 """
-import functools
-import os
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
-import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor, nn
 from tqdm import tqdm
 
 from udl_basicsr.data.images import ImageError
-from udl_basicsr.functional.log_scale_maps import encode_log_scale
-from udl_basicsr.models import inference
 from udl_basicsr.utils.background import Background, read_ahead
-from udl_basicsr.utils.checkpoints import EMA_FIRST, ParamKey
 from udl_basicsr.utils.files import write_atomically
-from udl_basicsr.utils.text import one_line
 
-from .export import ExportError, build_loaded, find_options
-from .pictures import (
-    DEEP_SUFFIXES,
-    OPAQUE_SUFFIXES,
-    SUFFIXES,
-    Header,
-    Picture,
-    check_size,
-    encode_picture,
-    read_header,
-    read_picture,
-)
+from .infer_plan import InferenceError, PictureJob, make_plan, problem_of
+from .pictures import DEEP_SUFFIXES, Pixels, check_size, encode_picture, read_picture
+from .restorer import Restorer, load_restorer
 
-# A network that takes no size but multiples of something takes multiples of one of these.
-_MULTIPLES = (1, 2, 4, 8, 16, 32, 64, 3, 5, 6, 7, 9, 10, 12, 24, 48)
-_LONGEST_NAME = 255  # bytes, on the file systems of today
-_AMP = {'bf16': torch.bfloat16, 'fp16': torch.float16}
-# ITU-R BT.601 from RGB in [0, 1]: Y in [16, 235]/255, as MATLAB's rgb2ycbcr and BasicSR's `color: y` have it.
-_YCBCR = np.array([[65.481, 128.553, 24.966], [-37.797, -74.203, 112.], [112., -93.786, -18.214]]) / 255
-_YCBCR_OFFSET = np.array([16., 128., 128.]) / 255
+__all__ = ['InferenceError', 'Restorer', 'carry_out', 'load_restorer', 'make_plan']
 
 
-class InferenceError(RuntimeError):
-    """Why nothing was done.
-
-    Attributes:
-        problems: one line each.
-    """
-
-    def __init__(self, problems: Iterable[str]) -> None:
-        self.problems = tuple(map(one_line, problems))
-        super().__init__('\n'.join(self.problems))
-
-
-# ------------------------------------------------------------------------------------------------------ what to do
-@dataclass(frozen=True)
-class Job:
-    """One picture and what is to be made of it."""
-    source: Path
-    header: Header
-    sr: Path | None
-    """Where the restored picture goes; None where it lies there already."""
-    log_scale: Path | None
-    """Where the map of s goes; None where it lies there already or is not asked for."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is to be done, and what is not."""
-    jobs: tuple[Job, ...]
-    done: int
-    """Pictures of which all outputs exist."""
-    passed_over: dict[str, int]
-    """Files in the folders that are no picture of a known format, by their endings."""
-
-
-def make_plan(inputs: Iterable[str | Path], out: str | Path, *, suffix: str = '', file_format: str = 'png',
-              log_scale: bool = False, overwrite: bool = False) -> Plan:
-    """Finds the pictures and names their outputs; looks at headers only and changes nothing.
-
-    ``<out>/<folders below the input folder>/<name>[_<suffix>].<format>``, and ``..._log_scale.png`` for the map of s.
-
-    Args:
-        inputs: Files, and folders that are walked; hidden files and what lies below ``out`` are passed over.
-        out: Folder for the outputs.
-        suffix: Put behind the names.
-        file_format: ``png``, ``jpg``, or ``same`` as the input's.
-        log_scale: Whether maps of s are wanted.
-        overwrite: Make again what exists.
-
-    Raises:
-        InferenceError: With everything that is wrong.
-    """
-    out, problems, passed_over = Path(out), [], Counter()
-    if {'/', os.sep} & set(suffix):
-        problems.append(f'--suffix {suffix}: expected a part of a file name, without {os.sep}')
-    problems += _problem_of_folder(out)
-    sources: dict[Path, Path] = {}  # to the folder in out, by the file; a file that is named twice is one file
-    for given in map(Path, inputs):
-        if given.is_dir():
-            if given.resolve() == out.resolve():
-                problems.append(f'{given}: is the folder of --out, whose results would be its next pictures: give '
-                                'another --out')
-                continue
-            files = list(_walk(given, out, passed_over))
-            if not files:
-                problems.append(f'{given}: holds no picture ({", ".join(SUFFIXES)})')
-            for path in files:
-                sources.setdefault(path, path.parent.relative_to(given))
-        elif given.exists():
-            sources.setdefault(given, Path())
-        else:
-            problems.append(f'{given}: no such file or folder')
-    unique = {_place(path): (path, folder) for path, folder in reversed(sources.items())}
-    originals = {*unique, *(path.resolve() for path, _ in unique.values())}
-
-    jobs, done, owners = [], 0, {}
-    for path, folder in reversed(unique.values()):
-        try:
-            header = read_header(path)
-        except (ImageError, OSError) as error:
-            problems.append(_of(path, error))
-            continue
-        ending = header.suffix if file_format == 'same' else f'.{file_format}'
-        if header.transparent and ending in OPAQUE_SUFFIXES:
-            problems.append(f'{path}: has transparency, which {ending[1:]} cannot hold: use --format png')
-        name = f'{path.stem}_{suffix}' if suffix else path.stem
-        targets = [out / folder / f'{name}{ending}']
-        if log_scale:
-            targets.append(out / folder / f'{name}_log_scale.png')
-        longest = max((target.name for target in targets), key=lambda name: len(name.encode()))
-        if len(longest.encode()) > _LONGEST_NAME:
-            problems.append(f'{path}: the name of its result, {longest[:40]}..., would be longer than {_LONGEST_NAME} '
-                            'bytes: give a shorter --suffix, or rename it')
-            continue
-        for target in targets:
-            place = _place(target)
-            if place in originals:
-                problems.append(f'{path}: {target} would be written over an input: give another --out or a --suffix')
-            elif place in owners:
-                problems.append(f'{path}: would become {target}, and so would {owners[place]}: give them different '
-                                'names, or --format same')
-            elif target.is_dir():
-                problems.append(f'{path}: would become {target}, which is a folder')
-            owners.setdefault(place, path)
-        wanted = [target if overwrite or not target.exists() else None for target in targets]
-        if any(wanted):
-            jobs.append(Job(path, header, wanted[0], wanted[1] if log_scale else None))
-        else:
-            done += 1
-    if problems:
-        raise InferenceError(problems)
-    return Plan(tuple(jobs), done, dict(passed_over))
-
-
-def _walk(folder: Path, out: Path, passed_over: Counter) -> Iterable[Path]:
-    results = out.resolve()
-    for parent, folders, files in os.walk(folder):
-        folders[:] = sorted(f for f in folders if not f.startswith('.') and Path(parent, f).resolve() != results)
-        for name in sorted(files):
-            ending = Path(name).suffix.lower()
-            if name.startswith('.'):
-                continue
-            if ending in SUFFIXES:
-                yield Path(parent, name)
-            else:
-                passed_over[ending or name] += 1
-
-
-def _place(path: Path) -> Path:
-    """Where a file's name lies, so that two spellings of it can be compared."""
-    return path.parent.resolve() / path.name
-
-
-def _problem_of_folder(out: Path) -> list[str]:
-    there = next(p for p in (out, *out.absolute().parents) if p.exists())
-    if not there.is_dir():
-        return [f'--out {out}: {there} is a file, expected a folder']
-    return [] if os.access(there, os.W_OK | os.X_OK) else [f'--out {out}: {there} cannot be written to']
-
-
-def _of(path: Path, error: Exception) -> str:
-    return f'{path}: {error.strerror if isinstance(error, OSError) and error.strerror else error}'
-
-
-# ------------------------------------------------------------------------------------------------------- networks
-@dataclass(frozen=True, eq=False)
-class Restorer:
-    """Networks as they run on pictures.
-
-    Pictures wait in the main memory and go to the device tile by tile, so that the tile alone says what the device
-    must hold.
-    """
-    network: nn.Module
-    """The mean network: 1 channel (Y of YCbCr) or 3 (RGB) in [0, 1]."""
-    uncertainty: nn.Module | None = None
-    """An UncertaintyNet."""
-    tile: int | None = None
-    """In low-quality pixels; None takes each picture whole."""
-    overlap: int = 32
-    self_ensemble: bool = False
-    amp: str | None = None
-    """``bf16`` or ``fp16``."""
-    device: str = 'cpu'
-
-    def __post_init__(self) -> None:
-        for network in (self.network, self.uncertainty):
-            if network is not None:
-                network.to(self.device).eval().requires_grad_(False)
-        self.traits  # noqa: B018  so that a network that cannot be used is refused here
-
-    @functools.cached_property
-    def traits(self) -> tuple[int, int, int]:
-        """Channels, scale, and the multiple that the sizes of images must be padded to, found by running it.
-
-        Raises:
-            InferenceError: The network does not turn images of 1 or 3 channels into larger ones, or the uncertainty
-                network is of another kind.
-        """
-        name, reason = type(self.network).__name__, ''
-        for multiple in _MULTIPLES:
-            height = -(-17 // multiple) * multiple
-            for channels in (3, 1):
-                lq = torch.full((1, channels, height, height + multiple), 0.5)
-                try:
-                    sr = self._forward(self.network, lq)
-                except Exception as error:  # whatever a network says to a size or a number of channels
-                    reason = reason or _first_line(error)
-                    continue
-                scale = sr.shape[-1] // lq.shape[-1]
-                if sr.shape != (1, channels, scale * lq.shape[2], scale * lq.shape[3]):
-                    reason = f'it makes {tuple(sr.shape)} of {tuple(lq.shape)}'
-                    continue
-                if self.uncertainty is not None:
-                    log_scale = self._forward(self.uncertainty.log_scale, lq)
-                    if log_scale.shape != sr.shape:
-                        raise InferenceError([f'--uncertainty: its map is {tuple(log_scale.shape)} where the picture '
-                                              f'is {tuple(sr.shape)}: it belongs to another network'])
-                return channels, scale, multiple
-        raise InferenceError([f'{name} cannot restore pictures: expected 1 or 3 channels in, the same number and a '
-                              f'whole multiple of the size out; {reason}'])
-
-    def runs(self, job: Job) -> int:
-        """How often a network runs for a picture, transparency left out."""
-        tiles = 1
-        if self.tile:
-            tiles = -(-job.header.width // self.tile) * -(-job.header.height // self.tile)
-        return tiles * (8 if self.self_ensemble else 1) * ((job.sr is not None) + (job.log_scale is not None))
-
-    def sr(self, picture: Picture, bits: int, tick: Callable[[], None]) -> Picture:
-        """The picture ``scale`` times as large: gray stays gray, and transparency and colour profile are kept.
-
-        Args:
-            picture: To be restored. Gray is restored as R = G = B, and the three are averaged. With a network of one
-                channel colour is restored in Y, while Cb and Cr are interpolated (bicubic, a = -0.5).
-            bits: 8 or 16, of the result.
-            tick: Called after each run of a network.
-
-        Raises:
-            ImageError: The network cannot restore it, or the memory does not suffice.
-        """
-        alpha = None if picture.alpha is None else _quantised(self._alpha(picture.alpha, tick), bits)
-        return Picture(_quantised(self._planes(picture.colour, tick), bits), alpha, picture.icc)
-
-    def log_scale(self, picture: Picture, tick: Callable[[], None]) -> Picture:
-        """The map of s, the mean over the channels, as :func:`encode_log_scale` has it; arguments as :meth:`sr`."""
-        image = self._image(_rgb(picture.colour))
-        s = self._whole(self.uncertainty.log_scale, image, tick)
-        return Picture(encode_log_scale(s[0].mean(0).numpy())[..., None])
-
-    def _planes(self, colour: np.ndarray, tick: Callable[[], None]) -> np.ndarray:
-        """(h, w, 1 or 3) integers to (H, W, the same) floats; black is 0 and white 1."""
-        rgb = _rgb(colour)
-        sr = self._whole(self.network, self._image(rgb), tick)[0].numpy().transpose(1, 2, 0)
-        if sr.shape[2] == 1:
-            cb_cr = (rgb @ _YCBCR.T + _YCBCR_OFFSET)[..., 1:]
-            size = sr.shape[1::-1]
-            planes = [np.asarray(Image.fromarray(cb_cr[..., i].astype(np.float32)).resize(size, Image.BICUBIC))
-                      for i in range(2)]
-            sr = (np.dstack([sr[..., 0], *planes]) - _YCBCR_OFFSET) @ np.linalg.inv(_YCBCR).T
-        return sr if colour.shape[2] == 3 else sr.mean(axis=2, keepdims=True)
-
-    def _alpha(self, alpha: np.ndarray, tick: Callable[[], None]) -> np.ndarray:
-        """Restores transparency as if it were gray; wherever it is flat it stays exactly what it is.
-
-        Else a network, which knows no masks, would leave specks in what is opaque.
-        """
-        _, scale, _ = self.traits
-        low, high = (morph(alpha, np.ones((3, 3), np.uint8)) for morph in (cv2.erode, cv2.dilate))
-        enlarged = (alpha / np.iinfo(alpha.dtype).max).repeat(scale, 0).repeat(scale, 1)
-        if (low == high).all():
-            return enlarged
-        return np.where((low == high).repeat(scale, 0).repeat(scale, 1), enlarged,
-                        self._planes(alpha[..., None], tick)[..., 0])
-
-    def _image(self, rgb: np.ndarray) -> Tensor:
-        """(h, w, 3) to what the network takes, (1, C, h, w)."""
-        if self.traits[0] == 1:
-            rgb = (rgb @ _YCBCR.T + _YCBCR_OFFSET)[..., :1]
-        return torch.from_numpy(np.ascontiguousarray(rgb.transpose(2, 0, 1)[None], dtype=np.float32))
-
-    def _whole(self, network: inference.Restore, image: Tensor, tick: Callable[[], None]) -> Tensor:
-        _, scale, multiple = self.traits
-
-        def run(lq: Tensor) -> Tensor:
-            out = self._forward(network, lq)
-            tick()
-            return out
-
-        if multiple > 1:
-            run = inference.padded(run, multiple, scale)
-        if self.tile:
-            run = inference.tiled(run, self.tile, self.overlap, scale)
-        if self.self_ensemble:
-            run = inference.self_ensembled(run)
-        size = 'x'.join(map(str, image.shape[:1:-1]))
-        try:
-            out = run(image)
-        except Exception as error:
-            if _is_out_of_memory(error):
-                if self.device == 'cuda':
-                    torch.cuda.empty_cache()
-                remedy = f'give a --tile smaller than {self.tile}' if self.tile else 'give --tile 256, or less'
-                raise ImageError(f'its {size} pixels do not fit into the memory of the device ({self.device}): '
-                                 f'{remedy}') from error
-            raise ImageError(f'the network cannot restore its {size} pixels: {_first_line(error)}') from error
-        if not out.isfinite().all():
-            raise ImageError('the network made values that are not finite' +
-                             (f'; do without --amp {self.amp}' if self.amp else ': are these the right weights?'))
-        return out
-
-    def _forward(self, network: inference.Restore, lq: Tensor) -> Tensor:
-        device = torch.device(self.device)
-        with torch.no_grad(), torch.autocast(device.type, _AMP.get(self.amp), enabled=self.amp is not None):
-            return network(lq.to(device)).float().cpu()
-
-
-def load_restorer(weights: str | Path, *, opt: str | Path | None = None, uncertainty: str | Path | None = None,
-                  param_key: ParamKey = EMA_FIRST, device: str = 'auto', **options) -> Restorer:
-    """Builds the networks that checkpoints belong to.
-
-    Args:
-        weights: ``net_g_*``, ``.pth`` or ``.safetensors``.
-        opt: The option file with ``network_g``, and ``network_u`` for ``uncertainty``. None finds those of each
-            checkpoint's run, see :func:`find_options`.
-        uncertainty: ``net_u_*``.
-        param_key: Entry of ``weights``, see :func:`~udl_basicsr.utils.checkpoints.network_weights`.
-        device: ``auto``, ``cpu`` or ``cuda``.
-        **options: ``tile``, ``overlap``, ``self_ensemble``, ``amp`` of :class:`Restorer`.
-
-    Raises:
-        InferenceError, ExportError, OptionError, CheckpointError: What is missing or does not fit.
-    """
-    if device == 'cuda' and not torch.cuda.is_available():
-        raise InferenceError(['--device cuda: this machine shows no GPU; use auto or cpu'])
-    if device == 'auto':
-        device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    networks = [build_loaded(weights, _options(weights, opt), param_key)]
-    if uncertainty is not None:
-        blocks = _options(uncertainty, opt)
-        if 'network_u' not in blocks:
-            raise ExportError(f'{uncertainty}: which network is it? Its options have no network_u; give -opt with the '
-                              'option file of the run that trained it')
-        networks.append(build_loaded(uncertainty, blocks, 'params', 'u'))
-    return Restorer(*networks, device=device, **options)
-
-
-def _options(weights: str | Path, opt: str | Path | None) -> dict:
-    if opt is None and not Path(weights).is_file():
-        raise InferenceError([f'{weights}: no such file; expected a checkpoint, .pth or .safetensors'])
-    found = find_options(weights, opt)
-    if found is None:
-        raise InferenceError([f'{weights}: which network is it? No option file was found beside it; give -opt'])
-    return found[0]
-
-
-def _rgb(colour: np.ndarray) -> np.ndarray:
-    """(h, w, 1 or 3) integers to (h, w, 3) float32 in [0, 1]."""
-    return np.broadcast_to(colour, (*colour.shape[:2], 3)).astype(np.float32) / np.iinfo(colour.dtype).max
-
-
-def _quantised(values: np.ndarray, bits: int) -> np.ndarray:
-    return (values.clip(0, 1) * (2**bits - 1)).round().astype(np.uint8 if bits == 8 else np.uint16)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or 'allocate memory' in str(error)
-
-
-def _first_line(error: Exception) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
-
-
-# ----------------------------------------------------------------------------------------------------- doing it
-def carry_out(jobs: Iterable[Job], restorer: Restorer) -> list[str]:
+def carry_out(jobs: Iterable[PictureJob], restorer: Restorer) -> list[str]:
     """Restores the pictures one after the other, the next being read and the last written meanwhile.
 
     Shows a bar with the time that is left on a terminal, else prints a line for each picture.
@@ -433,7 +53,7 @@ def carry_out(jobs: Iterable[Job], restorer: Restorer) -> list[str]:
             finished += pixels
             bar.update(finished - bar.n)
             if problem is not None:
-                failures.append(_of(job.source, problem))
+                failures.append(problem_of(job.source, problem))
                 tqdm.write(f'{number}/{len(jobs)} FAILED {failures[-1]}', file=sys.stderr)
                 continue
             line = f'{number}/{len(jobs)} {job.source} -> {", ".join(map(str, results))}'
@@ -441,14 +61,14 @@ def carry_out(jobs: Iterable[Job], restorer: Restorer) -> list[str]:
     return failures
 
 
-def _try_to_read(job: Job) -> Picture | Exception:
+def _try_to_read(job: PictureJob) -> Pixels | Exception:
     try:
         return read_picture(job.source)
     except (ImageError, OSError, MemoryError) as error:
         return error
 
 
-def _restore(job: Job, picture: Picture, restorer: Restorer, tick: Callable[[], None]) -> dict[Path, Picture]:
+def _restore(job: PictureJob, picture: Pixels, restorer: Restorer, tick: Callable[[], None]) -> dict[Path, Pixels]:
     results, (_, scale, _) = {}, restorer.traits
     if job.sr is not None:
         height, width = picture.colour.shape[:2]
@@ -460,7 +80,7 @@ def _restore(job: Job, picture: Picture, restorer: Restorer, tick: Callable[[], 
     return results
 
 
-def _write(results: dict[Path, Picture], line: str | None) -> None:
+def _write(results: dict[Path, Pixels], line: str | None) -> None:
     for path, picture in results.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, encode_picture(picture, path.suffix))

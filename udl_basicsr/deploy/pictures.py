@@ -59,7 +59,7 @@ class Header:
 
 
 @dataclass(frozen=True)
-class Picture:
+class Pixels:
     """Pixels, upright."""
     colour: np.ndarray
     """(H, W, 1) gray or (H, W, 3) RGB, uint8 or uint16."""
@@ -83,7 +83,7 @@ def read_header(path: Path) -> Header:
             return _header(img, start)
 
 
-def read_picture(path: Path) -> Picture:
+def read_picture(path: Path) -> Pixels:
     """Reads a picture. A palette becomes RGB; an EXIF orientation is applied.
 
     Raises:
@@ -111,7 +111,7 @@ def read_picture(path: Path) -> Picture:
     planes = _UPRIGHT.get(orientation, _UPRIGHT[1])(planes)
     count = planes.shape[2]
     alpha = np.ascontiguousarray(planes[..., -1]) if count in (2, 4) else None
-    return Picture(planes[..., :3 if count > 2 else 1], alpha, icc)
+    return Pixels(planes[..., :3 if count > 2 else 1], alpha, icc)
 
 
 def check_size(suffix: str, height: int, width: int) -> None:
@@ -121,7 +121,7 @@ def check_size(suffix: str, height: int, width: int) -> None:
                          f'{suffix} holds: write PNG')
 
 
-def encode_picture(picture: Picture, suffix: str) -> bytes:
+def encode_picture(picture: Pixels, suffix: str) -> bytes:
     """The content of a file.
 
     Args:

@@ -25,7 +25,7 @@ from udl_basicsr.options.signatures import parameters
 from udl_basicsr.options.trials import build_network, quietly
 
 from .complexity import count_macs, run_time
-from .plan import Run, Stage
+from .plan import PlannedRun, Stage
 
 _ON_CPU = (180, 320)
 _CROP = 48
@@ -155,7 +155,7 @@ class Estimate:
         machine: This one, as records name it.
     """
 
-    def __init__(self, runs: Iterable[Run], records: Mapping[Path, Mapping], out: Path, machine: str) -> None:
+    def __init__(self, runs: Iterable[PlannedRun], records: Mapping[Path, Mapping], out: Path, machine: str) -> None:
         same: dict[tuple, list[float]] = {}
         rates: dict[str, list[float]] = {}
         for run in runs:
@@ -168,14 +168,14 @@ class Estimate:
         self.rates = {title: statistics.mean(values) for title, values in rates.items()}
 
     @staticmethod
-    def _key(run: Run) -> tuple:
+    def _key(run: PlannedRun) -> tuple:
         return run.title, run.method, run.scale
 
     @staticmethod
     def _operations(stage: Stage) -> int:
         return iteration_operations(stage.flat) * stage.iterations
 
-    def seconds(self, run: Run, stage: Stage, share: float = 1.) -> tuple[float, bool]:
+    def seconds(self, run: PlannedRun, stage: Stage, share: float = 1.) -> tuple[float, bool]:
         """What a stage takes of which this share is left; and whether records say so."""
         if stage is run.stages[-1] and (known := self.same.get(self._key(run))):
             return known * share, True

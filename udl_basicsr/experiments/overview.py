@@ -9,15 +9,15 @@ from udl_basicsr.losses.perceptual import backbone_file
 from udl_basicsr.utils.tables import markdown_table, text_table
 
 from .costs import Estimate, device_speed, judge_of
-from .plan import Run, Stage
+from .plan import PlannedRun, Stage
 from .records import machine
 from .runner import done
 
 _ROOTS = ('dataroot_gt', 'dataroot_lq', 'meta_info_file')
 
 
-def describe_runs(runs: Sequence[Run], everything: Iterable[Run], records: Mapping[Path, Mapping], out: Path,
-                  root: Path, differ: Container[str] = (), markdown: bool = False) -> str:
+def describe_runs(runs: Sequence[PlannedRun], everything: Iterable[PlannedRun], records: Mapping[Path, Mapping],
+                  out: Path, root: Path, differ: Container[str] = (), markdown: bool = False) -> str:
     """The cells of a plan, one a line, then their sum and where their times come from, then the data they need.
 
     Args:
@@ -74,7 +74,7 @@ def duration(seconds: float) -> str:
     return f'{seconds:.0f} s'
 
 
-def _data(runs: Iterable[Run]) -> Iterator[list[str]]:
+def _data(runs: Iterable[PlannedRun]) -> Iterator[list[str]]:
     """Each folder and file that runs need, and what for."""
     needed: dict[tuple[str, str], dict[str, None]] = {}
     for run in runs:

@@ -40,7 +40,6 @@ options.
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os import path as osp
@@ -49,20 +48,17 @@ from typing import Any
 
 from udl_basicsr.losses.perceptual import find_backbone_weights
 from udl_basicsr.options import schema
-from udl_basicsr.options.keys import KeyChecker, Report
 from udl_basicsr.options.parse import OptionError, load_yaml
-from udl_basicsr.options.schema import Key, Kind
 from udl_basicsr.options.signatures import describe
 from udl_basicsr.options.values import LONGEST_NAME, bad_name
 from udl_basicsr.utils.checkpoints import CheckpointError
 from udl_basicsr.utils.text import did_you_mean
 from udl_basicsr.utils.yaml_files import interpolate, merge
 
-from .comparison import record_file
+from .plan_keys import check_plan, is_list
 from .printed import HR_SIZE, load_paper
+from .record_files import record_file
 
-MOST_RUNS = 5000
-_MOST_BASES = 20
 # What makes a run what it is; the rest says where its data lie and what is logged.
 _ESSENCE = ('model_type', 'stage', 'scale', 'manual_seed', 'degradation', 'network_g', 'network_u', 'network_w',
             'train')
@@ -93,7 +89,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Run:
+class PlannedRun:
     """What one record comes from: one or two trainings, and a test."""
     plan: str
     title: str
@@ -140,125 +136,9 @@ class Plan:
     name: str
     title: str
     table: str | None
-    runs: tuple[Run, ...]
+    runs: tuple[PlannedRun, ...]
     """In the order in which they are made: by network and scale, all methods of the first seed, then of the next."""
 
-
-# ---------------------------------------------------------------- what a plan may say
-
-def _is_list(value: Any, accepts: Any) -> bool:
-    return isinstance(value, list) and value != [] and all(map(accepts, value))
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and value != ''
-
-
-_BLOCK = Kind('block of keys', lambda v: isinstance(v, dict))
-_TEXTS = Kind('list of text', lambda v: _is_list(v, _is_text))
-_FILES = Kind(f'name of an option file, or a list of at most {_MOST_BASES}',
-              lambda v: _is_text(v) or (_is_list(v, _is_text) and len(v) <= _MOST_BASES))
-_SEEDS = Kind('a list of integers, 0 ≤ x < 2³²', lambda v: _is_list(v, schema.SEED.accepts))
-_PLAN = {
-    'name': Key(schema.FOLDER_NAME, 'of the comparison', need='both'),
-    'title': Key(schema.TEXT, 'the network, as it is printed', need='both'),
-    'table': Key(schema.TEXT, 'the printed table beside which ours stands', null=True),
-    'reference': Key(schema.TEXT, 'the method that differences are taken to', need='both'),
-    'train': Key(schema.TEXT, 'option file that all trainings share', need='both'),
-    'test': Key(schema.TEXT, 'option file of the test', need='both'),
-    'seeds': Key(_SEEDS, 'one run for each', need='both'),
-    'lengths': Key(schema.one_of('shared', 'own'), 'one budget for all methods, or what their options say'),
-    'deterministic': Key(schema.BOOL, 'for all runs'),
-    'networks': Key({'*': Key({
-        'base': Key(_FILES, 'option files'),
-        'options': Key(_BLOCK, 'and what else changes'),
-        'scales': Key(_TEXTS, 'only these'),
-        'methods': Key(_TEXTS, 'only these'),
-    }, 'a network')}, 'by their ids'),
-    'scales': Key({'*': Key({
-        'train': Key(_BLOCK, 'what changes in the training'),
-        'test': Key(_BLOCK, 'what changes in the test'),
-    }, 'a scale')}, 'x2, x3, x4, ...', need='both'),
-    'first': Key({
-        'iterations': Key(schema.COUNT, 'of the shared budget'),
-        '*': Key(_BLOCK, 'options of a stage 1, beside the base that they change'),
-    }, 'stages that methods come after'),
-    'methods': Key({'*': Key({
-        'label': Key(schema.TEXT, 'as it is printed; default: the id'),
-        'after': Key(schema.TEXT, 'a stage of first', null=True),
-        'seeds': Key(_SEEDS, 'instead of the seeds of the plan'),
-        'base': Key(_FILES, 'option files'),
-        'options': Key(_BLOCK, 'and what else changes'),
-    }, 'a method')}, 'by their ids', need='both'),
-}
-
-
-class _PlanChecker(KeyChecker):
-    """Checks a plan by the rules of option files, along its own table."""
-
-    def legal(self, path: tuple[str, ...], entry: Key | None) -> bool:
-        return entry is not None
-
-    def unknown(self, path: tuple[str, ...], table: dict[str, Key], others: Iterable[str]) -> None:
-        self.report.add('.'.join(path), f'unknown key{did_you_mean(path[-1], (k for k in table if "*" not in k))}')
-
-
-def _check(plan: dict) -> list[str]:
-    """What is wrong with a plan, as ``key: problem``."""
-    if isinstance(plan.get('scales'), dict):
-        plan['scales'] = {k: {} if v is None else v for k, v in plan['scales'].items()}
-    report = Report()
-    _PlanChecker(plan, True, report).walk(plan, _PLAN, ())
-    if report.problems:
-        return report.problems
-    add, methods, networks = report.add, plan['methods'], plan.get('networks', {})
-    first = _first(plan)
-    if problem := bad_name(plan['name'], LONGEST_NAME):
-        add('name', f'{describe(plan["name"])} {problem}; choose another')
-    for where, ids in (('methods', methods), ('first', first), ('networks', networks)):
-        for name in ids:
-            if not re.fullmatch(r'[A-Za-z0-9_][A-Za-z0-9_+.-]*', name):
-                add(where, f'{name!r}: expected a name of letters, digits, _, -, + and .')
-    for name, block in first.items():
-        if not _FILES.accepts(block.get('base', 'none')):
-            add(f'first.{name}.base', f'expected {_FILES.label}, got {describe(block["base"])}')
-    for name in plan['scales']:
-        if not re.fullmatch(r'x[1-9]\d?', name):
-            add(f'scales.{name}', 'expected x2, x3, x4, ... and a block of what it changes in train and test')
-    for key, example in (('scales', 'x4: {}'), ('methods', 'L1: {label: L1, options: {...}}')):
-        if not plan[key]:
-            add(key, f'expected at least one, such as {example}')
-    if 'networks' in plan and not networks:
-        add('networks', 'expected at least one, or no such block')
-    for name, block in methods.items():
-        if block.get('after') not in (None, *first):
-            add(f'methods.{name}.after', f'{block["after"]!r} is not under first{did_you_mean(block["after"], first)}')
-        if 'options' not in block and 'base' not in block:
-            add(f'methods.{name}.options', f'missing; what this method changes in {plan["train"]}')
-    for name, block in networks.items():
-        for key in ('scales', 'methods'):
-            for wanted in block.get(key, ()):
-                if wanted not in plan[key]:
-                    add(f'networks.{name}.{key}', f'{wanted!r} is not under {key}{did_you_mean(wanted, plan[key])}')
-    if plan['reference'] not in methods:
-        add('reference', f'{plan["reference"]!r} is not under methods{did_you_mean(plan["reference"], methods)}')
-    own = plan.get('lengths') == 'own'
-    if first and not own and 'iterations' not in plan['first']:
-        add('first.iterations', 'missing; expected an integer, the length of stage 1')
-    if own and 'iterations' in plan.get('first', {}):
-        add('first.iterations', 'belongs to lengths: shared; set train.total_iter of each stage, and remove this')
-    count = len(plan['scales']) * max(1, len(networks)) * sum(
-        len({*block.get('seeds', plan['seeds'])}) for block in methods.values())
-    if count > MOST_RUNS:
-        add('seeds', f'there would be {count} runs; expected at most {MOST_RUNS}')
-    return report.problems
-
-
-def _first(plan: Mapping) -> dict[str, dict]:
-    return {name: block for name, block in plan.get('first', {}).items() if name != 'iterations'}
-
-
-# ---------------------------------------------------------------- from the plan to the options of its runs
 
 def read_plan(file: str | Path, root: Path, seeds: list[int] | None = None) -> Plan:
     """Reads a plan and makes the options of all its runs, which :func:`udl_basicsr.experiments.runner.check` checks.
@@ -281,7 +161,7 @@ def read_plan(file: str | Path, root: Path, seeds: list[int] | None = None) -> P
         for block in plan['methods'].values() if isinstance(plan.get('methods'), dict) else ():
             if isinstance(block, dict):
                 block.pop('seeds', None)
-    if problems := _check(plan):
+    if problems := check_plan(plan):
         raise OptionError(f'{file}: {problem}' for problem in problems)
     size = HR_SIZE
     if table := plan.get('table'):
@@ -309,7 +189,7 @@ class _Expansion:
         self.shared = plan.get('lengths', 'shared') == 'shared'
         self.files: dict[str, dict] = {}
 
-    def runs(self) -> Iterable[Run]:
+    def runs(self) -> Iterable[PlannedRun]:
         plan = self.plan
         train, test = self.load(plan['train'], 'train'), self.load(plan['test'], 'test')
         everyone = plan['seeds']
@@ -344,7 +224,7 @@ class _Expansion:
         return merge(flat, block.get('options', {}))
 
     def run(self, network: str | None, order: int, method: str, train: dict, test: dict, scale: int,
-            seed: int) -> Run:
+            seed: int) -> PlannedRun:
         plan, block = self.plan, self.plan['methods'][method]
         label, prefix = block.get('label', method), f'{network}_' if network else ''
         tail, after = f'x{scale}_seed{seed}', block.get('after')
@@ -360,10 +240,10 @@ class _Expansion:
         chain.append(last)
         if after:
             last.flat['stage1'] = str(chain[0].file)
-        return Run(plan['name'], network or plan['title'], plan['reference'], method, label, order, scale, seed,
-                   tuple(chain), self.folder / f'test_{prefix}{method}_{tail}.yml',
-                   self.test(f'{prefix}{method}_{tail}', test, chain, seed), network,
-                   plan.get('lengths', 'shared'), self.size)
+        return PlannedRun(plan['name'], network or plan['title'], plan['reference'], method, label, order, scale, seed,
+                          tuple(chain), self.folder / f'test_{prefix}{method}_{tail}.yml',
+                          self.test(f'{prefix}{method}_{tail}', test, chain, seed), network,
+                          plan.get('lengths', 'shared'), self.size)
 
     def stage(self, name: str, flat: dict, seed: int, iterations: int | None, before: int) -> Stage:
         """The options of one stage.
@@ -443,13 +323,11 @@ def _stretched(scheduler: Any, factor: float) -> Any:
     if not isinstance(scheduler, dict):
         return scheduler
     return {key: [round(v * factor) for v in value]
-            if key in ('periods', 'milestones') and _is_list(value, schema.COUNT.accepts) else value
+            if key in ('periods', 'milestones') and is_list(value, schema.COUNT.accepts) else value
             for key, value in scheduler.items()}
 
 
-# ---------------------------------------------------------------- a part of it
-
-def select(plan: Plan, words: Iterable[str]) -> list[Run]:
+def select(plan: Plan, words: Iterable[str]) -> list[PlannedRun]:
     """The runs that some words name: ids of networks, scales (``x4``), ids or labels of methods, seeds (``seed0``).
 
     Words of one kind are alternatives; a run must fit each kind.

@@ -22,10 +22,11 @@ from udl_basicsr.utils.json_files import read_json
 from udl_basicsr.utils.scores import read_scores
 
 from .costs import measure_image
-from .plan import Run, Stage
+from .plan import PlannedRun, Stage
 
 
-def make_record(run: Run, root: Path, seconds: float, step: float | None = None, memory: dict | None = None) -> dict:
+def make_record(run: PlannedRun, root: Path, seconds: float, step: float | None = None,
+                memory: dict | None = None) -> dict:
     """The record of a run that has been trained and tested.
 
     Args:
@@ -127,7 +128,7 @@ def _commit() -> str:
 
 # ---------------------------------------------------------------- what is there
 
-def made_with_other_options(run: Run, out: Path, root: Path) -> str | None:
+def made_with_other_options(run: PlannedRun, out: Path, root: Path) -> str | None:
     """Why what is there of a run is not what the plan asks for, or None."""
     file = run.record(out)
     if file.exists():

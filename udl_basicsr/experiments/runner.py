@@ -18,12 +18,12 @@ from udl_basicsr.utils.children import end_with_parent
 from udl_basicsr.utils.files import write_text
 from udl_basicsr.utils.yaml_files import dump_flat
 
-from .comparison import write_record
-from .plan import Run, Stage
+from .plan import PlannedRun, Stage
+from .record_files import write_record
 from .records import make_record, peak_memory
 
 
-def check(runs: Iterable[Run], root: Path, file: str, data: bool = True) -> None:
+def check(runs: Iterable[PlannedRun], root: Path, file: str, data: bool = True) -> None:
     """Checks the options of all runs as those of option files are checked. Nothing is left on the disk.
 
     What differs in nothing but its seed is checked once: seeds were checked with the plan.
@@ -81,7 +81,7 @@ def without_lpips_weights(metrics: dict) -> dict:
             and block.get('type') == 'calculate_lpips' else block for name, block in metrics.items()}
 
 
-def write_options(runs: Iterable[Run]) -> None:
+def write_options(runs: Iterable[PlannedRun]) -> None:
     """Writes the option files of runs, which have been checked."""
     for run in runs:
         for stage in run.stages:
@@ -91,7 +91,7 @@ def write_options(runs: Iterable[Run]) -> None:
 
 # ---------------------------------------------------------------- one run, in a process of its own
 
-def make(run: Run, out: Path, root: Path, log: Path, gpu: int | None, first_only: bool = False) -> None:
+def make(run: PlannedRun, out: Path, root: Path, log: Path, gpu: int | None, first_only: bool = False) -> None:
     """Trains, tests and records one run; ends the process with its exit status.
 
     Args:
@@ -129,14 +129,14 @@ def _command(argv: list[str], action: Callable, is_train: bool, root: Path) -> N
 @dataclass
 class Event:
     """What happened last: a run has ended, or goes on."""
-    run: Run
+    run: PlannedRun
     status: int | None  # exit status; None: in progress
     iteration: int = 0
     log: Path = Path()
     seconds: float = 0.  # of its processes; of stage 1, that of the run that it was trained for
 
 
-def make_all(runs: list[Run], out: Path, root: Path, gpus: list[int | None]) -> Iterator[Event]:
+def make_all(runs: list[PlannedRun], out: Path, root: Path, gpus: list[int | None]) -> Iterator[Event]:
     """Makes the records that are missing, one run on each of ``gpus`` (``[None]``: one after another on the CPU).
 
     Every run has a process of its own, so that one that fails takes no other with it. When this generator is closed,
@@ -185,7 +185,7 @@ def make_all(runs: list[Run], out: Path, root: Path, gpus: list[int | None]) -> 
             process.join()
 
 
-def progress(run: Run, root: Path) -> int:
+def progress(run: PlannedRun, root: Path) -> int:
     """How many iterations of a run are done, all its stages together."""
     return sum(done(root, stage) for stage in run.stages)
 
@@ -198,7 +198,7 @@ def done(root: Path, stage: Stage) -> int:
     return max((entry['iter'] for entry in history), default=0)
 
 
-def seconds_left(runs: Iterable[Run], records: Iterable[dict], out: Path, jobs: int) -> float | None:
+def seconds_left(runs: Iterable[PlannedRun], records: Iterable[dict], out: Path, jobs: int) -> float | None:
     """What the missing runs will take, by those there are of the same method, or of any; None before the first."""
     by_method: dict[tuple, list[float]] = {}
     for record in records:

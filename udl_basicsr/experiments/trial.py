@@ -24,7 +24,7 @@ from udl_basicsr.utils.tables import text_table
 
 from .costs import iteration_operations
 from .overview import duration
-from .plan import Plan, Run, Stage
+from .plan import Plan, PlannedRun, Stage
 from .runner import check, make_all, without_lpips_weights, write_options
 
 ITERATIONS = 2
@@ -36,7 +36,7 @@ _USUAL = 5e10  # operations a second, and seconds of a cell that are no training
 _OVERHEAD = 4.
 
 
-def prepare(plan: Plan, runs: Iterable[Run], folder: Path) -> list[Run]:
+def prepare(plan: Plan, runs: Iterable[PlannedRun], folder: Path) -> list[PlannedRun]:
     """Makes the runs of a trial and their images.
 
     Args:
@@ -47,7 +47,7 @@ def prepare(plan: Plan, runs: Iterable[Run], folder: Path) -> list[Run]:
     Raises:
         OptionError: Options that are wrong, or a folder that is no trial's, before anything is written.
     """
-    first: dict[tuple, Run] = {}
+    first: dict[tuple, PlannedRun] = {}
     for run in runs:
         first.setdefault((run.network, run.scale, run.method), run)
     check(first.values(), folder, plan.file, data=False)
@@ -70,7 +70,7 @@ def prepare(plan: Plan, runs: Iterable[Run], folder: Path) -> list[Run]:
     return tried
 
 
-def _smallest_side(runs: list[Run], folder: Path, file: str) -> int:
+def _smallest_side(runs: list[PlannedRun], folder: Path, file: str) -> int:
     """LR pixels of the smallest crop that is enough for all runs of a network and scale, which share their stage 1."""
     for side in _SIDES:
         try:
@@ -81,17 +81,17 @@ def _smallest_side(runs: list[Run], folder: Path, file: str) -> int:
     raise problem
 
 
-def _place(run: Run, folder: Path, what: str, side: int) -> Path:
+def _place(run: PlannedRun, folder: Path, what: str, side: int) -> Path:
     """The folder of the images with ``side`` LR pixels for one degradation and scale."""
     return folder / 'data' / f'{run.degradation}_x{run.scale}_{_enlarged(run)}' / f'{what}_{side}'
 
 
-def _enlarged(run: Run) -> int:
+def _enlarged(run: PlannedRun) -> int:
     """How many times its networks enlarge: 1 where LR images come enlarged already, as in RealSR."""
     return run.stages[-1].flat['scale']
 
 
-def _on_trial(run: Run, folder: Path, side: int) -> Run:
+def _on_trial(run: PlannedRun, folder: Path, side: int) -> PlannedRun:
     """A run with a few iterations on crops of ``side`` LR pixels."""
     enlarged = _enlarged(run)
 
@@ -136,7 +136,7 @@ def _random_judge(block: object) -> object:
     return {**block, 'judge_random': True} if target and 'judge_random' in parameters(target)[0] else block
 
 
-def _make_images(place: Path, run: Run, photos: Iterable[str], side: int) -> None:
+def _make_images(place: Path, run: PlannedRun, photos: Iterable[str], side: int) -> None:
     """Crops of photographs, ``side`` LR pixels wide, degraded as a run's options say."""
     scale, degrade = _enlarged(run), DEGRADATIONS.get(run.degradation.lower(), DEGRADATIONS['bic'])
     for photo in photos:
@@ -166,7 +166,7 @@ def _photograph(name: str, side: int) -> np.ndarray:
 
 # ---------------------------------------------------------------- the work
 
-def run_trial(runs: Sequence[Run], folder: Path, gpus: list[int | None]) -> int:
+def run_trial(runs: Sequence[PlannedRun], folder: Path, gpus: list[int | None]) -> int:
     """Goes through the cells, says how each ended, and prints the table of all.
 
     Returns:

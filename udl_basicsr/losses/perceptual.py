@@ -3,16 +3,21 @@
 Zhang et al., The Unreasonable Effectiveness of Deep Features as a Perceptual Metric, CVPR 2018. The package ``lpips``
 brings the networks and its own linear weights; the ImageNet weights of the backbone are torchvision's.
 """
+from __future__ import annotations
+
 import logging
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import lpips
 import torch
 import torchvision
 from torch import Tensor, nn
 
 from udl_basicsr.utils.checkpoints import CheckpointError, network_weights
+
+if TYPE_CHECKING:
+    import lpips
 
 #: LPIPS' name of a backbone: torchvision's name, and the smallest side of an image that passes through all its layers.
 _BACKBONES = {'alex': ('alexnet', 31), 'vgg': ('vgg16', 16), 'squeeze': ('squeezenet1_1', 17)}
@@ -38,7 +43,7 @@ class PerceptualDistance(nn.Module):
         self.linear = linear
         self.min_size = smallest_image(model.pnet_type)
 
-    def train(self, mode: bool = True) -> 'PerceptualDistance':
+    def train(self, mode: bool = True) -> PerceptualDistance:
         """Stays in eval mode: dropout would make the judge a random one."""
         return super().train(False)
 
@@ -134,6 +139,8 @@ def build_lpips(net: str = 'alex', weights_path: str | Path | None = None, rando
         ValueError: Unknown ``net`` or ``version``.
         CheckpointError: The weights are missing or do not fit.
     """
+
+    import lpips  # here: whoever has no judge need not wait for it
 
     if version not in VERSIONS:
         raise ValueError(f'version: expected one of {", ".join(VERSIONS)}, got {version!r}')

@@ -4,15 +4,11 @@ The rules are those of BasicSR's PairedImageDataset (basicsr/data/data_util.py);
 asked for, since how they read is their own affair. Image headers are read, and pixels with ``deep``.
 """
 import contextlib
-import io
 import math
-import os
-import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from os import path as osp
-from pathlib import PurePosixPath, PureWindowsPath
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 from basicsr.data.paired_image_dataset import PairedImageDataset
 from tqdm import tqdm
@@ -22,27 +18,16 @@ from udl_basicsr.data.in_memory import processes_here, why_too_large
 from udl_basicsr.data.uncertainty_cache import AUTO, why_no_folder
 from udl_basicsr.metrics import calculate_lpips
 
-from .keys import Report, lookup
+from .keys import Findings, lookup
+from .pairs import PREPARE, Pair, Size, file_pairs, lmdb_pairs, names_outside, some_of, why_outside
 from .signatures import parameters
 from .trials import SAME_NAMES, try_dataset, try_metric
 
-SHOWN = 20
-"""So many offending files are named, of more the number."""
 _THREADS = 8  # what waits for a disk, or a network, waits for several files at once
 _PORTION = 256  # files that a thread takes at a time
 _MOST_SAMPLES = 5 * 10**7  # of an epoch, whose order is kept in memory
 _LARGEST_TRIAL = 512  # side of the image that metrics are tried on, where the smallest image is larger
 _WITH_IMAGES = ('UDLModel', 'TLWModel', 'SRModel')  # which take images, not frames
-_LMDB_LINE = re.compile(r'^(?P<name>.+?) \((?P<height>\d+),\s*(?P<width>\d+),\s*\d+\)')
-_PREPARE = 'prepare it with udl prepare, or correct the path'
-
-Size = tuple[int, int]
-
-
-class Pair(NamedTuple):
-    """The names of one pair: paths, or keys of databases."""
-    gt: str
-    lq: str
 
 
 class Images:
@@ -111,7 +96,7 @@ def where(path: str, root_path: str) -> str:
     return absolute
 
 
-def check_data(opt: dict, root_path: str, report: Report, images: Images) -> None:
+def check_data(opt: dict, root_path: str, report: Findings, images: Images) -> None:
     """Checks every data set of the runtime options whose keys are in order."""
     for key, dataset in opt['datasets'].items():
         at = f'datasets.{key}'
@@ -120,7 +105,7 @@ def check_data(opt: dict, root_path: str, report: Report, images: Images) -> Non
             _check_dataset(dataset, at, opt, root_path, report, images)
 
 
-def _check_dataset(dataset: dict, at: str, opt: dict, root_path: str, report: Report, images: Images) -> None:
+def _check_dataset(dataset: dict, at: str, opt: dict, root_path: str, report: Findings, images: Images) -> None:
     cls = lookup('data set', dataset.get('type'))
     train = dataset['phase'] == 'train'
     drop = '' if train else f'; to do without this set: --force_yml {at.replace(".", ":")}=~'
@@ -131,8 +116,8 @@ def _check_dataset(dataset: dict, at: str, opt: dict, root_path: str, report: Re
         wanted = osp.isdir if key.startswith('dataroot') else osp.isfile
         if not wanted(osp.expanduser(path)):
             kind = 'folder' if key.startswith('dataroot') else 'file'
-            report.add(f'{at}.{key}', f'no such {kind}: {where(path, root_path)}; {_PREPARE}{drop}')
-        elif kind_of_meta := key.startswith('meta') and _names_outside(osp.expanduser(path)):
+            report.add(f'{at}.{key}', f'no such {kind}: {where(path, root_path)}; {PREPARE}{drop}')
+        elif kind_of_meta := key.startswith('meta') and names_outside(osp.expanduser(path)):
             report.add(f'{at}.{key}', kind_of_meta)
     cache = dataset.get('uncertainty_cache')
     if isinstance(cache, str) and cache != AUTO and (problem := why_no_folder(cache)):
@@ -151,7 +136,7 @@ def _check_dataset(dataset: dict, at: str, opt: dict, root_path: str, report: Re
             report.add(f'{at}.type', problem)
 
 
-def _check_pairs(dataset: dict, at: str, opt: dict, report: Report, images: Images) -> None:
+def _check_pairs(dataset: dict, at: str, opt: dict, report: Findings, images: Images) -> None:
     roots = [dataset.get('dataroot_gt'), dataset.get('dataroot_lq')]
     for key, root in zip(('dataroot_gt', 'dataroot_lq'), roots, strict=True):
         if not isinstance(root, str):
@@ -161,17 +146,17 @@ def _check_pairs(dataset: dict, at: str, opt: dict, report: Report, images: Imag
     gt_root, lq_root = roots
     with contextlib.ExitStack() as stack:
         if dataset['io_backend']['type'] == 'lmdb':
-            pairs, opened = _lmdb_pairs(gt_root, lq_root, at, report, stack)
+            pairs, opened = lmdb_pairs(gt_root, lq_root, at, report, stack)
         else:
-            pairs, opened = _file_pairs(dataset, gt_root, lq_root, at, report), _open_file
+            pairs, opened = file_pairs(dataset, gt_root, lq_root, at, report), _open_file
         if not pairs:
             if not report.has(at):
-                report.add(at, f'no images in {osp.abspath(gt_root)}; {_PREPARE}')
+                report.add(at, f'no images in {osp.abspath(gt_root)}; {PREPARE}')
             return
         if dataset['phase'] == 'train' and not report.has('num_gpu'):
             _check_batch(len(pairs), dataset, at, opt, report)
         if dataset['phase'] != 'train' and (same := same_names(pair.lq for pair in pairs)):
-            report.add(at, f'{SAME_NAMES}: {_some(same, "; ")}')
+            report.add(at, f'{SAME_NAMES}: {some_of(same, "; ")}')
         images.look((name for pair in pairs for name in pair), opened, f'{at} ({dataset["name"]})')
     sizes = _readable(pairs, at, report, images)
     scale = opt.get('scale')
@@ -188,154 +173,7 @@ def _open_file(path: str) -> BinaryIO:
     return open(path, 'rb')
 
 
-# ------------------------------------------------------------------------------------------------------------ pairing
-def _some(names: Sequence[str], separator: str = ', ') -> str:
-    names = list(names)
-    return separator.join(names[:SHOWN]) + (f'{separator}... ({len(names)} in all)' if len(names) > SHOWN else '')
-
-
-def _listing(folder: str) -> set[str]:
-    return {e.name for e in os.scandir(folder) if e.is_file() and not e.name.startswith('.')}
-
-
-def why_outside(name: str) -> str:
-    """Why a file's name, from a list that somebody else may have written, is none; empty where it is one."""
-    if not name.isprintable():
-        return 'has characters that cannot be seen'
-    for path in (PurePosixPath(name), PureWindowsPath(name)):
-        if path.root:
-            return 'is an absolute path; expected one inside the folder'
-        if '..' in path.parts:
-            return 'climbs out of its folder with ..; expected a name inside it'
-    if PurePosixPath(name).name.startswith('.'):
-        return 'begins with a dot; such files are no images of a data set'
-    return ''
-
-
-def _lines(path: str) -> Iterator[str]:
-    with open(path, encoding='utf-8') as file:
-        for line in file:
-            yield line.rstrip('\r\n')
-
-
-def _names_outside(path: str) -> str:
-    """What is wrong with the names in a list of images, one a line; empty where nothing is."""
-    try:
-        wrong = [f'line {number}: {name[:100]!r} {problem}' for number, line in enumerate(_lines(path), 1)
-                 for name in re.split(r',? ', line.strip()) if name and (problem := why_outside(name))]
-    except (OSError, UnicodeDecodeError) as error:
-        return f'cannot be read: {error}'
-    return _some(wrong, '; ')
-
-
-def _file_pairs(dataset: dict, gt_root: str, lq_root: str, at: str, report: Report) -> list[Pair]:
-    template, meta = dataset.get('filename_tmpl', '{}'), dataset.get('meta_info_file')
-    gt_there, lq_there = _listing(gt_root), _listing(lq_root)
-    for key, there in (('dataroot_gt', gt_there), ('dataroot_lq', lq_there)):
-        # they become those of results, and lines of logs and tables
-        if strange := sorted(ascii(name) for name in there if not name.isprintable()):
-            report.add(f'{at}.{key}', f'has files whose names have characters that cannot be seen: {_some(strange)}; '
-                       'rename them')
-    names = sorted(gt_there)
-    if meta is not None:
-        names = [line.strip().split(' ')[0] for line in _lines(osp.expanduser(meta))]
-        if '' in names:
-            report.add(f'{at}.meta_info_file', f'line {names.index("") + 1} is empty; remove it')
-        absent = [n for n in names if n and n not in gt_there and not osp.isfile(osp.join(gt_root, n))]
-        if absent:
-            report.add(f'{at}.meta_info_file', f'names images that are not in {osp.abspath(gt_root)}: {_some(absent)}')
-        names = [n for n in names if n and n not in set(absent)]
-    partner = {}
-    for name in names:
-        stem, extension = osp.splitext(osp.basename(name))
-        partner[name] = f'{template.format(stem)}{extension}'
-    alone = [n for n in names if partner[n] not in lq_there]
-    if alone:
-        report.add(f'{at}.dataroot_lq', f'no partner in {osp.abspath(lq_root)}: '
-                   f'{_some([f"{partner[n]} for {n}" for n in alone])}; names must be equal, or follow filename_tmpl')
-    extra = sorted(lq_there - set(partner.values())) if meta is None else []
-    if extra:
-        report.add(f'{at}.dataroot_lq', f'images without a partner in {osp.abspath(gt_root)}: {_some(extra)}')
-    # those that are pairs are looked at all the same: whoever mends a folder wants to know everything
-    alone = set(alone)
-    return [Pair(osp.join(gt_root, n), osp.join(lq_root, partner[n])) for n in names if n not in alone]
-
-
-def _lmdb_pairs(gt_root: str, lq_root: str, at: str, report: Report, stack: contextlib.ExitStack,
-                ) -> tuple[list[Pair], Callable[[str], BinaryIO]]:
-    """Pairs of two databases whose ``meta_info.txt`` says what is in them, and how to read one."""
-    keys: dict[str, set[str]] = {}
-    read: dict[str, Callable[[str], bytes]] = {}
-    for key, root in (('dataroot_gt', gt_root), ('dataroot_lq', lq_root)):
-        if not root.endswith('.lmdb'):
-            report.add(f'{at}.{key}', f'io_backend lmdb expects a folder whose name ends in .lmdb, got {root}')
-            continue
-        meta = osp.join(root, 'meta_info.txt')
-        try:
-            lines = list(_lines(meta))
-        except (OSError, UnicodeDecodeError):
-            report.add(f'{at}.{key}', f'cannot read {osp.abspath(meta)}; {_PREPARE}')
-            continue
-        if outside := _names_outside(meta):
-            report.add(f'{at}.{key}', f'{osp.abspath(meta)}: {outside}')
-            continue
-        keys[root] = {line.split('.')[0] for line in lines}
-        try:
-            read[root], there = _open_lmdb(root, stack)
-        except Exception as error:  # lmdb has a dozen kinds, and is imported only where it is needed
-            report.add(f'{at}.{key}', f'{osp.abspath(root)} cannot be opened as an LMDB: {error}; {_PREPARE}')
-            continue
-        for what, names in (('is not in the database', keys[root] - there), ('is in no line', there - keys[root])):
-            if names:
-                report.add(f'{at}.{key}', f'{osp.abspath(meta)} does not fit the database: {_some(sorted(names))} '
-                           f'{what}; make it anew with udl prepare')
-        wrong = [f'{m["name"]} {m["width"]}x{m["height"]}, {size[0]}x{size[1]} in truth' for line in lines
-                 if (m := _LMDB_LINE.match(line)) and (size := _size_of(read[root], line.split('.')[0]))
-                 and size != (int(m['width']), int(m['height']))]
-        if wrong:
-            report.add(f'{at}.{key}', f'{osp.abspath(meta)} has other sizes than the database: {_some(wrong)}')
-    if len(read) < 2:
-        return [], io.BytesIO
-    if keys[gt_root] != keys[lq_root]:
-        report.add(f'{at}.dataroot_lq', 'its images are not those of dataroot_gt: '
-                   f'{_some(sorted(keys[gt_root] ^ keys[lq_root]))}')
-
-    def opened(name: str) -> BinaryIO:
-        root, _, key = name.rpartition('.lmdb/')
-        return io.BytesIO(read[f'{root}.lmdb'](key))
-
-    both = keys[gt_root] & keys[lq_root]
-    return [Pair(f'{gt_root}/{k}', f'{lq_root}/{k}') for k in sorted(both)], opened
-
-
-def _size_of(read: Callable[[str], bytes], key: str) -> Size | None:
-    try:
-        return read_header(io.BytesIO(read(key)))
-    except ImageError:
-        return None  # which is said of the pair
-
-
-def _open_lmdb(root: str, stack: contextlib.ExitStack) -> tuple[Callable[[str], bytes], set[str]]:
-    """How to read a database, and its keys. Nothing is written beside it: no lock."""
-    import lmdb
-
-    database = stack.enter_context(lmdb.open(root, readonly=True, lock=False, readahead=False, create=False))
-    needed = (database.info()['last_pgno'] + 1) * database.stat()['psize']
-    if (there := osp.getsize(osp.join(root, 'data.mdb'))) < needed:
-        # reading behind the end of a file that is mapped into memory kills the process
-        raise ValueError(f'data.mdb is cut off, it has {there} of {needed} bytes')
-    with database.begin() as transaction:
-        there = {bytes(key).decode('utf-8', 'backslashreplace') for key in transaction.cursor().iternext(values=False)}
-
-    def read(key: str) -> bytes:
-        with database.begin() as transaction:
-            return transaction.get(key.encode()) or b''
-
-    return read, there
-
-
-# -------------------------------------------------------------------------------------------------- numbers and sizes
-def _check_batch(images: int, dataset: dict, at: str, opt: dict, report: Report) -> None:
+def _check_batch(images: int, dataset: dict, at: str, opt: dict, report: Findings) -> None:
     """BasicSR drops an incomplete batch: with less than one, it would train nothing and report success."""
     world, ratio = opt['world_size'], dataset.get('dataset_enlarge_ratio', 1)
     factor = 1 if opt['dist'] else max(opt['num_gpu'], 1)
@@ -353,16 +191,16 @@ def _check_batch(images: int, dataset: dict, at: str, opt: dict, report: Report)
                    'or more, or lower batch_size_per_gpu')
 
 
-def _readable(pairs: list[Pair], at: str, report: Report, images: Images) -> dict[Pair, tuple[Size, Size]]:
+def _readable(pairs: list[Pair], at: str, report: Findings, images: Images) -> dict[Pair, tuple[Size, Size]]:
     """The sizes of the pairs of which both images can be read; the others are reported."""
     broken = [f'{name}: {why}' for pair in pairs for name in pair if isinstance(why := images.known[name], str)]
     if broken:
-        report.add(at, f'{len(broken)} of {2 * len(pairs)} images cannot be used: {_some(broken, "; ")}')
+        report.add(at, f'{len(broken)} of {2 * len(pairs)} images cannot be used: {some_of(broken, "; ")}')
     sizes = {pair: (images.known[pair.gt], images.known[pair.lq]) for pair in pairs}
     return {pair: both for pair, both in sizes.items() if not any(isinstance(size, str) for size in both)}
 
 
-def _check_sizes(sizes: dict[Pair, tuple[Size, Size]], scale: int, dataset: dict, at: str, report: Report) -> None:
+def _check_sizes(sizes: dict[Pair, tuple[Size, Size]], scale: int, dataset: dict, at: str, report: Findings) -> None:
     train, patch = dataset['phase'] == 'train', dataset.get('gt_size')
     # training wants exact sizes; validation crops what is left over, but no more than that is ever left over
     wrong = [f'{osp.basename(pair.gt)} GT {gt[0]}x{gt[1]}, LQ {lq[0]}x{lq[1]}' for pair, (gt, lq) in sizes.items()
@@ -370,7 +208,7 @@ def _check_sizes(sizes: dict[Pair, tuple[Size, Size]], scale: int, dataset: dict
                     for g, q in zip(gt, lq, strict=True))]
     if wrong:
         report.add(at, f'in {len(wrong)} of {len(sizes)} pairs, GT is not {scale} times LQ, as scale: {scale} says: '
-                   f'{_some(wrong, "; ")}; is it the right folder?')
+                   f'{some_of(wrong, "; ")}; is it the right folder?')
     if not train or not isinstance(patch, int):
         return
     if patch % scale:
@@ -379,13 +217,13 @@ def _check_sizes(sizes: dict[Pair, tuple[Size, Size]], scale: int, dataset: dict
     small = {pair: min(lq) for pair, (_, lq) in sizes.items() if min(lq) < patch // scale}
     if small:
         pair = min(small, key=small.get)
-        others = f'; {len(small)} images are too small: {_some([osp.basename(p.lq) for p in small])}'
+        others = f'; {len(small)} images are too small: {some_of([osp.basename(p.lq) for p in small])}'
         report.add(f'{at}.gt_size', f'{patch} makes LQ patches of {patch // scale}, larger than '
                    f'{osp.basename(pair.lq)}, whose short side is {small[pair]}; use {small[pair] * scale} or less, or '
                    f'remove the image{others if len(small) > 1 else ""}')
 
 
-def _check_metrics(sizes: dict[Pair, tuple[Size, Size]], scale: int, opt: dict, at: str, report: Report) -> None:
+def _check_metrics(sizes: dict[Pair, tuple[Size, Size]], scale: int, opt: dict, at: str, report: Findings) -> None:
     """That every metric gives a number for the smallest image that it will see."""
     val = opt.get('val')
     metrics = val.get('metrics') if isinstance(val, dict) else None

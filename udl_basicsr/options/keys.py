@@ -24,7 +24,7 @@ _FILLED_IN = {'is_train', 'dist', 'rank', 'world_size', 'auto_resume', 'root_pat
 _RUNTIME_KEYS = {'phase', 'scale'}  # BasicSR fills them into every data set
 
 
-class Report:
+class Findings:
     """Collects what is wrong; ``at`` is the dotted path of a key."""
 
     def __init__(self) -> None:
@@ -64,7 +64,7 @@ def lookup(what: str, name: Any) -> Any:
 class KeyChecker:
     """Walks options along the table of ``schema.py``. Accepted values are converted in place."""
 
-    def __init__(self, opt: dict, is_train: bool, report: Report) -> None:
+    def __init__(self, opt: dict, is_train: bool, report: Findings) -> None:
         self.opt, self.is_train, self.report = opt, is_train, report
         models = known('model')
         name = str(opt.get('model_type'))

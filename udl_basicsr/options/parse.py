@@ -17,7 +17,7 @@ from udl_basicsr.utils.checkpoints import unpacks
 from udl_basicsr.utils.yaml_files import OptionError, apply_force_yml, dump_flat, interpolate, load_yaml
 
 from .data_sets import Images, check_data, where
-from .keys import Report
+from .keys import Findings
 from .schema import OPTIONS
 from .trials import try_model
 from .values import Checker
@@ -83,7 +83,7 @@ def _parse(file: str, parents: tuple[str, ...], *, root_path: str, is_train: boo
         flat['stage1'] = osp.abspath(flat['stage1'])  # only --force_yml can have left it relative, to where we are
     _complete(flat, debug)
 
-    report, stage1, promised = Report(), None, {}
+    report, stage1, promised = Findings(), None, {}
     if isinstance(flat.get('stage1'), str) and is_train:
         stage1 = _parse_stage1(flat, report, (*parents, osp.realpath(file)), root_path=root_path, is_train=True,
                                force_yml=(), auto_resume=auto_resume, debug=debug, rank=rank, world_size=world_size,
@@ -124,7 +124,7 @@ def renamed(parsed: Parsed, name: str, **path: str) -> Parsed:
     return Parsed(parsed.file, flat, opt, None, parsed.warnings)
 
 
-def _error(file: str, report: Report) -> OptionError:
+def _error(file: str, report: Findings) -> OptionError:
     # both stages usually train on the same data: what is missing for both is said once
     elsewhere = [line for line in report.elsewhere if not line.endswith(tuple(f': {p}' for p in report.problems))]
     return OptionError([*(f'{file}: {p}' for p in report.problems), *elsewhere])
@@ -147,7 +147,7 @@ def _complete(flat: dict, debug: bool) -> None:
         flat[key] = flat.pop(key)
 
 
-def _parse_stage1(flat: dict, report: Report, parents: tuple[str, ...], **arguments: Any) -> Parsed | None:
+def _parse_stage1(flat: dict, report: Findings, parents: tuple[str, ...], **arguments: Any) -> Parsed | None:
     """Checks the option file of stage 1, and that stage 2 can start from what it trains."""
     first = flat['stage1']
     if osp.realpath(first) in parents:
@@ -225,7 +225,7 @@ def _runtime(flat: dict, root_path: str, is_train: bool, num_gpu_available: int)
     return opt
 
 
-def _check_machine(opt: dict, flat: dict, num_gpu_available: int, report: Report) -> None:
+def _check_machine(opt: dict, flat: dict, num_gpu_available: int, report: Findings) -> None:
     wanted = flat['num_gpu']
     if isinstance(wanted, int) and wanted > num_gpu_available:
         report.add('num_gpu', f'{wanted} is more than the {num_gpu_available} that this machine shows; use auto')
@@ -237,7 +237,7 @@ def _check_machine(opt: dict, flat: dict, num_gpu_available: int, report: Report
             report.add('datasets.train.pin_memory', 'must be true with prefetch_mode: cuda')
 
 
-def _check_weights(flat: dict, promised: dict, root_path: str, is_train: bool, report: Report) -> None:
+def _check_weights(flat: dict, promised: dict, root_path: str, is_train: bool, report: Findings) -> None:
     """Weights and states that are named must be there, but for those that stage 1 will leave."""
     for key, value in flat['path'].items():
         if not isinstance(value, str) or key in promised or not ('pretrain_network' in key or key == 'resume_state'):
@@ -250,7 +250,7 @@ def _check_weights(flat: dict, promised: dict, root_path: str, is_train: bool, r
                        'to may fill the memory; fetch it again, or save it anew with torch.save')
 
 
-def _check_places(opt: dict, report: Report) -> None:
+def _check_places(opt: dict, report: Findings) -> None:
     """The folders of the run can be made: nothing that is no folder stands in their place, or in that of the lock."""
     run = opt['path']['experiments_root' if opt['is_train'] else 'results_root']
     for folder in (run, osp.join(opt['root_path'], 'tb_logger', opt['name'])):

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from udl_basicsr.experiments.comparison import means
+from udl_basicsr.experiments.statistics import means
 from udl_basicsr.utils.scores import ScoresError, decimals, format_value, lower_is_better, metric_title
 
 from .html_groups import (

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from udl_basicsr.experiments.comparison import methods_of, paired_difference, read_records
+from udl_basicsr.experiments.record_files import read_records
+from udl_basicsr.experiments.statistics import methods_of, paired_difference
 from udl_basicsr.utils.scores import ScoresError, decimals, lower_is_better, read_scores
 
 AHEAD, BEHIND, OPEN = 'ahead', 'behind', 'open'  # also the classes that templates/report.css colours
@@ -18,7 +19,7 @@ class Group:
 
     Attributes:
         title: Its heading.
-        records: As :func:`udl_basicsr.experiments.comparison.read_records` gives them; of plain test runs,
+        records: As :func:`udl_basicsr.experiments.record_files.read_records` gives them; of plain test runs,
             what is known.
         remedy: The command that makes the pictures where there are none.
     """
@@ -154,7 +155,7 @@ def verdict(difference: Mapping, metric: str, trained: bool = True) -> str:
     """`ahead` or `behind` where the intervals leave out zero, else `open`.
 
     Args:
-        difference: As :func:`udl_basicsr.experiments.comparison.paired_difference` gives it.
+        difference: As :func:`udl_basicsr.experiments.statistics.paired_difference` gives it.
         metric: Its metric.
         trained: Asks both intervals, that over seeds and images and that over seeds, so that a single seed decides
             nothing. Otherwise that over images: it is weights that are compared then, not ways to train.

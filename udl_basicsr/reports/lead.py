@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from udl_basicsr.experiments.comparison import SAMPLES, paired_difference, scores_matrix
+from udl_basicsr.experiments.statistics import SAMPLES, paired_difference, scores_matrix
 from udl_basicsr.functional.uncertainty import spearman
 from udl_basicsr.utils.scores import ScoresError, lower_is_better, metric_title
 

@@ -18,7 +18,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from udl_basicsr.experiments.comparison import means
 from udl_basicsr.experiments.printed import (
     DATASETS,
     HR_SIZE,
@@ -30,6 +29,7 @@ from udl_basicsr.experiments.printed import (
     printed_values,
     row_metrics,
 )
+from udl_basicsr.experiments.statistics import means
 from udl_basicsr.utils.scores import ScoresError, decimals, metric_title
 from udl_basicsr.utils.tables import markdown_table, text_table
 

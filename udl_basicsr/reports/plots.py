@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from udl_basicsr.experiments.comparison import methods_of, paired_difference
+from udl_basicsr.experiments.statistics import methods_of, paired_difference
 from udl_basicsr.functional.image_statistics import error_map, log_histogram, logarithmic_edges, peaks, variance_ratio
 from udl_basicsr.utils.scores import ScoresError, lower_is_better, metric_title
 
@@ -66,7 +66,7 @@ def differences_figure(records: Sequence[Mapping], out: str | Path, metric: str 
     """Draws how far each method is from the reference on each data set, with its intervals of 95 %.
 
     The thick whisker is the bootstrap over seeds and images, the thin one Student's t over seeds; see
-    :func:`~udl_basicsr.experiments.comparison.paired_difference`. A dot is filled where both exclude 0, never for a
+    :func:`~udl_basicsr.experiments.statistics.paired_difference`. A dot is filled where both exclude 0, never for a
     single seed. Methods are ordered by their mean over the data sets, the best first.
 
     Args:

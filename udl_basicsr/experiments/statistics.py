@@ -1,112 +1,19 @@
-"""The records of a comparison of losses, and what they say: means over seeds, paired differences, intervals.
-
-A record is one JSON file for each run, ``docs/results/<comparison>/<method>_x<scale>_seed<seed>.json``, with the
-network's id before the method where there are several networks: the scores of its test
-(:mod:`udl_basicsr.utils.scores`), and what one must know to compare them with those of another run.
-"""
+"""What the records of a comparison say: means over seeds, paired differences, their intervals, and tables of both."""
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from udl_basicsr.utils.files import write_text
-from udl_basicsr.utils.json_files import JsonError, read_json
-from udl_basicsr.utils.scores import ScoresError, check_scores, decimals, lower_is_better, metric_title
+from udl_basicsr.utils.scores import decimals, lower_is_better, metric_title
 from udl_basicsr.utils.tables import markdown_table, text_table
 
-FIELDS = {'comparison': str, 'method': str, 'label': str, 'reference': str, 'seed': int, 'degradation': str,
-          'network_title': str, 'parameters': int, 'stages': list, 'options': list, 'initial_weights': str,
-          'data_order': str, 'seconds': float, 'machine': str, 'date': str, 'curve': dict}
 SAMPLES = 10_000  # of the bootstrap
 # Student's t, 97.5 %, for 1 to 30 degrees of freedom; SciPy is too much for thirty numbers.
 _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
       2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)
 
-
-# ---------------------------------------------------------------- records
-
-def record_file(folder: str | Path, method: str, scale: int, seed: int, network: str | None = None) -> Path:
-    """Where the record of a run lies; ``network``: its id, in comparisons of several."""
-    return Path(folder) / f'{network + "_" if network else ""}{method}_x{scale}_seed{seed}.json'
-
-
-def check_record(record: Any, source: str = 'record') -> dict:
-    """Checks a record against the schema.
-
-    Raises:
-        ScoresError: Says which field is missing or wrong.
-    """
-    record = check_scores(record, source)
-    for field, kind in FIELDS.items():
-        value = record.get(field)
-        accepted = (int, float) if kind is float else kind
-        if not isinstance(value, accepted) or isinstance(value, bool):
-            raise ScoresError(f'{source}: `{field}` should be of type {kind.__name__}, got {value!r}. '
-                              'udl compare writes such records')
-    return record
-
-
-def write_record(record: Mapping, folder: str | Path) -> Path:
-    """Writes a record as a whole or not at all.
-
-    Raises:
-        ScoresError: It does not follow the schema; nothing is written.
-    """
-    record = check_record(record)
-    file = record_file(folder, record['method'], record['scale'], record['seed'], record.get('network_id'))
-    return write_text(file, json.dumps(record, ensure_ascii=False, separators=(',', ':')) + '\n')
-
-
-def read_records(folder: str | Path) -> list[dict]:
-    """The records of a comparison, by method, scale and seed.
-
-    Args:
-        folder: ``docs/results/<comparison>``.
-
-    Raises:
-        FileNotFoundError: There are none; the message says how to make them.
-        ScoresError: A file that is no JSON or no record, or two runs of one seed that are no pair: they began with
-            other weights, saw other crops, or trained another network.
-    """
-    files = sorted(Path(folder).glob('*_x*_seed*.json'))
-    if not files:
-        raise FileNotFoundError(f'{folder}: no records <method>_x<scale>_seed<seed>.json. Make them: '
-                                'udl compare FILE.yml')
-    records = []
-    for file in files:
-        try:
-            record = read_json(file)
-        except JsonError as error:
-            raise ScoresError(f'{file} is no JSON file ({error}). Remove it and run the comparison again') from error
-        records.append(check_record(record, str(file)))
-    check_pairs(records)
-    return sorted(records, key=lambda r: (r['scale'], r['method'], r['seed']))
-
-
-def check_pairs(records: Iterable[Mapping]) -> None:
-    """Finds runs that cannot be compared pair by pair.
-
-    Each network of a comparison is compared with itself. Where each method has a length of its own (``lengths: own``),
-    runs see different numbers of crops, and their order is not compared.
-
-    Raises:
-        ScoresError: Names both runs and what differs.
-    """
-    first: dict[tuple, Mapping] = {}
-    for record in records:
-        other = first.setdefault((record.get('network_id'), record['scale'], record['seed']), record)
-        own = 'own' in (record.get('lengths'), other.get('lengths'))
-        for field in ('network_title', ) if own else ('network_title', 'initial_weights', 'data_order'):
-            if record[field] != other[field]:
-                raise ScoresError(f'{record["name"]} and {other["name"]} are no pair: `{field}` is {record[field]} in '
-                                  f'one and {other[field]} in the other. Keep them in different comparisons')
-
-
-# ---------------------------------------------------------------- statistics
 
 def scores_matrix(records: Iterable[Mapping], method: str, dataset: str, metric: str,
                   scale: int) -> tuple[list[int], list[str], np.ndarray]:
@@ -143,7 +50,7 @@ def paired_difference(records: Sequence[Mapping], method: str, dataset: str, met
     very images for other seeds? Student's t over the seeds' means; wide when seeds are few, as it should be.
 
     Args:
-        records: As read by :func:`read_records`.
+        records: As read by :func:`~udl_basicsr.experiments.record_files.read_records`.
         method: Id of the method.
         dataset: Name of the test set.
         metric: ``psnr``, ``ssim`` or ``lpips``.
@@ -187,8 +94,6 @@ def bootstrap_interval(values: np.ndarray, samples: int = SAMPLES, level: float 
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
-
-# ---------------------------------------------------------------- tables
 
 def methods_of(records: Iterable[Mapping]) -> dict[str, str]:
     """Ids and labels of the methods: the reference first, then by the order in the comparison's file, if kept."""

@@ -1,0 +1,73 @@
+"""What one run measures, and for how long."""
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from .contenders import Case
+from .pairing import CLOCKS, paired
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one run measures, and for how long.
+
+    Attributes:
+        cases (tuple): The first is the one that the figures are of.
+        rounds (int): Of every comparison, at most.
+        seconds (float): For every comparison: it ends with the round in which they are over, but not before three.
+        memory (Case | None): What the memory of the first network is measured of; None: of the first case.
+        compiled (tuple): Networks with torch.compile among the levers.
+        growth (tuple): Cases, of which time and memory are put side by side.
+        validated (tuple): Networks whose validation is measured; the first is the one that the figure is of.
+        images (int): Synthetic images for that.
+        image_size (tuple): Their height and width.
+        backends (tuple): Ways to store the training data, of which waiting is measured.
+        workers (tuple): Loader processes, likewise.
+        clock (str): What steps are timed by, one of ``CLOCKS``: the time on the wall, or that of this process on the
+            processors, which others who compute on the same machine do not lengthen by much.
+    """
+    cases: tuple[Case, ...]
+    rounds: int
+    seconds: float
+    memory: Case | None = None
+    compiled: tuple[str, ...] = ()
+    growth: tuple[Case, ...] = ()
+    validated: tuple[str, ...] = ('tiny', )
+    images: int = 20
+    image_size: tuple[int, int] = (320, 480)
+    backends: tuple[str, ...] = ()
+    workers: tuple[int, ...] = ()
+    clock: str = 'wall'
+
+    def time(self, contenders: Mapping[str, Callable[[], object]], warmup: int, title: str = '', share: float = 1
+             ) -> dict[str, list[float]]:
+        """:func:`paired`, by this plan, in a ``share`` of its seconds."""
+        return paired(contenders, self.rounds, warmup, self.seconds * share, title, CLOCKS[self.clock])
+
+
+def make_plan(device: torch.device, quick: bool, networks: Sequence[str] = ('EDSR-S', 'EDSR', 'RCAN', 'SwinIR'),
+              batch: int | None = None, patch: int | None = None, rounds: int | None = None,
+              seconds: float | None = None, clock: str = 'wall',
+              compiled: Sequence[str] | None = None) -> Plan:
+    """A plan for a device; what is None follows from the device and from ``quick`` (two minutes on two CPU cores)."""
+    gpu = device.type == 'cuda'
+    if quick:
+        case = Case(batch=batch or (16 if gpu else 2), patch=patch or (48 if gpu else 24))
+        return Plan((case, ), rounds or 9, seconds or 15, compiled=tuple(compiled or ()), images=10, clock=clock)
+    base = Case(batch=batch or (16 if gpu else 4), patch=patch or 48)
+    large = Case(batch=16 if gpu else 1, patch=48 if gpu else 16)
+    cases = tuple(replace(base if name == 'EDSR-S' else large, network=name) for name in networks)
+    middle = base if gpu else replace(base, batch=1, patch=24)
+    growth = [replace(middle, patch=n) for n in ((24, 48, 96) if gpu else (12, 24, 48))]
+    growth += [replace(middle, batch=n) for n in ((1, 4, 16, 64) if gpu else (1, 2, 4))]
+    growth += [replace(middle, scale=n) for n in (2, 3, 4)]
+    growth += [replace(middle, width=n) for n in (32, 64, 128)]
+    return Plan(
+        cases, rounds or 20, seconds or 300,
+        memory=replace(base, batch=16 if gpu else 4, patch=48) if cases[0] == base else None,
+        compiled=tuple(networks if compiled is None else compiled), growth=tuple(dict.fromkeys(growth)),
+        validated=('tiny', 'EDSR-S') if gpu else ('tiny', ), images=20, backends=('disk', 'lmdb', 'memory'),
+        workers=(0, 1, 2), clock=clock)

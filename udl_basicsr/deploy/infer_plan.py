@@ -1,0 +1,155 @@
+"""What inference has to do: the pictures that are there and the names of their outputs, before anything is made."""
+import os
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from udl_basicsr.data.images import ImageError
+from udl_basicsr.utils.text import one_line
+
+from .pictures import OPAQUE_SUFFIXES, SUFFIXES, Header, read_header
+
+_LONGEST_NAME = 255  # bytes, on the file systems of today
+
+
+class InferenceError(RuntimeError):
+    """Why nothing was done.
+
+    Attributes:
+        problems: one line each.
+    """
+
+    def __init__(self, problems: Iterable[str]) -> None:
+        self.problems = tuple(map(one_line, problems))
+        super().__init__('\n'.join(self.problems))
+
+
+@dataclass(frozen=True)
+class PictureJob:
+    """One picture and what is to be made of it."""
+    source: Path
+    header: Header
+    sr: Path | None
+    """Where the restored picture goes; None where it lies there already."""
+    log_scale: Path | None
+    """Where the map of s goes; None where it lies there already or is not asked for."""
+
+
+@dataclass(frozen=True)
+class InferencePlan:
+    """What is to be done, and what is not."""
+    jobs: tuple[PictureJob, ...]
+    done: int
+    """Pictures of which all outputs exist."""
+    passed_over: dict[str, int]
+    """Files in the folders that are no picture of a known format, by their endings."""
+
+
+def make_plan(inputs: Iterable[str | Path], out: str | Path, *, suffix: str = '', file_format: str = 'png',
+              log_scale: bool = False, overwrite: bool = False) -> InferencePlan:
+    """Finds the pictures and names their outputs; looks at headers only and changes nothing.
+
+    ``<out>/<folders below the input folder>/<name>[_<suffix>].<format>``, and ``..._log_scale.png`` for the map of s.
+
+    Args:
+        inputs: Files, and folders that are walked; hidden files and what lies below ``out`` are passed over.
+        out: Folder for the outputs.
+        suffix: Put behind the names.
+        file_format: ``png``, ``jpg``, or ``same`` as the input's.
+        log_scale: Whether maps of s are wanted.
+        overwrite: Make again what exists.
+
+    Raises:
+        InferenceError: With everything that is wrong.
+    """
+    out, problems, passed_over = Path(out), [], Counter()
+    if {'/', os.sep} & set(suffix):
+        problems.append(f'--suffix {suffix}: expected a part of a file name, without {os.sep}')
+    problems += _problem_of_folder(out)
+    sources: dict[Path, Path] = {}  # to the folder in out, by the file; a file that is named twice is one file
+    for given in map(Path, inputs):
+        if given.is_dir():
+            if given.resolve() == out.resolve():
+                problems.append(f'{given}: is the folder of --out, whose results would be its next pictures: give '
+                                'another --out')
+                continue
+            files = list(_walk(given, out, passed_over))
+            if not files:
+                problems.append(f'{given}: holds no picture ({", ".join(SUFFIXES)})')
+            for path in files:
+                sources.setdefault(path, path.parent.relative_to(given))
+        elif given.exists():
+            sources.setdefault(given, Path())
+        else:
+            problems.append(f'{given}: no such file or folder')
+    unique = {_place(path): (path, folder) for path, folder in reversed(sources.items())}
+    originals = {*unique, *(path.resolve() for path, _ in unique.values())}
+
+    jobs, done, owners = [], 0, {}
+    for path, folder in reversed(unique.values()):
+        try:
+            header = read_header(path)
+        except (ImageError, OSError) as error:
+            problems.append(problem_of(path, error))
+            continue
+        ending = header.suffix if file_format == 'same' else f'.{file_format}'
+        if header.transparent and ending in OPAQUE_SUFFIXES:
+            problems.append(f'{path}: has transparency, which {ending[1:]} cannot hold: use --format png')
+        name = f'{path.stem}_{suffix}' if suffix else path.stem
+        targets = [out / folder / f'{name}{ending}']
+        if log_scale:
+            targets.append(out / folder / f'{name}_log_scale.png')
+        longest = max((target.name for target in targets), key=lambda name: len(name.encode()))
+        if len(longest.encode()) > _LONGEST_NAME:
+            problems.append(f'{path}: the name of its result, {longest[:40]}..., would be longer than {_LONGEST_NAME} '
+                            'bytes: give a shorter --suffix, or rename it')
+            continue
+        for target in targets:
+            place = _place(target)
+            if place in originals:
+                problems.append(f'{path}: {target} would be written over an input: give another --out or a --suffix')
+            elif place in owners:
+                problems.append(f'{path}: would become {target}, and so would {owners[place]}: give them different '
+                                'names, or --format same')
+            elif target.is_dir():
+                problems.append(f'{path}: would become {target}, which is a folder')
+            owners.setdefault(place, path)
+        wanted = [target if overwrite or not target.exists() else None for target in targets]
+        if any(wanted):
+            jobs.append(PictureJob(path, header, wanted[0], wanted[1] if log_scale else None))
+        else:
+            done += 1
+    if problems:
+        raise InferenceError(problems)
+    return InferencePlan(tuple(jobs), done, dict(passed_over))
+
+
+def _walk(folder: Path, out: Path, passed_over: Counter) -> Iterable[Path]:
+    results = out.resolve()
+    for parent, folders, files in os.walk(folder):
+        folders[:] = sorted(f for f in folders if not f.startswith('.') and Path(parent, f).resolve() != results)
+        for name in sorted(files):
+            ending = Path(name).suffix.lower()
+            if name.startswith('.'):
+                continue
+            if ending in SUFFIXES:
+                yield Path(parent, name)
+            else:
+                passed_over[ending or name] += 1
+
+
+def _place(path: Path) -> Path:
+    """Where a file's name lies, so that two spellings of it can be compared."""
+    return path.parent.resolve() / path.name
+
+
+def _problem_of_folder(out: Path) -> list[str]:
+    there = next(p for p in (out, *out.absolute().parents) if p.exists())
+    if not there.is_dir():
+        return [f'--out {out}: {there} is a file, expected a folder']
+    return [] if os.access(there, os.W_OK | os.X_OK) else [f'--out {out}: {there} cannot be written to']
+
+
+def problem_of(path: Path, error: Exception) -> str:
+    return f'{path}: {error.strerror if isinstance(error, OSError) and error.strerror else error}'

@@ -1,0 +1,234 @@
+"""Networks as they run on pictures: padded, in tiles, gray or in colour, with their transparency."""
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from udl_basicsr.data.images import ImageError
+from udl_basicsr.functional.log_scale_maps import encode_log_scale
+from udl_basicsr.models import inference
+from udl_basicsr.utils.checkpoints import EMA_FIRST, ParamKey
+
+from .export import ExportError, build_loaded, find_options
+from .infer_plan import InferenceError, PictureJob
+from .pictures import Pixels
+
+# A network that takes no size but multiples of something takes multiples of one of these.
+_MULTIPLES = (1, 2, 4, 8, 16, 32, 64, 3, 5, 6, 7, 9, 10, 12, 24, 48)
+_AMP = {'bf16': torch.bfloat16, 'fp16': torch.float16}
+# ITU-R BT.601 from RGB in [0, 1]: Y in [16, 235]/255, as MATLAB's rgb2ycbcr and BasicSR's `color: y` have it.
+_YCBCR = np.array([[65.481, 128.553, 24.966], [-37.797, -74.203, 112.], [112., -93.786, -18.214]]) / 255
+_YCBCR_OFFSET = np.array([16., 128., 128.]) / 255
+
+
+@dataclass(frozen=True, eq=False)
+class Restorer:
+    """Networks as they run on pictures.
+
+    Pictures wait in the main memory and go to the device tile by tile, so that the tile alone says what the device
+    must hold.
+    """
+    network: nn.Module
+    """The mean network: 1 channel (Y of YCbCr) or 3 (RGB) in [0, 1]."""
+    uncertainty: nn.Module | None = None
+    """An UncertaintyNet."""
+    tile: int | None = None
+    """In low-quality pixels; None takes each picture whole."""
+    overlap: int = 32
+    self_ensemble: bool = False
+    amp: str | None = None
+    """``bf16`` or ``fp16``."""
+    device: str = 'cpu'
+
+    def __post_init__(self) -> None:
+        for network in (self.network, self.uncertainty):
+            if network is not None:
+                network.to(self.device).eval().requires_grad_(False)
+        self.traits  # noqa: B018  so that a network that cannot be used is refused here
+
+    @functools.cached_property
+    def traits(self) -> tuple[int, int, int]:
+        """Channels, scale, and the multiple that the sizes of images must be padded to, found by running it.
+
+        Raises:
+            InferenceError: The network does not turn images of 1 or 3 channels into larger ones, or the uncertainty
+                network is of another kind.
+        """
+        name, reason = type(self.network).__name__, ''
+        for multiple in _MULTIPLES:
+            height = -(-17 // multiple) * multiple
+            for channels in (3, 1):
+                lq = torch.full((1, channels, height, height + multiple), 0.5)
+                try:
+                    sr = self._forward(self.network, lq)
+                except Exception as error:  # whatever a network says to a size or a number of channels
+                    reason = reason or _first_line(error)
+                    continue
+                scale = sr.shape[-1] // lq.shape[-1]
+                if sr.shape != (1, channels, scale * lq.shape[2], scale * lq.shape[3]):
+                    reason = f'it makes {tuple(sr.shape)} of {tuple(lq.shape)}'
+                    continue
+                if self.uncertainty is not None:
+                    log_scale = self._forward(self.uncertainty.log_scale, lq)
+                    if log_scale.shape != sr.shape:
+                        raise InferenceError([f'--uncertainty: its map is {tuple(log_scale.shape)} where the picture '
+                                              f'is {tuple(sr.shape)}: it belongs to another network'])
+                return channels, scale, multiple
+        raise InferenceError([f'{name} cannot restore pictures: expected 1 or 3 channels in, the same number and a '
+                              f'whole multiple of the size out; {reason}'])
+
+    def runs(self, job: PictureJob) -> int:
+        """How often a network runs for a picture, transparency left out."""
+        tiles = 1
+        if self.tile:
+            tiles = -(-job.header.width // self.tile) * -(-job.header.height // self.tile)
+        return tiles * (8 if self.self_ensemble else 1) * ((job.sr is not None) + (job.log_scale is not None))
+
+    def sr(self, picture: Pixels, bits: int, tick: Callable[[], None]) -> Pixels:
+        """The picture ``scale`` times as large: gray stays gray, and transparency and colour profile are kept.
+
+        Args:
+            picture: To be restored. Gray is restored as R = G = B, and the three are averaged. With a network of one
+                channel colour is restored in Y, while Cb and Cr are interpolated (bicubic, a = -0.5).
+            bits: 8 or 16, of the result.
+            tick: Called after each run of a network.
+
+        Raises:
+            ImageError: The network cannot restore it, or the memory does not suffice.
+        """
+        alpha = None if picture.alpha is None else _quantised(self._alpha(picture.alpha, tick), bits)
+        return Pixels(_quantised(self._planes(picture.colour, tick), bits), alpha, picture.icc)
+
+    def log_scale(self, picture: Pixels, tick: Callable[[], None]) -> Pixels:
+        """The map of s, the mean over the channels, as :func:`encode_log_scale` has it; arguments as :meth:`sr`."""
+        image = self._image(_rgb(picture.colour))
+        s = self._whole(self.uncertainty.log_scale, image, tick)
+        return Pixels(encode_log_scale(s[0].mean(0).numpy())[..., None])
+
+    def _planes(self, colour: np.ndarray, tick: Callable[[], None]) -> np.ndarray:
+        """(h, w, 1 or 3) integers to (H, W, the same) floats; black is 0 and white 1."""
+        rgb = _rgb(colour)
+        sr = self._whole(self.network, self._image(rgb), tick)[0].numpy().transpose(1, 2, 0)
+        if sr.shape[2] == 1:
+            cb_cr = (rgb @ _YCBCR.T + _YCBCR_OFFSET)[..., 1:]
+            size = sr.shape[1::-1]
+            planes = [np.asarray(Image.fromarray(cb_cr[..., i].astype(np.float32)).resize(size, Image.BICUBIC))
+                      for i in range(2)]
+            sr = (np.dstack([sr[..., 0], *planes]) - _YCBCR_OFFSET) @ np.linalg.inv(_YCBCR).T
+        return sr if colour.shape[2] == 3 else sr.mean(axis=2, keepdims=True)
+
+    def _alpha(self, alpha: np.ndarray, tick: Callable[[], None]) -> np.ndarray:
+        """Restores transparency as if it were gray; wherever it is flat it stays exactly what it is.
+
+        Else a network, which knows no masks, would leave specks in what is opaque.
+        """
+        _, scale, _ = self.traits
+        low, high = (morph(alpha, np.ones((3, 3), np.uint8)) for morph in (cv2.erode, cv2.dilate))
+        enlarged = (alpha / np.iinfo(alpha.dtype).max).repeat(scale, 0).repeat(scale, 1)
+        if (low == high).all():
+            return enlarged
+        return np.where((low == high).repeat(scale, 0).repeat(scale, 1), enlarged,
+                        self._planes(alpha[..., None], tick)[..., 0])
+
+    def _image(self, rgb: np.ndarray) -> Tensor:
+        """(h, w, 3) to what the network takes, (1, C, h, w)."""
+        if self.traits[0] == 1:
+            rgb = (rgb @ _YCBCR.T + _YCBCR_OFFSET)[..., :1]
+        return torch.from_numpy(np.ascontiguousarray(rgb.transpose(2, 0, 1)[None], dtype=np.float32))
+
+    def _whole(self, network: inference.Restore, image: Tensor, tick: Callable[[], None]) -> Tensor:
+        _, scale, multiple = self.traits
+
+        def run(lq: Tensor) -> Tensor:
+            out = self._forward(network, lq)
+            tick()
+            return out
+
+        if multiple > 1:
+            run = inference.padded(run, multiple, scale)
+        if self.tile:
+            run = inference.tiled(run, self.tile, self.overlap, scale)
+        if self.self_ensemble:
+            run = inference.self_ensembled(run)
+        size = 'x'.join(map(str, image.shape[:1:-1]))
+        try:
+            out = run(image)
+        except Exception as error:
+            if _is_out_of_memory(error):
+                if self.device == 'cuda':
+                    torch.cuda.empty_cache()
+                remedy = f'give a --tile smaller than {self.tile}' if self.tile else 'give --tile 256, or less'
+                raise ImageError(f'its {size} pixels do not fit into the memory of the device ({self.device}): '
+                                 f'{remedy}') from error
+            raise ImageError(f'the network cannot restore its {size} pixels: {_first_line(error)}') from error
+        if not out.isfinite().all():
+            raise ImageError('the network made values that are not finite' +
+                             (f'; do without --amp {self.amp}' if self.amp else ': are these the right weights?'))
+        return out
+
+    def _forward(self, network: inference.Restore, lq: Tensor) -> Tensor:
+        device = torch.device(self.device)
+        with torch.no_grad(), torch.autocast(device.type, _AMP.get(self.amp), enabled=self.amp is not None):
+            return network(lq.to(device)).float().cpu()
+
+
+def load_restorer(weights: str | Path, *, opt: str | Path | None = None, uncertainty: str | Path | None = None,
+                  param_key: ParamKey = EMA_FIRST, device: str = 'auto', **options) -> Restorer:
+    """Builds the networks that checkpoints belong to.
+
+    Args:
+        weights: ``net_g_*``, ``.pth`` or ``.safetensors``.
+        opt: The option file with ``network_g``, and ``network_u`` for ``uncertainty``. None finds those of each
+            checkpoint's run, see :func:`find_options`.
+        uncertainty: ``net_u_*``.
+        param_key: Entry of ``weights``, see :func:`~udl_basicsr.utils.checkpoints.network_weights`.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        **options: ``tile``, ``overlap``, ``self_ensemble``, ``amp`` of :class:`Restorer`.
+
+    Raises:
+        InferenceError, ExportError, OptionError, CheckpointError: What is missing or does not fit.
+    """
+    if device == 'cuda' and not torch.cuda.is_available():
+        raise InferenceError(['--device cuda: this machine shows no GPU; use auto or cpu'])
+    if device == 'auto':
+        device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    networks = [build_loaded(weights, _options(weights, opt), param_key)]
+    if uncertainty is not None:
+        blocks = _options(uncertainty, opt)
+        if 'network_u' not in blocks:
+            raise ExportError(f'{uncertainty}: which network is it? Its options have no network_u; give -opt with the '
+                              'option file of the run that trained it')
+        networks.append(build_loaded(uncertainty, blocks, 'params', 'u'))
+    return Restorer(*networks, device=device, **options)
+
+
+def _options(weights: str | Path, opt: str | Path | None) -> dict:
+    if opt is None and not Path(weights).is_file():
+        raise InferenceError([f'{weights}: no such file; expected a checkpoint, .pth or .safetensors'])
+    found = find_options(weights, opt)
+    if found is None:
+        raise InferenceError([f'{weights}: which network is it? No option file was found beside it; give -opt'])
+    return found[0]
+
+
+def _rgb(colour: np.ndarray) -> np.ndarray:
+    """(h, w, 1 or 3) integers to (h, w, 3) float32 in [0, 1]."""
+    return np.broadcast_to(colour, (*colour.shape[:2], 3)).astype(np.float32) / np.iinfo(colour.dtype).max
+
+
+def _quantised(values: np.ndarray, bits: int) -> np.ndarray:
+    return (values.clip(0, 1) * (2**bits - 1)).round().astype(np.uint8 if bits == 8 else np.uint16)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or 'allocate memory' in str(error)
+
+
+def _first_line(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]

@@ -1,0 +1,190 @@
+"""How the values of the block ``train`` fit together, and fit the stage: losses, optimisers and schedules."""
+import inspect
+from typing import Any
+
+from basicsr.data.paired_image_dataset import PairedImageDataset
+from torch import nn
+
+from udl_basicsr.data.uncertainty_cache import AUTO
+from udl_basicsr.losses import TLWLoss
+from udl_basicsr.losses.perceptual import NETS, smallest_image
+from udl_basicsr.models.step import log_names
+
+from . import schema
+from .keys import lookup
+from .network_values import NetworkChecker
+from .signatures import describe
+from .trials import build_network, try_loss, try_parameters
+
+
+def _detaches(block: Any) -> bool:
+    """Whether a loss of the sigma branch takes the image as a constant."""
+    target = lookup('loss', block.get('type')) if isinstance(block, dict) else None
+    named = inspect.signature(target).parameters if target else {}
+    return bool(block.get('detach', named['detach'].default)) if 'detach' in named else target is None
+
+
+class TrainingChecker(NetworkChecker):
+    """Checks what is trained and how, beside the networks."""
+
+    def check_stage(self, train: dict) -> None:
+        """What TLWModel and each stage of UDLModel train with, and which losses need more than an image."""
+        losses = {k for k, v in train.items() if k.endswith('_opt') and isinstance(v, dict)}
+        own = {example.split(':')[0] for example in schema.STAGES.values() if example}
+        ordinary = losses - own
+        if self.ours and self.model_reads(('network_w',)):
+            self.check_weighting(train, losses)
+        elif not (self.ours and self.model_reads(('stage',))):
+            if not losses and self.model and self.model.__module__.startswith('basicsr.'):
+                self.report.add('train', 'no loss: add pixel_opt: {type: L1Loss, loss_weight: 1.0, reduction: mean}')
+        else:
+            self.check_stage_blocks(train, losses, ordinary)
+        logged: dict[str, str] = {}
+        for key in sorted(losses, key=lambda key: log_names(key) == (f'l_{key[:-4]}', )) if self.ours else ():
+            for name in log_names(key):  # those with names of their own first, which no user has chosen
+                if (other := logged.setdefault(name, key)) != key:
+                    self.report.add(f'train.{key}', f'its loss would be called {name}, as that of train.{other} is, '
+                                    'and one of them be left out; rename it')
+        for key in sorted(losses):
+            target = lookup('loss', train[key].get('type'))
+            takes = inspect.signature(target.forward).parameters if hasattr(target, 'forward') else {}
+            looks_at = 'sigma' if key == 'sigma_opt' else 'log_scale'
+            if target and key in own and looks_at not in takes:
+                self.report.add(f'train.{key}.type', f'{target.__name__} does not look at the uncertainty (its forward '
+                                f'has no argument {looks_at}); put it in pixel_opt')
+            needs = [n for n in ('log_scale', 'sigma') if n in takes and takes[n].default is inspect.Parameter.empty]
+            if target and key in ordinary and needs:
+                self.report.add(f'train.{key}.type', f'{target.__name__} needs the uncertainty; put it in '
+                                + ('sigma_opt (stage sigma)' if needs == ['sigma'] else
+                                   'likelihood_opt (stage esu) or udl_opt (stage udl)'))
+            if target and ('weight_map' in takes) != (key == 'tlw_opt'):
+                self.report.add(f'train.{key}.type', f'{target.__name__} is ' + (
+                    'no loss that a network weights; put it in pixel_opt' if key == 'tlw_opt' else
+                    'for tlw_opt (model_type: TLWModel)'))
+            if target and self.ours and not self.report.has(f'train.{key}'):
+                self.check_loss(key, target, train)
+
+    def check_loss(self, key: str, target: type, train: dict) -> None:
+        """That training gets one number from a loss, at the size that is trained at."""
+        block, where, accumulate = train[key], f'train.{key}', train.get('accumulate')
+        reduction = block.get('reduction', 'mean')
+        if reduction == 'none':
+            self.report.add(f'{where}.reduction', 'expected mean or sum, got none: training needs one number')
+        elif reduction == 'sum' and accumulate not in (None, 1):
+            self.report.add(f'{where}.reduction', 'expected mean, got sum: with train.accumulate it would depend on '
+                            'the number of parts')
+        elif key != 'tlw_opt':
+            scale = self.opt['scale'] if isinstance(self.opt.get('scale'), int) else 1
+            side = self.patch(scale) if self.opt.get('scale') else 48
+            if problem := try_loss(key, target, block, self.channels(), side, scale):
+                self.report.add(where, problem)
+
+    def check_weighting(self, train: dict, losses: set[str]) -> None:
+        add, loss = self.report.add, train.get('tlw_opt')
+        judge = loss.get('judge', inspect.signature(TLWLoss).parameters['judge'].default) if isinstance(
+            loss, dict) else None
+        if 'tlw_opt' not in losses:
+            add('train.tlw_opt', f'missing; {self.model.__name__} needs it, such as {{type: TLWLoss, base: l1}}')
+        if not isinstance(self.opt.get('network_w'), dict):
+            add('network_w', f'missing; {self.model.__name__} needs it, such as {{type: TLWNet}}')
+        data = self.opt['datasets'].get('train') if isinstance(self.opt.get('datasets'), dict) else None
+        gt_size = data.get('gt_size') if isinstance(data, dict) else None
+        if judge in NETS and isinstance(gt_size, int) and gt_size < smallest_image(judge):
+            add('datasets.train.gt_size', f'{gt_size} is too small for LPIPS with {judge}, which needs at least '
+                f'{smallest_image(judge)}')
+
+    def check_stage_blocks(self, train: dict, losses: set[str], ordinary: set[str]) -> None:
+        stage, add = self.opt.get('stage'), self.report.add
+        if not isinstance(stage, str) or stage not in schema.STAGES:
+            if stage is None:
+                add('stage', f'missing; expected {", ".join(schema.STAGES)}')
+            return
+        wanted, _, example = (schema.STAGES[stage] or '').partition(': ')
+        if wanted and wanted not in losses:
+            add(f'train.{wanted}', f'missing; stage {stage} needs it, such as {example}')
+        if self.opt.get('rounds', 1) != 1 and not (stage == 'udl' and self.opt.get('stage1')):
+            add('rounds', 'only stage udl with a stage1 can be gone through several times')
+        for key in sorted(losses - ordinary - {wanted}):
+            add(f'train.{key}', f'not used in stage {stage}; remove it, or change stage')
+        if not ordinary and (stage == 'plain' or (stage == 'sigma' and _detaches(train.get('sigma_opt')))):
+            alone = ', or let sigma_opt train the image as well, by detach: false' if stage == 'sigma' else ''
+            add('train', 'no loss: add pixel_opt: {type: L1Loss, loss_weight: 1.0, reduction: mean}' + alone)
+        has_u = isinstance(self.opt.get('network_u'), dict)
+        if stage == 'plain' and has_u:
+            add('network_u', 'not used in stage plain; remove it, or change stage')
+        if stage != 'plain' and not has_u:
+            add('network_u', f'missing; stage {stage} needs it, such as {{type: UncertaintyNet}}')
+        self.check_cache(stage)
+        path = self.opt.get('path')
+        # where stage1 is given, it is its own file that explains why nothing could be filled in
+        if stage == 'udl' and isinstance(path, dict) and not (path.get('pretrain_network_u') or self.opt.get('stage1')):
+            add('path.pretrain_network_u', 'missing; stage udl weights with the uncertainty of stage 1: name its '
+                'option file with the top-level key stage1, or its weights here')
+
+    def check_cache(self, stage: str) -> None:
+        datasets, where = self.opt.get('datasets'), 'datasets.train.uncertainty_cache'
+        train = datasets.get('train') if isinstance(datasets, dict) else None
+        folder = train.get('uncertainty_cache') if isinstance(train, dict) else None
+        if not isinstance(folder, str):
+            return
+        cls = lookup('data set', train.get('type'))
+        if stage != 'udl':
+            self.report.add(where, f'not used in stage {stage}; remove it, or change stage')
+        elif cls and not issubclass(cls, PairedImageDataset):
+            self.report.add(where, f'needs a PairedImageDataset, whose crops and flips the maps can follow, got '
+                            f'{cls.__name__}; remove it')
+        elif self.opt.get('rounds', 1) != 1 and folder != AUTO:
+            self.report.add(where, 'each of the rounds has another stage-1 network, and so another cache; use auto')
+
+    def check_optimizers(self) -> None:
+        """That each takes the parameters it is to train: Muon takes matrices, and kernels of convolutions are none."""
+        keys = ('model_type', 'stage', 'network_g', 'network_u', 'network_w', 'train')
+        if not hasattr(self.model, 'trained_blocks') or any(map(self.report.has, keys)):
+            return
+        for label, (block, optim) in self.model.trained_blocks(self.opt).items():
+            network, target = build_network(lookup('network', block['type']), block), lookup('optimizer', optim['type'])
+            arguments = {key: value for key, value in optim.items() if key != 'type'}
+            if isinstance(network, nn.Module) and (problem := try_parameters(target, arguments, network)):
+                self.report.add('train.optim_w' if label == 'w' else 'train.optim_g', problem)
+
+    def check_schedule(self, train: dict) -> None:
+        total, warmup = train.get('total_iter'), train.get('warmup_iter', -1)
+        add = self.report.add
+        if not isinstance(total, int):
+            return
+        if isinstance(warmup, int) and warmup > total:
+            add('train.warmup_iter', f'{warmup} is longer than the training, total_iter: {total}')
+        scheduler = train.get('scheduler') if isinstance(train.get('scheduler'), dict) else {}
+        for key in ('milestones', 'periods'):
+            steps, where = scheduler.get(key), f'train.scheduler.{key}'
+            if steps is None:
+                continue
+            if not isinstance(steps, list) or not steps or not all(schema.COUNT.accepts(s) for s in steps):
+                add(where, f'expected a list of iterations, integers ≥ 1, got {describe(steps)}')
+            elif key == 'periods' and sum(steps) < total:
+                add(where, f'they end at {sum(steps)}, before total_iter: {total}; BasicSR has no learning rate after '
+                    'that')
+            elif key == 'milestones' and steps != sorted(steps):
+                add(where, f'expected increasing iterations, got {steps}')
+            elif key == 'milestones' and steps[0] > total:
+                self.report.warnings.append(f'{where}: all come after total_iter: {total}; the learning rate stays '
+                                            'constant')
+        self.check_restarts(scheduler)
+        datasets = self.opt.get('datasets')
+        accumulate, data = train.get('accumulate'), datasets.get('train') if isinstance(datasets, dict) else None
+        batch = data.get('batch_size_per_gpu') if isinstance(data, dict) else None
+        if isinstance(accumulate, int) and isinstance(batch, int) and accumulate > 0 and batch % accumulate:
+            add('train.accumulate', f'{accumulate} does not divide datasets.train.batch_size_per_gpu: {batch}')
+
+    def check_restarts(self, scheduler: dict) -> None:
+        """Lists of the schedulers that are looked at in mid-run only."""
+        for key, kind, what in (('restarts', schema.integer(0), 'iterations, integers ≥ 0'),
+                                ('restart_weights', schema.POSITIVE, 'numbers > 0')):
+            values = scheduler.get(key)
+            if isinstance(values, list) and not all(map(kind.accepts, values)):
+                self.report.add(f'train.scheduler.{key}', f'expected a list of {what}, got {describe(values)}')
+        pair = 'periods' if 'periods' in scheduler else 'restarts'
+        first, weights = scheduler.get(pair, [0]), scheduler.get('restart_weights', [1])
+        if isinstance(first, list) and isinstance(weights, list) and len(first) != len(weights):
+            self.report.add('train.scheduler.restart_weights', f'expected one for each of {pair}, {len(first)}, got '
+                            f'{describe(weights)}; they should have the same length')
