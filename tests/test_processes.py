@@ -15,7 +15,7 @@ import pytest
 import torch
 from conftest import assert_same_weights
 
-from killing import equality
+from killing import equality, processes
 from udl_basicsr.models import validation
 from udl_basicsr.training import launch, stages
 from udl_basicsr.utils.checkpoints import CheckpointError, read_checkpoint, save_atomic
@@ -213,10 +213,10 @@ def test_chaos_knows_where_a_comparison_has_to_go_on(chaos, tmp_path):
 @pytest.mark.parametrize(('children', 'ended'), [('sleep 1', True), ('sleep 100', False)])
 def test_chaos_sees_children_that_outlive_their_parent(chaos, tmp_path, children, ended):
     run = chaos.Run(['sh', '-c', f'{children} & exec sleep 100'], tmp_path, tmp_path / 'output.txt')
-    while len(chaos.members(run.process.pid)) < 2:
+    while len(processes.members(run.process.pid)) < 2:
         time.sleep(0.01)
     assert (run.kill_parent(2) is not None) == ended
-    while chaos.members(run.process.pid):
+    while processes.members(run.process.pid):
         time.sleep(0.01)
 
 
