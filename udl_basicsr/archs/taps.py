@@ -1,4 +1,5 @@
 """Where an uncertainty head reads a network: found by running it on a small image, named for the networks we know."""
+import contextlib
 import copy
 import difflib
 import inspect
@@ -8,6 +9,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+from .bounded import Bounded, TooMuchError
 
 # Of BasicSR's networks; others state theirs in a class attribute ``default_tap``. The module whose *input* is the
 # feature map after the global skip and before upsampling: the first name that runs. ``-1`` is a list's last module.
@@ -149,15 +152,21 @@ def _dry_runs(network: nn.Module, options: dict) -> Iterator[Run]:
     first_conv = next((m.in_channels for m in network.modules() if isinstance(m, nn.Conv2d)), None)
     channels = [c for c in dict.fromkeys([*map(argument, _INPUT_CHANNEL_ARGS), first_conv, 3]) if c]
     window = argument('window_size') or 1
-    failure, ran = None, False
+    failure, ran, bounded = None, False, Bounded()
     for ratio in (2, 1):  # oblong, since what a network pads to cancels out of width - height; a few take squares only
         for side in _SIDES:
             height = -(-side // window) * window
             for count, on_meta in itertools.product(channels, (True, False)):
                 try:
-                    run = _dry_run(network, (1, count, height, ratio * height), on_meta)
+                    with contextlib.nullcontext() if on_meta else bounded:
+                        run = _dry_run(network, (1, count, height, ratio * height), on_meta)
                 except TapError:
                     raise
+                except TooMuchError as error:
+                    if ran:
+                        return
+                    raise TapError(f'{options["type"]} cannot be run on an image of {height}x{ratio * height} pixels: '
+                                   f'{error}') from error
                 except Exception as error:
                     failure = failure if failure or on_meta else error
                 else:
