@@ -274,3 +274,11 @@ def test_a_network_that_is_run_with_true_values_is_bounded(monkeypatch):
     monkeypatch.setattr('udl_basicsr.archs.bounded.MOST_OPERATIONS', bounded.operations - 1)
     with pytest.raises(TapError, match=r'it takes more than 3\.2e'):
         find_tap(network, options, 'up')
+
+
+def test_a_deep_network_that_fails_is_not_run_on_every_size():
+    network, shapes = build_network({**EDSR, 'num_block': 500, 'num_out_ch': 5, 'num_feat': 4, 'upscale': 2}), []
+    network.register_forward_pre_hook(lambda module, args: shapes.append(args[0].shape))
+    with pytest.raises(TapError, match=r'EDSR cannot be run on a 3-channel image .*tensor a \(5\) must match'):
+        find_tap(network, EDSR)
+    assert len(shapes) < 6
