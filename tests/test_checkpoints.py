@@ -256,6 +256,12 @@ def little_memory():
     (json.dumps({'network_g': {**EDSR, 'num_feat': 4000}}), r'\(8, 3, 3, 3\) in the file, \(4000, 3, 3, 3\)'),
     (json.dumps({'network_g': {**EDSR, 'num_feat': [8]}}), r'network_g\.num_feat: EDSR expects'),
     (json.dumps({'network_g': EDSR, 'network_u': {'type': 'EDSR', 'tap': 5}}), 'network_u'),
+    (json.dumps({'network_g': {**EDSR, 'num_out_ch': 580_899}, 'network_u': {'type': 'UncertaintyNet'}}),
+     r'network_u: .* on an image of 16x32 pixels: it makes a tensor of 4\.43 GiB'),
+    (json.dumps({'network_g': {**EDSR, 'num_feat': 5000, 'num_out_ch': 5}, 'network_u': {'type': 'UncertaintyNet'}}),
+     'network_u: UncertaintyNet cannot be built: TapError: EDSR cannot be run'),
+    (json.dumps({'network_g': {**EDSR, 'num_feat': 1000, 'num_out_ch': 5}, 'network_u': {'type': 'UncertaintyNet'}}),
+     r'network_u: .* it takes more than 1\.4e\+11 operations'),
 ])
 @pytest.mark.parametrize('door', ['infer', 'convert'])
 def test_networks_that_a_file_asks_for(doors, little_memory, door, networks, reason):

@@ -8,7 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from udl_basicsr.archs import UDLHead, UncertaintyNet
-from udl_basicsr.archs.taps import find_tap
+from udl_basicsr.archs.bounded import Bounded
+from udl_basicsr.archs.taps import TapError, find_tap
 from udl_basicsr.losses import ESULoss, EULoss
 
 EDSR = {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 2}
@@ -243,3 +244,41 @@ def test_a_constant_uncertainty_is_the_mean_error_and_trains_the_image_as_l1():
         optimizer.step()
         optimizer.param_groups[0]['lr'] = min(1., 0.5 + net.head.log_scale.exp().item() / error)
     assert net.head.log_scale.exp().item() == pytest.approx(error, rel=1e-3)
+
+
+class LooksAtValues(nn.Module):
+    """Cannot run on torch's meta device, and asks for much of a large image."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.conv = nn.Conv2d(3, width, 3, padding=1)
+        self.up = nn.Conv2d(width, 12, 1)
+
+    def forward(self, x):
+        x = x + x.amax().item()
+        return F.pixel_shuffle(self.up(self.conv(x)), 2)
+
+
+def test_a_network_that_is_run_with_true_values_is_bounded(monkeypatch):
+    options = {'type': 'LooksAtValues'}
+    network = LooksAtValues(8)
+    assert find_tap(network, options, 'up').channels == 8
+    with Bounded() as bounded, torch.no_grad():
+        image = torch.rand(1, 3, 16, 32)
+        out = network(image)
+    assert bounded.operations == 2 * 16 * 32 * (27 * 8 + 8 * 12)
+    assert torch.equal(out, network(image))
+    with pytest.raises(TapError, match=r'LooksAtValues cannot be run on an image of 16x32 pixels: it makes a tensor of '
+                                       r'1\.91 GiB'):
+        find_tap(LooksAtValues(10**6), options, 'up')
+    monkeypatch.setattr('udl_basicsr.archs.bounded.MOST_OPERATIONS', bounded.operations - 1)
+    with pytest.raises(TapError, match=r'it takes more than 3\.2e'):
+        find_tap(network, options, 'up')
+
+
+def test_a_deep_network_that_fails_is_not_run_on_every_size():
+    network, shapes = build_network({**EDSR, 'num_block': 500, 'num_out_ch': 5, 'num_feat': 4, 'upscale': 2}), []
+    network.register_forward_pre_hook(lambda module, args: shapes.append(args[0].shape))
+    with pytest.raises(TapError, match=r'EDSR cannot be run on a 3-channel image .*tensor a \(5\) must match'):
+        find_tap(network, EDSR)
+    assert len(shapes) < 6

@@ -219,6 +219,7 @@ def test_a_validation_image_that_breaks_in_mid_run_is_named(project, pairs, tmp_
     assert train_script.main(root_path=tmp_path) == 1
     said = capsys.readouterr().err
     assert re.search(rf'(^|\n){broken}: .*(cannot be read for validation|is cut off|is empty).*--auto_resume', said)
+    assert 'NoneType' not in said
     assert (tmp_path / 'experiments/plain/models/net_g_4.pth').exists()
 
 

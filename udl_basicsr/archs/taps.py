@@ -1,13 +1,17 @@
 """Where an uncertainty head reads a network: found by running it on a small image, named for the networks we know."""
+import contextlib
 import copy
 import difflib
 import inspect
 import itertools
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+from .bounded import Bounded, TooMuchError
 
 # Of BasicSR's networks; others state theirs in a class attribute ``default_tap``. The module whose *input* is the
 # feature map after the global skip and before upsampling: the first name that runs. ``-1`` is a list's last module.
@@ -23,6 +27,8 @@ DEFAULT_TAPS = {
 _INPUT_CHANNEL_ARGS = ('num_in_ch', 'in_chans', 'in_nc', 'in_channels', 'in_ch')
 # Short sides. Powers of two suit most windows and strides; 48 is IPT's.
 _SIDES = (16, 32, 48, 64)
+_MOST_CALLS = 5000
+"""Of its modules, after which a network that has always failed is run no more: two or three runs of the deepest."""
 
 
 class TapError(ValueError):
@@ -149,17 +155,26 @@ def _dry_runs(network: nn.Module, options: dict) -> Iterator[DryRun]:
     first_conv = next((m.in_channels for m in network.modules() if isinstance(m, nn.Conv2d)), None)
     channels = [c for c in dict.fromkeys([*map(argument, _INPUT_CHANNEL_ARGS), first_conv, 3]) if c]
     window = argument('window_size') or 1
-    failure, ran = None, False
+    failure, ran, bounded, calls = None, False, Bounded(), Counter()
+    with_values = next((p for p in network.parameters()), torch.zeros(0)).device.type != 'meta'
     for ratio in (2, 1):  # oblong, since what a network pads to cancels out of width - height; a few take squares only
         for side in _SIDES:
+            if calls.total() > _MOST_CALLS and not ran:
+                break
             height = -(-side // window) * window
-            for count, on_meta in itertools.product(channels, (True, False)):
+            for count, on_meta in itertools.product(channels, (True, False) if with_values else (True, )):
                 try:
-                    run = _dry_run(network, (1, count, height, ratio * height), on_meta)
+                    with contextlib.nullcontext() if on_meta else bounded:
+                        run = _dry_run(network, (1, count, height, ratio * height), on_meta, calls)
                 except TapError:
                     raise
+                except TooMuchError as error:
+                    if ran:
+                        return
+                    raise TapError(f'{options["type"]} cannot be run on an image of {height}x{ratio * height} pixels: '
+                                   f'{error}') from error
                 except Exception as error:
-                    failure = failure if failure or on_meta else error
+                    failure = failure if failure or (on_meta and with_values) else error
                 else:
                     ran = True
                     yield run
@@ -170,13 +185,17 @@ def _dry_runs(network: nn.Module, options: dict) -> Iterator[DryRun]:
                    f'{failure}') from failure
 
 
-def _dry_run(network: nn.Module, shape: tuple[int, ...], on_meta: bool) -> DryRun:
-    """On torch's meta device nothing is computed; a few networks look at values and need the true run."""
+def _dry_run(network: nn.Module, shape: tuple[int, ...], on_meta: bool, made: Counter) -> DryRun:
+    """On torch's meta device nothing is computed; a few networks look at values and need the true run.
+
+    ``made`` counts the calls of each module, also where the run fails.
+    """
     calls = {}
 
     def note(name):
 
         def hook(module, args, kwargs):
+            made[name] += 1
             value = first_tensor(args, kwargs)
             if value is not None:
                 calls[name] = (tuple(value.shape), calls.get(name, (None, 0))[1] + 1)

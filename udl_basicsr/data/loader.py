@@ -55,7 +55,9 @@ def _problem(dataset: Dataset, index: int, error: Exception, purpose: str) -> st
     paths = getattr(dataset, 'paths', None) or {}
     entry = paths[index] if index < len(paths) else index
     files = list(map(str, entry.values())) if isinstance(entry, dict) else [str(entry)]
-    files = ' or '.join([f for f in files if not os.path.isfile(f) or cv2.imread(f) is None] or files)
+    if broken := [f for f in files if os.path.isfile(f) and cv2.imread(f) is None]:  # the error is of what comes next
+        return f'{" or ".join(broken)}: cannot be read for {purpose}: OpenCV cannot decode what is left of it'
+    files = ' or '.join([f for f in files if not os.path.isfile(f)] or files)
     reason = ' '.join(str(error).split())  # OpenCV's end in a line break
     return f'{files}: cannot be read for {purpose} ({type(error).__name__}: {reason})'
 

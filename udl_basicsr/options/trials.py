@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 from torch.utils.data import Dataset
 
+from udl_basicsr.archs.bounded import Bounded, TooMuchError
 from udl_basicsr.data.images import same_names
 from udl_basicsr.models import step
 from udl_basicsr.utils.text import one_line, some
@@ -27,7 +28,8 @@ from udl_basicsr.utils.text import one_line, some
 MOST_PARAMETERS = 2**32
 """A network with more is a typing error: the largest of the field have some 10^8."""
 MOST_MODULES = 10_000
-
+MOST_TRUE_PARAMETERS = 2 * 10**8
+"""Of a network that cannot be built on the meta device: 0.8 GB."""
 
 SAME_NAMES = 'scores and results are kept by names without their endings, and these are the same; rename one'
 _PLAIN_TENSORS = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
@@ -63,7 +65,7 @@ def quietly() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _bounded() -> Iterator[None]:
+def _bounded(most: int) -> Iterator[None]:
     """Stops the building of a network that is larger than any, before it takes the memory."""
     modules, numel = itertools.count(1), 0
 
@@ -71,8 +73,8 @@ def _bounded() -> Iterator[None]:
         nonlocal numel
         if value is not None and not nn.parameter.is_lazy(value):
             numel += value.numel()
-        if numel > MOST_PARAMETERS:
-            raise _TooLarge(f'it has more than {MOST_PARAMETERS:.1e} parameters')
+        if numel > most:
+            raise _TooLarge(f'it has more than {most:.1e} parameters')
 
     def module(_module: nn.Module, _name: str, _value: nn.Module | None) -> None:
         if next(modules) > MOST_MODULES:
@@ -104,11 +106,13 @@ def build_network(target: Callable[..., nn.Module], block: dict) -> nn.Module | 
 @functools.lru_cache(maxsize=32)
 def _build(target: Callable[..., nn.Module], arguments: str) -> nn.Module | str:
     error = ''
-    for device in ('meta', 'cpu'):
+    for device, most in (('meta', MOST_PARAMETERS), ('cpu', MOST_TRUE_PARAMETERS)):
         try:
-            with quietly(), _bounded(), torch.device(device):
+            with quietly(), _bounded(most), torch.device(device):
                 return target(**json.loads(arguments))
         except Exception as e:
+            if device == 'cpu' and isinstance(e, _TooLarge):
+                break  # the meta device's reason is the one that helps
             error = f'{target.__name__} cannot be built: {e if isinstance(e, _TooLarge) else why(e)}'
             if isinstance(e, (_TooLarge, MemoryError)):
                 break
@@ -134,8 +138,10 @@ def _forward(target: Callable[..., nn.Module], arguments: str, channels: int, si
             with quietly():
                 network = target(**json.loads(arguments))
         try:
-            with quietly(), torch.no_grad(), torch.device(device):
+            with quietly(), torch.no_grad(), torch.device(device), Bounded():
                 out = network.to(device).eval()(torch.zeros(shape))
+        except TooMuchError:  # what it needs in training is for the user to know
+            return ''
         except Exception as error:
             problem = f'{target.__name__} does not take an image of {channels} channels and {side}x{side}: {why(error)}'
             continue
