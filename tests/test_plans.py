@@ -389,6 +389,18 @@ def test_the_trial_of_a_table_goes_through_every_cell(write, tmp_path, script, c
     assert 'no trial has made it' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(('name', 'cells'), [('udl-2', 4), ('le-1', 5)])
+def test_the_trial_of_a_printed_table(name, cells, tmp_path, script, capsys):
+    """Two stages, and each form of the sigma branch, as the plans of the papers have them."""
+    file = Path(__file__).parent.parent / 'options' / 'papers' / f'{name}.yml'
+    assert script.main([str(file), '--root', str(tmp_path), '--trial', '--jobs', '2']) == 0
+    assert f'{cells} of {cells} cells run' in capsys.readouterr().out
+    runs = plan.read_plan(file, tmp_path).runs
+    found = {file.stem for file in (tmp_path / 'trials' / name / 'records').iterdir()}
+    assert found == {run.record(tmp_path).stem for run in runs}
+    assert len(runs) == cells
+
+
 def test_a_trial_says_which_cell_fails(write, tmp_path, script, capsys):
     methods = {'L1': PLAN['methods']['L1'], 'explodes': {'base': 'l1.yml', 'options': {
         'train': {'optim_g': {'type': 'SGD', 'lr': 1e30}}}}}
