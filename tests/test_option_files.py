@@ -235,6 +235,27 @@ def test_the_rivals_have_their_papers_settings():
     assert first * 5 == first + second == stages_of('tlw-2', method='L1')[0]['train']['total_iter']  # 10 of 50 epochs
 
 
+def test_tlw_has_the_values_of_its_authors_program():
+    """The paper prints none of them but k; see docs/PAPERS.md."""
+    for name in ('tlw-1', 'tlw-2'):
+        for flat in (flat for flat in stages_of(name) if 'tlw_opt' in flat['train']):
+            loss = flat['train']['tlw_opt']
+            assert (loss['samples'], loss['temperature'], loss['eps']) == (3, 0.1, 0.001)
+            assert (loss['judge'], loss['judge_linear'], loss['order']) == ('vgg', False, 'alternating')
+            assert (loss['k_start'], loss['k_gain'], loss['k_tau'], loss['k_unit']) == (0.3, 0.6, 200, 'epoch')
+            assert flat['train']['optim_g'] == flat['train']['optim_w'] == {
+                'type': 'Adam', 'lr': 1e-4, 'betas': [0.5, 0.999]}
+
+
+def test_the_rate_of_edsr_s_is_halved_every_200000_iterations_in_every_stage():
+    for run in read_plan(OPTIONS / 'compare' / 'EDSR-S_x4.yml', Path('nowhere')).runs:
+        assert sum(stage.iterations for stage in run.stages) == 520000
+        for train in (stage.flat['train'] for stage in run.stages):
+            assert train['scheduler']['gamma'] == 0.5
+            halved = [at for at in train['scheduler']['milestones'] if at < train['total_iter']]
+            assert halved == list(range(200000, train['total_iter'], 200000))
+
+
 def test_table_2_of_gv_differs_in_the_losses_alone():
     def losses_and_rest(flat: dict) -> tuple[dict, dict]:
         losses = {key: block['type'] for key, block in flat['train'].items() if key.endswith('_opt')}

@@ -1,6 +1,7 @@
 """Plans of several networks, their overview and trial; what is wrong with one is said before a byte is written."""
 import importlib.util
 import json
+import time
 from copy import deepcopy
 from pathlib import Path
 
@@ -291,6 +292,30 @@ def test_time_by_records_of_the_same_cell_of_the_same_network_or_by_operations(w
     assert not elsewhere.seconds(again, again.stages[0])[1]
 
 
+def test_on_a_gpu_each_network_is_timed_by_its_own_steps(write, tmp_path, monkeypatch):
+    monkeypatch.setattr(costs, '_SECONDS', 0.05)
+    flat = plan.read_plan(write(), tmp_path).runs[0].stages[0].flat
+    asked, measure = [], costs._network_speed.__wrapped__
+    monkeypatch.setattr(costs, '_network_speed',
+                        lambda *key: asked.append(key) or measure(*key[:-1], torch.device('cpu')))
+    monkeypatch.setattr(costs, 'device_speed', lambda amp: 1.)
+    assert costs.training_speed(flat) == 1.  # no GPU
+    assert not asked
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    started = time.perf_counter()
+    speed = costs.training_speed(flat)
+    elapsed = time.perf_counter() - started
+    (network, side, batch, amp, device), = asked
+    assert json.loads(network) == flat['network_g']
+    assert (side, batch, amp, device.type) == (flat['datasets']['train']['gt_size'] // flat['scale'], 16, None, 'cuda')
+    # no step was faster than it may have been: what was counted was done within the time that passed
+    assert costs.iteration_operations(flat) / elapsed < speed
+    assert not torch.backends.cudnn.benchmark
+    # what does not fit is timed as on a CPU
+    monkeypatch.setattr(costs, '_network_speed', lambda *key: (_ for _ in ()).throw(torch.cuda.OutOfMemoryError()))
+    assert costs.training_speed(flat) == 1.
+
+
 def test_a_dry_run_needs_no_data_and_writes_nothing(write, tmp_path, script, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(costs, '_SECONDS', 0.01)
@@ -359,6 +384,18 @@ def test_the_trial_of_a_table_goes_through_every_cell(write, tmp_path, script, c
     (folder / '.trial').unlink()
     assert script.main([str(file), '--root', str(tmp_path), '--trial']) == 2
     assert 'no trial has made it' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(('name', 'cells'), [('udl-2', 4), ('le-1', 5)])
+def test_the_trial_of_a_printed_table(name, cells, tmp_path, script, capsys):
+    """Two stages, and each form of the sigma branch, as the plans of the papers have them."""
+    file = Path(__file__).parent.parent / 'options' / 'papers' / f'{name}.yml'
+    assert script.main([str(file), '--root', str(tmp_path), '--trial', '--jobs', '2']) == 0
+    assert f'{cells} of {cells} cells run' in capsys.readouterr().out
+    runs = plan.read_plan(file, tmp_path).runs
+    found = {file.stem for file in (tmp_path / 'trials' / name / 'records').iterdir()}
+    assert found == {run.record(tmp_path).stem for run in runs}
+    assert len(runs) == cells
 
 
 def test_a_trial_says_which_cell_fails(write, tmp_path, script, capsys):

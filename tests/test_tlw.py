@@ -213,6 +213,17 @@ def test_loss_by_hand(base, deterministic, form):
     assert torch.autograd.grad(alone, p)[0].abs().sum() > 0
 
 
+@pytest.mark.parametrize(('given', 'offset'), [({}, 0.1), ({'mse_offset': 0.2}, 0.2)])
+def test_weights_of_the_squared_error(given, offset):
+    """Section III-C: w/(|x - f| + 0.1) in front of the square; 0.2 as released for weights that are drawn."""
+    pred, target, w = torch.rand(3, 1, 3, 4, 5, dtype=torch.float64)
+    loss = TLWLoss(base='mse', deterministic=True, **given)
+    loss.judge = lambda images, of: torch.ones(len(images), dtype=images.dtype)  # WC = 1
+    e = np.abs(target.numpy() - pred.numpy())
+    assert loss.weighted_loss(pred, target, w)[0].item() == pytest.approx(
+        (w.numpy() / (e + offset) * e**2).mean(), rel=1e-12)
+
+
 def test_log_sum_exp_without_any_error():
     """All p_t are 0 where the judge sees no difference: 0, and no NaN."""
     loss = TLWLoss(form='log_sum_exp')

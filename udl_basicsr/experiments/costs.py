@@ -95,8 +95,7 @@ def measure_image(network: Mapping, scale: int, size: Sequence[int]) -> tuple[di
 def iteration_operations(flat: Mapping) -> int:
     """Operations of one step of a stage: forward and backward of what is trained, forward of what is frozen."""
     data, train = flat['datasets']['train'], flat['train']
-    side = max(1, int(data['gt_size']) // flat['scale']) if 'gt_size' in data \
-        else _WHOLE // flat['scale']
+    side = _side(flat)
 
     def forward(block: Mapping) -> int:
         return _forward(json.dumps(block, sort_keys=True), side, side)
@@ -113,6 +112,12 @@ def iteration_operations(flat: Mapping) -> int:
         images = 2 * train['tlw_opt'].get('samples', 3) + 2 * _BACKWARD + 1
         one += images * _judge(judge[0], side * flat['scale'])
     return one * int(data['batch_size_per_gpu'])
+
+
+def _side(flat: Mapping) -> int:
+    """LR pixels of the side of a training crop."""
+    data = flat['datasets']['train']
+    return max(1, int(data.get('gt_size', _WHOLE)) // flat['scale'])
 
 
 def judge_of(loss: Mapping | None) -> tuple[str, str | None] | None:
@@ -142,6 +147,49 @@ def device_speed(amp: str | None) -> float:
                 torch.cuda.synchronize()
             count += 1
         return count * counter.get_total_flops() / (time.perf_counter() - started)
+
+
+@functools.lru_cache(maxsize=64)
+def _network_speed(network: str, side: int, batch: int, amp: str | None, device: torch.device) -> float:
+    """Operations a second of a network's own steps, from about a second of them, without the optimiser."""
+    block, dtype = json.loads(network), {'bf16': torch.bfloat16, 'fp16': torch.float16}.get(amp)
+    channels = block.get('num_in_ch', block.get('backbone', {}).get('num_in_ch', 3))
+    chosen, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True  # as in training
+    try:
+        with quietly(), torch.enable_grad(), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+            net = build_real(dict(block)).to(device)
+            images = torch.rand(batch, channels, side, side, device=device)
+            for _ in range(3):  # the first ones look for kernels and for memory
+                net(images).float().mean().backward()
+            _wait(device)
+            count, started = 0, time.perf_counter()
+            while time.perf_counter() - started < _SECONDS:
+                net(images).float().mean().backward()
+                _wait(device)
+                count += 1
+            seconds = time.perf_counter() - started
+    finally:
+        torch.backends.cudnn.benchmark = chosen
+    return count * _BACKWARD * _forward(network, side, side) * batch / seconds
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+
+
+def training_speed(flat: Mapping) -> float:
+    """Operations a second of the steps of a stage here.
+
+    On a CPU that of any convolutions. A GPU takes wide networks at ten times the speed of narrow ones, so that each is
+    tried, as long as it fits.
+    """
+    amp = flat['train'].get('amp')
+    if torch.cuda.is_available():
+        with suppress(Exception):  # out of memory, or a network that takes no image of random numbers
+            return _network_speed(json.dumps(flat['network_g'], sort_keys=True), _side(flat),
+                                  int(flat['datasets']['train']['batch_size_per_gpu']), amp, torch.device('cuda'))
+    return device_speed(amp)
 
 
 class Estimate:
@@ -181,4 +229,4 @@ class Estimate:
             return known * share, True
         if rate := self.rates.get(run.title):
             return rate * self._operations(stage) * share, True
-        return self._operations(stage) * share / device_speed(stage.flat['train'].get('amp')), False
+        return self._operations(stage) * share / training_speed(stage.flat), False

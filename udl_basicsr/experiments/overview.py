@@ -8,7 +8,7 @@ from pathlib import Path
 from udl_basicsr.losses.perceptual import backbone_file
 from udl_basicsr.utils.tables import markdown_table, text_table
 
-from .costs import Estimate, device_speed, judge_of
+from .costs import Estimate, judge_of, training_speed
 from .plan import PlannedRun, Stage
 from .records import machine
 from .runner import done
@@ -30,7 +30,7 @@ def describe_runs(runs: Sequence[PlannedRun], everything: Iterable[PlannedRun], 
         markdown: Tables in Markdown.
     """
     estimate = Estimate(everything, records, out, machine())
-    counted: set[str | None] = set()
+    counted: dict[str | None, list[float]] = {}
     rows, total, measured, started = [], 0., False, set()
     for run in runs:
         state, seconds = 'done', 0.
@@ -45,7 +45,7 @@ def describe_runs(runs: Sequence[PlannedRun], everything: Iterable[PlannedRun], 
                 seconds += needed
                 measured |= by_records
                 if not by_records:
-                    counted.add(stage.flat['train'].get('amp'))
+                    counted.setdefault(stage.flat['train'].get('amp'), []).append(training_speed(stage.flat))
         if run.name in differ:
             state = 'made otherwise'
         total += seconds
@@ -53,8 +53,8 @@ def describe_runs(runs: Sequence[PlannedRun], everything: Iterable[PlannedRun], 
                      duration(seconds) if seconds else '–'])
     table = markdown_table if markdown else text_table
     sources = ['records made on a machine like this'] if measured else []
-    for amp in sorted(counted, key=str):
-        speed = f'{device_speed(amp) / 1e9:,.0f} GFLOP/s'
+    for amp, speeds in sorted(counted.items(), key=str):
+        speed = ' to '.join(dict.fromkeys(f'{end(speeds) / 1e9:,.0f}' for end in (min, max))) + ' GFLOP/s'
         sources.append(f'operations counted, over the {speed} measured here' + (f' in {amp}' if amp else ''))
     lines = [table(['network', 'scale', 'method', 'seed', 'iterations', 'state', 'time'], rows), '',
              f'In all {duration(total)}, one run after another on this machine'
