@@ -131,7 +131,8 @@ VAL = {
     'save_img': Key(BOOL, 'write the SR images; default false'),
     'pbar': Key(BOOL, 'progress bar; default false'),
     'suffix': Key(FOLDER_NAME, 'appended to the names of the SR images', null=True),
-    'metrics': Key({'*': Key(Built('metric'), 'any name; `better: higher | lower` says which way is up')},
+    'metrics': Key({'*': Key(Built('metric'), 'any name; `better: higher | lower` says which way is up where '
+                         'the metric itself does not')},
                    'figures to compute, by a name of your choice', null=True),
     'save_best': Key({'metric': Key(TEXT, 'a name in val.metrics', need='both'),
                       'dataset': Key(TEXT, 'the `name` of a validation set', need='both')},

@@ -16,7 +16,7 @@ import io
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from udl_basicsr.experiments.comparison import means
 from udl_basicsr.experiments.printed import (
@@ -30,7 +30,8 @@ from udl_basicsr.experiments.printed import (
     printed_values,
     row_metrics,
 )
-from udl_basicsr.utils.scores import ScoresError, decimals, metric_title
+from udl_basicsr.utils.metric_facts import MetricFacts, facts_by_name
+from udl_basicsr.utils.scores import ScoresError, metric_facts
 from udl_basicsr.utils.tables import markdown_table, text_table
 
 from .score_table import MARKS, latex_text, places
@@ -82,16 +83,20 @@ class PaperTable:
     title: str
     degradation: str
     datasets: tuple[str, ...]
-    metrics: tuple[str, ...]
+    facts: Mapping[str, MetricFacts]  # of each metric, in their order
     costs: Mapping[str, str]  # and their heads, as printed
     lines: tuple[Line, ...]
     caption: tuple[str, ...]  # what ours is and what the printed is
     remarks: tuple[str, ...]
     notes: Mapping[str, str]  # mark → footnote
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return tuple(self.facts)
+
     def digits(self, metric: str) -> int:
         """Decimals of a metric in this table: as many as the paper prints, if more than usual."""
-        return max([decimals(metric), *(getattr(figure.value, 'decimals', 0) for line in self.lines
+        return max([self.facts[metric].decimals, *(getattr(figure.value, 'decimals', 0) for line in self.lines
                                         for (_, name), figure in line.printed.items()
                                         if name == metric and not figure.mark)])
 
@@ -168,12 +173,14 @@ def make_table(name: str, records: Sequence[Mapping], paper: Mapping) -> PaperTa
                                      and dataset in shown]
     measured = {metric for line in lines for _, metric in [*line.ours, *line.printed]}
     metrics = [metric for metric in metrics if metric in measured] or metrics
+    facts = {metric: metric_facts([r for group in groups for r in group.records], metric) for metric in metrics}
     source = paper['sources'][layout['source']]
     suspects = [f'Doubtful, but as printed: {suspect["where"]}, {", ".join(suspect["printed"])}. {suspect["note"]}'
                 for suspect in paper['suspects'] if suspect['table'] == name]
     return PaperTable(
-        name, f'{layout["source"]}, {layout["number"]}. {layout["title"]}: {"/".join(map(_metric_title, metrics))}',
-        layout['degradation'], tuple(datasets), tuple(metrics), layout.get('costs', {}), lines,
+        name, f'{layout["source"]}, {layout["number"]}. {layout["title"]}: '
+              + '/'.join(_title(facts[metric], metric) for metric in metrics),
+        layout['degradation'], tuple(datasets), facts, layout.get('costs', {}), lines,
         caption=(*_about_ours(groups), *_about_costs(groups, layout),
                  _about_printed(name, layout, rows, networks, groups, source)),
         remarks=(f'Layout. {layout["layout"]}', *suspects),
@@ -184,8 +191,8 @@ def _cell_of(entry: Mapping) -> tuple:
     return entry['network'], entry['method'], entry['scale']
 
 
-def _metric_title(metric: str) -> str:
-    return metric_title(metric).replace('_', ' ')
+def _title(facts: MetricFacts, metric: str) -> str:
+    return facts.title(metric).replace('_', ' ')
 
 
 def _with_new(known: Mapping[str, list[str]], more: Iterable[str]) -> dict[str, list[str]]:
@@ -201,8 +208,9 @@ def _refuse_twins(records: Iterable[Mapping]) -> None:
 
 
 def _misprint(misprint: Mapping) -> str:
-    metric = misprint['metric']
-    return (f'Misprint: {_metric_title(metric)} {printed_text(metric, misprint["printed"])} for {misprint["network"]} '
+    facts = facts_by_name(misprint['metric'])
+    return (f'Misprint: {_title(facts, misprint["metric"])} {printed_text(misprint["printed"], facts)} for '
+            f'{misprint["network"]} '
             f'{misprint["method"]} ×{misprint["scale"]} on {misprint["dataset"]}. {misprint["note"]}')
 
 
@@ -411,11 +419,11 @@ def render(table: PaperTable, fmt: str = 'md', notes: bool = True) -> str:
     pairs = {dataset for line in table.lines for dataset, _ in line.printed}
     ranked = {kind: {(dataset, metric): _places(table, kind, dataset, metric)
                      for dataset in table.datasets for metric in table.metrics} for kind in ('ours', 'printed')}
-    digits = {metric: table.digits(metric) for metric in table.metrics}
+    facts = [(replace(known, decimals=table.digits(metric)), known) for metric, known in table.facts.items()]
 
     def cell(number: int, kind: str, dataset: str) -> str:
         return _cell([getattr(table.lines[number], kind).get((dataset, metric)) for metric in table.metrics],
-                     [ranked[kind][dataset, metric].get(number) for metric in table.metrics], digits, fmt)
+                     [ranked[kind][dataset, metric].get(number) for metric in table.metrics], facts, fmt)
 
     def cost(line: Line, kind: str, name: str) -> str:
         if kind == 'printed':
@@ -471,23 +479,23 @@ def _places(table: PaperTable, kind: str, dataset: str, metric: str) -> dict[int
             figure = getattr(line, kind).get((dataset, metric))
             if (line.scale, line.network) == block and figure is not None and not getattr(figure, 'mark', ''):
                 values[number] = figure.mean if kind == 'ours' else figure.value
-        found |= places(values, metric, table.digits(metric))
+        found |= places(values, table.facts[metric], table.digits(metric))
     return found
 
 
-def _cell(figures: Sequence[Ours | Printed | None], ranks: Sequence[int | None], digits: Mapping[str, int],
-          fmt: str) -> str:
+def _cell(figures: Sequence[Ours | Printed | None], ranks: Sequence[int | None],
+          metrics: Iterable[tuple[MetricFacts, MetricFacts]], fmt: str) -> str:
+    """The figures of a data set; ``metrics`` hold how ours and the printed ones are put."""
     plain = _plain(fmt)
     if not any(figures):
         return plain('–')
     parts = []
-    for figure, place, (metric, precision) in zip(figures, ranks, digits.items(), strict=True):
-        text = f'{figure.mean:.{precision}f}' if isinstance(figure, Ours) else printed_text(
-            metric, figure and figure.value)
+    for figure, place, (ours, printed) in zip(figures, ranks, metrics, strict=True):
+        text = ours.text(figure.mean) if isinstance(figure, Ours) else printed_text(figure and figure.value, printed)
         text = plain(text)
         text = MARKS[fmt][place - 1].format(text) if place and fmt in MARKS else text
         if isinstance(figure, Ours) and figure.sd is not None:
-            text += plain(f' ± {figure.sd:.{precision}f}')
+            text += plain(f' ± {figure.sd:.{ours.decimals}f}')
         parts.append(text)
     marks = [figure.mark if isinstance(figure, Printed) else '' for figure in figures]
     if len({*marks}) > 1:
@@ -537,7 +545,7 @@ def render_csv(tables: Iterable[PaperTable]) -> str:
                 sd = '' if ours.sd is None else repr(ours.sd)
                 writer.writerow([*row, *key, 'ours', repr(ours.mean), sd, ours.seeds, ''])
             for key, printed in line.printed.items():
-                writer.writerow([*row, *key, 'printed', printed_text(key[1], printed.value), '', '',
+                writer.writerow([*row, *key, 'printed', printed_text(printed.value, table.facts[key[1]]), '', '',
                                  table.notes.get(printed.mark, '')])
             for cost, value in line.our_costs.items():
                 writer.writerow([*row, '', cost, 'ours', repr(value), '', '', ''])

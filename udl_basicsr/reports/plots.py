@@ -11,7 +11,8 @@ from matplotlib.ticker import MaxNLocator
 
 from udl_basicsr.experiments.comparison import methods_of, paired_difference
 from udl_basicsr.functional.image_statistics import error_map, log_histogram, logarithmic_edges, peaks, variance_ratio
-from udl_basicsr.utils.scores import ScoresError, lower_is_better, metric_title
+from udl_basicsr.utils.metric_facts import MetricFacts
+from udl_basicsr.utils.scores import ScoresError, metric_facts
 
 from .figures import WIDTH, Panel, crop, draw_grid, new_figure, save
 from .tlw import TLWMaps, TLWRun
@@ -67,7 +68,8 @@ def differences_figure(records: Sequence[Mapping], out: str | Path, metric: str 
 
     The thick whisker is the bootstrap over seeds and images, the thin one Student's t over seeds; see
     :func:`~udl_basicsr.experiments.comparison.paired_difference`. A dot is filled where both exclude 0, never for a
-    single seed. Methods are ordered by their mean over the data sets, the best first.
+    single seed. Methods are ordered by their mean over the data sets, the best first; of a metric without direction
+    they keep their order, and none is coloured.
 
     Args:
         records: As read by `read_records`.
@@ -97,9 +99,9 @@ def differences_figure(records: Sequence[Mapping], out: str | Path, metric: str 
         metrics = dict.fromkeys(m for r in records for d in r['datasets'].values() for m in d['mean'])
         raise ScoresError(f'nothing to compare with {reference} in {metric} at ×{scale}: expected another method with '
                           f'a seed in common, and one of the metrics {", ".join(metrics)}')
-    sign = -1 if lower_is_better(metric) else 1
+    facts = metric_facts(records, metric)
+    sign = facts.sign
     order = sorted(found, key=lambda m: -sign * np.mean([r['mean'] for r in found[m].values() if r]))
-    digits, unit = (2, ', dB') if 'psnr' in metric else (4, '')
 
     seeds = {m: max(r['seeds'] for r in found[m].values() if r) for m in order}
     usual = max(seeds.values())
@@ -124,8 +126,8 @@ def differences_figure(records: Sequence[Mapping], out: str | Path, metric: str 
             ax.hlines(y, result['low'], result['high'], color=colour, linewidth=2.6, alpha=0.55)
             ax.plot(result['mean'], y, 'o', markersize=4, markeredgewidth=1, color=colour,
                     markerfacecolor='white' if colour == GRAY else colour)
-            ax.text(1.02, y, f'{result["mean"]:+.{digits}f}'.replace('-', '−'), transform=ax.get_yaxis_transform(),
-                    fontsize=_FONT - 0.5, va='center', color=colour)
+            ax.text(1.02, y, f'{result["mean"]:+.{facts.decimals}f}'.replace('-', '−'), color=colour,
+                    transform=ax.get_yaxis_transform(), fontsize=_FONT - 0.5, va='center')
         ax.axvline(0, color='black', linewidth=0.8, zorder=0.5)
         ax.set(ylim=(len(order) - 0.4, -0.6), xlim=(min(seen) - margin, max(seen) + margin),
                title=dataset)
@@ -135,14 +137,17 @@ def differences_figure(records: Sequence[Mapping], out: str | Path, metric: str 
         ax.tick_params(axis='y', length=0, labelsize=_FONT)
         ax.spines['left'].set_visible(False)
     reference_label = methods_of(records).get(reference, reference)
-    title = metric_title(metric).split()[0]
     middle = (left + (width - left) / 2) / width
-    figure.text(middle, 0.27 / height, f'{title} minus that of {reference_label}, ×{scale}{unit}'
+    figure.text(middle, 0.27 / height, f'{metric.upper()} minus that of {reference_label}, ×{scale}{_in_unit(facts)}'
                 + (' (lower is better)' if sign < 0 else ''), fontsize=_FONT, ha='center')
     figure.text(middle, 0.09 / height, f'thick: 95 % over {usual} seed{"s" * (usual > 1)} and the images, bootstrap'
                 + ('; thin: 95 % over the seeds, t' if usual > 1 else '') + '; hollow: 0 not ruled out, or one seed',
                 fontsize=_FONT - 0.5, color=GRAY, ha='center')
     return save(figure, out)
+
+
+def _in_unit(facts: MetricFacts) -> str:
+    return f', {facts.unit}' if facts.unit else ''
 
 
 def validation_curves(records: Sequence[Mapping], method: str, dataset: str,
@@ -206,8 +211,8 @@ def curves_figure(records: Sequence[Mapping], dataset: str, out: str | Path, met
                   for seed, curve in by_seed.items() if seed in base}
         if method != reference and paired:
             line(right, paired, labels[method], style)
-    title = metric_title(metric).split()[0] + (', dB' if 'psnr' in metric else '')
-    left.set(ylabel=title, xlabel='iteration', title=f'{dataset} ×{scale}')
+    facts = metric_facts(records, metric)
+    left.set(ylabel=metric.upper() + _in_unit(facts), xlabel='iteration', title=f'{dataset} ×{scale}')
     right.axhline(0, color='black', linewidth=0.8, zorder=0.5)
     right.set(xlabel='iteration', title=f'difference from {methods_of(records).get(reference, reference)}')
     for ax in (left, right):

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from udl_basicsr.data import uncertainty_cache
 from udl_basicsr.data.loader import ValidationImages, build_dataset, seed_all, train_batches
+from udl_basicsr.metrics.facts import facts_for_scores
 from udl_basicsr.options.parse import Parsed
 from udl_basicsr.utils.distributed import broadcast
 from udl_basicsr.utils.scores import format_scores, mean_scores, protocol_sentence, unmeasured, write_scores
@@ -203,6 +204,7 @@ def _scores(model, opt: dict) -> dict:
         'protocol': protocol_sentence(metrics, opt['scale'], opt['val'].get('rounded', True)),
         'datasets': {name: {'images': images, 'mean': mean_scores(images)} for name, images in model.scores.items()
                      if images and metrics},
+        'metrics': facts_for_scores(metrics),
         'versions': _versions(),
     }
 
