@@ -6,7 +6,7 @@ Built on BasicSR's SRModel, whose faults are mended where they are (file:line of
 import contextlib
 import inspect
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from pathlib import Path
 from urllib.error import URLError
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from udl_basicsr.archs import UncertaintyNet
+from udl_basicsr.losses.base import inputs_of
 from udl_basicsr.utils.checkpoints import EMA_FIRST, CheckpointError, ParamKey, load_network, save_atomic
 
 from .validation import ValidatedModel
@@ -41,6 +42,9 @@ class StepModel(ValidatedModel):
 
     Attributes:
         trained (nn.Module): What the step runs and the optimiser owns, wrapped for several devices.
+        criteria (dict[str, nn.Module]): The losses by their option blocks.
+        listed (dict[str, nn.Module]): Those that :meth:`losses` calls, in the order in which they are summed.
+        inputs (set[str]): What is taken of a batch beside ``lq`` and ``gt``, since a loss needs it.
     """
 
     def __init__(self, opt):
@@ -50,6 +54,7 @@ class StepModel(ValidatedModel):
         self.amp_dtype = _AMP_DTYPES.get(train_opt.get('amp'))
         self.memory_format = torch.channels_last if train_opt.get('channels_last') else torch.contiguous_format
         self.scores = {}
+        self.inputs = set()
         self.build_networks()
         self.load_networks()
         if self.is_train:
@@ -73,14 +78,15 @@ class StepModel(ValidatedModel):
         Args:
             lq (Tensor): (N, C, h, w), in [0, 1].
             gt (Tensor): (N, C, H, W), in [0, 1].
-            given (Tensor): What the batch holds beside these: ``log_scale`` (N, C, H, W), where s is cached.
+            given (Tensor): What the batch holds beside these and a loss needs: ``log_scale`` (N, C, H, W), where s is
+                cached.
 
         Returns:
             tuple: The losses, ``{name: scalar with gradient}``, of which the sum is minimised; and figures for the log.
         """
         with self.autocast():
             self.output = self.trained(lq)
-        return self.listed_losses(self.output, gt, lq), {}
+        return self.losses(self.output, target=gt, lq=lq, **given), {}
 
     def updates(self) -> list[tuple[Callable[..., tuple[dict, dict]], tuple[str, ...]]]:
         """The parts of an iteration, in order: what computes losses, and the labels of the networks that step on them.
@@ -152,6 +158,8 @@ class StepModel(ValidatedModel):
             key: _build_loss(key, block).to(self.device)
             for key, block in train_opt.items() if key.endswith('_opt') and block
         }
+        self.listed = dict(self.criteria)
+        self.inputs = {name for criterion in self.criteria.values() for name in inputs_of(criterion)} - {'target', 'lq'}
         for key, criterion in self.criteria.items():
             reduction = getattr(criterion, 'reduction', 'mean')
             if reduction == 'none' or (reduction == 'sum' and self.accumulate > 1):
@@ -186,17 +194,22 @@ class StepModel(ValidatedModel):
     def feed_data(self, data: dict) -> None:
         self.lq = data['lq'].to(self.device, memory_format=self.memory_format, non_blocking=True)
         self.gt = data['gt'].to(self.device, non_blocking=True) if 'gt' in data else None
-        self.given = {key: data[key].to(self.device, non_blocking=True) for key in ('log_scale', ) if key in data}
+        self.given = {key: data[key].to(self.device, non_blocking=True) for key in self.inputs if key in data}
         self.images = data.get('lq_path', ())
 
-    def listed_losses(self, pred: Tensor, gt: Tensor, lq: Tensor, skip: tuple = ()) -> dict:
-        """The ``train.<x>_opt`` losses by their log names, in float32 outside of autocast."""
+    def losses(self, pred: Tensor, **inputs: Tensor) -> dict:
+        """The losses of :attr:`listed` by their log names, in float32 outside of autocast.
+
+        Args:
+            pred (Tensor): What the trained network made of ``lq``.
+            inputs (Tensor): All that losses may need, by name: ``target``, ``lq``, what the batch holds beside these,
+                and what the model has computed.
+        """
         losses = {}
         with torch.autocast(self.device.type, enabled=False):
             pred = pred.float()
-            for key, criterion in self.criteria.items():
-                if key not in skip:
-                    losses.update(_call_loss(key, criterion, pred, gt, lq))
+            for key, criterion in self.listed.items():
+                losses.update(losses_of(key, criterion, pred, inputs))
         return losses
 
     def optimize_parameters(self, current_iter: int) -> None:
@@ -391,10 +404,21 @@ def _build_loss(key: str, block: dict) -> nn.Module:
                               f'Put {weights} into {Path(torch.hub.get_dir()) / "checkpoints"}') from error
 
 
-def _call_loss(key: str, criterion: nn.Module, pred: Tensor, gt: Tensor, lq: Tensor) -> dict:
-    """Calls a loss of the form (pred, target), (pred, target, lq=...) or, as BasicSR's TV loss, (pred)."""
-    names = list(inspect.signature(criterion.forward).parameters)
-    args = (pred, ) if len(names) < 2 or names[1] == 'weight' else (pred, gt)
-    value = criterion(*args, **({'lq': lq} if 'lq' in names else {}))
-    values = value if key == 'perceptual_opt' else (value, )
+def losses_of(key: str, criterion: nn.Module, pred: Tensor, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Calls a loss, or its ``terms`` where it has several, with what it needs.
+
+    Returns:
+        dict: The loss, or each of its terms, by its log name.
+
+    Raises:
+        ValueError: Something that it needs is not there.
+    """
+    takes = inputs_of(criterion)
+    if missing := [name for name, needed in takes.items() if needed and name not in inputs]:
+        raise ValueError(f'train.{key}: {type(criterion).__name__} needs {" and ".join(missing)}, and there is '
+                         f'{", ".join(inputs)} alone: neither the model nor the batch has more')
+    target = (inputs['target'], ) if 'target' in takes else ()
+    value = getattr(criterion, 'terms', criterion)(
+        pred, *target, **{name: inputs[name] for name in takes if name in inputs and name != 'target'})
+    values = value if isinstance(value, tuple) else (value, )
     return {name: v for name, v in zip(log_names(key), values, strict=True) if v is not None}

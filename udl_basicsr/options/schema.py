@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from udl_basicsr.models.stage_table import STAGES
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -181,13 +183,6 @@ LOGGER = {
     'wandb': Key({'project': Key(TEXT, 'project on wandb', null=True),
                   'resume_id': Key(TEXT, 'run to go on with', null=True)}, 'Weights & Biases', null=True),
 }
-STAGES = {
-    'plain': None,
-    'esu': 'likelihood_opt: {type: ESULoss}',
-    'udl': 'udl_opt: {type: UDLLoss}',
-    'sigma': 'sigma_opt: {type: SigmaLoss}',
-}
-"""The stages of UDLModel, and the loss that is a stage's own."""
 NETWORK_U = {
     'type': Key(TEXT, 'UncertaintyNet', need='both'),
     'backbone': Key(Built('network'), 'default: network_g'),
