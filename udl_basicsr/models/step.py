@@ -41,6 +41,7 @@ class StepModel(ValidatedModel):
     steps in a row may be left out because a loss or gradient is not finite), ``logger.keep_last``.
 
     Attributes:
+        entries (dict[str, str | None]): Which entry of its file each network has, by its label.
         trained (nn.Module): What the step runs and the optimiser owns, wrapped for several devices.
         criteria (dict[str, nn.Module]): The losses by their option blocks.
         listed (dict[str, nn.Module]): Those that :meth:`losses` calls, in the order in which they are summed.
@@ -54,7 +55,7 @@ class StepModel(ValidatedModel):
         self.amp_dtype = _AMP_DTYPES.get(train_opt.get('amp'))
         self.memory_format = torch.channels_last if train_opt.get('channels_last') else torch.contiguous_format
         self.scores = {}
-        self.inputs = set()
+        self.inputs, self.entries = set(), {}
         self.build_networks()
         self.load_networks()
         if self.is_train:
@@ -116,15 +117,19 @@ class StepModel(ValidatedModel):
     # ------------------------------------------------------------------ set-up
 
     def load_pretrained(self, network: nn.Module, label: str, param_key: ParamKey = None) -> None:
-        """Loads ``path.pretrain_network_<label>`` if given, strictly unless ``path.strict_load_<label>`` is false."""
+        """Loads ``path.pretrain_network_<label>`` if given, strictly unless ``path.strict_load_<label>`` is false.
+
+        Where no entry of the file is named, a test takes the EMA's if there is one, as validation does in training.
+        """
         path_opt = self.opt['path']
         path = path_opt.get(f'pretrain_network_{label}')
         if path is None:
             return
-        param_key = param_key or path_opt.get(f'param_key_{label}', 'params')
-        entry = ' or '.join(param_key) if isinstance(param_key, tuple) else param_key
-        get_root_logger().info(f'Loading {type(network).__name__} from {path} [{entry}].')
-        load_network(network, path, param_key, path_opt.get(f'strict_load_{label}', True))
+        usual = 'params' if self.is_train else EMA_FIRST
+        param_key = param_key or path_opt.get(f'param_key_{label}', usual)
+        entry = load_network(network, path, param_key, path_opt.get(f'strict_load_{label}', True))
+        self.entries[label] = entry
+        get_root_logger().info(f'Loaded {type(network).__name__} from {path} [{entry}].')
 
     def model_to_device(self, net: nn.Module) -> nn.Module:
         """To the device, compiled and wrapped as asked for. BasicSR's (base_model.py:98) needs a GPU for DDP."""

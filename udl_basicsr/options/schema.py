@@ -170,7 +170,8 @@ TRAIN = {
 }
 PATH = {
     'pretrain_network_*': Key(TEXT, 'weights to start from (`_g`, `_u`, `_w`: one per network)', null=True),
-    'param_key_*': Key(TEXT, 'params | params_ema; null: the file is the weights themselves', null=True),
+    'param_key_*': Key(TEXT, 'params | params_ema; null: the file is the weights themselves; default: params, and in '
+                         'a test params_ema where the file has it', null=True),
     'strict_load_*': Key(BOOL, 'every weight must be found; default true'),
     'resume_state': Key(TEXT, 'a .state file to go on from', null=True),
     'ignore_resume_networks': Key(NAMES, 'networks that do not go on from it', null=True),

@@ -200,7 +200,7 @@ def _scores(model, opt: dict) -> dict:
         'name': opt['name'],
         'scale': opt['scale'],
         'network': opt['network_g']['type'],
-        'weights': _weights(opt['path']),
+        'weights': _weights(model, opt['path']),
         'protocol': protocol_sentence(metrics, opt['scale'], opt['val'].get('rounded', True)),
         'datasets': {name: {'images': images, 'mean': mean_scores(images)} for name, images in model.scores.items()
                      if images and metrics},
@@ -209,9 +209,9 @@ def _scores(model, opt: dict) -> dict:
     }
 
 
-def _weights(path: dict) -> str:
+def _weights(model, path: dict) -> str:
     """Which were tested; the entry of the file too where it is not the usual one."""
-    key = path.get('param_key_g', 'params')
+    key = getattr(model, 'entries', {}).get('g', path.get('param_key_g', 'params'))  # BasicSR's models do not say it
     return str(path.get('pretrain_network_g')) + (f' [{key}]' if key not in ('params', None) else '')
 
 
