@@ -15,7 +15,8 @@ from pathlib import Path
 
 from udl_basicsr.experiments.comparison import read_records
 from udl_basicsr.experiments.printed import load_paper, printed_values
-from udl_basicsr.reports.paper_tables import FORMATS, make_table, render, render_csv
+from udl_basicsr.reports.paper_formats import FORMATS, render, render_csv
+from udl_basicsr.reports.paper_tables import make_table
 from udl_basicsr.utils import exits
 from udl_basicsr.utils.files import write_text
 from udl_basicsr.utils.scores import ScoresError

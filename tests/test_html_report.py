@@ -22,7 +22,7 @@ from PIL import Image
 
 from udl_basicsr.experiments.comparison import paired_difference, read_records, write_record
 from udl_basicsr.functional.log_scale_maps import encode_log_scale
-from udl_basicsr.reports import html, html_groups, html_pictures
+from udl_basicsr.reports import html, html_groups, html_intervals, html_pictures
 from udl_basicsr.utils.metric_facts import facts_by_name
 from udl_basicsr.utils.scores import mean_scores
 
@@ -262,13 +262,13 @@ def test_verdict(metric, ends, verdict, of_weights):
 
 
 def test_axis():
-    assert html.axis_ticks(-.11, .23) == pytest.approx([-.1, 0., .1, .2])
-    assert html.axis_ticks(0, 7) == [0, 2, 4, 6]
-    low, high = html.axis_range([(-.1, .05), (0., .2)])
+    assert html_intervals.axis_ticks(-.11, .23) == pytest.approx([-.1, 0., .1, .2])
+    assert html_intervals.axis_ticks(0, 7) == [0, 2, 4, 6]
+    low, high = html_intervals.axis_range([(-.1, .05), (0., .2)])
     assert (low, high) == pytest.approx((-.115, .215))
-    low, high = html.axis_range([(-.1, .05), (0., .2), (-.1, .1), (-5., -4.)])  # one far off is cut
+    low, high = html_intervals.axis_range([(-.1, .05), (0., .2), (-.1, .1), (-5., -4.)])  # one far off is cut
     assert low > -.4
-    low, high = html.axis_range([(0., 0.)])
+    low, high = html_intervals.axis_range([(0., 0.)])
     assert low < 0 < high  # the same figures in both: nothing to divide by
 
 

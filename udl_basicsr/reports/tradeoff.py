@@ -14,7 +14,7 @@ from udl_basicsr.utils.metric_facts import facts_by_name
 from udl_basicsr.utils.scores import ScoresError
 
 from .figures import WIDTH, new_figure, save
-from .paper_tables import PaperTable
+from .paper_rows import PaperTable
 from .plots import COLOURS, tidy
 
 UNITS = {'runtime': ('run time, ms', 1.), 'macs': ('multiply-accumulate operations, G', 1e9)}
