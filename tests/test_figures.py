@@ -312,7 +312,8 @@ def record(method, seed, shift, order=0, scale=2):
 def drawn(monkeypatch):
     """The figures that are saved, instead of files."""
     kept = []
-    monkeypatch.setattr(plots, 'save', lambda figure, out: kept.append(figure) or Path(out))
+    for module in (plots, variance_plots):
+        monkeypatch.setattr(module, 'save', lambda figure, out: kept.append(figure) or Path(out))
     return kept
 
 
