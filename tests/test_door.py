@@ -12,7 +12,7 @@ import pytest
 from udl_basicsr.cli import figures as figures_command
 from udl_basicsr.cli import main as door
 from udl_basicsr.functional import losses as formulas
-from udl_basicsr.reports import figures, html_pictures, lead, paper_tables, score_table, tradeoff
+from udl_basicsr.reports import figures, html_pictures, lead, paper_formats, score_table, tradeoff
 from udl_basicsr.utils import option_files, plugins
 
 ROOT = Path(__file__).parents[1]
@@ -82,7 +82,7 @@ def test_what_parsers_write_out_is_what_the_modules_know():
     assert known('--steep', 'texture') == lead.STEEP
     assert known('--limits', 'uncertainty') == figures.LOG_SCALE_LIMITS
     assert known('--width', 'crops') == figures.WIDTH
-    for name, formats in (('tables', paper_tables.FORMATS), ('scores', score_table.FORMATS)):
+    for name, formats in (('tables', paper_formats.FORMATS), ('scores', score_table.FORMATS)):
         with pytest.raises(SystemExit):
             importlib.import_module(f'udl_basicsr.cli.{name}').main(['x', '--format', 'nope'])
         source = (ROOT / f'udl_basicsr/cli/{name}.py').read_text()

@@ -17,7 +17,7 @@ from udl_basicsr.functional import image_statistics as stats
 from udl_basicsr.functional.log_scale_maps import encode_log_scale
 from udl_basicsr.losses import UDLLoss
 from udl_basicsr.losses.uncertainty_loss import WeightMapLoss
-from udl_basicsr.reports import figures, pictures, plots, sigma, tlw, tradeoff
+from udl_basicsr.reports import figures, pictures, plots, sigma, tlw, tradeoff, variance_plots
 from udl_basicsr.reports.figures import Panel
 from udl_basicsr.reports.paper_tables import make_table
 from udl_basicsr.reports.uncertainty import ReportError
@@ -309,7 +309,8 @@ def record(method, seed, shift, order=0, scale=2):
 def drawn(monkeypatch):
     """The figures that are saved, instead of files."""
     kept = []
-    monkeypatch.setattr(plots, 'save', lambda figure, out: kept.append(figure) or Path(out))
+    for module in (plots, variance_plots):
+        monkeypatch.setattr(module, 'save', lambda figure, out: kept.append(figure) or Path(out))
     return kept
 
 
@@ -381,14 +382,14 @@ def test_curves_are_paired_seed_by_seed(drawn):
 
 def test_variances_figure(drawn):
     gt = np.random.default_rng(0).exponential(1, 400)
-    plots.variances_figure(gt, {'half': gt / 2, 'same': gt}, 8, 'f.png')
+    variance_plots.variances_figure(gt, {'half': gt / 2, 'same': gt}, 8, 'f.png')
     left, right = drawn[0].axes
     assert [patch.get_data().values.sum() for patch in left.patches] == pytest.approx([100, 100, 100])
     lines = {line.get_label(): line.get_ydata() for line in right.lines if len(line.get_xdata()) == 10}
     assert set(lines) == {f'half: {2 * (gt ** 2 / 4).mean():.4f}', 'same: 0.0000'}
     assert np.concatenate(list(lines.values())).tolist() == pytest.approx([0.5] * 10 + [1] * 10)
     with pytest.raises(ValueError, match='expected 400 patches'):
-        plots.variances_figure(gt, {'less': gt[1:]}, 8, 'f.png')
+        variance_plots.variances_figure(gt, {'less': gt[1:]}, 8, 'f.png')
 
 
 def test_variance_peaks_figure(drawn):
@@ -396,7 +397,7 @@ def test_variance_peaks_figure(drawn):
     gt, n = rgb(5, 32, 48), 8
     blurred = cv2.GaussianBlur(gt, (0, 0), 1.5)
     both = {name: stats.patch_variances(image, n).reshape(2, -1) for name, image in (('gt', gt), ('blurred', blurred))}
-    plots.variance_peaks_figure(both['gt'], {'blurred': both['blurred']}, n, 'f.png')
+    variance_plots.variance_peaks_figure(both['gt'], {'blurred': both['blurred']}, n, 'f.png')
     for number, ax in enumerate(drawn[0].axes):
         for line, image in zip(ax.lines, (gt, blurred), strict=True):
             slope = sobel(image, borderType=cv2.BORDER_REPLICATE)[number]
@@ -404,10 +405,10 @@ def test_variance_peaks_figure(drawn):
             np.testing.assert_allclose(line.get_ydata(), expected, rtol=1e-4, atol=1e-9)
             assert line.get_label().endswith(f': mean {np.mean(expected):.4f}')
         assert max(ax.lines[0].get_ydata()) > 2 * max(ax.lines[1].get_ydata())
-    plots.variance_peaks_figure(both['gt'], {}, n, 'f.png', points=5)
+    variance_plots.variance_peaks_figure(both['gt'], {}, n, 'f.png', points=5)
     assert len(drawn[1].axes[0].lines[0].get_ydata()) == 5
     with pytest.raises(ValueError, match='expected 24 patches'):
-        plots.variance_peaks_figure(both['gt'], {'less': both['gt'][:, 1:]}, n, 'f.png')
+        variance_plots.variance_peaks_figure(both['gt'], {'less': both['gt'][:, 1:]}, n, 'f.png')
 
 
 # ---------------------------------------------------------------- sigma, and what networks cost

@@ -26,7 +26,7 @@ from udl_basicsr.metrics.perceptual import _judge
 from udl_basicsr.options.parse import OptionError
 from udl_basicsr.reports.uncertainty import ReportError, read_errors
 from udl_basicsr.training import loop, stages
-from udl_basicsr.utils.scores import lower_is_better, protocol_sentence
+from udl_basicsr.utils.scores import protocol_sentence
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -284,7 +284,6 @@ def test_protocol_names_the_judge():
         'LPIPS (net alex, version 0.1) on RGB in [−1, 1], border of 4 px cropped, SR rounded to 8 bits')
     sentence = protocol_sentence({'lpips': {**lpips_opt, 'net': 'vgg', 'crop_border': 0}, 'ause': BLOCKS['ause']}, 4)
     assert 'LPIPS (net vgg, version 0.1) on RGB in [−1, 1], no border cropped; AUSE on RGB, no border' in sentence
-    assert [lower_is_better(m) for m in ('ause', 'calibration_error', 'lpips', 'spearman')] == [True, True, True, False]
 
 
 def test_the_baseline_of_table_7(project):

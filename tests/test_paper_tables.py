@@ -13,6 +13,7 @@ import pytest
 from udl_basicsr.experiments import complexity, record_files
 from udl_basicsr.experiments import printed as papers
 from udl_basicsr.reports import paper_tables, score_table
+from udl_basicsr.utils.metric_facts import MetricFacts
 from udl_basicsr.utils.scores import ScoresError
 
 ROOT = Path(__file__).parents[1]
@@ -383,7 +384,7 @@ def test_tables_rows_and_figures_are_complete():
     rows = {name: [row for row in paper['rows'] if row.get('table') == name] for name in paper['tables']}
     figures = {name: [value for row in found for values in row['scores'].values() for value in values]
                for name, found in rows.items()}
-    known = {name: [Decimal(score_table.printed_text('', value)) for value in found if value is not None]
+    known = {name: [Decimal(score_table.printed_text(value, MetricFacts())) for value in found if value is not None]
              for name, found in figures.items()}
     assert {name: (len(rows[name]), len(known[name]), sum(len(row.get('costs', ())) for row in rows[name]),
                    f'{sum(known[name]).normalize():f}') for name in rows} == COUNTS

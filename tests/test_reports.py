@@ -178,8 +178,6 @@ def test_ranking_is_by_printed_value_and_within_a_scale(results):
     assert score_table.ranks(table, 4, 'Set5', 'psnr') == {}  # nobody to win against
     tied = score_table.join([make_scores('a', 2, Set5=[(30.001, 0.9)]), make_scores('b', 2, Set5=[(30.004, 0.8)])])
     assert score_table.ranks(tied, 2, 'Set5', 'psnr') == {'a': 1, 'b': 1}
-    assert scores.lower_is_better('lpips_vgg')
-    assert not scores.lower_is_better('psnr')
 
 
 def test_formats(results):

@@ -73,7 +73,8 @@ def test_a_plan_times_by_its_clock():
     """That of the processor does not run while others do."""
     measured = {clock: speed.Plan((), 1, 9, clock=clock).time({'sleep': lambda: time.sleep(0.05)}, 0)['sleep']
                 for clock in speed.CLOCKS}
-    assert measured['wall'][0] >= 0.05 > 0.02 > measured['processor'][0]
+    assert measured['wall'][0] >= 0.05
+    assert measured['processor'][0] < measured['wall'][0] / 5
 
 
 def test_medians_and_quartiles():

@@ -188,7 +188,7 @@ def test_the_same_options_are_not_worth_a_word(run):
 @pytest.mark.parametrize('metrics', [
     '{psnr: {type: calculate_psnr, crop_border: 2}, ssim: {type: calculate_ssim, crop_border: 2}}',
     '{renamed: {type: calculate_psnr, crop_border: 2}}',
-    '{psnr: {type: calculate_psnr, crop_border: 2, better: lower}}'])
+    '{psnr: {type: calculate_fitting_error, crop_border: 2}}'])
 def test_metrics_that_are_new_begin_with_their_own_best(run, metrics):
     loop.train(run.parse('plain', 'train:total_iter=12', f'val:metrics={metrics}', auto_resume=True))
     best = state_of(run, 12)['best_metric_results']['val']

@@ -171,7 +171,10 @@ def test_a_run_whose_validation_breaks_says_so_and_ends(project, monkeypatch):
 
 # ----------------------------------------------------------------------------------------------------- which weights
 def test_the_entry_that_the_options_name_is_tested(tested, project, tmp_path, monkeypatch, capsys):
-    """A file with two entries: each is scored as itself, and one that is missing is not replaced by the other."""
+    """A file with two entries: each is scored as itself, and one that is missing is not replaced by the other.
+
+    Where none is named it is the EMA's, which training validates.
+    """
     file = tmp_path / 'net_g.pth'
     tested()
     weights = torch.load(file)['params']
@@ -180,11 +183,13 @@ def test_the_entry_that_the_options_name_is_tested(tested, project, tmp_path, mo
     def score(name: str, *entry: str) -> float:
         assert run_test(tmp_path, monkeypatch, '--force_yml', f'name={name}', *entry) == 0
         found = scores.read_scores(tmp_path / 'results' / name)
-        assert found['weights'] == str(file) + (' [params_ema]' if 'path:param_key_g=params_ema' in entry else '')
+        assert found['weights'] == str(file) + (' [params_ema]' if name in 'ac' else '')
         return found['datasets']['tiny']['mean']['psnr']
 
     ema = score('c', 'path:param_key_g=params_ema')
-    assert score('a') == score('b', 'path:param_key_g=params') != ema
+    assert score('a') == ema != score('b', 'path:param_key_g=params')
+    assert f'from {file} [params_ema]' in next((tmp_path / 'results' / 'a').glob('test_a_*.log')).read_text() + \
+        capsys.readouterr().out
     torch.save({'params': {k: 0.5 * v for k, v in weights.items()}}, file)
     assert score('d') == ema
     capsys.readouterr()

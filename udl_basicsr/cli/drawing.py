@@ -9,7 +9,7 @@ import numpy as np
 from udl_basicsr.experiments.printed import load_paper
 from udl_basicsr.experiments.record_files import read_records, record_file
 from udl_basicsr.functional import image_statistics as stats
-from udl_basicsr.reports import figures, plots
+from udl_basicsr.reports import figures, plots, variance_plots
 from udl_basicsr.reports import lead as leads
 from udl_basicsr.reports.figures import Panel
 from udl_basicsr.reports.paper_tables import make_table
@@ -133,7 +133,7 @@ def gradients(args, look: dict) -> Path:
 def gv(args, look: dict) -> Path:
     runs, images, size, gt, sr = _variances(args, args.patch_size)
     pooled = {label: np.concatenate(found, axis=1).ravel() for label, found in sr.items()}
-    return plots.variances_figure(np.concatenate(gt, axis=1).ravel(), pooled, size, args.out,
+    return variance_plots.variances_figure(np.concatenate(gt, axis=1).ravel(), pooled, size, args.out,
                                   f'{args.dataset} ×{runs[0].scale}, {len(images)} images', **look)
 
 
@@ -141,7 +141,7 @@ def variances(args, look: dict) -> Path:
     runs, images, size, gt, sr = _variances(args, args.patch_size or 8, args.images)
     pooled = {label: np.concatenate(found, axis=1) for label, found in sr.items()}
     which = ', '.join(images) if args.images else f'{len(images)} images'
-    return plots.variance_peaks_figure(np.concatenate(gt, axis=1), pooled, size, args.out,
+    return variance_plots.variance_peaks_figure(np.concatenate(gt, axis=1), pooled, size, args.out,
                                        f'{args.dataset} ×{runs[0].scale}, {which}', **look)
 
 

@@ -40,7 +40,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     from udl_basicsr.experiments.printed import load_paper
     from udl_basicsr.experiments.record_files import read_records
-    from udl_basicsr.reports.paper_tables import FORMATS, make_table, render, render_csv
+    from udl_basicsr.reports.paper_formats import FORMATS, render, render_csv
+    from udl_basicsr.reports.paper_tables import make_table
     from udl_basicsr.utils.files import write_text
     from udl_basicsr.utils.scores import ScoresError
     if not (args.records or args.table or args.list):

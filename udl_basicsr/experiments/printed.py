@@ -2,11 +2,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
 from udl_basicsr.utils.json_files import read_json
-from udl_basicsr.utils.scores import ScoresError, decimals, format_value
+from udl_basicsr.utils.metric_facts import MetricFacts
+from udl_basicsr.utils.scores import ScoresError
 
 DATASETS = ('Set5', 'Set14', 'BSD100', 'Urban100', 'Manga109')
 ALIASES = {'b100': 'BSD100', 'bsds100': 'BSD100'}  # BasicSR and the papers do not agree on its name
@@ -118,11 +120,9 @@ def row_metrics(row: Mapping) -> list[str]:
     return row.get('metrics', ['psnr', 'ssim'])
 
 
-def printed_text(metric: str, value: float | None) -> str:
+def printed_text(value: float | None, facts: MetricFacts) -> str:
     """A printed figure with the decimals it was printed with, or those of its metric where they are more."""
-    if value is None:
-        return format_value(metric, None)
-    return f'{value:.{max(decimals(metric), getattr(value, "decimals", 0))}f}'
+    return replace(facts, decimals=max(facts.decimals, getattr(value, 'decimals', 0))).text(value)
 
 
 def printed_values(row: Mapping) -> Values:

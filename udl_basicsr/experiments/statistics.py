@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from udl_basicsr.utils.scores import decimals, lower_is_better, metric_title
+from udl_basicsr.utils.scores import metric_facts
 from udl_basicsr.utils.tables import markdown_table, text_table
 
 SAMPLES = 10_000  # of the bootstrap
@@ -59,9 +59,10 @@ def paired_difference(records: Sequence[Mapping], method: str, dataset: str, met
         samples: Bootstrap samples; the random numbers are always the same.
 
     Returns:
-        ``{'mean', 'low', 'high', 'seed_low', 'seed_high', 'seeds', 'images', 'ahead', 'pairs'}``: differences in the
-        metric's units, positive where the method's value is larger; ``ahead`` of ``pairs`` (seed, image) on which the
-        method is better. None where the two have no seed in common.
+        ``{'mean', 'low', 'high', 'seed_low', 'seed_high', 'seeds', 'images', 'ahead', 'pairs', 'facts'}``: differences
+        in the metric's units, positive where the method's value is larger; ``ahead`` of ``pairs`` (seed, image) on
+        which the method is better, None for a metric without direction; its facts. None where the two have no seed in
+        common.
     """
     mine = [r for r in records if r['method'] == method]
     if not mine:
@@ -80,10 +81,11 @@ def paired_difference(records: Sequence[Mapping], method: str, dataset: str, met
     half = float('nan')
     if count > 1:
         half = (_T[count - 2] if count <= len(_T) + 1 else 1.96) * by_seed.std(ddof=1) / np.sqrt(count)
-    better = difference < 0 if lower_is_better(metric) else difference > 0
+    facts = metric_facts([*records], metric)
     mean = float(by_seed.mean())
     return {'mean': mean, 'low': low, 'high': high, 'seed_low': float(mean - half), 'seed_high': float(mean + half),
-            'seeds': count, 'images': len(pictures), 'ahead': int(better.sum()), 'pairs': difference.size}
+            'seeds': count, 'images': len(pictures), 'pairs': difference.size, 'facts': facts,
+            'ahead': int((facts.sign * difference > 0).sum()) if facts.sign else None}
 
 
 def bootstrap_interval(values: np.ndarray, samples: int = SAMPLES, level: float = 0.95) -> tuple[float, float]:
@@ -103,11 +105,11 @@ def methods_of(records: Iterable[Mapping]) -> dict[str, str]:
     return {key[2]: key[3] for key in sorted(found.values())}
 
 
-def difference_cell(result: Mapping | None, metric: str) -> str:
+def difference_cell(result: Mapping | None) -> str:
     """``+0.12 [+0.05, +0.19]``, or a dash."""
     if result is None:
         return '–'
-    mean, low, high = (f'{result[key]:+.{decimals(metric)}f}' for key in ('mean', 'low', 'high'))
+    mean, low, high = (f'{result[key]:+.{result["facts"].decimals}f}' for key in ('mean', 'low', 'high'))
     return f'{mean} [{low}, {high}]'
 
 
@@ -117,7 +119,8 @@ def summary_rows(records: Sequence[Mapping], scale: int,
     records = [r for r in records if r['scale'] == scale]
     datasets = list(dict.fromkeys(name for r in records for name in r['datasets']))
     shown = [m for m in metrics if any(m in r['datasets'][d]['mean'] for r in records for d in r['datasets'])]
-    header = ['method', 'seeds', *(f'{d} {metric_title(m)}{tail}' for d in datasets for m in shown
+    facts = {m: metric_facts(records, m) for m in shown}
+    header = ['method', 'seeds', *(f'{d} {facts[m].title(m)}{tail}' for d in datasets for m in shown
                                    for tail in ('', ' − reference'))]
     rows = []
     for method, label in methods_of(records).items():
@@ -126,9 +129,9 @@ def summary_rows(records: Sequence[Mapping], scale: int,
         for dataset in datasets:
             for metric in shown:
                 value = means(records, method, dataset, metric, scale)
-                row.append('–' if value is None else f'{value["mean"]:.{decimals(metric)}f}')
+                row.append(facts[metric].text(value and value['mean']))
                 result = None if is_reference else paired_difference(records, method, dataset, metric, scale)
-                row.append(difference_cell(result, metric))
+                row.append(difference_cell(result))
         rows.append(row)
     return header, rows
 

@@ -1,5 +1,6 @@
 """What the losses share: a weight and a reduction, float32 under autocast, and the check of shapes."""
 import functools
+import inspect
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +23,31 @@ def full_precision(forward):
     return wrapper
 
 
+KNOWN_INPUTS = ('lq', 'log_scale', 'sigma', 'weight_map')
+"""What models give to losses that say nothing of it, by the names of the arguments of their ``forward``."""
+
+
+def inputs_of(loss: type[nn.Module] | nn.Module) -> dict[str, bool]:
+    """What a loss takes beside the prediction, by name, and whether it cannot do without.
+
+    ``target``, and what the attribute ``needs`` of its class names. Of a loss without that attribute, such as
+    BasicSR's, the arguments of ``forward`` are looked at: (pred, target, ...), or (pred) and (pred, weight) of its TV
+    loss.
+    """
+    needs = getattr(loss, 'needs', None)
+    if needs is not None:
+        return dict.fromkeys(('target', *needs), True)
+    arguments = dict(inspect.signature(loss.forward).parameters)
+    if isinstance(loss, type):
+        arguments.pop(next(iter(arguments)))  # self
+    names = list(arguments)
+    alone = len(names) < 2 or names[1] == 'weight'
+    return {**({} if alone else {'target': True}),
+            **{name: arguments[name].default is inspect.Parameter.empty for name in KNOWN_INPUTS if name in names}}
+
+
 class WeightedLoss(nn.Module):
-    """What every loss has: a weight and a reduction.
+    """What every loss has: a weight, a reduction, and ``needs``.
 
     Args:
         loss_weight (float): Weight of the loss.
@@ -31,7 +55,12 @@ class WeightedLoss(nn.Module):
 
     Raises:
         ValueError: Unknown ``reduction``.
+
+    Attributes:
+        needs (tuple[str, ...]): What ``forward`` takes beside prediction and target: what the model computes (``lq``,
+            ``log_scale``, ``sigma``, ``weight_map``), or any other entry of the batch.
     """
+    needs: tuple[str, ...] = ()
 
     def __init__(self, loss_weight: float = 1.0, reduction: str = 'mean'):
         super().__init__()

@@ -93,6 +93,7 @@ class TrainedExpectedL1Loss(WeightedLoss):
     Raises:
         ValueError: Unknown ``noise``.
     """
+    needs = ('sigma', )
 
     def __init__(self, loss_weight: float = 1.0, noise: str = 'gaussian', reduction: str = 'mean'):
         super().__init__(loss_weight, reduction)
@@ -140,6 +141,7 @@ class SigmaLoss(WeightedLoss):
     Raises:
         ValueError: Unknown ``threshold`` or ``mean_over``.
     """
+    needs = ('sigma', )
 
     def __init__(self,
                  loss_weight: float = 1.0,

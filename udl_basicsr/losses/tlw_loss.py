@@ -55,6 +55,7 @@ class TLWLoss(WeightedLoss):
     Raises:
         ValueError: An argument outside of what is said here.
     """
+    needs = ('weight_map', )
 
     def __init__(self,
                  loss_weight: float = 1.0,

@@ -44,6 +44,8 @@ class _FloorWatch:
 class _LikelihoodLoss(WeightedLoss):
     """A negative log-likelihood with two terms, which the training log shows apart."""
 
+    needs = ('log_scale', )
+
     def __init__(self, loss_weight: float = 1.0, img_range: float = 255., reduction: str = 'mean'):
         super().__init__(loss_weight, reduction)
         if not img_range > 0:
@@ -175,6 +177,7 @@ class UDLLoss(_WeightedL1Loss):
         min_over (str): ``'image'``, ``'channel'`` or ``'batch'``.
         reduction (str): ``'none'``, ``'mean'`` or ``'sum'``.
     """
+    needs = ('log_scale', )
 
     def __init__(self,
                  loss_weight: float = 1.0,
@@ -224,6 +227,8 @@ class WeightMapLoss(_WeightedL1Loss):
         reduction (str): ``'none'``, ``'mean'`` or ``'sum'``.
     """
     WEIGHT_MAPS = ('error', 'hr_gradient', 'lr_gradient')
+
+    needs = ('lq', )
 
     def __init__(self,
                  loss_weight: float = 1.0,

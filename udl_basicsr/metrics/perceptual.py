@@ -10,6 +10,7 @@ from torch import nn
 
 from udl_basicsr.losses.perceptual import build_lpips
 
+from .facts import states
 from .uncertainty import inner
 
 
@@ -21,11 +22,12 @@ def _judge(net: str, version: str, weights_path: str | None, random_weights: boo
 
 
 @METRIC_REGISTRY.register()
+@states(higher_is_better=False)
 def calculate_lpips(img: np.ndarray, img2: np.ndarray, crop_border: int = 0,
                     net: Literal['alex', 'vgg', 'squeeze'] = 'alex', version: str | float = '0.1',
                     weights_path: str | None = None, random_weights: bool = False, input_order: str = 'HWC',
                     **kwargs) -> float:
-    """LPIPS of two images, which the network is given as RGB in [−1, 1]. Lower is better.
+    """LPIPS of two images, which the network is given as RGB in [−1, 1].
 
     Args:
         img (ndarray): SR, (H, W, 3) in BGR as BasicSR has it, or (H, W) gray, in 0–255; order ``input_order``.

@@ -16,6 +16,8 @@ from basicsr.utils.registry import METRIC_REGISTRY
 
 from udl_basicsr.functional import uncertainty as F
 
+from .facts import states
+
 ROUNDING = 1.
 """Both images hold whole grey levels."""
 
@@ -64,18 +66,20 @@ def error_and_scale(img: np.ndarray, img2: np.ndarray, log_scale: np.ndarray, cr
 
 
 @METRIC_REGISTRY.register()
+@states(higher_is_better=True, unit='nats')
 def calculate_log_likelihood(img: np.ndarray, img2: np.ndarray, log_scale: np.ndarray, crop_border: int = 0,
                              distribution: Literal['laplace', 'gaussian'] = 'laplace', recalibration: float = 1.,
                              input_order: str = 'HWC', **kwargs) -> float:
-    """Mean log-likelihood in nats per value, density over grey levels; ``gaussian`` has σ² = 2θ². Higher is better."""
+    """Mean log-likelihood in nats per value, density over grey levels; ``gaussian`` has σ² = 2θ²."""
     pair = error_and_scale(img, img2, log_scale, crop_border, input_order, recalibration)
     return {'laplace': F.laplace_log_likelihood, 'gaussian': F.gaussian_log_likelihood}[distribution](*pair)
 
 
 @METRIC_REGISTRY.register()
+@states(higher_is_better=True, decimals=2, unit='dB')
 def calculate_sigma_psnr(img: np.ndarray, img2: np.ndarray, log_scale: np.ndarray, crop_border: int = 0,
                          recalibration: float = 1., input_order: str = 'HWC', **kwargs) -> float:
-    """PSNR in dB between θ, the predicted |error|, and |error|, peak 255. Higher is better."""
+    """PSNR in dB between θ, the predicted |error|, and |error|, peak 255."""
     return F.sigma_psnr(*error_and_scale(img, img2, log_scale, crop_border, input_order, recalibration))
 
 
@@ -83,9 +87,10 @@ def calculate_sigma_psnr(img: np.ndarray, img2: np.ndarray, log_scale: np.ndarra
 # and of one that does not, whose σ is a constant, "their average fitting error calculated on the training dataset".
 
 @METRIC_REGISTRY.register()
+@states(higher_is_better=True, decimals=2, unit='nats')
 def calculate_pll(img: np.ndarray, img2: np.ndarray, log_scale: np.ndarray, crop_border: int = 0,
                   input_order: str = 'HWC', **kwargs) -> float:
-    """PLL (eq. 11): mean log N(x; f, σ²) for pixels in [0, 1], in nats per value. Higher is better.
+    """PLL (eq. 11): mean log N(x; f, σ²) for pixels in [0, 1], in nats per value.
 
     σ is what the branch predicts, exp(s)/255, taken for the standard deviation as it is: not for a Laplace scale, as in
     ``calculate_log_likelihood``.
@@ -95,9 +100,10 @@ def calculate_pll(img: np.ndarray, img2: np.ndarray, log_scale: np.ndarray, crop
 
 
 @METRIC_REGISTRY.register()
+@states(higher_is_better=True, decimals=2, unit='nats')
 def calculate_constant_pll(img: np.ndarray, img2: np.ndarray, sigma: float, crop_border: int = 0,
                            input_order: str = 'HWC', **kwargs) -> float:
-    """PLL of a network without uncertainty, σ the same everywhere. Higher is better.
+    """PLL of a network without uncertainty, σ the same everywhere.
 
     ``sigma``, in the unit of pixels in [0, 1], is the mean of ``calculate_fitting_error`` over the training set.
     """
@@ -106,16 +112,18 @@ def calculate_constant_pll(img: np.ndarray, img2: np.ndarray, sigma: float, crop
 
 
 @METRIC_REGISTRY.register()
+@states(higher_is_better=True, decimals=2, unit='dB')
 def calculate_constant_sigma_psnr(img: np.ndarray, img2: np.ndarray, sigma: float, crop_border: int = 0,
                                   input_order: str = 'HWC', **kwargs) -> float:
-    """``calculate_sigma_psnr`` of a constant σ, in the unit of pixels in [0, 1]. Higher is better."""
+    """``calculate_sigma_psnr`` of a constant σ, in the unit of pixels in [0, 1]."""
     return F.sigma_psnr(*error_and_scale(img, img2, _constant(sigma), crop_border, input_order))
 
 
 @METRIC_REGISTRY.register()
+@states(higher_is_better=False)
 def calculate_fitting_error(img: np.ndarray, img2: np.ndarray, crop_border: int = 0, input_order: str = 'HWC',
                             **kwargs) -> float:
-    """mean |x − f| for pixels in [0, 1]; over the training set it is the baseline's constant σ. Lower is better."""
+    """mean |x − f| for pixels in [0, 1]; over the training set it is the baseline's constant σ."""
     return float(error_and_scale(img, img2, _constant(1.), crop_border, input_order)[0].mean() / 255)
 
 
@@ -131,29 +139,33 @@ def _constant(sigma: float) -> float:
 
 
 @METRIC_REGISTRY.register()
+@states(higher_is_better=False)
 def calculate_ause(img: np.ndarray, img2: np.ndarray, log_scale: np.ndarray, crop_border: int = 0,
                    measure: Literal['mae', 'rmse'] = 'mae', steps: int = F.STEPS, input_order: str = 'HWC',
                    **kwargs) -> float:
-    """Area between the sparsification curve by θ and that by the true error, no unit. Lower is better."""
+    """Area between the sparsification curve by θ and that by the true error, no unit."""
     return F.ause(*error_and_scale(img, img2, log_scale, crop_border, input_order), steps, measure)
 
 
 @METRIC_REGISTRY.register()
+@states(higher_is_better=True)
 def calculate_spearman(img: np.ndarray, img2: np.ndarray, log_scale: np.ndarray, crop_border: int = 0,
                        input_order: str = 'HWC', **kwargs) -> float:
-    """Spearman's rank correlation of θ and |error|, in [−1, 1]. Higher is better."""
+    """Spearman's rank correlation of θ and |error|, in [−1, 1]."""
     return F.spearman(*error_and_scale(img, img2, log_scale, crop_border, input_order))
 
 
 @METRIC_REGISTRY.register()
+@states(higher_is_better=False)
 def calculate_calibration_error(img: np.ndarray, img2: np.ndarray, log_scale: np.ndarray, crop_border: int = 0,
                                 recalibration: float = 1., input_order: str = 'HWC', **kwargs) -> float:
-    """Mean |expected − observed coverage| of central Laplace intervals, in [0, 1]. Lower is better."""
+    """Mean |expected − observed coverage| of central Laplace intervals, in [0, 1]."""
     pair = error_and_scale(img, img2, log_scale, crop_border, input_order, recalibration)
     return F.calibration_error(*pair, rounding=ROUNDING)
 
 
 @METRIC_REGISTRY.register()
+@states(higher_is_better=None)
 def calculate_recalibration(img: np.ndarray, img2: np.ndarray, log_scale: np.ndarray, crop_border: int = 0,
                             input_order: str = 'HWC', **kwargs) -> float:
     """The factor c on θ that is most likely on this image; 1 is calibrated, above is overconfident.

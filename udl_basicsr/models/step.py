@@ -9,21 +9,20 @@ from collections import OrderedDict
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
-from urllib.error import URLError
 
 import torch
 import torch.distributed as dist
-import torchvision
 from basicsr.archs import build_network
-from basicsr.losses import build_loss
 from basicsr.models.base_model import BaseModel
 from basicsr.utils import get_root_logger
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from udl_basicsr.archs import UncertaintyNet
-from udl_basicsr.utils.checkpoints import EMA_FIRST, CheckpointError, ParamKey, load_network, save_atomic
+from udl_basicsr.losses.base import inputs_of
+from udl_basicsr.utils.checkpoints import EMA_FIRST, ParamKey, load_network, save_atomic
 
+from .loss_blocks import build_loss, losses_of
 from .validation import ValidatedModel
 
 _AMP_DTYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16}
@@ -40,7 +39,11 @@ class StepModel(ValidatedModel):
     steps in a row may be left out because a loss or gradient is not finite), ``logger.keep_last``.
 
     Attributes:
+        entries (dict[str, str | None]): Which entry of its file each network has, by its label.
         trained (nn.Module): What the step runs and the optimiser owns, wrapped for several devices.
+        criteria (dict[str, nn.Module]): The losses by their option blocks.
+        listed (dict[str, nn.Module]): Those that :meth:`losses` calls, in the order in which they are summed.
+        inputs (set[str]): What is taken of a batch beside ``lq`` and ``gt``, since a loss needs it.
     """
 
     def __init__(self, opt):
@@ -50,6 +53,7 @@ class StepModel(ValidatedModel):
         self.amp_dtype = _AMP_DTYPES.get(train_opt.get('amp'))
         self.memory_format = torch.channels_last if train_opt.get('channels_last') else torch.contiguous_format
         self.scores = {}
+        self.inputs, self.entries = set(), {}
         self.build_networks()
         self.load_networks()
         if self.is_train:
@@ -73,14 +77,15 @@ class StepModel(ValidatedModel):
         Args:
             lq (Tensor): (N, C, h, w), in [0, 1].
             gt (Tensor): (N, C, H, W), in [0, 1].
-            given (Tensor): What the batch holds beside these: ``log_scale`` (N, C, H, W), where s is cached.
+            given (Tensor): What the batch holds beside these and a loss needs: ``log_scale`` (N, C, H, W), where s is
+                cached.
 
         Returns:
             tuple: The losses, ``{name: scalar with gradient}``, of which the sum is minimised; and figures for the log.
         """
         with self.autocast():
             self.output = self.trained(lq)
-        return self.listed_losses(self.output, gt, lq), {}
+        return self.losses(self.output, target=gt, lq=lq, **given), {}
 
     def updates(self) -> list[tuple[Callable[..., tuple[dict, dict]], tuple[str, ...]]]:
         """The parts of an iteration, in order: what computes losses, and the labels of the networks that step on them.
@@ -110,15 +115,19 @@ class StepModel(ValidatedModel):
     # ------------------------------------------------------------------ set-up
 
     def load_pretrained(self, network: nn.Module, label: str, param_key: ParamKey = None) -> None:
-        """Loads ``path.pretrain_network_<label>`` if given, strictly unless ``path.strict_load_<label>`` is false."""
+        """Loads ``path.pretrain_network_<label>`` if given, strictly unless ``path.strict_load_<label>`` is false.
+
+        Where no entry of the file is named, a test takes the EMA's if there is one, as validation does in training.
+        """
         path_opt = self.opt['path']
         path = path_opt.get(f'pretrain_network_{label}')
         if path is None:
             return
-        param_key = param_key or path_opt.get(f'param_key_{label}', 'params')
-        entry = ' or '.join(param_key) if isinstance(param_key, tuple) else param_key
-        get_root_logger().info(f'Loading {type(network).__name__} from {path} [{entry}].')
-        load_network(network, path, param_key, path_opt.get(f'strict_load_{label}', True))
+        usual = 'params' if self.is_train else EMA_FIRST
+        param_key = param_key or path_opt.get(f'param_key_{label}', usual)
+        entry = load_network(network, path, param_key, path_opt.get(f'strict_load_{label}', True))
+        self.entries[label] = entry
+        get_root_logger().info(f'Loaded {type(network).__name__} from {path} [{entry}].')
 
     def model_to_device(self, net: nn.Module) -> nn.Module:
         """To the device, compiled and wrapped as asked for. BasicSR's (base_model.py:98) needs a GPU for DDP."""
@@ -149,9 +158,11 @@ class StepModel(ValidatedModel):
             self.net_g_ema.eval().requires_grad_(False)
             self.load_pretrained(self.net_g_ema, 'g', EMA_FIRST)
         self.criteria = {
-            key: _build_loss(key, block).to(self.device)
+            key: build_loss(key, block).to(self.device)
             for key, block in train_opt.items() if key.endswith('_opt') and block
         }
+        self.listed = dict(self.criteria)
+        self.inputs = {name for criterion in self.criteria.values() for name in inputs_of(criterion)} - {'target', 'lq'}
         for key, criterion in self.criteria.items():
             reduction = getattr(criterion, 'reduction', 'mean')
             if reduction == 'none' or (reduction == 'sum' and self.accumulate > 1):
@@ -186,17 +197,22 @@ class StepModel(ValidatedModel):
     def feed_data(self, data: dict) -> None:
         self.lq = data['lq'].to(self.device, memory_format=self.memory_format, non_blocking=True)
         self.gt = data['gt'].to(self.device, non_blocking=True) if 'gt' in data else None
-        self.given = {key: data[key].to(self.device, non_blocking=True) for key in ('log_scale', ) if key in data}
+        self.given = {key: data[key].to(self.device, non_blocking=True) for key in self.inputs if key in data}
         self.images = data.get('lq_path', ())
 
-    def listed_losses(self, pred: Tensor, gt: Tensor, lq: Tensor, skip: tuple = ()) -> dict:
-        """The ``train.<x>_opt`` losses by their log names, in float32 outside of autocast."""
+    def losses(self, pred: Tensor, **inputs: Tensor) -> dict:
+        """The losses of :attr:`listed` by their log names, in float32 outside of autocast.
+
+        Args:
+            pred (Tensor): What the trained network made of ``lq``.
+            inputs (Tensor): All that losses may need, by name: ``target``, ``lq``, what the batch holds beside these,
+                and what the model has computed.
+        """
         losses = {}
         with torch.autocast(self.device.type, enabled=False):
             pred = pred.float()
-            for key, criterion in self.criteria.items():
-                if key not in skip:
-                    losses.update(_call_loss(key, criterion, pred, gt, lq))
+            for key, criterion in self.listed.items():
+                losses.update(losses_of(key, criterion, pred, inputs))
         return losses
 
     def optimize_parameters(self, current_iter: int) -> None:
@@ -372,29 +388,3 @@ class StepModel(ValidatedModel):
         self.best_metric_results = resume_state.get('best_metric_results', {})
 
 
-# Where the log's names are not those of the option blocks: BasicSR's, and the terms of losses that have several.
-_LOG_NAMES = {'pixel_opt': ('l_pix', ), 'perceptual_opt': ('l_percep', 'l_style'),
-              'likelihood_opt': ('l_fidelity', 'l_log_scale'), 'tlw_opt': ('l_tlw', 'l_wc')}
-
-
-def log_names(key: str) -> tuple[str, ...]:
-    """What the log calls the loss of an option block such as ``pixel_opt``, or each of its terms."""
-    return _LOG_NAMES.get(key, (f'l_{key[:-4]}', ))
-
-
-def _build_loss(key: str, block: dict) -> nn.Module:
-    try:
-        return build_loss(block)
-    except URLError as error:  # BasicSR's PerceptualLoss, which fetches VGG through torchvision
-        weights = torchvision.models.get_model_weights(block.get('vgg_type', 'vgg19')).DEFAULT.url.rsplit('/', 1)[-1]
-        raise CheckpointError(f'train.{key}: {block["type"]} needs weights that cannot be downloaded ({error.reason}). '
-                              f'Put {weights} into {Path(torch.hub.get_dir()) / "checkpoints"}') from error
-
-
-def _call_loss(key: str, criterion: nn.Module, pred: Tensor, gt: Tensor, lq: Tensor) -> dict:
-    """Calls a loss of the form (pred, target), (pred, target, lq=...) or, as BasicSR's TV loss, (pred)."""
-    names = list(inspect.signature(criterion.forward).parameters)
-    args = (pred, ) if len(names) < 2 or names[1] == 'weight' else (pred, gt)
-    value = criterion(*args, **({'lq': lq} if 'lq' in names else {}))
-    values = value if key == 'perceptual_opt' else (value, )
-    return {name: v for name, v in zip(log_names(key), values, strict=True) if v is not None}

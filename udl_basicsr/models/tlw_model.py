@@ -31,6 +31,7 @@ class TLWModel(StepModel):
     Attributes:
         iters_per_epoch (int | None): What an epoch is, for ``k_unit: epoch``. Our training loop says so;
             under BasicSR's own the images are counted.
+        tlw (TLWLoss): The loss of both networks.
         k (float): Mean of the weights in the present iteration.
     """
     iters_per_epoch: int | None = None
@@ -53,8 +54,9 @@ class TLWModel(StepModel):
     def init_training_settings(self) -> None:
         super().init_training_settings()
         self.trained_w.train()
-        self.criteria['tlw_opt'].build_judge()
-        self.criteria['tlw_opt'].to(self.device)
+        self.tlw = self.listed.pop('tlw_opt')  # which has its own place in an iteration
+        self.tlw.build_judge()
+        self.tlw.to(self.device)
 
     def setup_optimizers(self) -> None:
         super().setup_optimizers()
@@ -74,7 +76,7 @@ class TLWModel(StepModel):
             self.opt['train']['scheduler'], self.optimizers, self.schedulers = shared, optimizers, schedulers
 
     def optimize_parameters(self, current_iter: int) -> None:
-        criterion, done = self.criteria['tlw_opt'], current_iter - 1
+        criterion, done = self.tlw, current_iter - 1
         if criterion.k_unit == 'epoch':
             if self.iters_per_epoch is None:
                 self.iters_per_epoch = self._count_iters_per_epoch()
@@ -88,34 +90,35 @@ class TLWModel(StepModel):
         return max(1, int(images // (data['batch_size_per_gpu'] * self.opt['world_size'])))
 
     def updates(self) -> list:
-        if self.criteria['tlw_opt'].order == 'joint':
+        if self.tlw.order == 'joint':
             return super().updates()
         return [(self.weighting_losses, ('w', )), (self.weighted_losses, ('g', ))]
 
-    def weighting_losses(self, lq: Tensor, gt: Tensor) -> tuple[dict, dict]:
+    def weighting_losses(self, lq: Tensor, gt: Tensor, **given: Tensor) -> tuple[dict, dict]:
         """Algorithm 1, first half: of the weighting network, from one weight map."""
         if self._is_whole(lq):  # the second half goes on from this output
             pred = self._restore(lq)
         else:  # Kept for all parts, the graphs would take the memory that train.accumulate is there to save.
             with torch.no_grad(), _same_buffers(self.net_g):
                 pred = self._restore(lq)
-        weighting, _ = self.criteria['tlw_opt'].weighting_loss(pred, gt, self._weigh(gt, pred))
+        weighting, _ = self.tlw.weighting_loss(pred, gt, self._weigh(gt, pred))
         return {'l_wc': weighting}, {}
 
-    def weighted_losses(self, lq: Tensor, gt: Tensor) -> tuple[dict, dict]:
+    def weighted_losses(self, lq: Tensor, gt: Tensor, **given: Tensor) -> tuple[dict, dict]:
         """Algorithm 1, second half: of the mean network, from T weight maps of the weighting network as it is now."""
         pred = self.output if self._is_whole(lq) else self._restore(lq)
         with torch.no_grad():
             weight_map = self._weigh(gt, pred)
-        weighted, criterion = self.criteria['tlw_opt'].weighted_loss(pred, gt, weight_map)
-        return self._losses(weighted, pred, gt, lq), self._figures(criterion, weight_map)
+        weighted, criterion = self.tlw.weighted_loss(pred, gt, weight_map)
+        return self._losses(weighted, pred, target=gt, lq=lq, **given), self._figures(criterion, weight_map)
 
-    def compute_losses(self, lq: Tensor, gt: Tensor) -> tuple[dict, dict]:
+    def compute_losses(self, lq: Tensor, gt: Tensor, **given: Tensor) -> tuple[dict, dict]:
         """Of both networks, from the same T weight maps."""
         pred = self._restore(lq)
         weight_map = self._weigh(gt, pred)
-        weighted, weighting, criterion = self.criteria['tlw_opt'](pred, gt, weight_map)
-        return {'l_wc': weighting, **self._losses(weighted, pred, gt, lq)}, self._figures(criterion, weight_map)
+        weighted, weighting, criterion = self.tlw(pred, gt, weight_map)
+        losses = self._losses(weighted, pred, target=gt, lq=lq, **given)
+        return {'l_wc': weighting, **losses}, self._figures(criterion, weight_map)
 
     def _is_whole(self, lq: Tensor) -> bool:
         """Whether the batch is computed in one part."""
@@ -132,8 +135,8 @@ class TLWModel(StepModel):
         with self.autocast():
             return self.trained_w(gt, pred.detach(), k)
 
-    def _losses(self, weighted: Tensor, pred: Tensor, gt: Tensor, lq: Tensor) -> dict:
-        return {'l_tlw': weighted, **self.listed_losses(pred, gt, lq, skip=('tlw_opt', ))}
+    def _losses(self, weighted: Tensor, pred: Tensor, **inputs: Tensor) -> dict:
+        return {'l_tlw': weighted, **self.losses(pred, **inputs)}
 
     def _figures(self, criterion: Tensor, weight_map: Tensor) -> dict:
         return {'wc_mean': criterion.mean(), 'w_mean': weight_map.detach().mean(), 'k': torch.tensor(self.k)}

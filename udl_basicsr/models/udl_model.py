@@ -7,6 +7,7 @@ from torch import Tensor
 from udl_basicsr.functional.losses import floor_share
 from udl_basicsr.utils.checkpoints import CheckpointError
 
+from .stage_table import STAGES
 from .step import StepModel
 
 
@@ -36,10 +37,10 @@ class UDLModel(StepModel):
             # units: numbers below 1e-38, which took a step of stage 1 ten times as long. In all stages, so that a run
             # does not depend on what was trained before it in the same process.
             torch.set_flush_denormal(True)
-        self.stage = self.opt.get('stage', 'plain')
-        self.trains_u = self.stage in ('esu', 'sigma')
+        self.stage = STAGES[self.opt.get('stage', 'plain')]
+        self.trains_u = self.stage.trains == 'u'
         self.net_u = None
-        if self.opt.get('network_u') and (self.stage != 'plain' or not self.is_train):
+        if self.opt.get('network_u') and ('network_u' in self.stage.networks or not self.is_train):
             self.net_u = build_network({'backbone': self.opt['network_g'], **self.opt['network_u']})
         if self.trains_u and self.is_train:
             self.net_g = self.net_u.mean_network
@@ -55,7 +56,7 @@ class UDLModel(StepModel):
         path = self.opt['path'].get('pretrain_network_u')
         if self.net_u is not None and path is not None:
             self.load_pretrained(self.net_u, 'u')
-        elif self.stage == 'udl' and self.is_train:
+        elif 'network_u' in self.stage.networks and not self.trains_u and self.is_train:
             raise CheckpointError("path.pretrain_network_u: stage 'udl' needs the net_u_*.pth of a stage-1 run; "
                                   "give it, or name that run's YAML as stage1")
         elif not self.is_train:
@@ -63,29 +64,27 @@ class UDLModel(StepModel):
         # After net_u: where that is trained, the mean network is a part of it, and the one that is named wins.
         super().load_networks()
 
-    def compute_losses(self, lq: Tensor, gt: Tensor, log_scale: Tensor | None = None) -> tuple[dict, dict]:
-        if self.stage == 'plain':
-            return super().compute_losses(lq, gt)
-        if self.stage == 'udl':
-            with self.autocast():
+    def init_training_settings(self) -> None:
+        super().init_training_settings()
+        if self.stage.loss:  # the first of the sum
+            self.listed = {self.stage.loss: self.criteria[self.stage.loss], **self.criteria}
+
+    def compute_losses(self, lq: Tensor, gt: Tensor, **given: Tensor) -> tuple[dict, dict]:
+        gives = self.stage.gives
+        if gives is None:
+            return super().compute_losses(lq, gt, **given)
+        with self.autocast():
+            if self.trains_u:
+                self.output, uncertainty = self.trained(lq)
+            else:
                 # First, so that what it needs is given back before the trained network keeps its own for the backward.
                 with torch.no_grad():
-                    uncertainty = self.net_u.log_scale(lq) if log_scale is None else log_scale
+                    uncertainty = given[gives] if gives in given else self.net_u.log_scale(lq)
                 self.output = self.trained(lq)
-            losses = {'l_udl': self.criteria['udl_opt'](self.output, gt, uncertainty)}
-        else:
-            with self.autocast():
-                self.output, uncertainty = self.trained(lq)
-            if self.stage == 'esu':
-                fidelity, log_term = self.criteria['likelihood_opt'].terms(self.output, gt, uncertainty)
-                losses = {'l_fidelity': fidelity, 'l_log_scale': log_term}
-            else:
-                losses = {'l_sigma': self.criteria['sigma_opt'](self.output, gt, uncertainty)}
-        losses.update(self.listed_losses(self.output, gt, lq, skip=('likelihood_opt', 'udl_opt', 'sigma_opt')))
+        losses = self.losses(self.output, **{**given, 'target': gt, 'lq': lq, gives: uncertainty})
         uncertainty = uncertainty.detach().float()
-        if self.stage == 'sigma':
-            return losses, {'sigma_mean': uncertainty.mean()}
-        return losses, {'s_mean': uncertainty.mean(), 's_floor': floor_share(uncertainty)}
+        figures = {self.stage.figure: uncertainty.mean()}
+        return losses, {**figures, 's_floor': floor_share(uncertainty)} if gives == 'log_scale' else figures
 
     def log_scale(self, lq: Tensor) -> Tensor | None:
         if self.net_u is None:
@@ -99,7 +98,7 @@ class UDLModel(StepModel):
     @staticmethod
     def trained_blocks(opt: dict) -> dict[str, tuple[dict, dict]]:
         label, block = 'g', opt['network_g']
-        if opt.get('stage') in ('esu', 'sigma'):
+        if STAGES[opt.get('stage', 'plain')].trains == 'u':
             label, block = 'u', {'backbone': block, **opt['network_u']}
         return {label: (block, opt['train']['optim_g'])}
 

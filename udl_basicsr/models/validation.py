@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from udl_basicsr.data.images import BrokenImageError
 from udl_basicsr.functional.log_scale_maps import encode_log_scale
+from udl_basicsr.metrics.facts import block_facts, without_better
 from udl_basicsr.metrics.fidelity import Fidelity
 from udl_basicsr.utils.background import Background, read_ahead, spare_threads
 from udl_basicsr.utils.text import some
@@ -129,8 +130,8 @@ class ValidatedModel(SRModel):
             return {}
         if self.is_train:
             self._initialize_best_metric_results(name)
-            for metric, value in self.metric_results.items():
-                self._update_best_metric_result(name, metric, value, current_iter)
+            for metric in self.best_metric_results[name].keys() & self.metric_results.keys():
+                self._update_best_metric_result(name, metric, self.metric_results[metric], current_iter)
         self._log_validation_metric_values(current_iter, name, tb_logger)
         self._save_best(name, current_iter)
         return dict(self.metric_results)
@@ -203,7 +204,7 @@ class ValidatedModel(SRModel):
                                      'none: remove it, or give network_u and its weights, path.pretrain_network_u')
                 data = {**pair, 'log_scale': log_scale.transpose(1, 2, 0)[..., ::-1]}  # HWC in BGR, like the images
             value = fidelity(block)
-            values[name] = float(calculate_metric(data, block)) if value is None else value
+            values[name] = float(calculate_metric(data, without_better(block))) if value is None else value
         return values
 
     def _show_log_scale(self, log_scale: np.ndarray, dataset, image, current_iter, tb_logger, save_img) -> None:
@@ -216,17 +217,38 @@ class ValidatedModel(SRModel):
                                 dataformats='HW')
 
     def _initialize_best_metric_results(self, dataset_name: str) -> None:
-        """BasicSR's (sr_model.py:140), for a run that goes on with a metric that its state does not know."""
-        known = getattr(self, 'best_metric_results', {}).pop(dataset_name, {})
-        super()._initialize_best_metric_results(dataset_name)
-        record = self.best_metric_results[dataset_name]
-        record.update({metric: best for metric, best in known.items()
-                       if metric in record and best['better'] == record[metric]['better']})
+        """BasicSR's (base_model.py:50), for metrics with a direction, which need not be said in the options.
+
+        A run that goes on may have metrics that its state does not know, or knows with the other direction.
+        """
+        if not hasattr(self, 'best_metric_results'):
+            self.best_metric_results = {}
+        known, record = self.best_metric_results.get(dataset_name, {}), {}
+        for metric, block in self.opt['val']['metrics'].items():
+            if (facts := block_facts(block)).sign:
+                new = {'better': facts.better, 'val': -facts.sign * math.inf, 'iter': -1}
+                best = known.get(metric, new)
+                record[metric] = best if best['better'] == facts.better else new
+        self.best_metric_results[dataset_name] = record
+
+    def _log_validation_metric_values(self, current_iter, dataset_name, tb_logger) -> None:
+        """BasicSR's (sr_model.py:203), for metrics that have no best."""
+        lines = [f'Validation {dataset_name}']
+        bests = getattr(self, 'best_metric_results', {}).get(dataset_name, {})
+        for metric, value in self.metric_results.items():
+            best = f'\tBest: {bests[metric]["val"]:.4f} @ {bests[metric]["iter"]} iter' if metric in bests else ''
+            lines.append(f'\t # {metric}: {value:.4f}{best}')
+            if tb_logger:
+                tb_logger.add_scalar(f'metrics/{dataset_name}/{metric}', value, current_iter)
+        get_root_logger().info('\n'.join(lines) + '\n')
 
     def _save_best(self, dataset: str, current_iter) -> None:
         rule = self.opt['val'].get('save_best')
         if self.is_train and rule and rule['dataset'] == dataset and rule['metric'] in self.metric_results:
-            best = self.best_metric_results[dataset][rule['metric']]
+            best = self.best_metric_results[dataset].get(rule['metric'])
+            if best is None:
+                raise ValueError(f'val.save_best.metric: {rule["metric"]} has no direction: give its block better: '
+                                 'higher or lower')
             if best['iter'] == current_iter:
                 get_root_logger().info(f'Best {rule["metric"]} on {dataset} so far: {best["val"]:.4f}. Saved as best.')
                 self.save_networks('best')

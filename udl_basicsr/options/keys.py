@@ -10,6 +10,7 @@ from basicsr.utils import FileClient
 from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
 
 from udl_basicsr.archs.spandrel_archs import REFUSED
+from udl_basicsr.metrics.facts import stated_facts
 from udl_basicsr.utils.text import did_you_mean
 
 from . import schema
@@ -172,8 +173,9 @@ class KeyChecker:
                 self.report.add(f'{where}.type', problem + did_you_mean(name or '', names))
             return
         target, arguments = names[name], {k: v for k, v in block.items() if k != 'type'}
-        if what == 'metric' and arguments.pop('better', 'higher') not in ('higher', 'lower'):
-            self.report.add(f'{where}.better', f'expected higher or lower, got {describe(block["better"])}')
+        if what == 'metric':
+            arguments.pop('better', None)
+            self.direction(block, where)
         if what == 'loss' and arguments.get('reduction', 'mean') not in ('mean', 'sum', 'none'):
             self.report.add(f'{where}.reduction', f'expected mean, sum or none, got {describe(arguments["reduction"])}')
         for key, problem in call_problems(target, arguments, _SUPPLIED.get(what, ()),
@@ -183,6 +185,25 @@ class KeyChecker:
             self.report.add(f'{where}.lr', 'missing; expected the learning rate')
         if len(self.report.problems) == before and (problem := self.trial(what, target, arguments)):
             self.report.add(where, problem)
+
+    def direction(self, block: dict, where: str) -> None:
+        """Checks the ``better`` of a metric, or fills it in where the metric's function states it."""
+        said, name = block.get('better'), block['type']
+        try:
+            facts = stated_facts(name)
+        except ValueError as error:
+            self.report.add(f'{where}.type', f'{name}.{error}')
+            return
+        if said is not None and said not in ('higher', 'lower'):
+            self.report.add(f'{where}.better', f'expected higher or lower, got {describe(said)}')
+        elif facts is None:
+            return
+        elif said is not None and said != facts.better:
+            knows = f'{facts.better} values of {name} are better' if facts.better else \
+                f'neither higher nor lower values of {name} are better'
+            self.report.add(f'{where}.better', f'{said}, but {knows}; remove it')
+        elif facts.better:
+            block['better'] = facts.better
 
     def trial(self, what: str, target: Any, arguments: dict) -> str:
         """Builds what is cheap to build, since only its constructor knows which values it takes."""

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from udl_basicsr.models.stage_table import STAGES
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -131,7 +133,8 @@ VAL = {
     'save_img': Key(BOOL, 'write the SR images; default false'),
     'pbar': Key(BOOL, 'progress bar; default false'),
     'suffix': Key(FOLDER_NAME, 'appended to the names of the SR images', null=True),
-    'metrics': Key({'*': Key(Built('metric'), 'any name; `better: higher | lower` says which way is up')},
+    'metrics': Key({'*': Key(Built('metric'), 'any name; `better: higher | lower` says which way is up where '
+                         'the metric itself does not')},
                    'figures to compute, by a name of your choice', null=True),
     'save_best': Key({'metric': Key(TEXT, 'a name in val.metrics', need='both'),
                       'dataset': Key(TEXT, 'the `name` of a validation set', need='both')},
@@ -167,7 +170,8 @@ TRAIN = {
 }
 PATH = {
     'pretrain_network_*': Key(TEXT, 'weights to start from (`_g`, `_u`, `_w`: one per network)', null=True),
-    'param_key_*': Key(TEXT, 'params | params_ema; null: the file is the weights themselves', null=True),
+    'param_key_*': Key(TEXT, 'params | params_ema; null: the file is the weights themselves; default: params, and in '
+                         'a test params_ema where the file has it', null=True),
     'strict_load_*': Key(BOOL, 'every weight must be found; default true'),
     'resume_state': Key(TEXT, 'a .state file to go on from', null=True),
     'ignore_resume_networks': Key(NAMES, 'networks that do not go on from it', null=True),
@@ -180,13 +184,6 @@ LOGGER = {
     'wandb': Key({'project': Key(TEXT, 'project on wandb', null=True),
                   'resume_id': Key(TEXT, 'run to go on with', null=True)}, 'Weights & Biases', null=True),
 }
-STAGES = {
-    'plain': None,
-    'esu': 'likelihood_opt: {type: ESULoss}',
-    'udl': 'udl_opt: {type: UDLLoss}',
-    'sigma': 'sigma_opt: {type: SigmaLoss}',
-}
-"""The stages of UDLModel, and the loss that is a stage's own."""
 NETWORK_U = {
     'type': Key(TEXT, 'UncertaintyNet', need='both'),
     'backbone': Key(Built('network'), 'default: network_g'),

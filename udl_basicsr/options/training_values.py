@@ -7,8 +7,10 @@ from torch import nn
 
 from udl_basicsr.data.uncertainty_cache import AUTO
 from udl_basicsr.losses import TLWLoss
+from udl_basicsr.losses.base import inputs_of
 from udl_basicsr.losses.perceptual import NETS, smallest_image
-from udl_basicsr.models.step import log_names
+from udl_basicsr.models.loss_blocks import log_names
+from udl_basicsr.models.stage_table import STAGES
 
 from . import schema
 from .keys import lookup
@@ -30,8 +32,8 @@ class TrainingChecker(NetworkChecker):
     def check_stage(self, train: dict) -> None:
         """What TLWModel and each stage of UDLModel train with, and which losses need more than an image."""
         losses = {k for k, v in train.items() if k.endswith('_opt') and isinstance(v, dict)}
-        own = {example.split(':')[0] for example in schema.STAGES.values() if example}
-        ordinary = losses - own
+        gives = {stage.loss: stage.gives for stage in STAGES.values() if stage.loss}  # what the loss of a stage takes
+        ordinary = losses - gives.keys()
         if self.ours and self.model_reads(('network_w',)):
             self.check_weighting(train, losses)
         elif not (self.ours and self.model_reads(('stage',))):
@@ -47,16 +49,14 @@ class TrainingChecker(NetworkChecker):
                                     'and one of them be left out; rename it')
         for key in sorted(losses):
             target = lookup('loss', train[key].get('type'))
-            takes = inspect.signature(target.forward).parameters if hasattr(target, 'forward') else {}
-            looks_at = 'sigma' if key == 'sigma_opt' else 'log_scale'
-            if target and key in own and looks_at not in takes:
+            takes = inputs_of(target) if hasattr(target, 'forward') else {}
+            if target and key in gives and gives[key] not in takes:
                 self.report.add(f'train.{key}.type', f'{target.__name__} does not look at the uncertainty (its forward '
-                                f'has no argument {looks_at}); put it in pixel_opt')
-            needs = [n for n in ('log_scale', 'sigma') if n in takes and takes[n].default is inspect.Parameter.empty]
-            if target and key in ordinary and needs:
+                                f'has no argument {gives[key]}); put it in pixel_opt')
+            if target and key in ordinary and any(takes.get(name) for name in gives.values()):
+                places = [f'{stage.loss} (stage {name})' for name, stage in STAGES.items() if takes.get(stage.gives)]
                 self.report.add(f'train.{key}.type', f'{target.__name__} needs the uncertainty; put it in '
-                                + ('sigma_opt (stage sigma)' if needs == ['sigma'] else
-                                   'likelihood_opt (stage esu) or udl_opt (stage udl)'))
+                                + ' or '.join(places))
             if target and ('weight_map' in takes) != (key == 'tlw_opt'):
                 self.report.add(f'train.{key}.type', f'{target.__name__} is ' + (
                     'no loss that a network weights; put it in pixel_opt' if key == 'tlw_opt' else
@@ -95,13 +95,14 @@ class TrainingChecker(NetworkChecker):
 
     def check_stage_blocks(self, train: dict, losses: set[str], ordinary: set[str]) -> None:
         stage, add = self.opt.get('stage'), self.report.add
-        if not isinstance(stage, str) or stage not in schema.STAGES:
+        if not isinstance(stage, str) or stage not in STAGES:
             if stage is None:
-                add('stage', f'missing; expected {", ".join(schema.STAGES)}')
+                add('stage', f'missing; expected {", ".join(STAGES)}')
             return
-        wanted, _, example = (schema.STAGES[stage] or '').partition(': ')
+        row = STAGES[stage]
+        wanted = row.loss
         if wanted and wanted not in losses:
-            add(f'train.{wanted}', f'missing; stage {stage} needs it, such as {example}')
+            add(f'train.{wanted}', f'missing; stage {stage} needs it, such as {row.example}')
         if self.opt.get('rounds', 1) != 1 and not (stage == 'udl' and self.opt.get('stage1')):
             add('rounds', 'only stage udl with a stage1 can be gone through several times')
         for key in sorted(losses - ordinary - {wanted}):
@@ -110,9 +111,10 @@ class TrainingChecker(NetworkChecker):
             alone = ', or let sigma_opt train the image as well, by detach: false' if stage == 'sigma' else ''
             add('train', 'no loss: add pixel_opt: {type: L1Loss, loss_weight: 1.0, reduction: mean}' + alone)
         has_u = isinstance(self.opt.get('network_u'), dict)
-        if stage == 'plain' and has_u:
-            add('network_u', 'not used in stage plain; remove it, or change stage')
-        if stage != 'plain' and not has_u:
+        needs_u = 'network_u' in row.networks
+        if has_u and not needs_u:
+            add('network_u', f'not used in stage {stage}; remove it, or change stage')
+        if needs_u and not has_u:
             add('network_u', f'missing; stage {stage} needs it, such as {{type: UncertaintyNet}}')
         self.check_cache(stage)
         path = self.opt.get('path')

@@ -22,7 +22,9 @@ from torch.utils.data import Dataset
 
 from udl_basicsr.archs.bounded import Bounded, TooMuchError
 from udl_basicsr.data.images import same_names
-from udl_basicsr.models import step
+from udl_basicsr.losses.base import inputs_of
+from udl_basicsr.models.loss_blocks import losses_of
+from udl_basicsr.models.stage_table import STAGES
 from udl_basicsr.utils.text import one_line, some
 
 MOST_PARAMETERS = 2**32
@@ -165,13 +167,11 @@ def try_loss(key: str, target: type[nn.Module], block: dict, channels: int, side
             criterion = target(**arguments)
             lq, gt = torch.rand(1, channels, side, side), torch.rand(1, channels, side * scale, side * scale)
             pred = torch.rand_like(gt).requires_grad_()
-            s = torch.rand_like(gt).requires_grad_()
-            if key == 'likelihood_opt':
-                values = list(criterion.terms(pred, gt, s))
-            elif key in ('udl_opt', 'sigma_opt'):
-                values = [criterion(pred, gt, s)]
-            else:
-                values = list(step._call_loss(key, criterion, pred, gt, lq).values())
+            inputs = {'target': gt, 'lq': lq, **{stage.gives: torch.rand_like(gt).requires_grad_()
+                                                 for stage in STAGES.values() if stage.loss == key}}
+            if any(needed and name not in inputs for name, needed in inputs_of(criterion).items()):
+                return ''  # entries of the batch, which only the data set knows
+            values = list(losses_of(key, criterion, pred, inputs).values())
             if wrong := [v for v in values if not isinstance(v, Tensor) or v.numel() != 1]:
                 return f'{target.__name__} gives {tuple(getattr(wrong[0], "shape", ()))}; training needs one number'
             sum(values).sum().backward()

@@ -1,12 +1,14 @@
 """Checks how the values of an option file fit together, without a look at the data."""
 import importlib.util
 import re
+from typing import Any
 
 from basicsr.data.paired_image_dataset import PairedImageDataset
 
 from udl_basicsr.data.whole_images import WholeImageDataset
 from udl_basicsr.losses.perceptual import VERSIONS, find_backbone_weights
 from udl_basicsr.metrics import calculate_lpips
+from udl_basicsr.metrics.facts import block_facts, stated_facts
 from udl_basicsr.utils.checkpoints import CheckpointError
 from udl_basicsr.utils.scores import CSV_FIELDS, HISTORY_FIELDS
 from udl_basicsr.utils.text import did_you_mean
@@ -131,6 +133,7 @@ class Checker(TrainingChecker):
                 if isinstance(best.get(key), str) and best[key] not in names:
                     self.report.add(f'val.save_best.{key}', f'there is no {key} {best[key]!r} here'
                                     f'{did_you_mean(best[key], names)}')
+            self.check_best(best.get('metric'), metrics)
         if isinstance(tile, dict) and all(isinstance(tile.get(k), int) for k in ('size', 'overlap')) \
                 and tile['overlap'] >= tile['size']:
             self.report.add('val.tile.overlap', f'{tile["overlap"]} must be less than size: {tile["size"]}')
@@ -157,6 +160,19 @@ class Checker(TrainingChecker):
                     self.report.add(f'val.metrics.{name}', f'{metric["type"]} compares with the HR image, and '
                                     f'datasets.{key} ({block["type"]}) has none; remove the metric, or use '
                                     'PairedImageDataset')
+
+    def check_best(self, name: Any, metrics: dict) -> None:
+        """That the metric by which the best checkpoint is kept has a best."""
+        block = metrics.get(name) if isinstance(name, str) else None
+        target = lookup('metric', block.get('type')) if isinstance(block, dict) else None
+        if target is None or self.report.has(f'val.metrics.{name}') or block_facts(block).sign:
+            return
+        if stated_facts(block['type']):
+            remedy = f'of {block["type"]} neither higher nor lower values are better; choose another metric'
+        else:
+            remedy = (f'{block["type"]} does not say which way is up; set val.metrics.{name}.better: higher or lower, '
+                      f'or the attribute {block["type"]}.higher_is_better')
+        self.report.add('val.save_best.metric', f'there is no best {name}: {remedy}')
 
     def check_lpips(self, block: dict, where: str) -> None:
         if str(block.get('version', '0.1')) not in VERSIONS:

@@ -10,6 +10,7 @@ import cv2
 from basicsr.metrics import calculate_metric
 
 from udl_basicsr.data.degradations import resize_bicubic
+from udl_basicsr.metrics.facts import facts_for_scores, without_better
 from udl_basicsr.utils.scores import mean_scores, protocol_sentence, write_scores
 
 
@@ -41,8 +42,7 @@ def write_bicubic(name: str, dataset: str, gt_folder: str | Path, lq_folder: str
         if lq is None:
             raise FileNotFoundError(f'{path} has no readable partner in {lq_folder}. Make both by udl prepare.')
         sr, gt = resize_bicubic(lq, scale), cv2.imread(str(path))
-        # calculate_metric takes `type` out of what it is given.
-        images[path.stem] = {metric: float(calculate_metric({'img': sr, 'img2': gt}, dict(opt)))
+        images[path.stem] = {metric: float(calculate_metric({'img': sr, 'img2': gt}, without_better(opt)))
                              for metric, opt in metrics_opt.items()}
         cv2.imwrite(str(pictures / f'{path.stem}_{name}.png'), sr)
     if not images:
@@ -50,6 +50,7 @@ def write_bicubic(name: str, dataset: str, gt_folder: str | Path, lq_folder: str
     scores = {'name': name, 'scale': scale, 'network': 'bicubic', 'weights': 'none',
               'protocol': protocol_sentence(metrics_opt, scale),
               'datasets': {dataset: {'images': images, 'mean': mean_scores(images)}},
+              'metrics': facts_for_scores(metrics_opt),
               'versions': {'basicsr': version('basicsr'), 'opencv': cv2.__version__}}
     write_scores(scores, folder)
     return scores

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from udl_basicsr.experiments.record_files import read_records
 from udl_basicsr.experiments.statistics import methods_of, paired_difference
-from udl_basicsr.utils.scores import ScoresError, decimals, lower_is_better, read_scores
+from udl_basicsr.utils.metric_facts import MetricFacts
+from udl_basicsr.utils.scores import ScoresError, metric_facts, read_scores
 
 AHEAD, BEHIND, OPEN = 'ahead', 'behind', 'open'  # also the classes that templates/report.css colours
 
@@ -56,6 +57,9 @@ class Group:
     def metrics(self) -> list[str]:
         return list(dict.fromkeys(m for r in self.records for d in r['datasets'].values() for m in d['mean']))
 
+    def facts(self, metric: str) -> MetricFacts:
+        return metric_facts(self.records, metric)
+
     def of(self, method: str) -> list[dict]:
         """The runs of a method, by seed."""
         return sorted((r for r in self.records if r['method'] == method), key=lambda r: r['seed'])
@@ -69,7 +73,7 @@ class Group:
             found = paired_difference(self.records, method, dataset, metric, self.scale, self.reference)
             # Where an image was restored without any error its PSNR is infinite, and nothing can be said of means.
             self._differences[key] = None if found is None or not math.isfinite(found['mean']) else {
-                **found, 'verdict': verdict(found, metric, self.trained)}
+                **found, 'verdict': verdict(found, self.trained)}
         return self._differences[key]
 
 
@@ -136,41 +140,44 @@ def signed(value: float, digits: int) -> str:
     return text[1:] if not float(text) else text.replace('-', '−')
 
 
-def digits_of(metric: str) -> int:
+def digits_of(facts: MetricFacts) -> int:
     """One more than the metric itself has: differences of losses are small."""
-    return decimals(metric) + 1
+    return facts.decimals + 1
 
 
-def difference_text(difference: Mapping, metric: str) -> str:
+def difference_text(difference: Mapping) -> str:
     """The mean of a paired difference."""
-    return signed(difference['mean'], digits_of(metric))
+    return signed(difference['mean'], digits_of(difference['facts']))
 
 
-def interval_text(difference: Mapping, metric: str) -> str:
+def interval_text(difference: Mapping) -> str:
     """The bootstrap interval of a paired difference."""
-    return f'[{signed(difference["low"], digits_of(metric))}, {signed(difference["high"], digits_of(metric))}]'
+    return '[{}, {}]'.format(*(signed(difference[end], digits_of(difference['facts'])) for end in ('low', 'high')))
 
 
-def verdict(difference: Mapping, metric: str, trained: bool = True) -> str:
-    """`ahead` or `behind` where the intervals leave out zero, else `open`.
+def verdict(difference: Mapping, trained: bool = True) -> str:
+    """`ahead` or `behind` where the intervals leave out zero and the metric has a direction, else `open`.
 
     Args:
         difference: As :func:`udl_basicsr.experiments.statistics.paired_difference` gives it.
-        metric: Its metric.
         trained: Asks both intervals, that over seeds and images and that over seeds, so that a single seed decides
             nothing. Otherwise that over images: it is weights that are compared then, not ways to train.
     """
-    ends = [difference[end] for end in ('low', 'high', *(('seed_low', 'seed_high') if trained else ()))]
+    sign = difference['facts'].sign
+    ends = [sign * difference[end] for end in ('low', 'high', *(('seed_low', 'seed_high') if trained else ()))]
     if all(end > 0 for end in ends):
-        return BEHIND if lower_is_better(metric) else AHEAD
+        return AHEAD
     if all(end < 0 for end in ends):
-        return AHEAD if lower_is_better(metric) else BEHIND
+        return BEHIND
     return OPEN  # NaN too, the interval over one seed
 
 
-def unit(metric: str) -> str:
-    return ' dB' if 'psnr' in metric.lower() else ''
+def unit(facts: MetricFacts) -> str:
+    """A unit as it stands behind a value."""
+    return f' {facts.unit}' if facts.unit else ''
 
 
 def first_metric(group: Group) -> str | None:
-    return 'psnr' if 'psnr' in group.metrics else next(iter(group.metrics), None)
+    """The metric by which a group is judged: PSNR, or the first that has a direction, or the first."""
+    directed = [metric for metric in group.metrics if group.facts(metric).sign]
+    return 'psnr' if 'psnr' in directed else next(iter(directed or group.metrics), None)

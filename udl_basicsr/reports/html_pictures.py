@@ -14,7 +14,6 @@ from basicsr.metrics import calculate_psnr
 from PIL import Image
 
 from udl_basicsr.data.degradations import resize_bicubic
-from udl_basicsr.utils.scores import format_value, lower_is_better, metric_title
 
 from .figures import busiest_box
 from .html_groups import Group, first_metric, unit
@@ -176,7 +175,7 @@ def _order(group: Group, dataset: str) -> list[str]:
         for image, scores in record['datasets'].get(dataset, {'images': {}})['images'].items():
             values.setdefault(image, []).append(scores.get(metric, 0.))
     alone = len(group.records) == 1
-    sign = 1 if alone and metric and not lower_is_better(metric) else -1
+    sign = -1 if not alone or (metric and group.facts(metric).higher_is_better is False) else 1
     order = sorted(values, key=lambda image: sign * (values[image][0] if alone else np.std(values[image])))
     middle = order[len(order) // 2:len(order) // 2 + 1]
     return list(dict.fromkeys([*order[:1], *middle, *order]))
@@ -199,14 +198,16 @@ def colour_map(log_scale: np.ndarray, low: float, high: float) -> np.ndarray:
 def _encoded(picture: Picture, quality: int | None) -> dict:
     """A picture for the script, but for the maps of s, whose colours depend on all pictures."""
     height, width = picture.layers[-1].image.shape[:2]
-    metrics = picture.group.metrics
+    facts = {metric: picture.group.facts(metric) for metric in picture.group.metrics}
     layers = [{'key': layer.key, 'label': layer.label, 'src': encode(layer.image, quality), 'scores': [
-        f'{format_value(m, layer.scores[m])}{unit(m) or " " + metric_title(m)}' for m in metrics if m in layer.scores]}
+        facts[m].text(layer.scores[m]) + (unit(facts[m]) or f' {facts[m].title(m)}')
+        for m in facts if m in layer.scores]}
         for layer in picture.layers]
     part = '' if (width, height) == picture.whole else f'{width}×{height} of {picture.whole[0]}×{picture.whole[1]} px'
     for entry, layer in zip(layers, picture.layers, strict=True):
-        if math.isfinite(layer.scores.get(first := first_metric(picture.group), math.nan)):
-            entry['rank'] = -layer.scores[first] if lower_is_better(first) else layer.scores[first]
+        first = first_metric(picture.group)
+        if math.isfinite(layer.scores.get(first, math.nan)) and facts[first].sign:
+            entry['rank'] = facts[first].sign * layer.scores[first]
     group, reference = picture.group, picture.group.reference
     return {'name': picture.name, 'group': group.title, 'scale': group.scale, 'width': width, 'height': height,
             'part': part, 'layers': layers, 'reference': f'method:{reference}' if reference else None}

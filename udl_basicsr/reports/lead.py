@@ -14,7 +14,8 @@ import numpy as np
 
 from udl_basicsr.experiments.statistics import SAMPLES, paired_difference, scores_matrix
 from udl_basicsr.functional.uncertainty import spearman
-from udl_basicsr.utils.scores import ScoresError, lower_is_better, metric_title
+from udl_basicsr.utils.metric_facts import MetricFacts
+from udl_basicsr.utils.scores import ScoresError, metric_facts
 
 from .figures import WIDTH, new_figure, save
 from .pictures import Run, read_partner, same_size
@@ -50,6 +51,7 @@ class Gains(NamedTuple):
     correlation: float  # Spearman's, of the two
     low: float  # its interval of 95 %: bootstrap over images
     high: float
+    facts: MetricFacts  # of the metric
 
 
 def gains_by_texture(records: Sequence[Mapping], method: str, dataset: str, gt: str | Path, metric: str = 'psnr',
@@ -67,10 +69,10 @@ def gains_by_texture(records: Sequence[Mapping], method: str, dataset: str, gt: 
         steep: See :func:`texture_share`.
 
     Raises:
-        ScoresError: The two have no seed in common, or fewer than three images.
+        ScoresError: The two have no seed in common, or fewer than three images; or the metric has no direction.
         ReportError: A GT image is missing.
     """
-    reference = reference or records[0]['reference']
+    reference, facts = reference or records[0]['reference'], metric_facts(records, metric)
     (seeds, images, mine), (their_seeds, their_images, theirs) = (
         scores_matrix(records, name, dataset, metric, scale) for name in (method, reference))
     common = sorted({*seeds} & {*their_seeds})
@@ -78,11 +80,13 @@ def gains_by_texture(records: Sequence[Mapping], method: str, dataset: str, gt: 
         raise ScoresError(f'{method} and {reference} have {len(common)} seeds and {len(images)} images of {dataset} in '
                           'common at this scale: expected one seed and three images at least')
     gains = (mine[[seeds.index(s) for s in common]] - theirs[[their_seeds.index(s) for s in common]]).mean(axis=0)
-    if lower_is_better(metric):
-        gains = -gains
+    if not facts.sign:
+        raise ScoresError(f'{metric} has no known direction: neither of the two is ahead. Say `better` in its block of '
+                          'val.metrics, and test again')
+    gains = facts.sign * gains
     shares = np.array([texture_share(read_partner(gt, image), steep) for image in images])
     low, high = _bootstrap_correlation(shares, gains)
-    return Gains(images, shares, gains, spearman(shares, _positive(gains)), low, high)
+    return Gains(images, shares, gains, spearman(shares, _positive(gains)), low, high, facts)
 
 
 def _positive(values: np.ndarray) -> np.ndarray:
@@ -202,7 +206,8 @@ def texture_figure(gains: Gains, label: str, dataset: str, out: str | Path, metr
     colours = [BETTER if gain > 0 else WORSE for gain in gains.gains]
     ax.scatter(100 * gains.shares, gains.gains, s=12, c=colours, linewidths=0)
     ax.set_xlabel('share of pixels with texture or an edge, %')
-    ax.set_ylabel(f'{metric_title(metric)}: {label} − reference')
+    gain = f'{label} − reference' if gains.facts.sign > 0 else f'reference − {label}'
+    ax.set_ylabel(f'{gains.facts.title(metric)}: {gain}')
     ax.set_title(f'{dataset}: ahead on {(gains.gains > 0).sum()} of {len(gains.gains)} images; rank correlation '
                  f'{gains.correlation:.2f} [{gains.low:.2f}, {gains.high:.2f}]')
     tidy(ax)
@@ -273,7 +278,8 @@ def lead_figure(series: Mapping[str, Iterable[Point]], axis: str, label: str, ou
     margin = 0.3 * (max(*seen, 0) - min(*seen, 0)) + 1e-9  # t of two seeds is far wider, and may leave the picture
     ax.set_ylim(min(*seen, 0) - margin, max(*seen, 0) + margin)
     ax.set_xlabel(AXES[axis])
-    ax.set_ylabel(f'{metric_title(metric)}: {label} − reference')
+    facts = next(p.difference['facts'] for points in series.values() for p in points)
+    ax.set_ylabel(f'{facts.title(metric)}: {label} − reference')
     ax.legend(fontsize=6.5, frameon=False)
     tidy(ax)
     return save(figure, out)

@@ -15,7 +15,8 @@ import numpy as np
 from udl_basicsr.data.images import SUFFIXES
 from udl_basicsr.functional.log_scale_maps import decode_log_scale
 from udl_basicsr.utils.json_files import read_json
-from udl_basicsr.utils.scores import ScoresError, check_scores, format_value, read_scores
+from udl_basicsr.utils.metric_facts import facts_by_name
+from udl_basicsr.utils.scores import ScoresError, check_scores, read_scores
 
 from .uncertainty import ReportError
 
@@ -96,9 +97,9 @@ class Run:
         """PSNR and SSIM of one image as papers print them, `29.22 dB / 0.8266`; empty where neither was measured."""
         scores, parts = self.scores(dataset, image), []
         if 'psnr' in scores:
-            parts.append(f'{format_value("psnr", scores["psnr"])} dB')
+            parts.append(f'{facts_by_name("psnr").text(scores["psnr"])} dB')
         if 'ssim' in scores:
-            parts.append(format_value('ssim', scores['ssim']))
+            parts.append(facts_by_name('ssim').text(scores['ssim']))
         return ' / '.join(parts)
 
     def sr(self, dataset: str, image: str) -> np.ndarray:

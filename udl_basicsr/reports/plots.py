@@ -10,8 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from udl_basicsr.experiments.statistics import methods_of, paired_difference
-from udl_basicsr.functional.image_statistics import error_map, log_histogram, logarithmic_edges, peaks, variance_ratio
-from udl_basicsr.utils.scores import ScoresError, lower_is_better, metric_title
+from udl_basicsr.functional.image_statistics import error_map
+from udl_basicsr.utils.metric_facts import MetricFacts
+from udl_basicsr.utils.scores import ScoresError, metric_facts
 
 from .figures import WIDTH, Panel, crop, draw_grid, new_figure, save
 from .tlw import TLWMaps, TLWRun
@@ -19,7 +20,7 @@ from .tlw import TLWMaps, TLWRun
 COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9')  # of Okabe and Ito; black: the reference
 BETTER, WORSE, GRAY = COLOURS[0], COLOURS[1], '#777777'
 _DASHES = ('-', (0, (4, 1.5)), (0, (1, 1)))
-_FONT = 7.
+FONT = 7.
 
 
 def style_of(number: int) -> dict:
@@ -32,10 +33,10 @@ def tidy(ax: Axes, grid: str = 'both') -> None:
     ax.set_axisbelow(True)
     ax.spines[['top', 'right']].set_visible(False)
     ax.spines[['left', 'bottom']].set_linewidth(0.6)
-    ax.tick_params(labelsize=_FONT - 0.5, length=2.5, width=0.6)
+    ax.tick_params(labelsize=FONT - 0.5, length=2.5, width=0.6)
     for text in (ax.xaxis.label, ax.yaxis.label):
-        text.set_fontsize(_FONT)
-    ax.title.set(fontsize=_FONT + 0.5, fontweight='bold')
+        text.set_fontsize(FONT)
+    ax.title.set(fontsize=FONT + 0.5, fontweight='bold')
 
 
 def one_scale(records: Sequence[Mapping], scale: int | None) -> tuple[list[Mapping], int]:
@@ -67,7 +68,8 @@ def differences_figure(records: Sequence[Mapping], out: str | Path, metric: str 
 
     The thick whisker is the bootstrap over seeds and images, the thin one Student's t over seeds; see
     :func:`~udl_basicsr.experiments.statistics.paired_difference`. A dot is filled where both exclude 0, never for a
-    single seed. Methods are ordered by their mean over the data sets, the best first.
+    single seed. Methods are ordered by their mean over the data sets, the best first; of a metric without direction
+    they keep their order, and none is coloured.
 
     Args:
         records: As read by `read_records`.
@@ -97,9 +99,9 @@ def differences_figure(records: Sequence[Mapping], out: str | Path, metric: str 
         metrics = dict.fromkeys(m for r in records for d in r['datasets'].values() for m in d['mean'])
         raise ScoresError(f'nothing to compare with {reference} in {metric} at ×{scale}: expected another method with '
                           f'a seed in common, and one of the metrics {", ".join(metrics)}')
-    sign = -1 if lower_is_better(metric) else 1
+    facts = metric_facts(records, metric)
+    sign = facts.sign
     order = sorted(found, key=lambda m: -sign * np.mean([r['mean'] for r in found[m].values() if r]))
-    digits, unit = (2, ', dB') if 'psnr' in metric else (4, '')
 
     seeds = {m: max(r['seeds'] for r in found[m].values() if r) for m in order}
     usual = max(seeds.values())
@@ -124,25 +126,28 @@ def differences_figure(records: Sequence[Mapping], out: str | Path, metric: str 
             ax.hlines(y, result['low'], result['high'], color=colour, linewidth=2.6, alpha=0.55)
             ax.plot(result['mean'], y, 'o', markersize=4, markeredgewidth=1, color=colour,
                     markerfacecolor='white' if colour == GRAY else colour)
-            ax.text(1.02, y, f'{result["mean"]:+.{digits}f}'.replace('-', '−'), transform=ax.get_yaxis_transform(),
-                    fontsize=_FONT - 0.5, va='center', color=colour)
+            ax.text(1.02, y, f'{result["mean"]:+.{facts.decimals}f}'.replace('-', '−'), color=colour,
+                    transform=ax.get_yaxis_transform(), fontsize=FONT - 0.5, va='center')
         ax.axvline(0, color='black', linewidth=0.8, zorder=0.5)
         ax.set(ylim=(len(order) - 0.4, -0.6), xlim=(min(seen) - margin, max(seen) + margin),
                title=dataset)
         ax.set_yticks(range(len(order)), names if column == 0 else [])
         ax.xaxis.set_major_locator(MaxNLocator(4))
         tidy(ax, 'x')
-        ax.tick_params(axis='y', length=0, labelsize=_FONT)
+        ax.tick_params(axis='y', length=0, labelsize=FONT)
         ax.spines['left'].set_visible(False)
     reference_label = methods_of(records).get(reference, reference)
-    title = metric_title(metric).split()[0]
     middle = (left + (width - left) / 2) / width
-    figure.text(middle, 0.27 / height, f'{title} minus that of {reference_label}, ×{scale}{unit}'
-                + (' (lower is better)' if sign < 0 else ''), fontsize=_FONT, ha='center')
+    figure.text(middle, 0.27 / height, f'{metric.upper()} minus that of {reference_label}, ×{scale}{_in_unit(facts)}'
+                + (' (lower is better)' if sign < 0 else ''), fontsize=FONT, ha='center')
     figure.text(middle, 0.09 / height, f'thick: 95 % over {usual} seed{"s" * (usual > 1)} and the images, bootstrap'
                 + ('; thin: 95 % over the seeds, t' if usual > 1 else '') + '; hollow: 0 not ruled out, or one seed',
-                fontsize=_FONT - 0.5, color=GRAY, ha='center')
+                fontsize=FONT - 0.5, color=GRAY, ha='center')
     return save(figure, out)
+
+
+def _in_unit(facts: MetricFacts) -> str:
+    return f', {facts.unit}' if facts.unit else ''
 
 
 def validation_curves(records: Sequence[Mapping], method: str, dataset: str,
@@ -206,113 +211,15 @@ def curves_figure(records: Sequence[Mapping], dataset: str, out: str | Path, met
                   for seed, curve in by_seed.items() if seed in base}
         if method != reference and paired:
             line(right, paired, labels[method], style)
-    title = metric_title(metric).split()[0] + (', dB' if 'psnr' in metric else '')
-    left.set(ylabel=title, xlabel='iteration', title=f'{dataset} ×{scale}')
+    facts = metric_facts(records, metric)
+    left.set(ylabel=metric.upper() + _in_unit(facts), xlabel='iteration', title=f'{dataset} ×{scale}')
     right.axhline(0, color='black', linewidth=0.8, zorder=0.5)
     right.set(xlabel='iteration', title=f'difference from {methods_of(records).get(reference, reference)}')
     for ax in (left, right):
         tidy(ax)
         ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     handles, texts = left.get_legend_handles_labels()
-    figure.legend(handles, texts, loc='center left', bbox_to_anchor=(0.765, 0.53), fontsize=_FONT, frameon=False)
-    return save(figure, out)
-
-
-# ---------------------------------------------------------------- gradient variance
-
-def variances_figure(gt: np.ndarray, runs: Mapping[str, np.ndarray], patch_size: int, out: str | Path,
-                     title: str = '', width: float = WIDTH, dpi: int = 150) -> Path:
-    """Draws how often which variance of the gradient occurs, in the GT and in SR images, and how much of it is kept.
-
-    Args:
-        gt: Variances of all patches (`maps.patch_variances`), flat.
-        runs: The same patches of each run, by label.
-        patch_size: Side of a patch, for the label.
-        out: The picture to write; the format follows the ending.
-        title: Of the histogram.
-        width: In inches.
-        dpi: Resolution of a PNG.
-
-    Returns:
-        Path: `out`.
-
-    Raises:
-        ValueError: A run has another number of patches.
-    """
-    for label, values in runs.items():
-        if values.shape != gt.shape:
-            raise ValueError(f'{label}: expected {gt.size} patches as in the GT, got {values.size}')
-    edges = logarithmic_edges([gt, *runs.values()])
-    figure = new_figure(width, 2.5, dpi)
-    left, right = (figure.add_axes((x, 0.17, 0.3, 0.73)) for x in (0.065, 0.44))
-
-    def share(values: np.ndarray) -> np.ndarray:
-        return 100 * log_histogram(values, edges) / values.size
-
-    left.stairs(share(gt), edges, fill=True, color='#d0d0d0', label='ground truth')
-    for number, (label, values) in enumerate(runs.items()):
-        style = style_of(number)
-        left.stairs(share(values), edges, linewidth=1.2, color=style['color'], linestyle=style['linestyle'])
-        loss = np.mean((values - gt) ** 2)  # what GradientVarianceLoss says of these patches, x plus y
-        right.plot(*variance_ratio(values, gt), linewidth=1.2, marker='o', markersize=2.5,
-                   label=f'{label}: {2 * loss:.4f}', **style)
-    left.set(xscale='log', xlim=(edges[0], edges[-1]), title=title, ylabel='patches, %',
-             xlabel=f'variance of the Sobel maps, {patch_size}×{patch_size} pixels')
-    decades = np.log10(edges[[0, -1]]).round().astype(int)
-    ticks = range(decades[0], decades[1] + 1, -(-(decades[1] - decades[0]) // 6))
-    left.set_xticks([10. ** t for t in ticks], [('≤' if t == ticks[0] else '') + f'$10^{{{t}}}$' for t in ticks])
-    right.axhline(1, color='black', linewidth=0.8, zorder=0.5)
-    right.set(xscale='log', xlabel='variance in the ground truth', ylabel='median of variance SR : GT',
-              title='variance that is kept', ylim=(0, max(1.1, right.get_ylim()[1])))
-    for ax in (left, right):
-        tidy(ax)
-    handles, texts = left.get_legend_handles_labels()
-    more = right.get_legend_handles_labels()
-    legend = figure.legend([*handles, *more[0]], [*texts, *more[1]], loc='center left', bbox_to_anchor=(0.765, 0.53),
-                           fontsize=_FONT, frameon=False, title='run: gradient variance loss')
-    legend.get_title().set_fontsize(_FONT)
-    return save(figure, out)
-
-
-def variance_peaks_figure(gt: np.ndarray, runs: Mapping[str, np.ndarray], patch_size: int, out: str | Path,
-                          title: str = '', points: int = 400, width: float = WIDTH, dpi: int = 150) -> Path:
-    """Draws the variances of the gradients patch after patch: where the GT has peaks, what the runs make of them.
-
-    Figure 2 of the GV paper. The patches come in reading order, image after image; where there are more of them than
-    can be told apart, the largest of each group of neighbours is drawn.
-
-    Args:
-        gt: Variances of all patches, (2, P): of the derivatives along x and y.
-        runs: The same patches of each run, by label.
-        patch_size: Side of a patch, for the label.
-        out: The picture to write; the format follows the ending.
-        title: Above everything.
-        points: Drawn of each, at most.
-        width: In inches.
-        dpi: Resolution of a PNG.
-
-    Raises:
-        ValueError: A run has another number of patches.
-    """
-    for label, values in runs.items():
-        if values.shape != gt.shape:
-            raise ValueError(f'{label}: expected {gt.shape[1]} patches as in the GT, got {values.shape[1]}')
-    figure = new_figure(width, 2.6, dpi)
-    shown = min(points, gt.shape[1])
-    at = [group[0] for group in np.array_split(np.arange(gt.shape[1]), shown)]
-    for number, (name, x) in enumerate((('x', 0.07), ('y', 0.56))):
-        ax = figure.add_axes((x, 0.17, 0.42, 0.62))
-        for label, values, style in (('ground truth', gt, {'color': 'black'}),
-                                     *((label, values, style_of(n)) for n, (label, values) in enumerate(runs.items()))):
-            ax.plot(at, peaks(values[number], shown), linewidth=0.8, label=f'{label}: mean {values[number].mean():.4f}',
-                    **style)
-        ax.set(title=f'({"ab"[number]}) gradient along {name}', xlabel=f'patch of {patch_size}×{patch_size} pixels')
-        ax.set_ylim(bottom=0)
-        tidy(ax)
-        ax.legend(fontsize=_FONT - 0.5, frameon=False)
-    figure.text(0.07, 0.93, f'{title}; variance of the Sobel maps'
-                + (f', the largest of each {gt.shape[1] / shown:.0f} patches' if shown < gt.shape[1] else ''),
-                fontsize=_FONT)
+    figure.legend(handles, texts, loc='center left', bbox_to_anchor=(0.765, 0.53), fontsize=FONT, frameon=False)
     return save(figure, out)
 
 
@@ -360,7 +267,7 @@ def tlw_figure(run: TLWRun, maps: Sequence[TLWMaps], gt: np.ndarray, out: str | 
             label='mean of w at the checkpoints')
     ax.set(xlabel=unit, ylabel='mean weight', xlim=(-0.01 * end, end), ylim=(0, 1))
     tidy(ax)
-    ax.legend(fontsize=_FONT, frameon=False, loc='lower right')
+    ax.legend(fontsize=FONT, frameon=False, loc='lower right')
     return save(figure, out)
 
 

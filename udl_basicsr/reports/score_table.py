@@ -12,7 +12,8 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from udl_basicsr.experiments.printed import DATASETS, Values, dataset_name, printed_text
-from udl_basicsr.utils.scores import ScoresError, decimals, format_value, lower_is_better, metric_title
+from udl_basicsr.utils.metric_facts import MetricFacts
+from udl_basicsr.utils.scores import ScoresError, metric_facts
 from udl_basicsr.utils.tables import markdown_table, text_table
 
 FORMATS = ('text', 'md', 'csv', 'latex')
@@ -39,9 +40,13 @@ class Row:
 class Table:
     """The joined table, before it takes a format."""
     datasets: tuple[str, ...]
-    metrics: tuple[str, ...]
+    facts: Mapping[str, MetricFacts]  # of each metric of the cells, in their order
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return tuple(self.facts)
 
 
 def _partners(run: str, printed: Sequence[Mapping]) -> list[Mapping]:
@@ -126,7 +131,7 @@ def join(results: Iterable[Mapping], reference: Sequence[str] = (), printed: Seq
                   for protocol, name in protocols.items()]
         if len(protocols) > 1:
             notes.append(f'×{scale}: the runs were measured by different protocols and cannot be compared.')
-    return Table(tuple(datasets), tuple(metrics), tuple(rows), tuple(notes))
+    return Table(tuple(datasets), {m: metric_facts(results, m) for m in metrics}, tuple(rows), tuple(notes))
 
 
 def ranks(table: Table, scale: int, dataset: str, metric: str) -> dict[str, int]:
@@ -136,20 +141,22 @@ def ranks(table: Table, scale: int, dataset: str, metric: str) -> dict[str, int]
     """
     return places({row.label: row.values[dataset][metric] for row in table.rows
                    if row.kind == 'run' and row.scale == scale
-                   and row.values.get(dataset, {}).get(metric) is not None}, metric)
+                   and row.values.get(dataset, {}).get(metric) is not None}, table.facts[metric])
 
 
-def places(values: Mapping[Hashable, float], metric: str, digits: int | None = None) -> dict[Hashable, int]:
-    """Who is best (1) and second-best (2) by the value as it is printed; nobody, where there is nobody to win against.
+def places(values: Mapping[Hashable, float], facts: MetricFacts, digits: int | None = None) -> dict[Hashable, int]:
+    """Who is best (1) and second-best (2) by the value as it is printed.
+
+    Nobody, where there is nobody to win against, or the metric has no direction.
 
     Example:
-        >>> places({'L1': 30.001, 'UDL': 30.114, 'ESU': 30.109}, 'psnr')
+        >>> places({'L1': 30.001, 'UDL': 30.114, 'ESU': 30.109}, MetricFacts(True, decimals=2))
         {'L1': 2, 'UDL': 1, 'ESU': 1}
     """
-    if len(values) < 2:
+    if len(values) < 2 or not facts.sign:
         return {}
-    digits = decimals(metric) if digits is None else digits
-    order = sorted({round(value, digits) for value in values.values()}, reverse=not lower_is_better(metric))
+    digits = facts.decimals if digits is None else digits
+    order = sorted({round(value, digits) for value in values.values()}, reverse=facts.sign > 0)
     found = {key: order.index(round(value, digits)) + 1 for key, value in values.items()}
     return {key: place for key, place in found.items() if place <= 2}
 
@@ -171,20 +178,21 @@ def render(table: Table, fmt: str = 'text') -> str:
         if all(values.get(metric) is None for metric in table.metrics):
             return '–'
         parts = []
-        for metric in table.metrics:
+        for metric, facts in table.facts.items():
             value = values.get(metric)
             if row.kind == 'difference' and value is not None:
-                parts.append(f'{value:+.{decimals(metric)}f}')
+                parts.append(f'{value:+.{facts.decimals}f}')
                 continue
             place = ranks(table, row.scale, dataset, metric).get(row.label) if row.kind == 'run' else None
-            text = printed_text(metric, value) if row.kind == 'paper' else format_value(metric, value)
+            text = printed_text(value, facts) if row.kind == 'paper' else facts.text(value)
             parts.append((marks[place - 1] if place else '{}').format(text))
         return '/'.join(parts)
 
     def label(row: Row) -> str:
         return f'  {row.label}' if row.kind == 'difference' and fmt == 'text' else row.label
 
-    header = ['method', 'scale', *(f'{name} {"/".join(map(metric_title, table.metrics))}' for name in table.datasets)]
+    titles = '/'.join(facts.title(metric) for metric, facts in table.facts.items())
+    header = ['method', 'scale', *(f'{name} {titles}' for name in table.datasets)]
     rows = [[label(row), f'×{row.scale}', *(cell(row, name) for name in table.datasets)] for row in table.rows]
     if fmt == 'latex':
         return _latex(table, header, rows)

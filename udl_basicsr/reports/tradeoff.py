@@ -10,10 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from udl_basicsr.experiments.printed import parse_amount
-from udl_basicsr.utils.scores import ScoresError, metric_title
+from udl_basicsr.utils.metric_facts import facts_by_name
+from udl_basicsr.utils.scores import ScoresError
 
 from .figures import WIDTH, new_figure, save
-from .paper_tables import PaperTable
+from .paper_rows import PaperTable
 from .plots import COLOURS, tidy
 
 UNITS = {'runtime': ('run time, ms', 1.), 'macs': ('multiply-accumulate operations, G', 1e9)}
@@ -90,7 +91,7 @@ def tradeoff_figure(dots: Sequence[Dot], dataset: str, scale: int, out: str | Pa
     ax.xaxis.set_minor_locator(NullLocator())
     ax.margins(0.12)
     size = {'runtime': 'as their tables say', 'macs': '1280×720 pixels'}[cost]
-    ax.set(xlabel=f'{head} ({size})', ylabel=metric_title(metric),
+    ax.set(xlabel=f'{head} ({size})', ylabel=facts_by_name(metric).title(metric),
            title=f'{dataset} ×{scale}; area: parameters, {least_and_most(dots)}; hollow: printed')
     tidy(ax)
     return save(figure, out)

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from udl_basicsr.data import uncertainty_cache
 from udl_basicsr.data.loader import ValidationImages, build_dataset, seed_all, train_batches
+from udl_basicsr.metrics.facts import facts_for_scores
 from udl_basicsr.options.parse import Parsed
 from udl_basicsr.utils.distributed import broadcast
 from udl_basicsr.utils.scores import format_scores, mean_scores, protocol_sentence, unmeasured, write_scores
@@ -199,17 +200,18 @@ def _scores(model, opt: dict) -> dict:
         'name': opt['name'],
         'scale': opt['scale'],
         'network': opt['network_g']['type'],
-        'weights': _weights(opt['path']),
+        'weights': _weights(model, opt['path']),
         'protocol': protocol_sentence(metrics, opt['scale'], opt['val'].get('rounded', True)),
         'datasets': {name: {'images': images, 'mean': mean_scores(images)} for name, images in model.scores.items()
                      if images and metrics},
+        'metrics': facts_for_scores(metrics),
         'versions': _versions(),
     }
 
 
-def _weights(path: dict) -> str:
+def _weights(model, path: dict) -> str:
     """Which were tested; the entry of the file too where it is not the usual one."""
-    key = path.get('param_key_g', 'params')
+    key = getattr(model, 'entries', {}).get('g', path.get('param_key_g', 'params'))  # BasicSR's models do not say it
     return str(path.get('pretrain_network_g')) + (f' [{key}]' if key not in ('params', None) else '')
 
 

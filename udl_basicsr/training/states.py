@@ -191,8 +191,11 @@ def essence(opt: dict) -> dict[str, Any]:
     data = {key: value for key, value in opt['datasets']['train'].items() if key not in _NO_MATTER}
     train = {key: value for key, value in opt['train'].items() if key != 'total_iter'}
     parts = {key: value for key, value in opt.items() if key in ('model_type', 'stage') or key.startswith('network_')}
-    return dict(_leaves({**parts, 'datasets.train': data, 'train': train,
-                         'val.metrics': (opt.get('val') or {}).get('metrics')}))
+    metrics = (opt.get('val') or {}).get('metrics') or {}
+    # `better: higher` was long what a block without it meant, and is filled in now
+    metrics = {name: {key: value for key, value in block.items() if (key, value) != ('better', 'higher')}
+               for name, block in metrics.items() if block}
+    return dict(_leaves({**parts, 'datasets.train': data, 'train': train, 'val.metrics': metrics}))
 
 
 def _leaves(value: Any, at: str = '') -> Iterator[tuple[str, Any]]:

@@ -192,7 +192,14 @@ def why_no_tensor(value: Any) -> str:
 
 
 def network_weights(path: str | Path, param_key: ParamKey = 'params') -> dict[str, Tensor]:
-    """The weights under ``param_key``, or under the first of several that the file has.
+    """The weights of a file alone, as :func:`read_entry` finds them."""
+    return read_entry(path, param_key)[1]
+
+
+def read_entry(path: str | Path, param_key: ParamKey = 'params') -> tuple[str | None, dict[str, Tensor]]:
+    """The entry of a file that was taken, None for its top level, and its weights.
+
+    Those under ``param_key``, or under the first of several that the file has.
 
     ``param_key=None`` takes the file's top level. DDP's ``module.`` is removed. BasicSR takes ``params`` where
     ``params_ema`` is missing (base_model.py:287), so that a test could score another network than it was told to.
@@ -216,22 +223,27 @@ def network_weights(path: str | Path, param_key: ParamKey = 'params') -> dict[st
     if len(weights) < len(content):
         twice = [key for key in content if f'module.{key}' in content]
         raise CheckpointError(f"{where}: has some weights twice, with and without 'module.': {some(twice)}")
-    return weights
+    return param_key, weights
 
 
-def load_network(network: nn.Module, path: str | Path, param_key: ParamKey = 'params', strict: bool = True) -> None:
+def load_network(network: nn.Module, path: str | Path, param_key: ParamKey = 'params',
+                 strict: bool = True) -> str | None:
     """Loads a network, or says in what the checkpoint differs from it.
 
     With ``strict=False`` weights that are absent or of another shape are left as they are.
 
+    Returns:
+        str | None: The entry of the file that was taken; None: its top level.
+
     Raises:
-        CheckpointError: As :func:`network_weights` and :func:`check_fit`.
+        CheckpointError: As :func:`read_entry` and :func:`check_fit`.
     """
-    weights = network_weights(path, param_key)
+    entry, weights = read_entry(path, param_key)
     check_fit(network, weights, path, strict)
     own = network.state_dict()
     network.load_state_dict({key: value for key, value in weights.items()
                              if key not in own or own[key].shape == value.shape}, strict=strict)
+    return entry
 
 
 def check_fit(network: nn.Module, weights: Mapping[str, Tensor], path: str | Path, strict: bool = True) -> None:

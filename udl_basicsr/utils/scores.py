@@ -5,7 +5,11 @@ A run's scores are one plain dict, so that any tool can make or read one::
     {'name': 'EDSR_UDL_x4', 'scale': 4, 'network': 'EDSR', 'weights': 'experiments/…/net_g_latest.pth',
      'protocol': 'PSNR/SSIM on Y (ITU-R BT.601), border of 4 px cropped, SR rounded to 8 bits',
      'datasets': {'Set5': {'images': {'baby': {'psnr': 33.91, 'ssim': 0.8966}, …}, 'mean': {'psnr': …, 'ssim': …}}},
+     'metrics': {'psnr': {'higher_is_better': True, 'decimals': 2, 'unit': 'dB'}, …},
      'versions': {'udl_basicsr': '0.1.0', 'torch': '2.4.0'}}
+
+`metrics` says of each metric which way is up (None: neither, or nobody knows) and how it is printed. Scores from before
+it was kept lack it: there the usual names alone are known (:func:`udl_basicsr.utils.metric_facts.facts_by_name`).
 
 A value that is infinite or NaN is written as null, a dash in tables, and so is the mean of its data set. Such a file is
 not read back: no table and no figure is made of what was not measured.
@@ -16,13 +20,14 @@ import csv
 import io
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from numbers import Real
 from pathlib import Path
 from typing import Any
 
 from .files import write_text
 from .json_files import JsonError, read_json
+from .metric_facts import MetricFacts, facts_by_name, read_facts
 from .tables import markdown_table, text_table
 
 FIELDS = {'name': str, 'scale': int, 'network': str, 'weights': str, 'protocol': str, 'datasets': dict,
@@ -30,8 +35,6 @@ FIELDS = {'name': str, 'scale': int, 'network': str, 'weights': str, 'protocol':
 CSV_FIELDS = ('dataset', 'image')  # of scores.csv, before the metrics
 HISTORY_FIELDS = ('iter', 'dataset', 'initial_weights')
 """What the lines of a run's history hold beside losses and metrics, which therefore cannot be called like this."""
-LOWER_IS_BETTER = ('lpips', 'dists', 'niqe', 'brisque', 'mae', 'mse', 'rmse', 'nll', 'ause', 'ence', 'calibration',
-                   'fid')
 
 _CROPPED_IN_PAPERS = ('calculate_psnr', 'calculate_ssim')  # on the other metrics papers do not agree
 
@@ -42,24 +45,25 @@ class ScoresError(ValueError):
 
 # ---------------------------------------------------------------- metrics
 
-def lower_is_better(metric: str) -> bool:
-    """Whether small values of a metric are good, judged by the first word of its name (`lpips_alex` → `lpips`)."""
-    return metric.lower().split('_')[0] in LOWER_IS_BETTER
+def metric_facts(runs: Iterable[Mapping], metric: str) -> MetricFacts:
+    """What scores or records say of a metric; where none of them says anything, what its name alone does.
 
-
-def metric_title(metric: str) -> str:
-    """The heading of a metric's column."""
-    return metric.upper() + (' ↓' if lower_is_better(metric) else '')
-
-
-def decimals(metric: str) -> int:
-    """Decimals a metric is printed with: two for PSNR and log-likelihoods, four for the rest, as in the papers."""
-    return 2 if 'psnr' in metric.lower() or metric.lower() == 'pll' else 4
-
-
-def format_value(metric: str, value: float | None) -> str:
-    """A metric's value as it is printed; a dash where there is none, or none that is finite."""
-    return f'{value:.{decimals(metric)}f}' if _is_finite(value) else '–'
+    Raises:
+        ScoresError: By one of them higher values are better, and by another lower ones.
+    """
+    found: MetricFacts | None = None
+    source = ''
+    for run in runs:
+        stated = run.get('metrics', {}).get(metric)
+        if stated is None:
+            continue
+        facts = read_facts(stated)
+        if found is None or found.higher_is_better is None:
+            found, source = facts, run['name']
+        elif facts.higher_is_better not in (None, found.higher_is_better):
+            raise ScoresError(f'{metric}: {found.better} values are better by {source}, and {facts.better} ones by '
+                              f'{run["name"]}. They are no scores of one metric: call one of them otherwise')
+    return facts_by_name(metric) if found is None else found
 
 
 def _is_finite(value: float | None) -> bool:
@@ -173,6 +177,13 @@ def check_scores(scores: Any, source: str = 'scores', finite: bool = True) -> di
             need(values.keys() == mean.keys(), f'{where}.images.{image} has the metrics {sorted(values)}, '
                                                f'but the mean has {sorted(mean)}')
         datasets[name] = {'images': images, 'mean': mean}
+    stated = scores.get('metrics', {})
+    need(isinstance(stated, Mapping), f'`metrics` should be of type dict, got {stated!r}')
+    for metric, values in stated.items():
+        try:
+            read_facts(values)
+        except ValueError as error:
+            need(False, f'metrics.{metric}: {error}')
     return {**scores, 'datasets': datasets}
 
 
@@ -184,18 +195,17 @@ def _with_mean(dataset: Mapping) -> list[tuple[str, Mapping]]:
     return [*dataset['images'].items(), ('mean', dataset['mean'])]
 
 
-def _dataset_rows(dataset: Mapping) -> tuple[list[str], list[list[str]]]:
-    metrics = list(dataset['mean'])
-    rows = [[image, *(format_value(m, values[m]) for m in metrics)]
-            for image, values in _with_mean(dataset)]
-    return ['image', *map(metric_title, metrics)], rows
+def _dataset_rows(scores: Mapping, dataset: Mapping) -> tuple[list[str], list[list[str]]]:
+    facts = {metric: metric_facts([scores], metric) for metric in dataset['mean']}
+    rows = [[image, *(facts[m].text(values[m]) for m in facts)] for image, values in _with_mean(dataset)]
+    return ['image', *(facts[m].title(m) for m in facts)], rows
 
 
 def _summary_rows(scores: Mapping) -> tuple[list[str], list[list[str]]]:
-    metrics = _all_metrics(scores)
-    rows = [[name, str(len(dataset['images'])), *(format_value(m, dataset['mean'].get(m)) for m in metrics)]
+    facts = {metric: metric_facts([scores], metric) for metric in _all_metrics(scores)}
+    rows = [[name, str(len(dataset['images'])), *(facts[m].text(dataset['mean'].get(m)) for m in facts)]
             for name, dataset in scores['datasets'].items()]
-    return ['data set', 'images', *map(metric_title, metrics)], rows
+    return ['data set', 'images', *(facts[m].title(m) for m in facts)], rows
 
 
 def _all_metrics(scores: Mapping) -> list[str]:
@@ -205,7 +215,7 @@ def _all_metrics(scores: Mapping) -> list[str]:
 
 def format_scores(scores: Mapping) -> str:
     """What a test prints at its end: a table per data set, how it was measured, and the means together."""
-    parts = [f'{name}\n{text_table(*_dataset_rows(dataset))}' for name, dataset in scores['datasets'].items()]
+    parts = [f'{name}\n{text_table(*_dataset_rows(scores, dataset))}' for name, dataset in scores['datasets'].items()]
     parts.append(f'{scores["name"]}: {scores["network"]} ×{scores["scale"]}, {scores["weights"]}\n'
                  f'{text_table(*_summary_rows(scores))}\n{scores["protocol"]}.')
     return '\n\n'.join(parts)
@@ -214,7 +224,7 @@ def format_scores(scores: Mapping) -> str:
 def _markdown(scores: Mapping) -> str:
     parts = [f'# {scores["name"]}', f'{scores["network"]} ×{scores["scale"]}, `{scores["weights"]}`. '
                                     f'{scores["protocol"]}.', markdown_table(*_summary_rows(scores))]
-    parts += [f'## {name}\n\n{markdown_table(*_dataset_rows(ds))}' for name, ds in scores['datasets'].items()]
+    parts += [f'## {name}\n\n{markdown_table(*_dataset_rows(scores, ds))}' for name, ds in scores['datasets'].items()]
     parts.append(', '.join(f'{package} {version}' for package, version in scores['versions'].items()))
     return '\n\n'.join(parts).rstrip() + '\n'
 

@@ -1,0 +1,108 @@
+"""Figures of the gradient variance: how much of it a run keeps, and where the peaks are."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from udl_basicsr.functional.image_statistics import log_histogram, logarithmic_edges, peaks, variance_ratio
+
+from .figures import WIDTH, new_figure, save
+from .plots import FONT, style_of, tidy
+
+
+def variances_figure(gt: np.ndarray, runs: Mapping[str, np.ndarray], patch_size: int, out: str | Path,
+                     title: str = '', width: float = WIDTH, dpi: int = 150) -> Path:
+    """Draws how often which variance of the gradient occurs, in the GT and in SR images, and how much of it is kept.
+
+    Args:
+        gt: Variances of all patches (`maps.patch_variances`), flat.
+        runs: The same patches of each run, by label.
+        patch_size: Side of a patch, for the label.
+        out: The picture to write; the format follows the ending.
+        title: Of the histogram.
+        width: In inches.
+        dpi: Resolution of a PNG.
+
+    Returns:
+        Path: `out`.
+
+    Raises:
+        ValueError: A run has another number of patches.
+    """
+    for label, values in runs.items():
+        if values.shape != gt.shape:
+            raise ValueError(f'{label}: expected {gt.size} patches as in the GT, got {values.size}')
+    edges = logarithmic_edges([gt, *runs.values()])
+    figure = new_figure(width, 2.5, dpi)
+    left, right = (figure.add_axes((x, 0.17, 0.3, 0.73)) for x in (0.065, 0.44))
+
+    def share(values: np.ndarray) -> np.ndarray:
+        return 100 * log_histogram(values, edges) / values.size
+
+    left.stairs(share(gt), edges, fill=True, color='#d0d0d0', label='ground truth')
+    for number, (label, values) in enumerate(runs.items()):
+        style = style_of(number)
+        left.stairs(share(values), edges, linewidth=1.2, color=style['color'], linestyle=style['linestyle'])
+        loss = np.mean((values - gt) ** 2)  # what GradientVarianceLoss says of these patches, x plus y
+        right.plot(*variance_ratio(values, gt), linewidth=1.2, marker='o', markersize=2.5,
+                   label=f'{label}: {2 * loss:.4f}', **style)
+    left.set(xscale='log', xlim=(edges[0], edges[-1]), title=title, ylabel='patches, %',
+             xlabel=f'variance of the Sobel maps, {patch_size}×{patch_size} pixels')
+    decades = np.log10(edges[[0, -1]]).round().astype(int)
+    ticks = range(decades[0], decades[1] + 1, -(-(decades[1] - decades[0]) // 6))
+    left.set_xticks([10. ** t for t in ticks], [('≤' if t == ticks[0] else '') + f'$10^{{{t}}}$' for t in ticks])
+    right.axhline(1, color='black', linewidth=0.8, zorder=0.5)
+    right.set(xscale='log', xlabel='variance in the ground truth', ylabel='median of variance SR : GT',
+              title='variance that is kept', ylim=(0, max(1.1, right.get_ylim()[1])))
+    for ax in (left, right):
+        tidy(ax)
+    handles, texts = left.get_legend_handles_labels()
+    more = right.get_legend_handles_labels()
+    legend = figure.legend([*handles, *more[0]], [*texts, *more[1]], loc='center left', bbox_to_anchor=(0.765, 0.53),
+                           fontsize=FONT, frameon=False, title='run: gradient variance loss')
+    legend.get_title().set_fontsize(FONT)
+    return save(figure, out)
+
+
+def variance_peaks_figure(gt: np.ndarray, runs: Mapping[str, np.ndarray], patch_size: int, out: str | Path,
+                          title: str = '', points: int = 400, width: float = WIDTH, dpi: int = 150) -> Path:
+    """Draws the variances of the gradients patch after patch: where the GT has peaks, what the runs make of them.
+
+    Figure 2 of the GV paper. The patches come in reading order, image after image; where there are more of them than
+    can be told apart, the largest of each group of neighbours is drawn.
+
+    Args:
+        gt: Variances of all patches, (2, P): of the derivatives along x and y.
+        runs: The same patches of each run, by label.
+        patch_size: Side of a patch, for the label.
+        out: The picture to write; the format follows the ending.
+        title: Above everything.
+        points: Drawn of each, at most.
+        width: In inches.
+        dpi: Resolution of a PNG.
+
+    Raises:
+        ValueError: A run has another number of patches.
+    """
+    for label, values in runs.items():
+        if values.shape != gt.shape:
+            raise ValueError(f'{label}: expected {gt.shape[1]} patches as in the GT, got {values.shape[1]}')
+    figure = new_figure(width, 2.6, dpi)
+    shown = min(points, gt.shape[1])
+    at = [group[0] for group in np.array_split(np.arange(gt.shape[1]), shown)]
+    for number, (name, x) in enumerate((('x', 0.07), ('y', 0.56))):
+        ax = figure.add_axes((x, 0.17, 0.42, 0.62))
+        for label, values, style in (('ground truth', gt, {'color': 'black'}),
+                                     *((label, values, style_of(n)) for n, (label, values) in enumerate(runs.items()))):
+            ax.plot(at, peaks(values[number], shown), linewidth=0.8, label=f'{label}: mean {values[number].mean():.4f}',
+                    **style)
+        ax.set(title=f'({"ab"[number]}) gradient along {name}', xlabel=f'patch of {patch_size}×{patch_size} pixels')
+        ax.set_ylim(bottom=0)
+        tidy(ax)
+        ax.legend(fontsize=FONT - 0.5, frameon=False)
+    figure.text(0.07, 0.93, f'{title}; variance of the Sobel maps'
+                + (f', the largest of each {gt.shape[1] / shown:.0f} patches' if shown < gt.shape[1] else ''),
+                fontsize=FONT)
+    return save(figure, out)
