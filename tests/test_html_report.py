@@ -491,7 +491,7 @@ def test_wrong_arguments(trial, args):
 def test_a_picture_that_no_run_kept(tmp_path, capsys):
     folder = write_comparison(tmp_path / 'trial')
     assert script().main([str(folder), '--images', 'Set5/bird']) == 2
-    assert 'Set5/bird: no run kept this picture here. They are made by: python' in capsys.readouterr().err
+    assert 'Set5/bird: no run kept this picture here. They are made by: udl compare' in capsys.readouterr().err
 
 
 def test_pictures_of_other_sizes_are_refused(tmp_path, capsys):

@@ -10,6 +10,7 @@ import torch
 import yaml
 from test_compare import record
 
+from udl_basicsr.cli import comparing
 from udl_basicsr.experiments import costs, overview, plan, record_files, records, runner, statistics, trial
 from udl_basicsr.options.parse import OptionError
 from udl_basicsr.utils.scores import ScoresError
@@ -135,12 +136,12 @@ def test_pairs_and_tables_keep_networks_apart(tmp_path):
         record_files.check_pairs([one('RCAN', 'L1', 1.), one('RCAN', 'UDL', 1., data_order='longer')])
 
 
-def test_the_printed_table_stands_beside_ours(write, tmp_path, script, capsys):
+def test_the_printed_table_stands_beside_ours(write, tmp_path, capsys):
     out = tmp_path / 'records'
     for method, label, value in (('L1', 'Original', 34.5), ('UDL', 'L_UDL-Ours', 35.25)):
         record_files.write_record(record(method, 0, {'a': value}, label=label, network_title='EDSR-S',
                                        network_id='EDSR-S'), out)
-    script.show(plan.read_plan(write(), tmp_path), out)
+    comparing.show(plan.read_plan(write(), tmp_path), out)
     table = capsys.readouterr().out.split()
     assert {'34.50/–', '35.25/–', '38.00/0.9605'} <= {*table}  # ours twice, and a cell that is not trained here
 
@@ -294,6 +295,7 @@ def test_time_by_records_of_the_same_cell_of_the_same_network_or_by_operations(w
 
 def test_on_a_gpu_each_network_is_timed_by_its_own_steps(write, tmp_path, monkeypatch):
     monkeypatch.setattr(costs, '_SECONDS', 0.05)
+    monkeypatch.setattr(torch.backends.cudnn, 'benchmark', False)
     flat = plan.read_plan(write(), tmp_path).runs[0].stages[0].flat
     asked, measure = [], costs._network_speed.__wrapped__
     monkeypatch.setattr(costs, '_network_speed',
