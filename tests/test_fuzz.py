@@ -198,6 +198,13 @@ def _nodes(value, at: tuple = ()) -> list[tuple]:
     return [*([at] if at else []), *(path for key, child in children for path in _nodes(child, (*at, key)))]
 
 
+def _unshared(value):
+    """A copy in which no block stands in two places, so that none can be put into itself."""
+    if isinstance(value, dict):
+        return {key: _unshared(child) for key, child in value.items()}
+    return [_unshared(child) for child in value] if isinstance(value, list) else deepcopy(value)
+
+
 def _parent(value, path: tuple):
     for key in path[:-1]:
         value = value[key]
@@ -231,7 +238,7 @@ def values(draw, old):
 @st.composite
 def mutated(draw, flat: dict, keys: list[str] = KEYS) -> dict:
     """``flat`` with one thing changed; ``keys``: names that new keys get."""
-    flat = deepcopy(flat)
+    flat = _unshared(flat)
     nodes = _nodes(flat)
     numbers = [n for n in nodes if isinstance(_parent(flat, n)[n[-1]], (int, float))]
     types = [n for n in nodes if n[-1] == 'type']
