@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from udl_basicsr.cli import figures as figures_command
 from udl_basicsr.cli import main as door
@@ -51,6 +52,26 @@ def test_tables_of_records_load_no_torch(tmp_path):
     done = udl(tmp_path, 'tables', str(ROOT / 'docs/results/tiny_x4'), '--table', 'udl-1', light='torch')
     assert done.returncode == 0, done.stderr
     assert 'udl-1' in done.stdout or 'table 1' in done.stdout
+
+
+def test_the_first_command_of_a_new_user(tmp_path):
+    (tmp_path / 'photos').mkdir()
+    Image.new('RGB', (32, 32)).save(tmp_path / 'photos/a.png')
+    done = udl(tmp_path, 'prepare', 'photos', '--out', 'data', '--scale', '2', '--workers', '1')
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / 'data/LRbicx2/a.png').exists()
+
+
+def test_a_report_in_a_process_of_its_own(tmp_path):
+    done = udl(tmp_path, 'report', str(ROOT / 'docs/results/tiny_x4'), '--out', 'report.html')
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / 'report.html').exists()
+
+
+def test_uncertainty_without_results_in_a_process_of_its_own(tmp_path):
+    done = udl(tmp_path, 'uncertainty', 'nothing', '--dataset', 'Set5', '--gt', '.', '--out', 'out')
+    assert done.returncode == 1
+    assert 'Traceback' not in done.stderr
 
 
 def test_what_it_does_not_know(tmp_path):

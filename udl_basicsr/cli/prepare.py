@@ -92,6 +92,7 @@ def report(job: Job, records: dict[str, dict], workers: Workers) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     args = parse_args(argv)
+    import udl_basicsr.register  # noqa: F401 - before BasicSR is imported, for its shim
     from udl_basicsr.data.prepare import Job, PreparationError, prepare
     from udl_basicsr.data.workers import Workers
     # dict.fromkeys drops what was given twice and keeps the order

@@ -53,6 +53,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     args = parse_args(argv)
+    import udl_basicsr.register  # noqa: F401 - before BasicSR is imported, for its shim
     from udl_basicsr.reports.html import make_page
     from udl_basicsr.reports.uncertainty import ReportError
     from udl_basicsr.utils.files import write_text

@@ -26,6 +26,7 @@ def main(argv: list[str] | None = None) -> int:
                         ' fill the memory (some 100 bytes each); default 1')
     parser.add_argument('--out', required=True, metavar='FOLDER', help='for uncertainty.{json,csv,md,png}')
     args = parser.parse_args(argv)
+    import udl_basicsr.register  # noqa: F401 - before BasicSR is imported, for its shim
     from udl_basicsr.functional.uncertainty import recalibration_factor
     from udl_basicsr.reports.uncertainty import ReportError, format_reports, make_report, read_errors, write_reports
     names = [Path(folder).resolve().name for folder in args.results]
