@@ -1,8 +1,14 @@
 """What is trained when: a function of (seed, epoch, index), whatever the workers, processes and interruptions."""
+import multiprocessing
 import os
+import pickle
 import random
+import re
 import shutil
+import subprocess
+import sys
 from collections import Counter
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import cv2
@@ -168,6 +174,72 @@ def test_an_image_that_breaks_before_it_is_read_is_named(own, skip):
     else:
         with pytest.raises(BrokenImageError, match=r'lq/3\.png.*cannot be read for training'):
             list(batches)
+
+
+METHODS = multiprocessing.get_all_start_methods()
+
+
+def _look(held, place, pipe):
+    """A loader process: the first pixel, and once more when it has been told; then a sample."""
+    pipe.send(int(held._images[place].flat[0]))
+    pipe.recv()
+    pipe.send(int(held._images[place].flat[0]))
+    random.seed(3)
+    sample = held[2]
+    pipe.send([sample[key].numpy() for key in ('lq', 'gt')])
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_loader_processes_share_the_images(own, method):
+    """The very same memory, since they see what changes in it; and the samples are those of the disk."""
+    options = train_options(own)['datasets']['train']
+    held = build_dataset({**options, 'in_memory': True})
+    held.load(progress=False)
+    context = multiprocessing.get_context(method)
+    ours, theirs = context.Pipe()
+    child = context.Process(target=_look, args=(held, place := held._pairs[0][0], theirs), daemon=True)
+    child.start()
+    theirs.close()
+    before = int(held._images[place].flat[0])
+    assert ours.recv() == before
+    os.pwrite(held._images._file.fileno(), bytes([before ^ 255]), held._images._places[place][0])
+    ours.send(None)
+    assert ours.recv() == int(held._images[place].flat[0]) == before ^ 255
+    random.seed(3)
+    expected = build_dataset(options)[2]
+    for got, key in zip(ours.recv(), ('lq', 'gt'), strict=True):
+        assert np.array_equal(got, expected[key].numpy())
+    child.join(60)
+    assert child.exitcode == 0
+
+
+def test_a_pickle_of_the_images_is_a_handle(own):
+    """Of kilobytes; torchrun's processes spawn their loaders, and each was sent all the images."""
+    cv2.imwrite(str(own / 'gt/6.png'), photograph(6, 480, 640))
+    cv2.imwrite(str(own / 'lq/6.png'), photograph(6, 240, 320))
+    held = build_dataset({**train_options(own)['datasets']['train'], 'in_memory': True})
+    held.load(progress=False)
+    pickled = ForkingPickler.dumps(SeededDataset(held, 0))
+    assert len(pickled) < 4096
+    assert held._images.nbytes > 1_000_000
+    again = pickle.loads(pickled).dataset
+    for pair in held._pairs:
+        for number in pair:
+            assert np.array_equal(again._images[number], held._images[number])
+            assert not again._images[number].flags.writeable
+
+
+@pytest.mark.skipif(not hasattr(os, 'memfd_create'), reason='the images lie among the temporary files')
+def test_no_room_is_said_before_training(own):
+    """A limit to what a process may write stands for a system that has no memory left. In a process of its own."""
+    options = {**train_options(own)['datasets']['train'], 'in_memory': True}
+    code = ('import resource, udl_basicsr; from udl_basicsr.data.loader import build_dataset\n'
+            f'held = build_dataset({options!r})\n'
+            'resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n'
+            'try: held.load(progress=False)\nexcept RuntimeError as error: print(type(error).__name__, error)')
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120)
+    assert re.search(r'NoRoomError datasets\.train\.in_memory: there is no room .* after 0\.0 MB \(File too large\); '
+                     'remove it, and give num_worker_per_gpu more', done.stdout), done.stderr
 
 
 def test_a_training_from_memory_is_the_one_from_the_disk(project):

@@ -1,7 +1,7 @@
 """``datasets.train.in_memory: true``: the training images are decoded once and held, 8 bits a value.
 
-Decoding is nearly all that a sample from the disk costs. The images are read before loader processes are forked, which
-then share them; several processes of torchrun hold a copy each.
+Decoding is nearly all that a sample from the disk costs. The images are read before loader processes are started, which
+share them, whatever the start method; several processes of torchrun hold a copy each.
 """
 import os
 from collections.abc import Iterable
@@ -17,8 +17,14 @@ from tqdm import tqdm
 
 from udl_basicsr.utils.background import spare_threads
 
+from .shared_images import SharedImages
+
 KEY = 'datasets.train.in_memory'
 _CHANNELS = 3  # gray images are read as colour, as BasicSR does
+
+
+class NoRoomError(RuntimeError):
+    """The images cannot be held, though it seemed so when the options were checked; the message says what to do."""
 
 
 class PairsInMemory(PairedImageDataset):
@@ -34,7 +40,8 @@ class PairsInMemory(PairedImageDataset):
     def __init__(self, opt: dict):
         super().__init__(opt)
         self._backend = dict(self.io_backend_opt)  # the base class takes its own apart
-        self._pairs: list[tuple[np.ndarray, np.ndarray] | None] = []
+        self._images: SharedImages | None = None
+        self._pairs: list[tuple[int, int] | None] = []  # the numbers of GT and LQ
 
     def load(self, processes: int = 1, progress: bool = True) -> None:
         """Decodes every pair. One that cannot be is left to the disk: when its turn comes, that says what is wrong.
@@ -42,29 +49,41 @@ class PairsInMemory(PairedImageDataset):
         Args:
             processes (int): That do so on this machine at the same time.
             progress (bool): Whether to show a bar on stderr.
+
+        Raises:
+            NoRoomError: The system has no room for the images.
         """
         options = dict(self._backend)
         client = FileClient(options.pop('type'), **options)
 
-        def decode(paths: dict) -> tuple[np.ndarray, np.ndarray] | None:
+        images = SharedImages(KEY)
+
+        def hold(paths: dict) -> tuple[int, int] | None:
             try:
-                pair = tuple(imfrombytes(client.get(paths[f'{key}_path'], key)) for key in ('gt', 'lq'))
+                pair = [imfrombytes(client.get(paths[f'{key}_path'], key)) for key in ('gt', 'lq')]
             except Exception:  # OpenCV and the backends raise almost anything for a broken image
                 return None
-            return None if any(image is None for image in pair) else pair
+            return None if any(image is None for image in pair) else tuple(map(images.add, pair))
 
         with ThreadPoolExecutor(spare_threads(processes)) as threads:
-            self._pairs = list(tqdm(threads.map(decode, self.paths), 'reading the training images', len(self.paths),
-                                    unit='pair', disable=not progress, dynamic_ncols=True))
-        size = sum(image.nbytes for pair in self._pairs if pair for image in pair)
-        get_root_logger().info(f'{KEY}: {len(self)} pairs are held in {size / 1e6:.1f} MB.')
+            try:
+                self._pairs = list(tqdm(threads.map(hold, self.paths), 'reading the training images', len(self.paths),
+                                        unit='pair', disable=not progress, dynamic_ncols=True))
+                images.close()
+            except OSError as error:
+                threads.shutdown(wait=False, cancel_futures=True)
+                raise NoRoomError(f'{KEY}: there is no room for the decoded images after {images.nbytes / 1e6:.1f} MB '
+                                  f'({error.strerror}); remove it, and give num_worker_per_gpu more processes to read '
+                                  'from the disk') from error
+        self._images = images
+        get_root_logger().info(f'{KEY}: {len(self)} pairs are held in {images.nbytes / 1e6:.1f} MB.')
 
     def __getitem__(self, index: int) -> dict:
         pair = self._pairs[index] if self._pairs and self.opt['phase'] == 'train' else None
         if pair is None:
             return super().__getitem__(index)
         opt, paths = self.opt, self.paths[index]
-        pair = paired_random_crop(*pair, opt['gt_size'], opt['scale'], paths['gt_path'])
+        pair = paired_random_crop(*map(self._images.__getitem__, pair), opt['gt_size'], opt['scale'], paths['gt_path'])
         # BasicSR flips in place: here a copy, which the change of type makes.
         gt, lq = augment([image.astype(np.float32) / 255. for image in pair], opt['use_hflip'], opt['use_rot'])
         if opt.get('color') == 'y':

@@ -121,7 +121,8 @@ LOADER = {
     'num_prefetch_queue': Key(COUNT, 'batches held ready by prefetch_mode cpu; default 1'),
     'pin_memory': Key(BOOL, 'default false'),
     'in_memory': Key(BOOL, 'hold the decoded training images in memory, 8 bits a value: a sample then costs a '
-                     'twentieth; each process of torchrun holds a copy, its loader processes share it; default false',
+                     'twentieth; each process of torchrun holds a copy, its loader processes share it however they '
+                     'are started; default false',
                      ours=True),
     'persistent_workers': Key(BOOL, 'keep loader processes between epochs; default false'),
     'uncertainty_cache': Key(TEXT, 'stage udl: folder of the s of each training image, made when it is not there; '
