@@ -128,6 +128,14 @@ def project(tmp_path, pairs):
     return Project(tmp_path, pairs)
 
 
+def status_of(main, *args, **kwargs) -> int:
+    """The status that a command ends with, whether it returns or raises it."""
+    try:
+        return main(*args, **kwargs)
+    except SystemExit as end:
+        return end.code
+
+
 def batch(seed: int = 0, size: int = 4, lq: int = 16, scale: int = 2) -> dict:
     generator = torch.Generator().manual_seed(seed)
     return {'lq': torch.rand(size, 3, lq, lq, generator=generator),

@@ -32,7 +32,7 @@ class Torchrun:
             probe.bind(('127.0.0.1', 0))
             port = probe.getsockname()[1]
         (project.root / 'entry.py').write_text(
-            'import sys; from pathlib import Path; from udl_basicsr.train import main; sys.exit(main(Path.cwd()))')
+            'from pathlib import Path; from udl_basicsr.train import main; main(Path.cwd())')
         self.output = project.root / 'output.txt'
         with open(self.output, 'wb') as file:
             self.process = subprocess.Popen(
@@ -101,12 +101,11 @@ def test_a_dead_rank_is_restarted_once_and_then_ends_the_run(project):
 
 def test_an_error_ends_the_process_though_workers_hear_no_signal(project):
     code = """
-import sys
 from pathlib import Path
 from udl_basicsr.models.step import StepModel
 from udl_basicsr.train import main
 StepModel.optimize_parameters = lambda self, iteration: {}['unforeseen']
-sys.exit(main(Path.cwd()))
+main(Path.cwd())
 """
     done = subprocess.run(
         [sys.executable, '-c', code, '-opt', 'plain.yml', '--force_yml', 'datasets:train:num_worker_per_gpu=2'],

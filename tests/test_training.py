@@ -354,7 +354,7 @@ def test_the_command_line(project):
     """From another folder, as people call it; every failure has a status and no run has been started."""
     script = ROOT / 'udl_basicsr' / 'train.py'
     code = ('import sys; from pathlib import Path; from udl_basicsr.train import main; '
-            'sys.exit(main(Path(sys.argv.pop(1))))')
+            'main(Path(sys.argv.pop(1)))')
     done = run('-c', code, project.root, '-opt', 'plain.yml', '--force_yml', 'train:total_iter=2', 'val=~', 'name=cli',
                cwd=project.root)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -368,11 +368,33 @@ def test_the_command_line(project):
     assert not (ROOT / 'experiments' / 'plain').exists()
 
 
+@pytest.mark.parametrize(('command', 'interrupted', 'status'), [('train', False, 2), ('test', False, 2),
+                                                              ('train', True, 75), ('train', None, 0)])
+def test_a_script_of_ones_own_ends_with_the_status(project, command, interrupted, status):
+    """``import my_networks``, and ``main()`` as the last line: nothing but ``main`` can hand the status on."""
+    (project.root / 'my_networks.py').write_text(f"""
+import signal
+from udl_basicsr.models.step import StepModel
+step = StepModel.optimize_parameters
+def stopped(self, iteration):
+    signal.raise_signal(signal.SIGTERM)
+    step(self, iteration)
+if {interrupted}:
+    StepModel.optimize_parameters = stopped
+""")
+    (project.root / 'own.py').write_text(f'import my_networks\nfrom udl_basicsr.{command} import main\nmain()\n')
+    force = ['train:total_itr=2'] if interrupted is False else ['train:total_iter=2', 'val=~']
+    done = run('own.py', '-opt', 'plain.yml', '--force_yml', *force, cwd=project.root)
+    assert done.returncode == status, done.stderr[-2000:]
+    assert ('Stopped by SIGTERM after iteration 1 of 2' in done.stderr) == bool(interrupted)
+    assert 'Traceback' not in done.stderr
+
+
 def torchrun(project, *args, processes=2):
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
-    code = 'import sys; from pathlib import Path; from udl_basicsr.train import main; sys.exit(main(Path.cwd()))'
+    code = 'from pathlib import Path; from udl_basicsr.train import main; main(Path.cwd())'
     (project.root / 'entry.py').write_text(code)
     return run('-m', 'torch.distributed.run', f'--nproc_per_node={processes}', f'--master_port={port}', 'entry.py',
                *args, '--launcher', 'pytorch', cwd=project.root)

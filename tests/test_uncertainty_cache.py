@@ -15,7 +15,7 @@ import pytest
 import torch
 from basicsr.archs import build_network
 from basicsr.utils.lmdb_util import make_lmdb_from_imgs
-from conftest import Project, assert_same_weights, batch
+from conftest import Project, assert_same_weights, batch, status_of
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.functional import normalize
 
@@ -494,7 +494,7 @@ def test_a_worker_says_so_in_one_line(ready, monkeypatch, capsys):
         path.write_bytes(path.read_bytes()[:-1] + b'x')
     monkeypatch.setattr('sys.argv', ['train.py', '-opt', str(ready.root / 'udl.yml'), '--force_yml',
                                      f'{KEY}={ready.cache}', 'datasets:train:num_worker_per_gpu=1'])
-    assert train_script.main(root_path=ready.root) == 1
+    assert status_of(train_script.main, root_path=ready.root) == 1
     said = capsys.readouterr().err
     last = said.strip().splitlines()[-1]
     assert re.fullmatch(rf'CacheError: {ready.cache}/\d\.png\.npy: its bytes, .* computed anew', last)

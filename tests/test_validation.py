@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from conftest import status_of
 from torch.utils.data import DataLoader
 
 from udl_basicsr import test as test_script
@@ -43,7 +44,7 @@ def tested(project, pairs, tmp_path):
 
 def run_test(tmp_path, monkeypatch, *arguments) -> int:
     monkeypatch.setattr('sys.argv', ['test.py', '-opt', str(tmp_path / 'test.yml'), *arguments])
-    return test_script.main(root_path=tmp_path)
+    return status_of(test_script.main, root_path=tmp_path)
 
 
 # -------------------------------------------------------------------------------------------------------- not rounded
@@ -221,7 +222,7 @@ def test_a_validation_image_that_breaks_in_mid_run_is_named(project, pairs, tmp_
 
     monkeypatch.setattr(loop, '_validate', breaks)
     monkeypatch.setattr('sys.argv', ['train.py', '-opt', str(tmp_path / 'plain.yml'), '--force_yml', own])
-    assert train_script.main(root_path=tmp_path) == 1
+    assert status_of(train_script.main, root_path=tmp_path) == 1
     said = capsys.readouterr().err
     assert re.search(rf'(^|\n){broken}: .*(cannot be read for validation|is cut off|is empty).*--auto_resume', said)
     assert 'NoneType' not in said

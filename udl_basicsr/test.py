@@ -1,5 +1,4 @@
 """Tests a network and writes the table of scores: ``python udl_basicsr/test.py -opt options/test_EDSR_UDL_x4.yml``."""
-import sys
 from pathlib import Path
 
 import udl_basicsr  # noqa: F401 - registers
@@ -7,8 +6,22 @@ from udl_basicsr.training import launch, loop
 
 
 def main(root_path: Path | None = None) -> int:
-    return launch.run(lambda parsed, command: loop.test(parsed), is_train=False, root_path=root_path)
+    """Runs the command line, in a ``test.py`` of one's own too: ``import my_networks``, and then this.
+
+    Args:
+        root_path: Where ``experiments/`` and ``results/`` go; None is the working directory.
+
+    Returns:
+        0. Whatever else :func:`udl_basicsr.training.launch.run` returns ends the process.
+
+    Raises:
+        SystemExit: With that status.
+    """
+    status = launch.run(lambda parsed, command: loop.test(parsed), is_train=False, root_path=root_path)
+    if status:
+        raise SystemExit(status)
+    return 0
 
 
 if __name__ == '__main__':
-    sys.exit(main(root_path=Path(__file__).resolve().parents[1]))
+    main(root_path=Path(__file__).resolve().parents[1])

@@ -11,7 +11,7 @@ STAGES = ('chaos_ESU', 'chaos_UDL')
 ITERATIONS = 215  # of each stage; neither frequency divides it
 SAVE_FREQ = 10
 DONE = 'all', None  # where there is nothing to go on with: the kill came after the last record
-_ENTRY = 'import sys; from pathlib import Path; from udl_basicsr.train import main; sys.exit(main(Path.cwd()))'
+_ENTRY = 'from pathlib import Path; from udl_basicsr.train import main; main(Path.cwd())'
 _BASE = """\
 _base_: {demo}/train_ESU.yml
 name: ~
