@@ -20,7 +20,7 @@ from conftest import assert_same_weights, photograph
 from torch.utils.data import DataLoader, Dataset
 
 from speed import as_lmdb
-from udl_basicsr.data import in_memory
+from udl_basicsr.data import in_memory, loader, workers
 from udl_basicsr.data.images import BrokenImageError
 from udl_basicsr.data.loader import SeededDataset, TrainBatches, build_dataset, train_batches
 from udl_basicsr.options.parse import OptionError
@@ -211,6 +211,36 @@ def test_loader_processes_share_the_images(own, method):
         assert np.array_equal(got, expected[key].numpy())
     child.join(60)
     assert child.exitcode == 0
+
+
+@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('held', [False, True])
+def test_the_start_method_changes_no_sample(own, monkeypatch, method, held):
+    expected = list(loaded(own))
+    monkeypatch.setattr(loader, 'start_method', lambda: method)
+    batches = loaded(own, in_memory=held, num_worker_per_gpu=1)
+    for batch in expected:
+        assert all(torch.equal(ours, batch[key]) for key, ours in next(batches).items() if torch.is_tensor(ours))
+    assert next(batches, None) is None
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='elsewhere they are always spawned')
+def test_loader_processes_are_forked_unless_there_are_threads(own, monkeypatch):
+    """And not as Python would by itself."""
+    default = multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.set_start_method('forkserver', force=True)
+    try:
+        batches = loaded(own, num_worker_per_gpu=1)
+        next(batches)
+        assert [type(child).__name__ for child in multiprocessing.active_children()] == ['ForkProcess']
+        assert len(list(batches)) == 17
+    finally:
+        multiprocessing.set_start_method(default, force=True)
+    for module in (torch.cuda, torch.distributed):
+        assert workers.start_method() == 'fork'
+        with monkeypatch.context() as patch:
+            patch.setattr(module, 'is_initialized', lambda: True)
+            assert workers.start_method() == 'spawn'
 
 
 def test_a_pickle_of_the_images_is_a_handle(own):

@@ -26,6 +26,7 @@ from udl_basicsr.utils.checkpoints import CheckpointError
 
 from .images import BrokenImageError, ImageError, read_header
 from .in_memory import PairsInMemory, processes_here
+from .workers import start_method
 
 _BROKEN_IN_A_ROW = 20
 
@@ -237,6 +238,7 @@ def train_batches(dataset: Dataset, opt: dict, start_iter: int = 0) -> tuple[Tra
         'dataset': SeededDataset(dataset, opt['manual_seed']),
         'batch_sampler': sampler,
         'num_workers': workers,
+        'multiprocessing_context': start_method() if workers else None,
         'worker_init_fn': _leave_signals_to_the_parent,
         'pin_memory': bool(options.get('pin_memory', False)) and opt['num_gpu'] != 0,
     }

@@ -42,6 +42,7 @@ from .uncertainty_maps import (
     quantise,
     what_is_wrong,
 )
+from .workers import start_method
 
 MANIFEST = 'manifest.json'
 AUTO = 'auto'
@@ -188,7 +189,8 @@ class UncertaintyCache:
             network.to(device)
             note('')  # ends a line that a killed process left unfinished
             with torch.inference_mode():
-                loader = DataLoader(Subset(images, rest), batch_size=None, num_workers=workers)
+                loader = DataLoader(Subset(images, rest), batch_size=None, num_workers=workers,
+                                    multiprocessing_context=start_method() if workers else None)
                 for name, lq, source in tqdm(loader, 'uncertainty', unit='image', disable=rank != 0,
                                              dynamic_ncols=True):
                     done[name] = self._write(name, network.log_scale(lq[None].to(device))[0]) | source

@@ -2,13 +2,26 @@
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 
 import cv2
 import torch
+import torch.distributed as dist
 from tqdm import tqdm
+
+
+def start_method() -> str:
+    """How loader processes are started, whatever Python's default is: from 3.14 on a fork server.
+
+    A fork is there at once and shares what has been imported, but is not for a process with threads of CUDA, NCCL or
+    gloo. Not ``forkserver``: torch's loader processes end when their parent is another one, and theirs is the server,
+    which lives as long as they do, so that they would outlive a training that is killed.
+    """
+    threads = torch.cuda.is_initialized() or (dist.is_available() and dist.is_initialized())
+    return 'fork' if sys.platform == 'linux' and not threads else 'spawn'
 
 
 def _start_worker() -> None:
