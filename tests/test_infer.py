@@ -1,6 +1,7 @@
 """udl infer: pixels against BasicSR's network run by hand, kinds of pictures, resuming, refusals."""
 import errno
 import io
+import re
 import struct
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from udl_basicsr.cli import infer as script
 from udl_basicsr.deploy import infer as module
 from udl_basicsr.deploy.export import export_safetensors
 from udl_basicsr.deploy.infer import Restorer, make_plan
+from udl_basicsr.deploy.infer_record import NAME
 from udl_basicsr.deploy.pictures import read_header, read_picture
 from udl_basicsr.functional.log_scale_maps import decode_log_scale
 
@@ -112,6 +114,11 @@ def noise(*shape, bits=8) -> np.ndarray:
 
 def twice(image: np.ndarray) -> np.ndarray:
     return image.repeat(2, 0).repeat(2, 1)
+
+
+def made(folder: Path) -> list[str]:
+    """The names of what lies in a folder of results, beside the record of what made it."""
+    return sorted(p.name for p in folder.iterdir() if p.name != NAME)
 
 
 def no_files(folder: Path) -> bool:
@@ -371,7 +378,8 @@ def test_folders_are_kept_and_the_results_in_them_passed_over(run, capsys):
     (run.root / 'in' / 'notes.txt').write_text('no picture')
     for _ in range(2):
         assert run(run.root / 'in', out=run.root / 'in' / 'sr') == 0
-    found = {str(p.relative_to(run.root / 'in' / 'sr')) for p in (run.root / 'in' / 'sr').rglob('*') if p.is_file()}
+    results = run.root / 'in' / 'sr'
+    found = {str(p.relative_to(results)) for p in results.rglob('*') if p.is_file() and p.name != NAME}
     assert found == {'top.png', 'deep/er/a.png', 'deep/a.png'}
     out = capsys.readouterr().out
     assert '1 .txt' in out
@@ -392,6 +400,75 @@ def test_only_what_is_missing_is_made(run, capsys):
     assert pixels(run.out / 'a.png').shape == (24, 28, 3)
 
 
+def refused(run, capsys, *arguments) -> str:
+    """Status 2, and not a byte of the folder has changed; what was said."""
+    before = {p: p.read_bytes() for p in run.out.rglob('*') if p.is_file()}
+    assert run(*arguments) == 2
+    said = capsys.readouterr().err
+    assert 'Give another --out or --suffix, or make all of them again with --overwrite' in said
+    assert {p: p.read_bytes() for p in run.out.rglob('*') if p.is_file()} == before
+    return said
+
+
+def test_results_of_other_weights_or_options_are_not_mixed(run, capsys):
+    path, other = run.picture(), run.picture('b.png', seed=1)
+    assert run(path) == 0
+    assert f'{run.out}: holds pictures that were made otherwise' in (
+        said := refused(run, capsys, path, '--param-key', 'params'))
+    assert re.search(r'--weights: \S+net_g_latest.pth \(\w{8}\) there, \S+net_g_latest.pth \(\w{8}\) now', said)
+    assert '--self-ensemble: no there, yes now' in refused(run, capsys, other, '--self-ensemble')
+    assert '--amp: no there, bf16 now' in refused(run, capsys, path, '--amp', 'bf16')
+    run.options({'type': 'EDSR', **SMALL, 'res_scale': 0.5})
+    assert 'network_g.res_scale: not set there, 0.5 now' in refused(run, capsys, path)
+    run.options({'type': 'EDSR', **SMALL})
+    assert run(path, '--tile', '8', '--overlap', '4') == 0  # the same pixels, all but
+
+    assert run(path, '--suffix', 'raw', '--param-key', 'params') == 0  # beside one another, under other names
+    assert run(path) == run(path, '--suffix', 'raw', '--param-key', 'params') == 0
+    assert run(path, '--param-key', 'params', '--overwrite') == 0
+    np.testing.assert_array_equal(pixels(run.out / 'a.png'), pixels(run.out / 'a_raw.png'))
+    assert run(path, '--param-key', 'params') == 0
+    refused(run, capsys, path)
+    for file in run.out.glob('*.png'):
+        file.unlink()
+    assert run(path) == 0  # nothing is left to be mixed with
+
+
+def test_maps_of_other_weights_are_not_mixed(run, capsys):
+    path, options = run.picture(), run.add_uncertainty()
+    assert run(path, *options) == 0
+    assert run(path) == 0  # leaves the map, and what made it
+    run.add_uncertainty()
+    said = refused(run, capsys, path, *options)
+    assert '--uncertainty: ' in said
+    assert '--weights' not in said
+
+
+@pytest.mark.parametrize('record', [None, '', '[]', '{"": [3]}', '{"": 3}', '{"": [{"weights": []}]}'])
+def test_pictures_that_nothing_is_known_of_are_not_taken_for_results(run, capsys, record):
+    path = run.picture()
+    assert run(path) == 0
+    (run.out / NAME).unlink()
+    if record is not None:
+        (run.out / NAME).write_text(record)
+    said = refused(run, capsys, path)
+    assert ('nothing says which weights made them' in said) == (record is None or 'weights' not in record)
+    assert run(path, '--overwrite') == run(path) == 0
+
+
+def test_an_overwriting_that_has_not_come_to_its_end_is_a_mix(run, capsys):
+    paths = [run.picture(f'in/{name}.png', seed=n) for n, name in enumerate('ab')]
+    assert run(*paths) == 0
+    whole = paths[1].read_bytes()
+    (run.root / 'in' / 'b.png').write_bytes(whole[:len(whole) // 2])
+    other = ['--param-key', 'params']
+    assert run(*paths, *other, '--overwrite') == 1
+    refused(run, capsys, *paths, *other)
+    refused(run, capsys, *paths)
+    paths[1].write_bytes(whole)
+    assert run(*paths, *other, '--overwrite') == run(*paths, *other) == 0
+
+
 @pytest.mark.parametrize(('name', 'file_format', 'expected'), [
     ('a.JPG', 'same', 'a_x2.jpg'), ('a.webp', 'same', 'a_x2.webp'), ('a.tif', 'same', 'a_x2.tif'),
     ('a.bmp', 'same', 'a_x2.bmp'), ('a.png', 'jpg', 'a_x2.jpg'), ('a.jpg', 'png', 'a_x2.png')])
@@ -399,7 +476,7 @@ def test_formats_and_names(run, name, file_format, expected):
     Image.fromarray(photograph(0, 10, 12)).save(run.root / name)
     run.nearest()
     assert run(run.root / name, '--format', file_format, '--suffix', 'x2') == 0
-    assert [p.name for p in run.out.iterdir()] == [expected]
+    assert made(run.out) == [expected]
     assert read_header(run.out / expected).suffix == Path(expected).suffix
     difference = twice(np.asarray(Image.open(run.root / name))).astype(int) - np.asarray(Image.open(run.out / expected))
     assert np.abs(difference).max() <= (0 if not expected.endswith('jpg') else 24)
@@ -431,7 +508,7 @@ def test_a_broken_picture_does_not_stop_the_others(run, capsys):
     data = (run.root / 'in' / '1.png').read_bytes()
     (run.root / 'in' / '1.png').write_bytes(data[:len(data) // 2])
     assert run(run.root / 'in') == 1
-    assert sorted(p.name for p in run.out.iterdir()) == ['0.png', '2.png']
+    assert made(run.out) == ['0.png', '2.png']
     said = capsys.readouterr()
     assert '2 done' in said.out
     assert '1 failed:' in said.err
@@ -478,10 +555,10 @@ def test_a_full_disk_ends_the_run(run, capsys, monkeypatch):
     monkeypatch.setattr(module, 'write_atomically', full)
     assert run(*paths) == 1
     assert 'No space left on device' in capsys.readouterr().err
-    assert [p.name for p in run.out.iterdir()] == ['0.png']
+    assert made(run.out) == ['0.png']
     monkeypatch.undo()
     assert run(*paths) == 0
-    assert len(list(run.out.iterdir())) == 3
+    assert len(made(run.out)) == 3
 
 
 def test_all_that_is_wrong_is_said_at_once(run, capsys, monkeypatch):
@@ -647,6 +724,6 @@ def test_the_command_line(run):
          'experiments/x/models/net_g_latest.pth', '-opt', 'experiments/x/x.yml'],
         cwd=run.root, capture_output=True, text=True, timeout=120)
     assert result.returncode == 1, result.stderr
-    assert [p.name for p in (run.root / 'sr').iterdir()] == ['a.png']
+    assert made(run.root / 'sr') == ['a.png']
     assert '1/2 in/a.png -> sr/a.png' in result.stdout
     assert 'b.png: cannot be read' in result.stderr

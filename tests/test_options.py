@@ -1,6 +1,7 @@
 """Option files: how they are read, what is checked, and with which words."""
 import json
 import random
+import re
 from copy import deepcopy
 from pathlib import Path
 
@@ -139,6 +140,13 @@ def test_force_yml():
                            ('a=!!python/name:os.system', 'is not allowed')):
         with pytest.raises(OptionError, match=message.replace('[', r'\[')):
             apply_force_yml(opt, [entry])
+    for entry, meant in (('train.total_iter=10', 'train:total_iter=10'), ('train.optim_g:lr=1.5', 'train:optim_g:lr=1.5'),
+                         ('train:optim_g.lr=1.5', 'train:optim_g:lr=1.5'), ('nope.x=1', 'nope:x=1')):
+        with pytest.raises(OptionError, match=re.escape(f'by a colon, not by a dot; did you mean {meant}?')):
+            apply_force_yml({'train': {'optim_g': {'lr': 1}}}, [entry])
+    named = {'val': {'metrics': {'psnr.y': {'crop_border': 2}}}}
+    assert apply_force_yml(named, ['val:metrics:psnr.y:crop_border=4', 'val:metrics:ssim.y={}'])['val']['metrics'] == {
+        'psnr.y': {'crop_border': 4}, 'ssim.y': {}}
     assert apply_force_yml({}, ['a=__import__("os").getcwd()']) == {'a': '__import__("os").getcwd()'}
 
 

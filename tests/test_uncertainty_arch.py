@@ -1,5 +1,6 @@
 """UncertaintyNet around BasicSR's networks, and the ways to name a wrong tap."""
 import copy
+import re
 
 import pytest
 import torch
@@ -282,3 +283,46 @@ def test_a_deep_network_that_fails_is_not_run_on_every_size():
     with pytest.raises(TapError, match=r'EDSR cannot be run on a 3-channel image .*tensor a \(5\) must match'):
         find_tap(network, EDSR)
     assert len(shapes) < 6
+
+
+# ------------------------------------------------------------------------------------------- networks that are built
+
+
+def test_a_network_that_is_built_is_taken_as_it_is():
+    network = build_network({**EDSR, 'upscale': 2}).double().train()
+    net = UncertaintyNet(network, {'type': 'UDLHead', 'num_feat': 6})
+    assert net.mean_network is network
+    assert (net.tap, net.scale, net.head.conv1.weight.shape[:2]) == ('upsample', 2, (6, 8))
+    lq = torch.rand(1, 3, 8, 8, dtype=torch.float64)
+    mean, log_scale = net(lq)  # the head has the backbone's type of numbers
+    assert torch.equal(mean, network(lq))
+    assert log_scale.shape == mean.shape
+    other = UncertaintyNet({**EDSR, 'upscale': 2}, {'type': 'UDLHead', 'num_feat': 6}).double()
+    other.load_state_dict(net.state_dict())
+    assert torch.equal(other(lq)[1], log_scale)
+
+
+def test_a_head_that_is_built_is_taken_as_it_is():
+    head = nn.Sequential(nn.BatchNorm2d(8), nn.Upsample(scale_factor=2), nn.Conv2d(8, 3, 3, padding=1))
+    before = copy.deepcopy(head.state_dict())
+    for backbone in ({**EDSR, 'upscale': 2}, build_network({**EDSR, 'upscale': 2})):
+        net = UncertaintyNet(backbone, head)
+        assert net.head is head
+        assert head.training
+        assert head[0].training
+        assert all(torch.equal(before[key], value) for key, value in head.state_dict().items())
+        assert net(torch.rand(1, 3, 8, 8))[1].shape == (1, 3, 16, 16)
+        head.load_state_dict(before)
+
+
+@pytest.mark.parametrize(('backbone', 'head', 'error', 'said'), [
+    ('EDSR', None, TypeError, 'backbone: expected {type: ..., ...} or a network, got str'),
+    (EDSR, 3, TypeError, 'head: expected {type: ..., ...} or a network, got int'),
+    (EDSR, nn.Conv2d(5, 3, 3), TapError, "head: Conv2d cannot read the 8 channels that the tap 'upsample' gives: "),
+    (EDSR, nn.Conv2d(8, 3, 3, padding=1), TapError, 'head: Conv2d makes (1, 3, 8, 8) of (1, 8, 8, 8), expected '
+     '(1, 3, 32, 32)'),
+    (Padding.__base__(), None, TapError, 'Module cannot be run'),
+])
+def test_what_is_no_network_or_does_not_fit_is_refused(backbone, head, error, said):
+    with pytest.raises(error, match=re.escape(said)):
+        UncertaintyNet(backbone, head)

@@ -3,12 +3,15 @@
 Ning et al., Uncertainty-Driven Loss for Single Image Super-Resolution, NeurIPS 2021, figure 2. What differs: the paper
 builds the second branch into each network by hand; here any registered network is the backbone and stays as it is.
 """
+import torch
 from basicsr.archs import build_network
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
+from udl_basicsr.utils.text import first_line
+
 from . import udl_head_arch  # noqa: F401  registers the head that is built when none is named
-from .taps import find_tap, first_tensor
+from .taps import Tap, TapError, find_tap, first_tensor
 
 
 class _TapReached(Exception):
@@ -24,8 +27,11 @@ class UncertaintyNet(nn.Module):
     a small image when the network is built, not from names.
 
     Args:
-        backbone (dict): ``{type: EDSR, ...}``, any network of ARCH_REGISTRY from (N, C, h, w) to (N, C, H, W).
-        head (dict | None): ``{type: UDLHead, num_feat: 64}``; ``num_in_ch``, ``num_out_ch`` and ``scale`` are found.
+        backbone (dict | nn.Module): ``{type: EDSR, ...}``, any network of ARCH_REGISTRY from (N, C, h, w) to
+            (N, C, H, W); or such a network, built, which is taken as it is and not copied.
+        head (dict | nn.Module | None): ``{type: UDLHead, num_feat: 64}``; ``num_in_ch``, ``num_out_ch`` and ``scale``
+            are found. Or a head, built: its input is the tapped features, and it has to put out s as large as the
+            image, with as many channels.
         tap (str | None): Name of a module of the backbone, as in ``named_modules()``. None takes the backbone's own
             default: its class attribute ``default_tap``, a name or several of which the first that runs is taken. Our
             own networks and spandrel's have it; those of BasicSR's are in ``taps.DEFAULT_TAPS``.
@@ -36,15 +42,33 @@ class UncertaintyNet(nn.Module):
         scale (int): From the input's size to the image's.
 
     Raises:
-        TapError: No such tap (the message lists those that exist), or a tap whose input is not a feature map.
+        TapError: No such tap (the message lists those that exist), or a tap whose input is not a feature map; or a
+            built head that does not fit.
+        TypeError: A backbone or a head that is neither.
+
+    Example:
+        >>> import torch
+        >>> from basicsr.archs.edsr_arch import EDSR
+        >>> network = EDSR(num_in_ch=3, num_out_ch=3, num_feat=8, num_block=1, upscale=2)
+        >>> mean, log_scale = UncertaintyNet(network)(torch.rand(1, 3, 8, 8))
+        >>> tuple(log_scale.shape)
+        (1, 3, 16, 16)
     """
 
-    def __init__(self, backbone: dict, head: dict | None = None, tap: str | None = None):
+    def __init__(self, backbone: dict | nn.Module, head: dict | nn.Module | None = None, tap: str | None = None):
         super().__init__()
-        self.mean_network = build_network(backbone)
-        found = find_tap(self.mean_network, backbone, tap)
+        for name, given in (('backbone', backbone), ('head', {} if head is None else head)):
+            if not isinstance(given, (dict, nn.Module)):
+                raise TypeError(f'{name}: expected {{type: ..., ...}} or a network, got {type(given).__name__}')
+        built = isinstance(backbone, nn.Module)
+        self.mean_network = backbone if built else build_network(backbone)
+        found = find_tap(self.mean_network, {'type': type(backbone).__name__} if built else backbone, tap)
         self.tap, self.scale, self._tap_calls = found.name, found.scale, found.calls
         self._kept = None
+        if isinstance(head, nn.Module):
+            _check_head(head, found, next(self.mean_network.parameters(), torch.zeros(0)))
+            self.head = head
+            return
         self.head = build_network({
             'type': 'UDLHead',
             **(head or {}),
@@ -52,6 +76,8 @@ class UncertaintyNet(nn.Module):
             'num_out_ch': found.out_channels,
             'scale': found.enlargement,
         })
+        if built and (weights := next(self.mean_network.parameters(), None)) is not None:
+            self.head.to(weights)  # the device and the type of the numbers
 
     def forward(self, lq: Tensor) -> tuple[Tensor, Tensor]:
         """
@@ -111,3 +137,22 @@ class UncertaintyNet(nn.Module):
         finally:
             handle.remove()
         return seen[-1], mean
+
+
+def _check_head(head: nn.Module, tap: Tap, like: Tensor) -> None:
+    """Runs a built head on features of the tap's kind; nothing of it changes."""
+    name, size = type(head).__name__, 8
+    expected = (1, tap.out_channels, tap.enlargement * size, tap.enlargement * size)
+    modes = [(module, module.training) for module in head.modules()]
+    try:
+        with torch.no_grad():
+            out = head.eval()(like.new_zeros(1, tap.channels, size, size))
+    except Exception as error:  # whatever a network says to what it cannot take
+        raise TapError(f'head: {name} cannot read the {tap.channels} channels that the tap {tap.name!r} gives: '
+                       f'{first_line(error)}') from error
+    finally:
+        for module, training in modes:
+            module.training = training
+    got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+    if got != expected:
+        raise TapError(f'head: {name} makes {got} of {(1, tap.channels, size, size)}, expected {expected}')

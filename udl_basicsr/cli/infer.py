@@ -7,7 +7,8 @@ Examples:
         --uncertainty experiments/EDSR_ESU_x4/models/net_u_latest.pth
 
 Gray, transparency, 16 bits, EXIF orientation and (but for 16-bit TIFF) the colour profile are kept. Started again, it
-goes on where it stopped: what lies in the folder of the results is not made again without --overwrite.
+goes on where it stopped: what lies in the folder of the results is not made again without --overwrite. Which weights
+and options made it is noted there, in .udl_infer.json; with others, or where nothing is noted, nothing is done.
 
 Exit status: 0; 1 when a picture failed or a result could not be written; 2 when nothing was done, because something
 is wrong with the command, the networks or the pictures' headers.
@@ -31,8 +32,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
     parser = argparse.ArgumentParser(
         description='Super-resolves pictures. What was made before is not made again; pictures that fail are listed.',
-        epilog='Exit status: 0; 1 when a picture failed; 2 when something is wrong with the command, the networks or '
-        "the pictures' headers, and nothing was done.")
+        epilog='The folder of the results remembers in .udl_infer.json which weights, options of the networks, '
+        '--self-ensemble and --amp made them (--tile, --overlap and --device are no matter). With others the command '
+        'is refused, as it is where results are there and nothing says what made them: give another --out or --suffix, '
+        'or --overwrite. Exit status: 0; 1 when a picture failed; 2 when something is wrong with the command, the '
+        "networks or the pictures' headers, and nothing was done.")
     parser.add_argument('inputs', nargs='+', metavar='INPUT',
                         help='picture (PNG, JPEG, BMP, TIFF, WebP), or folder, with the folders in it')
     parser.add_argument('--out', required=True, metavar='FOLDER', help='for the results; folders are kept')
@@ -51,7 +55,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--suffix', default='', metavar='TEXT', help='results are <name>_<TEXT>; default: <name>')
     parser.add_argument('--format', choices=['png', 'jpg', 'same'], default='png',
                         help="of the results; same: each its input's; default png")
-    parser.add_argument('--overwrite', action='store_true', help='make again what exists')
+    parser.add_argument('--overwrite', action='store_true',
+                        help='make again what exists, also with other weights or options')
     return parser.parse_args(argv)
 
 
@@ -62,6 +67,7 @@ def main(argv: list[str] | None = None) -> int:
     import udl_basicsr.register  # noqa: F401 - networks, losses and metrics by their names
     from udl_basicsr.deploy.export import ExportError
     from udl_basicsr.deploy.infer import InferenceError, carry_out, load_restorer, make_plan
+    from udl_basicsr.deploy.infer_record import check_folder
     from udl_basicsr.utils.checkpoints import EMA_FIRST, CheckpointError
     from udl_basicsr.utils.yaml_files import OptionError
     try:
@@ -70,6 +76,7 @@ def main(argv: list[str] | None = None) -> int:
         restorer = load_restorer(
             args.weights, opt=args.opt, uncertainty=args.uncertainty, param_key=args.param_key or EMA_FIRST,
             device=args.device, tile=args.tile, overlap=args.overlap, self_ensemble=args.self_ensemble, amp=args.amp)
+        record = check_folder(args.out, args.suffix, plan, restorer, args.overwrite)
     except (InferenceError, ExportError, OptionError, CheckpointError) as error:
         print(f'Nothing was done:\n{error}', file=sys.stderr)
         return 2
@@ -79,7 +86,9 @@ def main(argv: list[str] | None = None) -> int:
     if plan.done:
         print(f'{plan.done} done before, skipped (--overwrite makes them again)')
     try:
-        failures = carry_out(plan.jobs, restorer)
+        failures = carry_out(plan.jobs, restorer, record.begin)
+        if not failures:
+            record.finish()
     except OSError as error:
         print(f'{error.filename or args.out}: {error.strerror or error}. Put it right and run the same command again; '
               'it goes on where it stopped.', file=sys.stderr)

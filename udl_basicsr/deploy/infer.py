@@ -20,10 +20,15 @@ from .restorer import Restorer, load_restorer
 __all__ = ['InferenceError', 'Restorer', 'carry_out', 'load_restorer', 'make_plan']
 
 
-def carry_out(jobs: Iterable[PictureJob], restorer: Restorer) -> list[str]:
+def carry_out(jobs: Iterable[PictureJob], restorer: Restorer, begin: Callable[[], None] | None = None) -> list[str]:
     """Restores the pictures one after the other, the next being read and the last written meanwhile.
 
     Shows a bar with the time that is left on a terminal, else prints a line for each picture.
+
+    Args:
+        jobs: The pictures.
+        restorer: The networks.
+        begin: Called before the first result is written.
 
     Returns:
         list: Of each picture that failed, its name and why.
@@ -57,6 +62,9 @@ def carry_out(jobs: Iterable[PictureJob], restorer: Restorer) -> list[str]:
                 tqdm.write(f'{number}/{len(jobs)} FAILED {failures[-1]}', file=sys.stderr)
                 continue
             line = f'{number}/{len(jobs)} {job.source} -> {", ".join(map(str, results))}'
+            if begin is not None:
+                aside.call(number, begin)
+                begin = None
             aside.call(number, _write, results, line if bar.disable else None)
     return failures
 

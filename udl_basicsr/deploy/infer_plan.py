@@ -44,6 +44,8 @@ class InferencePlan:
     """Pictures of which all outputs exist."""
     passed_over: dict[str, int]
     """Files in the folders that are no picture of a known format, by their endings."""
+    there: int
+    """Results that exist, whether they are to be made again or not."""
 
 
 def make_plan(inputs: Iterable[str | Path], out: str | Path, *, suffix: str = '', file_format: str = 'png',
@@ -86,7 +88,7 @@ def make_plan(inputs: Iterable[str | Path], out: str | Path, *, suffix: str = ''
     unique = {_place(path): (path, folder) for path, folder in reversed(sources.items())}
     originals = {*unique, *(path.resolve() for path, _ in unique.values())}
 
-    jobs, done, owners = [], 0, {}
+    jobs, done, there, owners = [], 0, 0, {}
     for path, folder in reversed(unique.values()):
         try:
             header = read_header(path)
@@ -115,6 +117,7 @@ def make_plan(inputs: Iterable[str | Path], out: str | Path, *, suffix: str = ''
             elif target.is_dir():
                 problems.append(f'{path}: would become {target}, which is a folder')
             owners.setdefault(place, path)
+        there += sum(target.exists() for target in targets)
         wanted = [target if overwrite or not target.exists() else None for target in targets]
         if any(wanted):
             jobs.append(PictureJob(path, header, wanted[0], wanted[1] if log_scale else None))
@@ -122,7 +125,7 @@ def make_plan(inputs: Iterable[str | Path], out: str | Path, *, suffix: str = ''
             done += 1
     if problems:
         raise InferenceError(problems)
-    return InferencePlan(tuple(jobs), done, dict(passed_over))
+    return InferencePlan(tuple(jobs), done, dict(passed_over), there)
 
 
 def _walk(folder: Path, out: Path, passed_over: Counter) -> Iterable[Path]:

@@ -1,7 +1,7 @@
 """Networks as they run on pictures: padded, in tiles, gray or in colour, with their transparency."""
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import cv2
@@ -45,6 +45,8 @@ class Restorer:
     amp: str | None = None
     """``bf16`` or ``fp16``."""
     device: str = 'cpu'
+    made_by: dict = field(default_factory=dict)
+    """The files and blocks of the networks, for :mod:`.infer_record`."""
 
     def __post_init__(self) -> None:
         for network in (self.network, self.uncertainty):
@@ -198,14 +200,17 @@ def load_restorer(weights: str | Path, *, opt: str | Path | None = None, uncerta
         raise InferenceError(['--device cuda: this machine shows no GPU; use auto or cpu'])
     if device == 'auto':
         device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    networks = [build_loaded(weights, _options(weights, opt), param_key)]
+    blocks = _options(weights, opt)
+    networks = [build_loaded(weights, blocks, param_key)]
+    made_by = {'weights': weights, 'network_g': blocks['network_g']}
     if uncertainty is not None:
         blocks = _options(uncertainty, opt)
         if 'network_u' not in blocks:
             raise ExportError(f'{uncertainty}: which network is it? Its options have no network_u; give -opt with the '
                               'option file of the run that trained it')
         networks.append(build_loaded(uncertainty, blocks, 'params', 'u'))
-    return Restorer(*networks, device=device, **options)
+        made_by |= {'uncertainty': uncertainty, 'network_u': {'backbone': blocks['network_g'], **blocks['network_u']}}
+    return Restorer(*networks, device=device, made_by=made_by, **options)
 
 
 def _options(weights: str | Path, opt: str | Path | None) -> dict:

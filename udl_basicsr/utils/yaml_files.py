@@ -327,6 +327,9 @@ def apply_force_yml(opt: dict, entries: Iterable[str] | None) -> dict:
         if not equals or not all(keys):
             problems.append(f'{source}: expected key:key=value, such as train:optim_g:lr=1e-4')
             continue
+        if meant := _with_colons(keys, opt):
+            problems.append(f'{source}: keys are joined by a colon, not by a dot; did you mean {meant}={text}?')
+            continue
         if len(keys) > _MAX_DEPTH or any(map(_unusable, keys)):
             problems.append(f'{source}: more than {_MAX_DEPTH} keys, or a control character in one')
             continue
@@ -351,6 +354,21 @@ def apply_force_yml(opt: dict, entries: Iterable[str] | None) -> dict:
     if problems:
         raise OptionError(problems)
     return opt
+
+
+def _with_colons(keys: list[str], opt: dict) -> str | None:
+    """The keys that were meant where somebody has written train.total_iter, as messages name them; else None.
+
+    Blocks that take names of one's own, such as the metrics, may have keys with dots.
+    """
+    block = opt
+    for depth, key in enumerate(keys):
+        if not isinstance(block, dict):
+            return None
+        if '.' in key and key not in block and (depth == 0 or key.partition('.')[0] in block):
+            return ':'.join(keys).replace('.', ':')
+        block = block.get(key)
+    return None
 
 
 def dump_flat(flat: dict) -> str:

@@ -1,0 +1,117 @@
+"""What the results in a folder were made with, so that those of other weights or options are not mixed with them.
+
+``<out>/.udl_infer.json``: for each ``--suffix`` the weights, by their hash, and the options that decide pixels. The
+size of the tiles is none of them, since a picture that does not fit into the memory is made in tiles beside others.
+"""
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from udl_basicsr.data.uncertainty_maps import fingerprint
+from udl_basicsr.utils.files import write_atomically
+from udl_basicsr.utils.json_files import JsonError, read_json
+
+from .infer_plan import InferenceError, InferencePlan
+from .pictures import SUFFIXES
+from .restorer import Restorer
+
+NAME = '.udl_infer.json'
+
+
+def describe(restorer: Restorer) -> dict:
+    """What decides the pixels that a restorer makes, as JSON has it."""
+    made_by = {**restorer.made_by, 'weights_hash': fingerprint(restorer.network),
+               'self_ensemble': restorer.self_ensemble, 'amp': restorer.amp}
+    if restorer.uncertainty is not None:
+        made_by['uncertainty_hash'] = fingerprint(restorer.uncertainty)
+    return json.loads(json.dumps(made_by, default=str))
+
+
+@dataclass(frozen=True)
+class FolderRecord:
+    """The record of a folder, checked against what is about to be done in it."""
+    file: Path
+    all: dict[str, list[dict]]
+    """By the suffix; more than one entry where ``--overwrite`` has not come to its end."""
+    suffix: str
+    others: tuple[dict, ...]
+    """Entries of what other weights or options have made; an empty one of what nothing is known of."""
+    now: dict
+
+    def begin(self) -> None:
+        """To be called before the first result is written."""
+        self._write([*self.others, self.now])
+
+    def finish(self) -> None:
+        """To be called when all is made: what others had made has been written over."""
+        if self.others:
+            self._write([self.now])
+
+    def _write(self, entries: list[dict]) -> None:
+        text = json.dumps({**self.all, self.suffix: entries}, indent=1) + '\n'
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.file, text.encode())
+
+
+def check_folder(out: str | Path, suffix: str, plan: InferencePlan, restorer: Restorer,
+                 overwrite: bool) -> FolderRecord:
+    """Compares what a folder's pictures were made with to what would be made now. Nothing is written.
+
+    A record that differs is no matter where the pictures have been deleted. Pictures without a record may have been
+    made by anything, so they are not taken for results.
+
+    Raises:
+        InferenceError: The results would be mixed, and ``overwrite`` is not given; it says what differs.
+    """
+    file, now = Path(out) / NAME, describe(restorer)
+    known = _read(file)
+    entries = known.get(suffix, [])
+    if not entries and plan.there:
+        entries = [{}]
+    elif entries and not plan.there and not any(p.suffix.lower() in SUFFIXES for p in Path(out).rglob('[!.]*')):
+        entries = []
+    others = [entry for entry in entries if differences(entry, now)]
+    if others and not overwrite:
+        if others[0]:
+            what = [f'{out}: holds pictures that were made otherwise:', *differences(others[0], now)]
+        else:
+            what = [f'{out}: {plan.there} of the results are there already, and nothing says which weights made them '
+                    f'(there is no {NAME} of theirs)']
+        raise InferenceError([*what, 'Give another --out or --suffix, or make all of them again with --overwrite'])
+    for entry in entries:
+        if entry not in others:  # a run without --uncertainty leaves the maps that are there, and what made them
+            now = {**entry, **now}
+    return FolderRecord(file, known, suffix, tuple(others), now)
+
+
+def differences(there: dict, now: dict) -> list[str]:
+    """What two entries differ in, a line each."""
+    if not there:
+        return ['all of it']
+    found = []
+    for key in ('weights', 'uncertainty'):
+        old, new = there.get(f'{key}_hash'), now.get(f'{key}_hash')
+        if old != new and (key == 'weights' or (old and new)):
+            found.append(f'  --{key}: {there.get(key)} ({str(old)[:8]}) there, {now.get(key)} ({str(new)[:8]}) now')
+    for block, needs in (('network_g', 'weights'), ('network_u', 'uncertainty')):
+        old, new = there.get(block), now.get(block)
+        if isinstance(old, dict) and isinstance(new, dict) and needs in there and needs in now:
+            found += [f'  {block}.{key}: {old.get(key, "not set")} there, {new.get(key, "not set")} now'
+                      for key in dict.fromkeys([*old, *new]) if old.get(key) != new.get(key)]
+    for key, option in (('self_ensemble', '--self-ensemble'), ('amp', '--amp')):
+        if there.get(key) != now[key]:
+            old, new = ({None: 'no', False: 'no', True: 'yes'}.get(e.get(key), e.get(key)) for e in (there, now))
+            found.append(f'  {option}: {old} there, {new} now')
+    return found
+
+
+def _read(file: Path) -> dict[str, list[dict]]:
+    """What can be read of it, which is nothing where somebody has written something else there."""
+    try:
+        found = read_json(file)
+    except (OSError, JsonError):
+        return {}
+    if not isinstance(found, dict):
+        return {}
+    return {suffix: entries for suffix, entries in found.items()
+            if isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries)}
