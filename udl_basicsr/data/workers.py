@@ -16,12 +16,13 @@ from tqdm import tqdm
 def start_method() -> str:
     """How loader processes are started, whatever Python's default is: from 3.14 on a fork server.
 
-    A fork is there at once and shares what has been imported, but is not for a process with threads of CUDA, NCCL or
-    gloo. Not ``forkserver``: torch's loader processes end when their parent is another one, and theirs is the server,
-    which lives as long as they do, so that they would outlive a training that is killed.
+    A fork is there at once and shares what has been imported, and loader processes never touch the GPU; but it is not
+    for a process with the threads of NCCL or gloo. Not ``forkserver``: torch's loader processes end when their parent
+    is another one, and theirs is the server, which lives as long as they do, so that they would outlive a training
+    that is killed.
     """
-    threads = torch.cuda.is_initialized() or (dist.is_available() and dist.is_initialized())
-    return 'fork' if sys.platform == 'linux' and not threads else 'spawn'
+    several = dist.is_available() and dist.is_initialized()
+    return 'fork' if sys.platform == 'linux' and not several else 'spawn'
 
 
 def _start_worker() -> None:
