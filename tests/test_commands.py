@@ -2,7 +2,9 @@
 import errno
 import importlib
 import importlib.util
+import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +19,7 @@ import torch
 from udl_basicsr import test as test_command
 from udl_basicsr import train as train_command
 from udl_basicsr.cli.main import COMMANDS as UDL
+from udl_basicsr.cli.main import main as main_of_udl
 from udl_basicsr.options.parse import OptionError
 from udl_basicsr.utils import exits
 from udl_basicsr.utils.checkpoints import CheckpointError
@@ -72,6 +75,30 @@ def test_how_a_command_ends(capsys, error, status, said):
         assert main() == status
     assert capsys.readouterr().err == said
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+@pytest.mark.parametrize('name', [*UDL, *RAN])
+def test_a_terminal_without_the_characters(monkeypatch, name):
+    """LC_ALL=C PYTHONIOENCODING=ascii: the help and a mistake of every command are printed, whatever is in them."""
+    for stream in ('stdout', 'stderr'):
+        monkeypatch.setattr(sys, stream, io.TextIOWrapper(io.BytesIO(), encoding='ascii'))
+    for words in (['--help'], ['×−≥→'], ['-opt', '×−≥→']):
+        monkeypatch.setattr(sys, 'argv', [name, *words])
+        with pytest.raises(SystemExit) as end:
+            sys.exit(script(name).main() if name in RAN else main_of_udl([name, *words]))
+        assert bool(end.value.code) == (words != ['--help'])
+    print('×−≥→')
+    sys.stdout.flush()
+    assert sys.stdout.buffer.getvalue().endswith(rb'\xd7\u2212\u2265\u2192' + os.linesep.encode())
+
+
+@pytest.mark.parametrize('argv', [['tables', '--list'], ['complexity', 'udl:EDSR-S_UDL_x4']])
+def test_tables_are_printed_on_a_terminal_without_the_characters(tmp_path, argv):
+    done = subprocess.run([sys.executable, '-m', 'udl_basicsr', *argv], cwd=tmp_path, capture_output=True, timeout=120,
+                          env={**os.environ, 'LC_ALL': 'C', 'PYTHONIOENCODING': 'ascii', 'PYTHONPATH': str(ROOT)})
+    assert done.returncode == 0, done.stderr
+    assert re.search(rb'\\(xd7|u03c3)', done.stdout)  # × and σ
+    assert done.stdout.isascii()
 
 
 _MAIN = f"""

@@ -140,9 +140,9 @@ def test_force_yml():
                            ('a=!!python/name:os.system', 'is not allowed')):
         with pytest.raises(OptionError, match=message.replace('[', r'\[')):
             apply_force_yml(opt, [entry])
-    for entry, meant in (('train.total_iter=10', 'train:total_iter=10'), ('nope.x=1', 'nope:x=1'),
+    for entry, meant in (('train.total_iter=10', 'train:total_iter=10'),
                          ('train.optim_g:lr=1.5', 'train:optim_g:lr=1.5'),
-                         ('train:optim_g.lr=1.5', 'train:optim_g:lr=1.5')):
+                         ('train:optim_g.lr=1.5', 'train:optim_g:lr=1.5'), ('nope.x=1', 'nope:x=1')):
         with pytest.raises(OptionError, match=re.escape(f'by a colon, not by a dot; did you mean {meant}?')):
             apply_force_yml({'train': {'optim_g': {'lr': 1}}}, [entry])
     named = {'val': {'metrics': {'psnr.y': {'crop_border': 2}}}}

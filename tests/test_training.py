@@ -2,6 +2,7 @@
 import json
 import os
 import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -388,6 +389,30 @@ if {interrupted}:
     assert done.returncode == status, done.stderr[-2000:]
     assert ('Stopped by SIGTERM after iteration 1 of 2' in done.stderr) == bool(interrupted)
     assert 'Traceback' not in done.stderr
+
+
+def test_the_console_says_which_stage_it_is_and_what_to_type_next(project):
+    force = ['train:total_iter=2', 'val=~']
+    done = run('-m', 'udl_basicsr', 'train', '-opt', 'udl.yml', '--force_yml', *force, cwd=project.root,
+               PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, done.stderr[-2000:]
+    said = re.findall(r'(?:INFO: )(Stage \d of .*)', done.stderr + done.stdout)
+    assert said == ['Stage 1 of 2: esu', 'Stage 2 of 2: udl']
+    last = (done.stderr + done.stdout).rstrip().splitlines()[-2:]
+    assert last[0].endswith('The weights are in experiments/udl/models/net_g_latest.pth. To super-resolve pictures '
+                            'with them:')
+    words = shlex.split(last[1])
+    assert words == ['udl', 'infer', 'PICTURES', '--out', 'FOLDER', '--weights',
+                     'experiments/udl/models/net_g_latest.pth', '--uncertainty',
+                     'experiments/esu/models/net_u_latest.pth']
+    words = [{'PICTURES': str(project.pairs / 'val' / 'lq'), 'FOLDER': 'sr'}.get(word, word) for word in words[1:]]
+    done = run('-m', 'udl_basicsr', *words, cwd=project.root, PYTHONPATH=str(ROOT))  # it can be typed
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(files(project.root / 'sr')) >= 6
+
+    done = run('-m', 'udl_basicsr', 'train', '-opt', 'plain.yml', '--force_yml', *force, cwd=project.root)
+    assert 'Stage 1 of' not in done.stderr + done.stdout
+    assert '--weights experiments/plain/models/net_g_latest.pth' in done.stderr + done.stdout
 
 
 def torchrun(project, *args, processes=2):

@@ -45,6 +45,7 @@ def run(action: Callable[..., None], is_train: bool, root_path: Path | None = No
             SIGTERM came while there was nothing to save. Any other failure is raised, and ends the process with a
             traceback and status 1. Of several processes each says its own, behind its rank.
     """
+    exits.print_anything()
     args = launch_parser(does or (TRAINS if is_train else TESTS)).parse_args(argv)
     forbid_pickles()
     command = ' '.join(sys.argv if sys.argv[0].startswith('udl ') else [Path(sys.executable).name, *sys.argv])

@@ -3,6 +3,9 @@
 With ``rounds: N`` the two go on in turns (UDL paper, section 3.3): the uncertainty is estimated anew with the better
 mean network, then weights the error again. Round r > 1 is kept in ``<name>_round<r>``.
 """
+import logging
+import os
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +15,7 @@ from basicsr.utils import get_root_logger
 from udl_basicsr.data import uncertainty_cache
 from udl_basicsr.data.loader import build_dataset
 from udl_basicsr.options.parse import OptionError, Parsed, renamed
+from udl_basicsr.utils import plugins
 from udl_basicsr.utils.checkpoints import CheckpointError
 from udl_basicsr.utils.distributed import broadcast
 
@@ -20,11 +24,48 @@ from .log import run_log
 
 
 def train(parsed: Parsed, command: str = '') -> None:
+    """Trains all stages as :func:`_train_chain`, and says at the end where the weights are and what to type next."""
+    # BasicSR's logger says nothing below a warning until a level is set, and the first run is announced before its own.
+    get_root_logger().setLevel(logging.INFO if parsed.opt['rank'] == 0 else logging.ERROR)
+    last = _train_chain(parsed, command, _stages(parsed))
+    if parsed.opt['rank'] == 0 and (text := _what_next(last)):
+        get_root_logger().info(text)
+
+
+def _stages(parsed: Parsed | None) -> int:
+    """How many runs an option file asks for."""
+    return 0 if parsed is None else _stages(parsed.stage1) + 1 + 2 * (parsed.opt.get('rounds', 1) - 1)
+
+
+def _what_next(last: Parsed) -> str:
+    """Where the weights of the last run are, and a command that uses them; nothing where there are none."""
+    weights = _latest(last, 'g')
+    uncertainty = next((file for run in (last, last.stage1) if run and Path(file := _latest(run, 'u')).exists()), None)
+    if not Path(weights).exists():
+        return ''
+    words = ['udl', 'infer', 'PICTURES', '--out', 'FOLDER', '--weights', _shown(weights)]
+    if uncertainty:
+        words += ['--uncertainty', _shown(uncertainty)]
+    for module in plugins.asked_for():
+        words += ['--import', module]
+    return f'The weights are in {_shown(weights)}. To super-resolve pictures with them:\n  {shlex.join(words)}'
+
+
+def _shown(file: str) -> str:
+    """From the working folder, where the file lies in it."""
+    return os.path.relpath(file) if Path(file).is_relative_to(Path.cwd()) else file
+
+
+def _train_chain(parsed: Parsed, command: str, total: int) -> Parsed:
     """Trains the stages before as far as their weights are missing, then this one, then the further rounds.
 
     Args:
         parsed (Parsed): Checked options of the last stage; those of the stages before hang on it.
         command (str): The command line, noted in each run's copy of its YAML.
+        total (int): The number of all runs.
+
+    Returns:
+        Parsed: Of the last run.
     """
     rounds = parsed.opt.get('rounds', 1)
     if parsed.stage1 is not None:
@@ -34,21 +75,24 @@ def train(parsed: Parsed, command: str = '') -> None:
         if missing:
             get_root_logger().info(f'Stage 1 comes first ({missing[0]} is missing): {parsed.stage1.file}')
             # A stage 1 that was interrupted goes on where it was.
-            train(replace(parsed.stage1, opt={**parsed.stage1.opt, 'auto_resume': True}), command)
+            _train_chain(replace(parsed.stage1, opt={**parsed.stage1.opt, 'auto_resume': True}), command, total)
         else:
             get_root_logger().info(f'Stage 1 is there: {", ".join(needed)}')
-    _train_unless_done(parsed, command, may_be_done=rounds > 1)
+    number = _stages(parsed) - 2 * (rounds - 1)
+    _train_unless_done(parsed, command, (number, total), may_be_done=rounds > 1)
 
     mean, uncertainty = parsed, path['pretrain_network_u'] if rounds > 1 else None
-    for number in range(2, rounds + 1):
-        first = renamed(parsed.stage1, f"{parsed.stage1.opt['name']}_round{number}",
+    for again in range(2, rounds + 1):
+        first = renamed(parsed.stage1, f"{parsed.stage1.opt['name']}_round{again}",
                         pretrain_network_g=_latest(mean, 'g'), pretrain_network_u=uncertainty)
         first.opt['auto_resume'] = parsed.opt['auto_resume']
-        _train_unless_done(first, command)
+        _train_unless_done(first, command, (number + 1, total))
         uncertainty = _latest(first, 'u')
-        mean = renamed(parsed, f"{parsed.opt['name']}_round{number}",
+        mean = renamed(parsed, f"{parsed.opt['name']}_round{again}",
                        pretrain_network_g=_latest(first, 'g'), pretrain_network_u=uncertainty)
-        _train_unless_done(mean, command)
+        number += 2
+        _train_unless_done(mean, command, (number, total))
+    return mean
 
 
 def cache_uncertainty(parsed: Parsed, command: str = '') -> None:
@@ -79,8 +123,11 @@ def _latest(parsed: Parsed, label: str) -> str:
     return str(Path(parsed.opt['path']['models']) / f'net_{label}_latest.pth')
 
 
-def _train_unless_done(parsed: Parsed, command: str, may_be_done: bool = True) -> None:
+def _train_unless_done(parsed: Parsed, command: str, stage: tuple[int, int], may_be_done: bool = True) -> None:
     """Of a chain that is resumed, the runs that have ended are left as they are."""
+    number, total = stage
+    if total > 1:
+        get_root_logger().info(f"Stage {number} of {total}: {parsed.opt['name']}")
     done = broadcast(Path(_latest(parsed, 'g')).exists())
     if may_be_done and parsed.opt['auto_resume'] and done:
         get_root_logger().info(f"{parsed.opt['name']} has ended.")

@@ -7,6 +7,7 @@ traceback says where.
 import contextlib
 import errno
 import functools
+import io
 import os
 import signal
 import sys
@@ -43,6 +44,21 @@ def sigterm_as_ctrl_c() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
+def print_anything() -> None:
+    """What the terminal has no characters for (LC_ALL=C: ×, −, file names) is printed escaped, and ends no command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and (stream.errors == 'strict' or not _has(stream.encoding, '→×−≥')):
+            stream.reconfigure(errors='backslashreplace')
+
+
+def _has(encoding: str, characters: str) -> bool:
+    try:
+        characters.encode(encoding)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def explain(error: BaseException) -> str | None:
     """The message of an error that the user can put right; None of any other, which is a fault of the program."""
     if isinstance(error, OSError) and (isinstance(error, _OF_FILES) or error.errno in _OF_DISKS):
@@ -73,6 +89,7 @@ def command(remedy: str = '') -> Callable[[Callable[..., int | None]], Callable[
     def decorate(main: Callable[..., int | None]) -> Callable[..., int]:
         @functools.wraps(main)
         def run(*args, **kwargs) -> int:
+            print_anything()
             try:
                 with sigterm_as_ctrl_c():
                     status = main(*args, **kwargs) or 0

@@ -45,9 +45,13 @@ def split(argv: Iterable[str]) -> tuple[list[str], list[str]]:
 
 def ask_for(modules: Iterable[str]) -> None:
     """Has :func:`load` import these, in this process and in those that it starts."""
-    known = [name for name in os.environ.get(VARIABLE, '').split(',') if name]
-    if names := list(dict.fromkeys([*known, *modules])):
+    if names := list(dict.fromkeys([*asked_for(), *modules])):
         os.environ[VARIABLE] = ','.join(names)
+
+
+def asked_for() -> list[str]:
+    """The modules of every ``--import``, of this process and of those that started it."""
+    return [name for name in os.environ.get(VARIABLE, '').split(',') if name]
 
 
 def load() -> None:
@@ -58,7 +62,7 @@ def load() -> None:
     Raises:
         PluginError: One cannot be imported.
     """
-    asked = [name for name in os.environ.get(VARIABLE, '').split(',') if name]
+    asked = asked_for()
     if asked and '' not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     for name in asked:
