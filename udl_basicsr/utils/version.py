@@ -1,2 +1,2 @@
-"""The version, for setup.py and for what runs and records say of themselves."""
+"""The version, which runs and records name; setup.py states the same."""
 __version__ = '0.1.0'
