@@ -25,6 +25,7 @@ setup(
     python_requires='>=3.10,<3.13',
     install_requires=[
         'basicsr>=1.4.2',
+        'jinja2>=3.1',
         'torch>=2.4',
         'torchvision>=0.19',
         'lpips>=0.1.4',
@@ -33,6 +34,7 @@ setup(
         'opencv-python>=4.9',
         'pillow>=10.0',
         'pyyaml>=6.0',
+        'scipy>=1.11',
         'setuptools',  # BasicSR imports distutils, which Python 3.12 lacks and setuptools provides
         'tqdm>=4.66',
     ],
@@ -40,7 +42,7 @@ setup(
         'spandrel': SPANDREL,
         'export': EXPORT,
         'demo': ['scikit-image>=0.22'],
-        'test': ['hypothesis>=6.100', 'pytest>=8.0', 'ruff>=0.6', 'scikit-image>=0.22', 'scipy>=1.11',
+        'test': ['hypothesis>=6.100', 'pytest>=8.0', 'ruff>=0.6', 'scikit-image>=0.22',
                  *SPANDREL, *EXPORT],
     },
     py_modules=['udl_command'],
