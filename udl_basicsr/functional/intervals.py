@@ -94,7 +94,7 @@ def coverage_map(error: np.ndarray, half_width: np.ndarray, window: int = 16) ->
 def laplace_crps(error: np.ndarray, scale: np.ndarray) -> float:
     """Mean continuous ranked probability score of Laplace(f, θ): e + θ exp(−e/θ) − ¾θ, in grey levels; lower is better.
 
-    ∫(F(t) − 1[t ≥ x])² dt in closed form; Gneiting and Raftery, JASA 2007, for the score. Of a certain prediction (θ → 0)
+    ∫(F(t) − 1[t ≥ x])² dt in closed form; Gneiting and Raftery, JASA 2007, for the score. As θ → 0
     it is the mean |error|.
     """
     error, scale = flat_pair(error, scale)

@@ -153,7 +153,7 @@ def mask_risks(error: np.ndarray, scale: np.ndarray, within: float, thresholds: 
     """The share of a mask's pixels whose error exceeds ``within``, for each mask θ ≤ τ.
 
     The share of a mask need not rise with τ, and without that CRC may fail (proposition 1 of its paper); so each value
-    is the largest of those up to its τ. A mask smaller than 1 % of the image counts as 1 % of it, lest one pixel decide.
+    is the largest of those up to its τ. A mask below 1 % of the image counts as 1 % of it, lest one pixel decide.
 
     Args:
         error (ndarray): e in 0–255 units, shape (H, W): the largest of a pixel's channels.
