@@ -41,10 +41,11 @@ def cosine(*periods: int, weights: list | None = None) -> dict:
             'restart_weights': weights or [1] * len(periods)}
 
 
-def of_training(model: str, scale: int | None, sets: dict, network: dict, schedule: dict, total: int, *, lr: float = 1e-4,
-          gpus: int | str = 1, ema: float | None = 0.999, loss: str | None = 'L1Loss', reduction: str = 'mean',
-          weights: str | None = None, strict: bool = True, metrics: dict | None = None, more: dict | None = None,
-          val: dict | None = None, path: dict | None = None, top: dict | None = None, weight: float = 1.0) -> dict:
+def of_training(model: str, scale: int | None, sets: dict, network: dict, schedule: dict, total: int, *,
+                lr: float = 1e-4, gpus: int | str = 1, ema: float | None = 0.999, loss: str | None = 'L1Loss',
+                reduction: str = 'mean', weight: float = 1.0, weights: str | None = None, strict: bool = True,
+                metrics: dict | None = None, more: dict | None = None, val: dict | None = None,
+                path: dict | None = None, top: dict | None = None) -> dict:
     """A training file; ``more`` goes into its block train, ``top`` beside it."""
     blocks = {'pixel_opt': {'type': loss, 'loss_weight': weight, 'reduction': reduction}} if loss else {}
     opt = {'name': 'trained', 'model_type': model, 'num_gpu': gpus, 'manual_seed': 0, 'datasets': sets,
