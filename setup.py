@@ -33,6 +33,7 @@ setup(
         'opencv-python>=4.9',
         'pillow>=10.0',
         'pyyaml>=6.0',
+        'scipy>=1.11',
         'setuptools',  # BasicSR imports distutils, which Python 3.12 lacks and setuptools provides
         'tqdm>=4.66',
     ],
