@@ -54,12 +54,13 @@ part() {
 }
 
 # what an earlier part has left
-if ls "$DAY"/state.* > /dev/null 2>&1 && [ ! -e "$WORK/state.done" ]; then
-    cat "$DAY"/state.* | tar -xf - && touch "$WORK/state.done"
+states=("$DAY"/state.*) wheels=("$DAY"/wheels/*.whl)
+if [ ${#states[@]} -gt 0 ] && [ ! -e "$WORK/state.done" ]; then
+    cat "${states[@]}" | tar -xf - && touch "$WORK/state.done"
 fi
-if ls "$DAY"/wheels/*.whl > /dev/null 2>&1; then
+if [ ${#wheels[@]} -gt 0 ]; then
     part install 120 "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --upgrade --target "$DAY/site" \
-        "$DAY"/wheels/*.whl || { cat "$WORK/install.log"; exit 1; }
+        "${wheels[@]}" || { cat "$WORK/install.log"; exit 1; }
 fi
 "$PYTHON" - "$WORK/machine.json" "$REHEARSE" << 'END' || exit 1
 import json, os, platform, sys
