@@ -35,6 +35,7 @@ setup(
         'pillow>=10.0',
         'pyyaml>=6.0',
         'safetensors>=0.8',
+        'scipy>=1.11',
         'setuptools',  # BasicSR imports distutils, which Python 3.12 lacks and setuptools provides
         'tqdm>=4.66',
     ],
