@@ -35,7 +35,7 @@ setup(
     packages=[*find_packages(include=['udl_basicsr', 'udl_basicsr.*']), 'udl_basicsr.option_files'],
     # The option files lie at the top of the repository, where users of BasicSR look for them.
     package_dir={'udl_basicsr.option_files': 'options'},
-    package_data={'udl_basicsr': ['py.typed'], 'udl_basicsr.experiments': ['*.json'],
+    package_data={'udl_basicsr': ['py.typed', 'weights/*'], 'udl_basicsr.experiments': ['*.json'],
                   'udl_basicsr.reports': ['templates/*'],
                   'udl_basicsr.option_files': ['*.yml', '*/*.yml', '*/*/*.yml']},
     py_modules=['udl_command', 'udl_install_basicsr'],
@@ -52,6 +52,7 @@ setup(
         'opencv-python>=4.9',
         'pillow>=10.0',
         'pyyaml>=6.0',
+        'safetensors>=0.8',
         'scipy>=1.11',
         'setuptools',  # BasicSR imports distutils, which Python 3.12 lacks and setuptools provides
         'tqdm>=4.66',
