@@ -80,7 +80,7 @@ def _try_to_read(job: PictureJob) -> Pixels | Exception:
 
 
 def _restore(job: PictureJob, picture: Pixels, restorer: Restorer, tick: Callable[[], None],
-             writer: IntervalWriter | None) -> dict[Path, Pixels]:
+             writer: IntervalWriter | None = None) -> dict[Path, Pixels]:
     results, (_, scale, _), prediction = {}, restorer.traits, None
     if job.intervals:
         prediction = restorer.prediction(picture, writer.level, tick)
