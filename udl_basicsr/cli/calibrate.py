@@ -20,6 +20,8 @@ from pathlib import Path
 
 from udl_basicsr.utils import exits
 
+from .infer import weights_file
+
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parses the command line."""
@@ -50,8 +52,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                         'promise the mean over images (conformal risk control)')
     parser.add_argument('--within', nargs='+', type=positive, metavar='E', default=[4., 8., 16., 32.],
                         help='errors in grey levels for which masks are calibrated; default 4 8 16 32')
-    parser.add_argument('--weights', type=Path, metavar='FILE', help='net_g_*')
-    parser.add_argument('--uncertainty', type=Path, metavar='FILE', help='net_u_*')
+    parser.add_argument('--weights', type=weights_file, metavar='FILE', help='net_g_*')
+    parser.add_argument('--uncertainty', type=weights_file, metavar='FILE', help='net_u_*')
     parser.add_argument('-opt', metavar='YAML', help="of the networks; default: the option file in the weights' run")
     parser.add_argument('--param-key', metavar='KEY', help='entry of net_g; default: params_ema, else params')
     parser.add_argument('--tile', type=int, metavar='N', help='restore tiles of N x N input pixels: less memory')
