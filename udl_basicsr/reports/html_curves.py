@@ -84,5 +84,6 @@ def curves_of(group: Group) -> dict | None:
         stages = group.of(method)[0].get('stages') or []
         ends = np.cumsum([s['iterations'] for s in stages])
         switches.append([int(end) for end in ends[:-1]])
-    return {'title': group.title, 'charts': charts, 'methods': list(group.methods.values()), 'switches': switches,
+    return {'title': group.title, 'charts': charts, 'methods': list(group.methods.values()),
+            'styles': [group.style(method) for method in group.methods], 'switches': switches,
             'reference': list(group.methods).index(group.reference) if group.reference else None}

@@ -47,8 +47,7 @@ for (const tabs of document.querySelectorAll('[data-tabs]')) {
 
 // ---------------------------------------------------------------- curves
 
-const colour = index => `m${index % 16}`;
-const dashed = index => index % 16 > 8 ? ' dashed' : '';
+const swatch = style => make('svg', {class: `swatch ${style}`, 'aria-hidden': 'true'}, make('path', {d: 'M0 4H22'}));
 const signed = (value, digits) => {
   const text = Math.abs(value).toFixed(digits);
   return (Number(text) ? value > 0 ? '+' : '−' : '') + text;
@@ -69,11 +68,11 @@ function logTicks(low, high) {
 }
 
 function curves(box) {
-  const off = new Set(), {methods, charts, switches} = box;
+  const off = new Set(), {methods, charts, switches} = box, colour = index => box.styles[index];
   let chart = charts[0], near = null, at = null;
   const pick = make('select', {'aria-label': 'Curve', onchange: () => { chart = charts[pick.value]; at = null; update(); }},
     ...charts.map((c, i) => make('option', {value: i}, c.title)));
-  const minus = make('input', {type: 'checkbox', onchange: () => update()});
+  const minus = make('input', {type: 'checkbox', checked: '', onchange: () => update()});
   const minusBox = make('label', {class: 'check'}, minus, box.reference === null ? '' : `minus ${methods[box.reference]}`);
   const svg = make('svg', {role: 'application', tabindex: 0}), read = make('div', {class: 'read', hidden: '', 'aria-live': 'polite'});
   const said = make('p', {class: 'note', 'aria-live': 'polite'});
@@ -85,7 +84,7 @@ function curves(box) {
     onclick: () => { off.has(index) ? off.delete(index) : off.add(index); draw(); },
     onpointerenter: () => { near = index; draw(); }, onpointerleave: () => { near = null; draw(); },
     onfocus: event => { if (event.target.matches(':focus-visible')) { near = index; draw(); } }, onblur: () => { near = null; draw(); },
-  }, make('i', {class: `swatch ${colour(index)}`}), name));
+  }, swatch(colour(index)), name));
   const all = make('button', {type: 'button', onclick: () => {
     if (off.size) off.clear(); else chart.lines.forEach(line => off.add(line.m));
     draw();
@@ -140,7 +139,7 @@ function curves(box) {
       const path = line[key].map(point).join('L'), group = make('g', {class: `${colour(line.m)}${dim}`});
       if (near === line.m || lines.length < 4)
         group.append(make('path', {class: 'range', d: `M${line[to].map(point).join('L')}L${line[from].map(point).reverse().join('L')}Z`}));
-      group.append(make('path', {class: `line ${colour(line.m)}${dashed(line.m)}`, d: `M${path}`}));
+      group.append(make('path', {class: `line ${colour(line.m)}`, d: `M${path}`}));
       for (const end of switches[line.m]) {
         const i = line.iter.findIndex(step => step >= end);
         if (i >= 0) group.append(make('circle', {class: 'switch', cx: x(line.iter[i]), cy: y(line[key][i]), r: 3.5}));
@@ -165,7 +164,7 @@ function curves(box) {
       ...here.map(h => make('circle', {class: `dot ${colour(h.m)}`, cx: x(at), cy: y(h.v), r: 3.5})));
     const digits = chart.digits + (delta ? 1 : 0);
     read.replaceChildren(make('p', {}, make('b', {}, `${at.toLocaleString('en').replaceAll(',', ' ')} iterations`)),
-      ...here.map(h => make('p', {}, make('i', {class: `swatch ${colour(h.m)}`}), make('em', {}, methods[h.m]),
+      ...here.map(h => make('p', {}, swatch(colour(h.m)), make('em', {}, methods[h.m]),
         make('span', {}, delta ? signed(h.v, digits) : h.v.toFixed(digits)))));
     const right = x(at) > plot.width / 2;
     read.style.left = right ? 'auto' : `${x(at) + 24}px`;
@@ -247,7 +246,7 @@ function viewer() {
     strip = picture.layers.map(l => {
       const img = make('img', {src: l.src, alt: '', draggable: 'false'}), view = make('span', {class: 'view'}, img, ...(l.map ? [make('span', {class: 'badge', title: 'has an uncertainty'}, 'θ')] : []));
       const button = make('button', {type: 'button', onclick: event => choose(event.shiftKey ? 'a' : 'b', l.key)},
-        view, make('span', {class: 'what'}, make('b', {title: l.label}, l.label), make('small', {}, (l.scores[0] ?? text(l)) || '\u00a0')));
+        view, make('span', {class: 'what'}, make('b', {}, l.label), make('small', {}, (l.scores[0] ?? text(l)) || '\u00a0')));
       return {l, img, view, button};
     });
     byId('strip').replaceChildren(...strip.map(s => s.button));
@@ -285,7 +284,7 @@ function viewer() {
     const any = panes.some(pane => layer(pane.side).map), shown = mode !== 'difference' && any ? Number(byId('opacity').value) : 0;
     byId('map-box').hidden = mode === 'difference' || !picture.layers.some(l => l.map);
     byId('opacity').disabled = !any;
-        byId('map-box').querySelector('output').textContent = any ? `${byId('opacity').value} %` : 'none here, see θ';
+    byId('map-box').querySelector('output').textContent = any ? `${byId('opacity').value} %` : 'none here, see θ';
     byId('colours').hidden = !shown;
     byId('gain-box').hidden = mode !== 'difference';
     byId('gain-box').querySelector('output').textContent = `×${byId('gain').value}`;
