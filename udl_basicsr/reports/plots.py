@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from udl_basicsr.experiments.statistics import methods_of, paired_difference
+from udl_basicsr.experiments.statistics import methods_of, paired_difference, value_at
 from udl_basicsr.functional.image_statistics import error_map
 from udl_basicsr.utils.metric_facts import MetricFacts
 from udl_basicsr.utils.scores import ScoresError, metric_facts
@@ -217,7 +217,8 @@ def curves_figure(records: Sequence[Mapping], dataset: str, out: str | Path, met
     for method, by_seed in curves.items():
         style = {'color': 'black', 'linestyle': '-'} if method == reference else style_of(others.index(method))
         line(left, by_seed, labels[method], style)
-        paired = {seed: {i: value - base[seed][i] for i, value in curve.items() if i in base[seed]}
+        paired = {seed: {i: value - there for i, value in curve.items()
+                         if (there := value_at(base[seed], i)) is not None}
                   for seed, curve in by_seed.items() if seed in base}
         if method != reference and paired:
             line(right, paired, labels[method], style)

@@ -95,7 +95,7 @@ function curves(box) {
   function update() {
     minusBox.hidden = !chart.delta;
     svg.setAttribute('aria-label', `${chart.title} over the iterations. Left and right read the values.`);
-    const seeds = chart.delta && minus.checked ? 'paired by seed, ' : '';
+    const seeds = chart.delta && minus.checked ? `paired by seed, ${methods[box.reference]} by straight lines between its validations; ` : '';
     said.textContent = `${chart.title}: mean over seeds, ${seeds}pale: from the lowest to the highest seed. ○: where a second stage begins.`;
     draw();
   }
@@ -107,7 +107,8 @@ function curves(box) {
       button.hidden = !chart.lines.some(line => line.m === index);
       button.setAttribute('aria-pressed', String(!off.has(index)));
     });
-    const lines = chart.lines.filter(line => line[key] && !off.has(line.m));
+    const lines = chart.lines.filter(line => line[key] && !off.has(line.m))
+      .map(line => delta ? {...line, iter: line.delta_iter} : line);
     svg.replaceChildren();
     svg.setAttribute('height', height);
     plot = null;
@@ -116,14 +117,15 @@ function curves(box) {
       svg.append(make('text', {x: width / 2, y: height / 2, 'text-anchor': 'middle'}, 'No line is shown'));
       return;
     }
-    const values = lines.flatMap(line => [...line[from], ...line[to]]), steps = lines.flatMap(line => line.iter);
+    const few = lines.length < 4;  // else the ranges are shown one at a time, and need not all be in view
+    const values = lines.flatMap(line => few ? [...line[from], ...line[to]] : line[key]), steps = lines.flatMap(line => line.iter);
     const log = chart.log && values.every(v => v > 0);
     let low = Math.min(...values), high = Math.max(...values);
     if (high - low < 1e-9) { low -= .01; high += .01; }
     if (log) { low /= 1.05; high *= 1.05; } else { const pad = .04 * (high - low); low -= pad; high += pad; }
     const first = Math.min(...steps), last = Math.max(...steps), scale = log ? Math.log : v => v;
     const x = i => left + (i - first) / Math.max(last - first, 1) * (width - left - right);
-    const y = v => top + (scale(high) - scale(v)) / (scale(high) - scale(low)) * (height - top - bottom);
+    const y = v => top + clamp((scale(high) - scale(v)) / (scale(high) - scale(low)), 0, 1) * (height - top - bottom);
     const linear = linearTicks(low, high, 7);
     const ticks = log ? logTicks(low, high) : linear.ticks;
     for (const tick of ticks) {
@@ -137,7 +139,7 @@ function curves(box) {
     for (const line of [...lines].sort((a, b) => (a.m === near) - (b.m === near))) {
       const dim = near !== null && near !== line.m ? ' dim' : '', point = (v, i) => `${x(line.iter[i]).toFixed(1)} ${y(v).toFixed(1)}`;
       const path = line[key].map(point).join('L'), group = make('g', {class: `${colour(line.m)}${dim}`});
-      if (near === line.m || lines.length < 4)
+      if (near === line.m || few)
         group.append(make('path', {class: 'range', d: `M${line[to].map(point).join('L')}L${line[from].map(point).reverse().join('L')}Z`}));
       group.append(make('path', {class: `line ${colour(line.m)}`, d: `M${path}`}));
       for (const end of switches[line.m]) {
@@ -225,7 +227,7 @@ function viewer() {
   ...(new Set(pictures.map(q => q.group)).size > 1 ? [make('span', {}, p.group)] : []))));
 
   const layer = side => picture.layers.find(l => l.key === chosen[side]) || picture.layers[0];
-  const text = l => l.scores.join(' · ') || (l.key === 'lq' ? `1/${picture.scale} of the size` : '');
+  const text = l => l.scores.map(score => score.replaceAll(' ', '\u00a0')).join(' · ') || (l.key === 'lq' ? `1/${picture.scale} of the size` : '');
 
   function open(index) {
     picture = pictures[index];
