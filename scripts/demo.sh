@@ -34,8 +34,7 @@ prepare() {
 
 evaluate() {
     "$PYTHON" scripts/demo.py bicubic
-    "$PYTHON" udl_basicsr/test.py -opt options/demo/test.yml --force_yml name=demo_L1 stage=plain network_u=None \
-        path:pretrain_network_u=None path:pretrain_network_g=experiments/demo_L1/models/net_g_latest.pth
+    "$PYTHON" udl_basicsr/test.py -opt options/demo/train_L1.yml
     "$PYTHON" udl_basicsr/test.py -opt options/demo/test.yml
 }
 
