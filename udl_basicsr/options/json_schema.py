@@ -26,9 +26,9 @@ def json_schema() -> dict[str, Any]:
         '_base_': {'description': 'option files to start from, relative to this file; later ones win',
                    'anyOf': [{'type': 'string'}, {'type': 'array', 'items': {'type': 'string'}}]},
         'model_type': _named('model', schema.OPTIONS['model_type'])}
-    for name, data_set in (*whole['properties']['datasets']['anyOf'][0]['properties'].items(),
-                           *whole['properties']['datasets']['anyOf'][0]['patternProperties'].items()):
-        data_set['anyOf'][0]['properties']['type'] = _named('data set', schema.DATASET['type'])
+    sets = whole['properties']['datasets']['anyOf'][0]
+    for one in (*sets['properties'].values(), *sets['patternProperties'].values()):
+        one['anyOf'][0]['properties']['type'] = _named('data set', schema.DATASET['type'])
     return {'$schema': 'http://json-schema.org/draft-07/schema#', 'title': 'An option file of udl_basicsr', **whole,
             'definitions': {_NOT_HERE['$ref'].rpartition('/')[2]: {'anyOf': [
                 {'type': 'null'}, {'type': 'string', 'pattern': r'\$\{\w+\}'}]},
