@@ -274,7 +274,7 @@ def prepare(job: Job, workers: Workers) -> dict[str, dict]:
 def _remove_leftovers(job: Job) -> None:
     for folder in (job.out, *job.folders()):
         for path in folder.iterdir():
-            if re.fullmatch(r'\.\d+\.part', path.name):
+            if re.fullmatch(r'\.[\d_]+\.part', path.name):
                 path.unlink(missing_ok=True)
     for database in job.databases():
         shutil.rmtree(_partial(database), ignore_errors=True)

@@ -98,7 +98,6 @@ def make(run: PlannedRun, out: Path, root: Path, log: Path, gpu: int | None, fir
         first_only: Trains the stage before and nothing else.
     """
     end_with_parent()
-    multiprocessing.set_start_method(None, force=True)  # data workers need no server that imports all anew
     if gpu is not None:
         os.environ['CUDA_VISIBLE_DEVICES'] = str(gpu)
     log.parent.mkdir(parents=True, exist_ok=True)

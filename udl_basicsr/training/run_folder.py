@@ -14,6 +14,7 @@ from udl_basicsr.options.parse import OptionError, Parsed, dump_flat
 from udl_basicsr.options.trials import build_network
 from udl_basicsr.utils.checkpoints import CheckpointError, check_fit, network_weights, read_checkpoint
 from udl_basicsr.utils.distributed import broadcast
+from udl_basicsr.utils.files import write_text
 
 from .states import check_state, trained_blocks
 
@@ -79,7 +80,7 @@ def _make_folders(parsed: Parsed, command: str, keep: bool):
     name = Path(parsed.file).name
     if not name.endswith(('.yml', '.yaml')):
         name += '.yml'  # lest a file called models or history.jsonl take the place of these
-    (root / name).write_text(head + dump_flat(parsed.flat), encoding='utf-8')
+    write_text(root / name, head + dump_flat(parsed.flat))
     return lock
 
 

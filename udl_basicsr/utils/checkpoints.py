@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .files import written_aside
 from .text import MessageError, first_line, one_line, some
 
 ParamKey = str | tuple[str, ...] | None
@@ -35,21 +36,16 @@ def save_atomic(content: dict, path: str | Path) -> None:
     Raises:
         CheckpointError: The disk is full, the folder cannot be written, ... What was there before is untouched.
     """
-    path = Path(path)
-    aside = path.with_name(f'.{path.name}.{os.getpid()}.part')
     try:
-        with open(aside, 'wb') as file:
+        with written_aside(path) as part, open(part, 'wb') as file:
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(aside, path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError of its zip writer
         reason = error.__context__ if isinstance(error.__context__, OSError) else error
-        raise CheckpointError(f'{path}: cannot be saved ({reason}); what was there before is kept. '
-                              'Free some space or check the permissions, then resume with --auto_resume') from error
-    finally:
-        with contextlib.suppress(OSError):
-            aside.unlink(missing_ok=True)
+        raise CheckpointError(f'{path}: cannot be saved ({getattr(reason, "strerror", None) or reason}); what was there '
+                              'before is kept. Free some space or check the permissions, then resume with '
+                              '--auto_resume') from error
 
 
 def read_checkpoint(path: str | Path, map_location='cpu') -> dict:
