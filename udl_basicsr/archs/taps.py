@@ -1,7 +1,6 @@
 """Where an uncertainty head reads a network: found by running it on a small image, named for the networks we know."""
 import contextlib
 import copy
-import difflib
 import inspect
 import itertools
 from collections import Counter
@@ -10,6 +9,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+from udl_basicsr.utils.errors import MISUSED, UdlError
+from udl_basicsr.utils.text import nearest
 
 from .bounded import Bounded, TooMuchError
 
@@ -31,8 +33,9 @@ _MOST_CALLS = 5000
 """Of its modules, after which a network that has always failed is run no more: two or three runs of the deepest."""
 
 
-class TapError(ValueError):
+class TapError(UdlError, ValueError):
     """A backbone or a tap that no uncertainty head fits on; the message says what does."""
+    status = MISUSED
 
 
 @dataclass(frozen=True)
@@ -117,9 +120,9 @@ def _fit(name: str, network: nn.Module, tap: str | None, run: DryRun) -> Tap:
         if tap is None:
             raise TapError(f'tap: {name} has no default, name the module that upsamples. {listing}')
     if tap not in modules:
-        close = difflib.get_close_matches(tap, modules, n=1)
-        hint = f" Did you mean '{close[0]}'?" if close else ''
-        raise TapError(f"tap: {name} has no module '{tap}'.{hint} {listing}")
+        near = nearest(tap, modules)
+        meant = f" Did you mean '{near}'?" if near else ''
+        raise TapError(f"tap: {name} has no module '{tap}'.{meant} {listing}")
     if tap not in run.calls:
         raise TapError(f"tap: the module '{tap}' of {name} is never given a tensor. {listing}")
     features, calls = run.calls[tap]

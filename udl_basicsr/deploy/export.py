@@ -21,8 +21,8 @@ from udl_basicsr.options import trials
 from udl_basicsr.options.keys import lookup
 from udl_basicsr.options.network_values import check_networks
 from udl_basicsr.utils.checkpoints import ParamKey, check_fit, network_weights, safetensors_metadata
+from udl_basicsr.utils.errors import UdlError
 from udl_basicsr.utils.files import written_aside
-from udl_basicsr.utils.text import MessageError
 from udl_basicsr.utils.yaml_files import load_yaml, read_block
 
 OPSET = 18
@@ -35,7 +35,7 @@ _CHECKS = ((40, 24), (29, 37), (64, 32), (48, 64))
 _WAYS = (('torchscript', True), ('torchscript', False), ('dynamo', True), ('dynamo', False))
 
 
-class ExportError(MessageError):
+class ExportError(UdlError, RuntimeError):
     """Weights that cannot be exported or converted; the message says why and what can be done."""
 
 

@@ -39,7 +39,6 @@ options.
 """
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os import path as osp
@@ -52,7 +51,7 @@ from udl_basicsr.options.parse import OptionError, load_yaml
 from udl_basicsr.options.signatures import describe
 from udl_basicsr.options.values import LONGEST_NAME, bad_name
 from udl_basicsr.utils.checkpoints import CheckpointError
-from udl_basicsr.utils.text import did_you_mean
+from udl_basicsr.utils.text import did_you_mean, nearest
 from udl_basicsr.utils.yaml_files import interpolate, merge
 
 from .plan_keys import check_plan, is_list
@@ -315,7 +314,7 @@ def _lpips_if_there(scale: int) -> dict:
         find_backbone_weights('alex')
     except CheckpointError:
         return {}
-    return {'lpips': {'type': 'calculate_lpips', 'net': 'alex', 'crop_border': scale, 'better': 'lower'}}
+    return {'lpips': {'type': 'calculate_lpips', 'net': 'alex', 'crop_border': scale}}
 
 
 def _stretched(scheduler: Any, factor: float) -> Any:
@@ -342,7 +341,9 @@ def select(plan: Plan, words: Iterable[str]) -> list[PlannedRun]:
         kind = next((kind for kind in kinds if any(word in kind(run) for run in plan.runs)), None)
         if kind is None:
             known = {name for kind in kinds for run in plan.runs for name in kind(run)}
-            raise OptionError(f'--only: {word!r} is nothing of {plan.file}{_nearest(word, known)}')
+            near = nearest(word, known, cutoff=0.4)  # of short names like x4 and L1 the usual cutoff says nothing
+            meant = f"did you mean '{near}'? " if near else ''
+            raise OptionError(f'--only: {word!r} is nothing of {plan.file}; {meant}It has {", ".join(sorted(known))}')
         wanted.setdefault(kind, set()).add(word)
     for kind, names in wanted.items():
         runs = [run for run in runs if kind(run) & names]
@@ -350,12 +351,3 @@ def select(plan: Plan, words: Iterable[str]) -> list[PlannedRun]:
         raise OptionError(f'--only: {plan.file} has no run that is all of: {", ".join(words)}')
     return runs
 
-
-def _nearest(word: str, known: set[str]) -> str:
-    # of short names like x4 and L1 the usual cutoff says nothing
-    near = difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.4)
-    return f"; did you mean '{near[0]}'? " + _listing(known) if near else f'; {_listing(known)}'
-
-
-def _listing(known: set[str]) -> str:
-    return f'It has {", ".join(sorted(known))}'

@@ -230,17 +230,21 @@ class StepModel(ValidatedModel):
         buffers = [(b, b.clone()) for n in networks.values() for b in n.buffers()] if self.skip_nonfinite else []
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
-        self._log = {}
+        self._log, minimised = {}, {}
         for compute_losses, labels in self.updates():
-            self._backward(compute_losses)
+            losses, norms = self._backward(compute_losses), {}
             for label in labels:
                 self.scaler.unscale_(optimizers[label])
-                self._log['grad_norm' if label == 'g' else f'grad_norm_{label}'] = nn.utils.clip_grad_norm_(
+                norms['grad_norm' if label == 'g' else f'grad_norm_{label}'] = nn.utils.clip_grad_norm_(
                     networks[label].parameters(), self.grad_clip or float('inf'))
-            if not self._all_finite():
+            self._log |= norms
+            minimised |= {**losses, **norms}
+            # A scaler in search of its scale skips steps with infinite gradients itself. At 1 nothing is scaled.
+            searching = self.scaler.is_enabled() and self.scaler.get_scale() > 1
+            if not self._all_finite([*losses.values(), *([] if searching else norms.values())]):
                 for buffer, before in buffers:
                     buffer.copy_(before)
-                self._leave_out(current_iter)
+                self._leave_out(current_iter, minimised)
                 if self.scaler.is_enabled():
                     self.scaler.update(self.scaler.get_scale())  # NaN says nothing about the scale
                 break
@@ -254,8 +258,13 @@ class StepModel(ValidatedModel):
         if self.skipped:
             self._log['skipped'] = torch.tensor(float(self.skipped))
 
-    def _backward(self, compute_losses: Callable[..., tuple[dict, dict]]) -> None:
-        """The gradient of the batch's losses, part by part; notes losses and figures for the log."""
+    def _backward(self, compute_losses: Callable[..., tuple[dict, dict]]) -> dict[str, Tensor]:
+        """The gradient of the batch's losses, part by part; notes losses and figures for the log.
+
+        Returns:
+            dict: The losses of the batch.
+        """
+        means: dict[str, Tensor] = {}
         batch = len(self.lq)
         parts = list(zip(self.lq.chunk(self.accumulate), self.gt.chunk(self.accumulate), strict=True))
         given = {key: value.chunk(self.accumulate) for key, value in self.given.items()}
@@ -268,23 +277,22 @@ class StepModel(ValidatedModel):
                 share = len(lq) / batch
                 self.scaler.scale(sum(losses.values()) * share).backward()
             for name, value in {**losses, **figures}.items():
-                self._log[name] = self._log.get(name, 0) + value.detach() * share
+                means[name] = means.get(name, 0) + value.detach() * share
+        self._log |= means
+        return {name: means[name] for name in losses}
 
-    def _all_finite(self) -> bool:
+    def _all_finite(self, values: list[Tensor]) -> bool:
         """Whether losses and gradients are finite on every rank: all of them step, or none does."""
-        # A scaler in search of its scale meets infinite gradients and skips those steps itself. At 1 nothing is scaled.
-        searching = self.scaler.is_enabled() and self.scaler.get_scale() > 1
-        names = [n for n in self._log if n.startswith('l_') or (n.startswith('grad_norm') and not searching)]
-        finite = torch.stack([self._log[name].float().to(self.device) for name in names]).isfinite().all().int()
+        finite = torch.stack([value.float().to(self.device) for value in values]).isfinite().all().int()
         if self.opt['dist']:
             dist.all_reduce(finite, dist.ReduceOp.MIN)
         return bool(finite)
 
-    def _leave_out(self, iteration: int) -> None:
+    def _leave_out(self, iteration: int, minimised: dict[str, Tensor]) -> None:
         """Reports a step that was not finite; raises where no more may be left out. Called by all ranks together."""
         self.skipped += 1
         self.skipped_in_a_row += 1
-        terms = ', '.join(f'{n} {float(v):.4g}' for n, v in self._log.items() if n.startswith(('l_', 'grad_norm')))
+        terms = ', '.join(f'{name} {float(value):.4g}' for name, value in minimised.items())
         part = f'{terms}; images {", ".join(map(str, self.images)) or "unknown"}'
         parts = [part]
         if self.opt['dist']:

@@ -11,7 +11,7 @@ from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTR
 
 from udl_basicsr.archs.spandrel_archs import REFUSED
 from udl_basicsr.metrics.facts import stated_facts
-from udl_basicsr.utils.text import did_you_mean
+from udl_basicsr.utils.text import did_you_mean, nearest
 
 from . import schema
 from .schema import Built, Key
@@ -69,8 +69,8 @@ class KeyChecker:
         self.opt, self.is_train, self.report = opt, is_train, report
         models = known('model')
         name = str(opt.get('model_type'))
-        near = did_you_mean(name, models).partition("'")[2][:-2]  # so that a typing error there hides no other problem
-        self.model = models.get(name) or models.get(near)
+        # the nearest, so that a typing error there hides no other problem
+        self.model = models.get(name) or models.get(nearest(name, models))
         bases = self.model.__mro__ if self.model else ()
         self.ours = any(c.__module__.split('.')[0] == _PACKAGE for c in bases)
         self.reads = keys_read(self.model) if self.model else None

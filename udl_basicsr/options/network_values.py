@@ -4,7 +4,8 @@ from typing import Any
 
 from torch import nn
 
-from udl_basicsr.utils.yaml_files import OptionError, did_you_mean
+from udl_basicsr.utils.text import did_you_mean
+from udl_basicsr.utils.yaml_files import OptionError
 
 from . import schema
 from .keys import Findings, KeyChecker, lookup

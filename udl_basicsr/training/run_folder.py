@@ -14,6 +14,7 @@ from udl_basicsr.options.parse import OptionError, Parsed, dump_flat
 from udl_basicsr.options.trials import build_network
 from udl_basicsr.utils.checkpoints import CheckpointError, check_fit, network_weights, read_checkpoint
 from udl_basicsr.utils.distributed import broadcast
+from udl_basicsr.utils.errors import UdlError
 from udl_basicsr.utils.files import write_text
 
 from .states import check_state, trained_blocks
@@ -28,8 +29,9 @@ EXIT_BUSY = 69
 _STATE = re.compile(r'[0-9]+\.state')
 
 
-class RunBusyError(RuntimeError):
+class RunBusyError(UdlError, RuntimeError):
     """Another process trains in this folder; the message names it."""
+    status = EXIT_BUSY
 
 
 def make_folders(parsed: Parsed, command: str, keep: bool):

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .errors import UdlError
 from .files import written_aside
-from .text import MessageError, first_line, one_line, some
+from .text import first_line, one_line, some
 
 ParamKey = str | tuple[str, ...] | None
 EMA_FIRST = ('params_ema', 'params')
@@ -22,7 +23,7 @@ _ORDINARY = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.
              torch.int16, torch.int32, torch.int64}
 
 
-class CheckpointError(MessageError):
+class CheckpointError(UdlError, RuntimeError):
     """A checkpoint that cannot be read, written or used; the message names the file, the reason and the remedy."""
 
 
@@ -43,9 +44,9 @@ def save_atomic(content: dict, path: str | Path) -> None:
             os.fsync(file.fileno())
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError of its zip writer
         reason = error.__context__ if isinstance(error.__context__, OSError) else error
-        raise CheckpointError(f'{path}: cannot be saved ({getattr(reason, "strerror", None) or reason}); what was there '
-                              'before is kept. Free some space or check the permissions, then resume with '
-                              '--auto_resume') from error
+        reason = getattr(reason, 'strerror', None) or reason
+        raise CheckpointError(f'{path}: cannot be saved ({reason}); what was there before is kept. '
+                              'Free some space or check the permissions, then resume with --auto_resume') from error
 
 
 def read_checkpoint(path: str | Path, map_location='cpu') -> dict:
