@@ -103,8 +103,8 @@ def test_tables_are_printed_on_a_terminal_without_the_characters(tmp_path, argv)
 
 _MAIN = f"""
 import sys, time
-sys.path.insert(0, {str(ROOT / 'udl_basicsr' / 'utils')!r})
-import exits
+sys.path.insert(0, {str(ROOT)!r})
+from udl_basicsr.utils import exits
 @exits.command('Start again.')
 def main():
     print('there', flush=True)

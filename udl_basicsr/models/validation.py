@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 from tqdm import tqdm
 
+from udl_basicsr.archs.traits import size_multiple
 from udl_basicsr.data.images import BrokenImageError
 from udl_basicsr.functional.log_scale_maps import encode_log_scale
 from udl_basicsr.metrics.facts import block_facts, without_better
@@ -49,12 +50,11 @@ class ValidatedModel(SRModel):
         return None
 
     def restoring(self, network) -> inference.Restore:
-        """``network`` as it runs on a whole image: padded to the window, tiled and self-ensembled as the YAML says."""
+        """``network`` on a whole image: padded to a size it takes, tiled and self-ensembled as the YAML says."""
         val_opt, scale = self.opt.get('val') or {}, self.opt.get('scale', 1)
         run = network
-        window = self.opt['network_g'].get('window_size')
-        if window:
-            run = inference.padded(run, window, scale)
+        if (multiple := size_multiple(type(self.net_g), self.opt['network_g'])) > 1:
+            run = inference.padded(run, multiple, scale)
         if val_opt.get('tile'):
             run = inference.tiled(run, val_opt['tile']['size'], val_opt['tile']['overlap'], scale)
         return inference.self_ensembled(run) if val_opt.get('self_ensemble') else run
