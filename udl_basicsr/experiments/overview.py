@@ -6,6 +6,7 @@ from os import path as osp
 from pathlib import Path
 
 from udl_basicsr.losses.perceptual import backbone_file
+from udl_basicsr.utils.settings import TrainSettings
 from udl_basicsr.utils.tables import markdown_table, text_table
 
 from .costs import Estimate, judge_of, training_speed
@@ -45,7 +46,7 @@ def describe_runs(runs: Sequence[PlannedRun], everything: Iterable[PlannedRun], 
                 seconds += needed
                 measured |= by_records
                 if not by_records:
-                    counted.setdefault(stage.flat['train'].get('amp'), []).append(training_speed(stage.flat))
+                    counted.setdefault(TrainSettings.of(stage.flat['train']).amp, []).append(training_speed(stage.flat))
         if run.name in differ:
             state = 'made otherwise'
         total += seconds

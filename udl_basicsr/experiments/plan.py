@@ -51,6 +51,7 @@ from udl_basicsr.options.parse import OptionError, load_yaml
 from udl_basicsr.options.signatures import describe
 from udl_basicsr.options.values import LONGEST_NAME, bad_name
 from udl_basicsr.utils.checkpoints import CheckpointError
+from udl_basicsr.utils.settings import RunSettings
 from udl_basicsr.utils.text import did_you_mean, nearest
 from udl_basicsr.utils.yaml_files import interpolate, merge
 
@@ -121,7 +122,7 @@ class PlannedRun:
 
     @property
     def degradation(self) -> str:
-        return self.stages[-1].flat.get('degradation', 'BI')
+        return RunSettings.of(self.stages[-1].flat).degradation
 
     def record(self, out: Path) -> Path:
         """Where its record lies."""
@@ -279,7 +280,7 @@ class _Expansion:
     def test(self, name: str, flat: dict, chain: Sequence[Stage], seed: int) -> dict:
         """The options of the test of what a chain of stages has trained."""
         where, last = f'{self.file}: test_{name}', chain[-1]
-        stage = last.flat.get('stage', 'plain')
+        stage = RunSettings.of(last.flat).stage
         flat = merge(flat, {'name': last.flat['name'], 'stage': stage,
                             'path': {'pretrain_network_g': str(last.weights(self.root, 'g'))}})
         flat |= {'model_type': 'UDLModel', 'network_g': last.flat['network_g']}

@@ -21,6 +21,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from udl_basicsr.archs import UncertaintyNet
 from udl_basicsr.losses.base import inputs_of
 from udl_basicsr.utils.checkpoints import EMA_FIRST, ParamKey, load_network, save_atomic
+from udl_basicsr.utils.settings import LoggerSettings, RunSettings, TrainSettings, strict_load
 
 from .loss_blocks import build_loss, losses_of
 from .validation import ValidatedModel
@@ -39,6 +40,7 @@ class StepModel(ValidatedModel):
     steps in a row may be left out because a loss or gradient is not finite), ``logger.keep_last``.
 
     Attributes:
+        settings (TrainSettings): What the block ``train`` says, but for losses, optimisers and schedules.
         entries (dict[str, str | None]): Which entry of its file each network has, by its label.
         trained (nn.Module): What the step runs and the optimiser owns, wrapped for several devices.
         criteria (dict[str, nn.Module]): The losses by their option blocks.
@@ -49,9 +51,9 @@ class StepModel(ValidatedModel):
     def __init__(self, opt):
         # A copy: BasicSR pops keys out of the options (sr_model.py:113, base_model.py:114), which are not ours.
         BaseModel.__init__(self, deepcopy(opt))
-        train_opt = self.opt.get('train') or {}
-        self.amp_dtype = _AMP_DTYPES.get(train_opt.get('amp'))
-        self.memory_format = torch.channels_last if train_opt.get('channels_last') else torch.contiguous_format
+        self.settings = TrainSettings.of(self.opt.get('train'))
+        self.amp_dtype = _AMP_DTYPES.get(self.settings.amp)
+        self.memory_format = torch.channels_last if self.settings.channels_last else torch.contiguous_format
         self.scores = {}
         self.inputs, self.entries = set(), {}
         self.build_networks()
@@ -125,7 +127,7 @@ class StepModel(ValidatedModel):
             return
         usual = 'params' if self.is_train else EMA_FIRST
         param_key = param_key or path_opt.get(f'param_key_{label}', usual)
-        entry = load_network(network, path, param_key, path_opt.get(f'strict_load_{label}', True))
+        entry = load_network(network, path, param_key, strict_load(path_opt, label))
         self.entries[label] = entry
         get_root_logger().info(f'Loaded {type(network).__name__} from {path} [{entry}].')
 
@@ -134,24 +136,22 @@ class StepModel(ValidatedModel):
         net = net.to(self.device, memory_format=self.memory_format)
         if not self.is_train:
             return net
-        if self.opt['train'].get('compile'):
+        if self.settings.compile:
             net = torch.compile(net.keep_hook() if isinstance(net, UncertaintyNet) else net)
         if self.opt['dist']:
             device_ids = [torch.cuda.current_device()] if self.device.type == 'cuda' else None
             return DistributedDataParallel(
-                net, device_ids=device_ids, find_unused_parameters=self.opt.get('find_unused_parameters', False))
+                net, device_ids=device_ids, find_unused_parameters=RunSettings.of(self.opt).find_unused_parameters)
         return DataParallel(net) if self.opt['num_gpu'] > 1 else net
 
     def init_training_settings(self) -> None:
         train_opt = self.opt['train']
         self.trained.train()
-        self.accumulate = train_opt.get('accumulate') or 1
-        self.grad_clip = train_opt.get('grad_clip')
-        self.skip_nonfinite = train_opt.get('skip_nonfinite') or 0
+        self.accumulate, self.ema_decay = self.settings.accumulate, self.settings.ema_decay
+        self.grad_clip, self.skip_nonfinite = self.settings.grad_clip, self.settings.skip_nonfinite
         self.skipped, self.skipped_in_a_row = 0, 0
         self.run = {}  # what the loop wants to find again in a training state
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=train_opt.get('amp') == 'fp16')
-        self.ema_decay = train_opt.get('ema_decay') or 0
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.settings.amp == 'fp16')
         if self.ema_decay > 0:
             self.net_g_ema = build_network(self.opt['network_g']).to(self.device)
             self.net_g_ema.load_state_dict(self.net_g.state_dict())
@@ -354,7 +354,7 @@ class StepModel(ValidatedModel):
         """Networks first, the training state last: a state that exists has its networks."""
         self.save_networks('latest' if current_iter == -1 else current_iter)
         self.save_training_state(epoch, current_iter)
-        self._drop_old(self.opt.get('logger', {}).get('keep_last'))
+        self._drop_old(LoggerSettings.of(self.opt.get('logger')).keep_last)
 
     def save_training_state(self, epoch: int, current_iter: int) -> None:
         if current_iter == -1 or self.opt['rank'] != 0:

@@ -136,12 +136,12 @@ def _complete(flat: dict, debug: bool) -> None:
     if debug and isinstance(name, str) and not name.startswith('debug'):
         flat['name'] = f'debug_{name}'
     if flat.get('num_gpu') is None:
-        flat['num_gpu'] = 'auto'
+        flat['num_gpu'] = OPTIONS['num_gpu'].default
     if flat.get('path') is None:
         flat['path'] = {}
-    for block, defaults in (('val', {'save_img': False, 'suffix': None}), ('logger', {'use_tb_logger': False})):
+    for block, keys in (('val', ('save_img', 'suffix')), ('logger', ('use_tb_logger', ))):
         if isinstance(flat.get(block), dict):
-            flat[block] |= {k: v for k, v in defaults.items() if k not in flat[block]}
+            flat[block] |= {key: OPTIONS[block].kind[key].default for key in keys if key not in flat[block]}
     order = {key: i for i, key in enumerate(OPTIONS)}
     for key in sorted(flat, key=lambda k: order.get(k, len(order))):
         flat[key] = flat.pop(key)

@@ -16,6 +16,7 @@ from udl_basicsr.utils.checkpoints import CheckpointError, check_fit, network_we
 from udl_basicsr.utils.distributed import broadcast
 from udl_basicsr.utils.errors import UdlError
 from udl_basicsr.utils.files import write_text
+from udl_basicsr.utils.settings import TrainSettings
 
 from .states import check_state, trained_blocks
 
@@ -185,7 +186,7 @@ def _check(path: Path, opt: dict) -> Path:
                                   'this run another name')
         outline = trained and build_network(lookup('network', expected[label]['type']), expected[label])
         if isinstance(outline, nn.Module):
-            if label == 'g' and opt['train'].get('ema_decay'):
+            if label == 'g' and TrainSettings.of(opt['train']).ema_decay:
                 weights.append(network_weights(file, 'params_ema'))
             for given in weights:
                 check_fit(outline, given, file)
