@@ -4,6 +4,9 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from udl_basicsr.functional.distributions import DISTRIBUTIONS, QuantileDistribution
+from udl_basicsr.functional.losses import check_choice
+
 from .upsampled_conv import upsampled_conv2d
 
 
@@ -11,25 +14,43 @@ from .upsampled_conv import upsampled_conv2d
 class UDLHead(nn.Module):
     """The uncertainty head of the UDL paper: nearest x scale, conv3x3 ELU, conv3x3 ELU, conv3x3 ELU.
 
-    Since it ends in ELU, s > -1: nothing below a Laplace scale of e^-1 grey levels can be said.
+    Since it ends in ELU, s > -1: nothing below a Laplace scale of e^-1 grey levels can be said. That it may say more
+    than a Laplace scale is ours: with another ``distribution`` its last convolution is as wide as that one's maps.
 
     Args:
         num_in_ch (int): Channels of the tapped features.
         num_out_ch (int): Channels of s, those of the image.
         scale (int): From the tapped features' size to the image's.
         num_feat (int | None): Width of the two inner convolutions; None takes ``num_in_ch``, as released.
+        distribution (str): What is put out, and so which losses can train it; a name in
+            :data:`~udl_basicsr.functional.distributions.DISTRIBUTIONS`: ``'laplace'``, ``'gaussian'``,
+            ``'generalised_gaussian'`` or ``'quantile'``.
+        level (float): Of ``'quantile'``: the share of the truth between the quantiles, as the loss has it.
+
+    Raises:
+        ValueError: Unknown ``distribution``, or a ``level`` that is no probability.
+
+    Attributes:
+        distribution (Distribution): How the output is read.
     """
 
-    def __init__(self, num_in_ch: int, num_out_ch: int, scale: int, num_feat: int | None = None):
+    def __init__(self, num_in_ch: int, num_out_ch: int, scale: int, num_feat: int | None = None,
+                 distribution: str = 'laplace', level: float = 0.9):
         super().__init__()
+        check_choice('distribution', distribution, tuple(DISTRIBUTIONS))
+        kind = DISTRIBUTIONS[distribution]
+        self.distribution = kind(level) if kind is QuantileDistribution else kind()
         num_feat = num_feat or num_in_ch
         self.scale = scale
         self.conv1 = nn.Conv2d(num_in_ch, num_feat, 3, 1, 1)
         self.conv2 = nn.Conv2d(num_feat, num_feat, 3, 1, 1)
-        self.conv3 = nn.Conv2d(num_feat, num_out_ch, 3, 1, 1)
+        self.conv3 = nn.Conv2d(num_feat, kind.maps * num_out_ch, 3, 1, 1)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(N, num_in_ch, h, w) features to s, (N, num_out_ch, scale*h, scale*w), in 0-255 units, > -1."""
+        """(N, num_in_ch, h, w) features to s, (N, num_out_ch, scale*h, scale*w), in 0-255 units, > -1.
+
+        Or to the maps of another ``distribution``, (N, maps*num_out_ch, scale*h, scale*w).
+        """
         memory_format = torch.contiguous_format
         if features.is_contiguous(memory_format=torch.channels_last):
             memory_format = torch.channels_last

@@ -8,6 +8,7 @@ from basicsr.archs import build_network
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
+from udl_basicsr.functional.distributions import Distribution, LaplaceDistribution
 from udl_basicsr.utils.text import first_line
 
 from . import udl_head_arch  # noqa: F401  registers the head that is built when none is named
@@ -85,7 +86,8 @@ class UncertaintyNet(nn.Module):
             lq (Tensor): (N, C, h, w), in [0, 1].
 
         Returns:
-            tuple: mean (N, C, H, W) in [0, 1], and s (N, C, H, W), natural log of the Laplace scale in 0-255 units.
+            tuple: mean (N, C, H, W) in [0, 1], and s (N, C, H, W), natural log of the Laplace scale in 0-255 units; or
+                what else the head puts out, (N, maps*C, H, W).
         """
         if self._kept is not None:
             self._kept.clear()
@@ -94,10 +96,27 @@ class UncertaintyNet(nn.Module):
             features, mean = self._run_backbone(lq, stop_at_tap=False)
         return mean, self._log_scale(features, lq)
 
-    def log_scale(self, lq: Tensor) -> Tensor:
-        """s alone, (N, C, H, W): the backbone stops at the tap, so its tail is never computed.
+    @property
+    def distribution(self) -> Distribution:
+        """How what the head puts out is read: the head's attribute ``distribution``, or else Laplace's."""
+        return getattr(self.head, 'distribution', None) or LaplaceDistribution()
 
-        Of a head that puts out something else (SigmaHead: sigma), s is what its ``to_log_scale`` makes of that.
+    def log_scale(self, lq: Tensor) -> Tensor:
+        """s alone, (N, C, H, W), in 0-255 units: the backbone stops at the tap, so its tail is never computed."""
+        return self.distribution.log_scale(self.head_output(lq))
+
+    def interval(self, lq: Tensor, level: float) -> tuple[Tensor, Tensor]:
+        """How far the truth may lie from the image: (below, above), each (N, C, H, W), >= 0, in 0-255 units.
+
+        By what the head says, [mean - below, mean + above] holds the truth with probability ``level``; whether that is
+        so only images can tell, and a calibration widens both by one factor. As :meth:`log_scale`, without the tail.
+        """
+        return self.distribution.interval(self.head_output(lq), level)
+
+    def head_output(self, lq: Tensor) -> Tensor:
+        """What ``distribution`` reads, (N, maps*C, H, W), without the backbone's tail.
+
+        Of a head that puts out something else (SigmaHead: sigma), what its ``to_log_scale`` makes of that.
         """
         features, _ = self._run_backbone(lq, stop_at_tap=True)
         to_log_scale = getattr(self.head, 'to_log_scale', None)
@@ -142,7 +161,8 @@ class UncertaintyNet(nn.Module):
 def _check_head(head: nn.Module, tap: Tap, like: Tensor) -> None:
     """Runs a built head on features of the tap's kind; nothing of it changes."""
     name, size = type(head).__name__, 8
-    expected = (1, tap.out_channels, tap.enlargement * size, tap.enlargement * size)
+    maps = getattr(getattr(head, 'distribution', None), 'maps', 1)
+    expected = (1, maps * tap.out_channels, tap.enlargement * size, tap.enlargement * size)
     modes = [(module, module.training) for module in head.modules()]
     try:
         with torch.no_grad():
