@@ -1,41 +1,10 @@
 """Plans: which networks are trained with which losses, from which weights, for how long, and tested on what.
 
-A plan is a YAML file (``options/compare/``, ``options/papers/``)::
-
-    name: tiny                      # records: docs/results/tiny
-    title: EDSR 4×16                # the network, as it is printed
-    train: _tiny_.yml               # what all runs share: network, data, optimiser, schedule, budget (total_iter)
-    test: _tiny_test_.yml           # the data sets they are tested on
-    reference: L1                   # the method that differences are taken to
-    seeds: [0, 1, 2]
-    scales:                         # and what changes in train and test for each
-      x4: {}
-    first:                          # stage 1, shared by the methods that come after it
-      iterations: 500               # of the budget
-      ESU: {stage: esu, train: {likelihood_opt: {type: ESULoss}}}
-    methods:                        # id: how it is printed, and what it changes in train
-      L1: {label: L1, options: {stage: plain, network_u: ~, train: {pixel_opt: {type: L1Loss}}}}
-      UDL: {label: ESU → UDL, after: ESU, options: {stage: udl, train: {udl_opt: {type: UDLLoss}}}}
-
-A method with a stage before it takes its iterations from the same budget, and goes on in the same order of crops. The
-schedule of ``train`` is stretched to the length of each stage. LPIPS is measured too where its weights are at hand.
-
-A plan for a printed table adds some of these::
-
-    table: udl-5                    # what ours stands beside, an id of experiments/paper_scores.json
-    lengths: own                    # each stage as long as its own options say, and nothing is stretched
-    deterministic: true             # for all runs, as in option files
-    networks:                       # their ids are their titles; scales and methods: only these, by default all
-      EDSR-S: {base: ../_base_/edsr_s.yml}
-      HAT: {base: ../_base_/hat.yml, options: {train: {amp: bf16}}, scales: [x4], methods: [L1, UDL]}
-    first:
-      ESU: {base: ../_base_/esu.yml, train: {total_iter: 120000}}
-    methods:
-      UDL: {label: UDL, after: ESU, base: ../_base_/udl.yml}
-
-``base`` names option files (one, or a list), relative to the plan. The options of a run are merged in this order, and
-the last one wins: ``train``, what the scale changes in it, the network's base and options, the method's base and
-options.
+A plan is a YAML file (``options/compare/``, ``options/papers/``); docs/COMPARE.md describes its form. The options of a
+run are merged in this order, and the last one wins: ``train``, what the scale changes in it, the network's base and
+options, the method's base and options. A method with a stage before it takes its iterations from the same budget, and
+goes on in the same order of crops. The schedule of ``train`` is stretched to the length of each stage. LPIPS is
+measured too where its weights are at hand.
 """
 from __future__ import annotations
 

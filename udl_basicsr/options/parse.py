@@ -46,7 +46,7 @@ class Parsed:
 def parse_options(file: str, *, root_path: str, is_train: bool, force_yml: Iterable[str] = (),
                   auto_resume: bool = False, debug: bool = False, rank: int = 0, world_size: int = 1,
                   dist: bool = False, num_gpu_available: int | None = None, check_files: bool = True,
-                  deep: bool = False) -> Parsed:
+                  check_images: bool = True, deep: bool = False) -> Parsed:
     """Reads an option file, applies ``--force_yml``, and checks everything.
 
     Args:
@@ -61,6 +61,7 @@ def parse_options(file: str, *, root_path: str, is_train: bool, force_yml: Itera
         dist: whether there are several.
         num_gpu_available: number of GPUs; None asks torch.
         check_files: False leaves out every check that looks at the disk.
+        check_images: False leaves out those that look at the data sets.
         deep: decode every image (on rank 0), where else only headers are read.
 
     Returns:
@@ -72,12 +73,12 @@ def parse_options(file: str, *, root_path: str, is_train: bool, force_yml: Itera
     return _parse(file, (), root_path=root_path, is_train=is_train, force_yml=tuple(force_yml or ()),
                   auto_resume=auto_resume, debug=debug, rank=rank, world_size=world_size, dist=dist,
                   num_gpu_available=torch.cuda.device_count() if num_gpu_available is None else num_gpu_available,
-                  images=Images(deep=deep and rank == 0) if check_files else None)
+                  files=check_files, images=Images(deep=deep and rank == 0) if check_files and check_images else None)
 
 
 def _parse(file: str, parents: tuple[str, ...], *, root_path: str, is_train: bool, force_yml: tuple[str, ...],
            auto_resume: bool, debug: bool, rank: int, world_size: int, dist: bool, num_gpu_available: int,
-           images: Images | None) -> Parsed:
+           files: bool, images: Images | None) -> Parsed:
     file = osp.abspath(osp.expanduser(file))
     root_path = osp.abspath(root_path)
     flat = interpolate(apply_force_yml(load_yaml(file, references=False), force_yml), file)
@@ -89,7 +90,7 @@ def _parse(file: str, parents: tuple[str, ...], *, root_path: str, is_train: boo
     if isinstance(flat.get('stage1'), str) and is_train:
         stage1 = _parse_stage1(flat, report, (*parents, osp.realpath(file)), root_path=root_path, is_train=True,
                                force_yml=(), auto_resume=auto_resume, debug=debug, rank=rank, world_size=world_size,
-                               dist=dist, num_gpu_available=num_gpu_available, images=images)
+                               dist=dist, num_gpu_available=num_gpu_available, files=files, images=images)
         promised = _fill_stage1_weights(flat, stage1, root_path)
     elif flat.get('stage1') is not None and not is_train:
         report.add('stage1', 'belongs in a training file; remove it')
@@ -103,9 +104,10 @@ def _parse(file: str, parents: tuple[str, ...], *, root_path: str, is_train: boo
     opt = _runtime(flat, root_path, is_train, num_gpu_available)
     opt.update(dist=dist, rank=rank, world_size=world_size, auto_resume=auto_resume)
     _check_machine(opt, flat, num_gpu_available, report)
-    if images:
+    if files:
         _check_weights(flat, promised, root_path, is_train, report)
         _check_places(opt, report)
+    if images:
         check_data(opt, root_path, report, images)
         # of models that are not ours, only their code knows what they need
         if not (report.problems or checker.ours) and (problem := try_model(checker.model, opt)):
