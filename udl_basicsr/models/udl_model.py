@@ -6,6 +6,7 @@ from torch import Tensor
 
 from udl_basicsr.functional.losses import floor_share
 from udl_basicsr.utils.checkpoints import CheckpointError
+from udl_basicsr.utils.kernels import exact_kernels
 from udl_basicsr.utils.settings import RunSettings
 
 from .stage_table import STAGES
@@ -87,6 +88,7 @@ class UDLModel(StepModel):
         figures = {self.stage.figure: uncertainty.mean()}
         return losses, {**figures, 's_floor': floor_share(uncertainty)} if gives == 'log_scale' else figures
 
+    @exact_kernels()
     def log_scale(self, lq: Tensor) -> Tensor | None:
         if self.net_u is None:
             return None
