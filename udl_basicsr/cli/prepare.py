@@ -34,7 +34,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description='Makes mod-cropped HR images and their LR versions, in the folders that BasicSR expects. '
         'A run that was interrupted goes on when it is started again.')
-    parser.add_argument('source', type=Path, help='folder of HR images: PNG, JPEG, BMP')
+    parser.add_argument('source', type=Path, help='folder of HR images: PNG, JPEG, BMP, TIFF, WebP')
     parser.add_argument('--out', type=Path, required=True, help='folder in which GTmod<s>, LRbicx<s>, ... are made')
     parser.add_argument('--scale', type=scale, nargs='+', default=[2, 3, 4], help='default: 2 3 4')
     parser.add_argument('--degradation', nargs='+', choices=['bic', 'bd'], default=['bic'],
