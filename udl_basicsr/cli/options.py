@@ -5,17 +5,18 @@
 """
 from __future__ import annotations
 
-import argparse
 import shutil
 import sys
 from pathlib import Path
 
 from udl_basicsr.utils import exits, option_files
+from udl_basicsr.utils.command_line import CommandParser
 
 
 @exits.command()
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description='Lists the option files that come with the package, or copies them.')
+    parser = CommandParser(told=__doc__,
+                           description='Lists the option files that come with the package, or copies them.')
     parser.add_argument('action', nargs='?', choices=['list', 'copy'], default='list', help='default: list')
     parser.add_argument('folder', nargs='?', type=Path, help='where copies go; it must not exist')
     args = parser.parse_args(argv)

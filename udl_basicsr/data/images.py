@@ -196,8 +196,8 @@ def _unpacked(kind: bytes, content: bytes, most: int) -> int:
 def decode_rgb(data: bytes) -> tuple[np.ndarray, list[str]]:
     """Decodes the bytes of a PNG, JPEG, BMP, TIFF or WebP file.
 
-    Gray and palette images become RGB, 16-bit values of a PNG are rounded to 8 bits (v / 257), an alpha channel that is opaque
-    everywhere is dropped, and an EXIF orientation is applied. Embedded colour profiles are ignored, as they are
+    Gray and palette images become RGB, 16-bit values of a PNG are rounded to 8 bits (v / 257), an alpha channel that is
+    opaque everywhere is dropped, and an EXIF orientation is applied. Embedded colour profiles are ignored, as they are
     by OpenCV and hence by BasicSR.
 
     Args:
@@ -228,8 +228,9 @@ def decode_rgb(data: bytes) -> tuple[np.ndarray, list[str]]:
         raise ImageError(f'is larger than the {MAX_PIXELS} pixels, and {MAX_SIDE} a side, that are read: cut it into '
                          'smaller images') from error
     except Exception as error:  # damaged files make Pillow raise almost anything: OSError, SyntaxError, struct.error
-        raise ImageError('cannot be read as PNG, JPEG, BMP, WebP or TIFF of 8 bits, it is damaged, truncated or something '
-                         f'else ({str(error).partition("<")[0].strip()}): fetch it again or remove it') from error
+        reason = str(error).partition('<')[0].strip()
+        raise ImageError('cannot be read as PNG, JPEG, BMP, WebP or TIFF of 8 bits, it is damaged, truncated or '
+                         f'something else ({reason}): fetch it again or remove it') from error
     if several:
         raise ImageError(_SEVERAL)
     # Pillow reads 16-bit RGB as 8-bit by cutting off the low byte, so that the header has to be asked.

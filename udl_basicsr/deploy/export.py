@@ -205,9 +205,10 @@ def export_onnx(network: nn.Module, path: str | Path, weights: str | Path | None
     size, of the largest), at two or more sizes that differ from the example's. The batch is dynamic where the network
     allows it, else 1.
 
-    Whoever runs the file needs to know more than its graph says. The metadata have ``scale``, ``layout``, ``colour``, the
-    ``range`` of the pixels (8-bit ones divided by 255, 16-bit ones by 65535), ``mean`` (subtracted inside the graph, if at
-    all), ``udl_basicsr`` (the version), ``network`` (its options as JSON) and ``weights_sha256``, of the file ``weights``.
+    Whoever runs the file needs to know more than its graph says. The metadata have ``scale``, ``layout``, ``colour``,
+    the ``range`` of the pixels (8-bit ones divided by 255, 16-bit ones by 65535), ``mean`` (subtracted inside the
+    graph, if at all), ``udl_basicsr`` (the version), ``network`` (its options as JSON) and ``weights_sha256``, of the
+    file ``weights``.
 
     Args:
         network: In float32 on the CPU; put in evaluation mode.
