@@ -50,7 +50,8 @@ def _value(entry: Key) -> dict[str, Any]:
         what = _block(entry.kind)
     else:
         what = {'$ref': f'#/definitions/{entry.kind.what}'} if isinstance(entry.kind, Built) else entry.kind.json
-    return {'description': entry.doc, 'anyOf': [what, _NOT_HERE]}
+    default = {} if entry.default is None else {'default': entry.default}
+    return {'description': entry.doc, 'anyOf': [what, _NOT_HERE], **default}
 
 
 def _named(what: str, entry: Key) -> dict[str, Any]:
