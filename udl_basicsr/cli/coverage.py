@@ -8,16 +8,17 @@ that udl prepare has made. With --shifts also how well the mean θ tells inputs 
 """
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 from udl_basicsr.utils import exits
+from udl_basicsr.utils.command_line import CommandParser
 
 
 @exits.command()
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description='Judges calibrated intervals on images kept apart, and prints each '
+    parser = CommandParser(told=__doc__,
+                           description='Judges calibrated intervals on images kept apart, and prints each '
                                      'score with its interval over images.')
     parser.add_argument('runs', nargs='+', type=Path, metavar='RUN', help='folders of runs, experiments/<name>')
     parser.add_argument('--calibrate', nargs='*', default=[], metavar='FOLDER', help='data sets that only calibrate')
