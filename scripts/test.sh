@@ -6,7 +6,7 @@ cat << 'END'
 Checks udl_basicsr: makes or reuses the environment .venv, runs ruff, pyright, then pytest.
 The first call installs (about 3 minutes, 6 GB); the tests take a few minutes on 2 cores.
 END
-environment test ruff pytest hypothesis skimage scipy spandrel safetensors onnx onnxruntime onnxscript
+environment test ruff pytest hypothesis playwright skimage scipy spandrel safetensors onnx onnxruntime onnxscript
 step 'ruff' "$PYTHON" -m ruff check .
 if can_import "$PYTHON" basedpyright; then  # pyright, with Node.js in its wheel
     step 'pyright' "$PYTHON" -m basedpyright --pythonpath "$PYTHON" --level error
