@@ -6,7 +6,7 @@ cat << 'END'
 Checks udl_basicsr: makes or reuses the environment .venv, runs ruff, then pytest.
 The first call installs (about 3 minutes, 6 GB); the tests take a few minutes on 2 cores.
 END
-environment test ruff pytest hypothesis skimage scipy spandrel safetensors onnx onnxruntime onnxscript
+environment test ruff pytest hypothesis playwright skimage scipy spandrel safetensors onnx onnxruntime onnxscript
 step 'ruff' "$PYTHON" -m ruff check .
 step 'pytest' "$PYTHON" -m pytest "$@"
 printf '\nAll checks passed in %d s.\n' "$SECONDS"
