@@ -3,6 +3,8 @@
 Ning et al., Uncertainty-Driven Loss for Single Image Super-Resolution, NeurIPS 2021, figure 2. What differs: the paper
 builds the second branch into each network by hand; here any registered network is the backbone and stays as it is.
 """
+from typing import Any
+
 import torch
 from basicsr.archs import build_network
 from basicsr.utils.registry import ARCH_REGISTRY
@@ -65,7 +67,7 @@ class UncertaintyNet(nn.Module):
         self.mean_network = backbone if built else build_network(backbone)
         found = find_tap(self.mean_network, {'type': type(backbone).__name__} if built else backbone, tap)
         self.tap, self.scale, self._tap_calls = found.name, found.scale, found.calls
-        self._kept = None
+        self._hooked, self._kept = False, []
         if isinstance(head, nn.Module):
             _check_head(head, found, next(self.mean_network.parameters(), torch.zeros(0)))
             self.head = head
@@ -89,7 +91,7 @@ class UncertaintyNet(nn.Module):
             tuple: mean (N, C, H, W) in [0, 1], and s (N, C, H, W), natural log of the Laplace scale in 0-255 units; or
                 what else the head puts out, (N, maps*C, H, W).
         """
-        if self._kept is not None:
+        if self._hooked:
             self._kept.clear()
             mean, features = self.mean_network(lq), self._kept[-1]
         else:
@@ -125,7 +127,7 @@ class UncertaintyNet(nn.Module):
 
     def keep_hook(self) -> 'UncertaintyNet':
         """Hooks the tap for good, for torch.compile, which knows only the hooks that are there when it traces."""
-        self._kept = []
+        self._hooked, self._kept = True, []
         tap = self.mean_network.get_submodule(self.tap)
         tap.register_forward_pre_hook(
             lambda _, args, kwargs: self._kept.append(first_tensor(args, kwargs)), with_kwargs=True)
@@ -136,7 +138,8 @@ class UncertaintyNet(nn.Module):
         height, width = (self.scale * size for size in lq.shape[-2:])
         return self.head(features)[..., :height, :width]
 
-    def _run_backbone(self, lq: Tensor, stop_at_tap: bool) -> tuple[Tensor, Tensor | None]:
+    def _run_backbone(self, lq: Tensor, stop_at_tap: bool) -> tuple[Tensor, Any]:
+        """What the tap was given last, and the image, or None where the backbone stopped before it."""
         tap = self.mean_network.get_submodule(self.tap)
         seen = []
 
