@@ -9,6 +9,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
 from udl_basicsr.functional.distributions import Distribution, LaplaceDistribution
+from udl_basicsr.functional.losses import DETACH, check_choice
 from udl_basicsr.utils.text import first_line
 
 from . import udl_head_arch  # noqa: F401  registers the head that is built when none is named
@@ -36,6 +37,10 @@ class UncertaintyNet(nn.Module):
         tap (str | None): Name of a module of the backbone, as in ``named_modules()``. None takes the backbone's own
             default: its class attribute ``default_tap``, a name or several of which the first that runs is taken. Our
             own networks and spandrel's have it; those of BasicSR's are in ``taps.DEFAULT_TAPS``.
+        detach (str): With ``'features'`` and ``'all'`` no gradient goes from the head into the backbone, with
+            ``'none'`` and ``'mean'`` it does. What goes into the image is the affair of the losses, whose ``detach``
+            has the same names.
+        freeze (bool): The backbone is a constant: its weights take no gradient, and it stays in eval mode.
 
     Attributes:
         mean_network (nn.Module): The bare backbone, unchanged.
@@ -46,6 +51,7 @@ class UncertaintyNet(nn.Module):
         TapError: No such tap (the message lists those that exist), or a tap whose input is not a feature map; or a
             built head that does not fit.
         TypeError: A backbone or a head that is neither.
+        ValueError: Unknown ``detach``.
 
     Example:
         >>> import torch
@@ -56,29 +62,42 @@ class UncertaintyNet(nn.Module):
         (1, 3, 16, 16)
     """
 
-    def __init__(self, backbone: dict | nn.Module, head: dict | nn.Module | None = None, tap: str | None = None):
+    def __init__(self, backbone: dict | nn.Module, head: dict | nn.Module | None = None, tap: str | None = None,
+                 detach: str = 'none', freeze: bool = False):
         super().__init__()
+        check_choice('detach', detach, DETACH)
         for name, given in (('backbone', backbone), ('head', {} if head is None else head)):
             if not isinstance(given, (dict, nn.Module)):
                 raise TypeError(f'{name}: expected {{type: ..., ...}} or a network, got {type(given).__name__}')
         built = isinstance(backbone, nn.Module)
         self.mean_network = backbone if built else build_network(backbone)
-        found = find_tap(self.mean_network, {'type': type(backbone).__name__} if built else backbone, tap)
-        self.tap, self.scale, self._tap_calls = found.name, found.scale, found.calls
-        self._kept = None
-        if isinstance(head, nn.Module):
-            _check_head(head, found, next(self.mean_network.parameters(), torch.zeros(0)))
-            self.head = head
-            return
-        self.head = build_network({
-            'type': 'UDLHead',
-            **(head or {}),
-            'num_in_ch': found.channels,
-            'num_out_ch': found.out_channels,
-            'scale': found.enlargement,
-        })
-        if built and (weights := next(self.mean_network.parameters(), None)) is not None:
-            self.head.to(weights)  # the device and the type of the numbers
+        self.detach, self.freeze, self._kept = detach, freeze, None
+        # What is random after this is what it would be without a head: the same noise, the same dropout.
+        with torch.random.fork_rng(devices=[]):
+            found = find_tap(self.mean_network, {'type': type(backbone).__name__} if built else backbone, tap)
+            self.tap, self.scale, self._tap_calls = found.name, found.scale, found.calls
+            if isinstance(head, nn.Module):
+                _check_head(head, found, next(self.mean_network.parameters(), torch.zeros(0)))
+                self.head = head
+            else:
+                self.head = build_network({
+                    'type': 'UDLHead',
+                    **(head or {}),
+                    'num_in_ch': found.channels,
+                    'num_out_ch': found.out_channels,
+                    'scale': found.enlargement,
+                })
+                if built and (weights := next(self.mean_network.parameters(), None)) is not None:
+                    self.head.to(weights)  # the device and the type of the numbers
+        if freeze:
+            self.mean_network.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> 'UncertaintyNet':
+        """As of any network, but for a backbone that is frozen: batch norm would go on learning."""
+        super().train(mode)
+        if self.freeze:
+            self.mean_network.eval()
+        return self
 
     def forward(self, lq: Tensor) -> tuple[Tensor, Tensor]:
         """
@@ -94,6 +113,8 @@ class UncertaintyNet(nn.Module):
             mean, features = self.mean_network(lq), self._kept[-1]
         else:
             features, mean = self._run_backbone(lq, stop_at_tap=False)
+        if self.detach in ('features', 'all'):
+            features = features.detach()
         return mean, self._log_scale(features, lq)
 
     @property

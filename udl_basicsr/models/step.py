@@ -99,6 +99,11 @@ class StepModel(ValidatedModel):
         """``{label: network}``, wrapped as they run, in the order of ``optimizers``: each has one of its own."""
         return {'g': self.trained}
 
+    def clipped_apart(self, label: str) -> dict[str, list[Tensor]]:
+        """The parameters of a network in training, in groups with a norm of the gradient each, by its log name."""
+        return {'grad_norm' if label == 'g' else f'grad_norm_{label}':
+                list(self.networks_in_training()[label].parameters())}
+
     @staticmethod
     def trained_blocks(opt: dict) -> dict[str, tuple[dict, dict]]:
         """``{label: (block of the network, block of its optimiser)}`` in the order of ``optimizers``, from runtime
@@ -200,11 +205,12 @@ class StepModel(ValidatedModel):
         self.given = {key: data[key].to(self.device, non_blocking=True) for key in self.inputs if key in data}
         self.images = data.get('lq_path', ())
 
-    def losses(self, pred: Tensor, **inputs: Tensor) -> dict:
+    def losses(self, pred: Tensor, own: dict[str, dict] | None = None, **inputs: Tensor) -> dict:
         """The losses of :attr:`listed` by their log names, in float32 outside of autocast.
 
         Args:
             pred (Tensor): What the trained network made of ``lq``.
+            own (dict): What a single loss gets in the place of these inputs, by its option block.
             inputs (Tensor): All that losses may need, by name: ``target``, ``lq``, what the batch holds beside these,
                 and what the model has computed.
         """
@@ -212,7 +218,7 @@ class StepModel(ValidatedModel):
         with torch.autocast(self.device.type, enabled=False):
             pred = pred.float()
             for key, criterion in self.listed.items():
-                losses.update(losses_of(key, criterion, pred, inputs))
+                losses.update(losses_of(key, criterion, pred, inputs | (own or {}).get(key, {})))
         return losses
 
     def optimize_parameters(self, current_iter: int) -> None:
@@ -235,8 +241,8 @@ class StepModel(ValidatedModel):
             self._backward(compute_losses)
             for label in labels:
                 self.scaler.unscale_(optimizers[label])
-                self._log['grad_norm' if label == 'g' else f'grad_norm_{label}'] = nn.utils.clip_grad_norm_(
-                    networks[label].parameters(), self.grad_clip or float('inf'))
+                for name, parameters in self.clipped_apart(label).items():
+                    self._log[name] = nn.utils.clip_grad_norm_(parameters, self.grad_clip or float('inf'))
             if not self._all_finite():
                 for buffer, before in buffers:
                     buffer.copy_(before)
