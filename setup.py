@@ -20,7 +20,8 @@ setup(
     # The option files lie at the top of the repository, where users of BasicSR look for them.
     package_dir={'udl_basicsr.option_files': 'options'},
     package_data={'udl_basicsr.experiments': ['*.json'], 'udl_basicsr.reports': ['templates/*'],
-                  'udl_basicsr.option_files': ['*.yml', '*/*.yml', '*/*/*.yml']},
+                  'udl_basicsr.option_files': ['*.yml', '*/*.yml', '*/*/*.yml'],
+                  'udl_basicsr': ['weights/*']},
     # BasicSR 1.4.2's setup.py fails on 3.13 (`locals()` in a function no longer sees what exec defined).
     python_requires='>=3.10,<3.13',
     install_requires=[
@@ -33,6 +34,7 @@ setup(
         'opencv-python>=4.9',
         'pillow>=10.0',
         'pyyaml>=6.0',
+        'safetensors>=0.8',
         'scipy>=1.11',
         'setuptools',  # BasicSR imports distutils, which Python 3.12 lacks and setuptools provides
         'tqdm>=4.66',

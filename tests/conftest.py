@@ -1,4 +1,5 @@
 """Shared by all tests: fixed seeds, and a project folder with tiny images and runs."""
+import os
 from pathlib import Path
 
 import cv2
@@ -15,7 +16,21 @@ from basicsr.utils import get_root_logger
 
 from udl_basicsr.options.parse import parse_options
 
+# Tests compare with what a CPU computes, so a GPU is hidden from all but those in tests/gpu, which have their own run:
+# UDL_TEST_DEVICE=cuda python -m pytest tests/gpu (cpu rehearses them). Before anything asks CUDA.
+DEVICE = os.environ.get('UDL_TEST_DEVICE', '')
+if DEVICE != 'cuda':
+    os.environ['CUDA_VISIBLE_DEVICES'] = ''
+_FOR_GPUS = Path(__file__).parent / 'gpu'
+
 get_root_logger()  # here, or its stream would be that of the test that logs first, which closes it
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.is_relative_to(_FOR_GPUS) != bool(DEVICE):
+            item.add_marker(pytest.mark.skip('UDL_TEST_DEVICE is set, which is for tests/gpu' if DEVICE else
+                                             'for a GPU: UDL_TEST_DEVICE=cuda python -m pytest tests/gpu'))
 
 
 @pytest.fixture(autouse=True)
@@ -98,7 +113,12 @@ _STAGES = {
 
 
 class Project:
-    """A folder with the option files ``plain.yml``, ``esu.yml`` and ``udl.yml`` of tiny runs on the CPU."""
+    """A folder with the option files ``plain.yml``, ``esu.yml`` and ``udl.yml`` of tiny runs, on the CPU unless told.
+
+    Attributes:
+        gpus (int): That the options are told of.
+    """
+    gpus = 0
 
     def __init__(self, root: Path, pairs: Path):
         self.root, self.pairs = root, pairs
@@ -109,7 +129,7 @@ class Project:
 
     def parse(self, stage: str, *force: str, is_train: bool = True, **kwargs):
         return parse_options(str(self.root / f'{stage}.yml'), root_path=str(self.root), is_train=is_train,
-                             force_yml=force, num_gpu_available=0, **kwargs)
+                             force_yml=force, num_gpu_available=self.gpus, **kwargs)
 
     def model(self, stage: str, *force: str, **kwargs):
         """A model ready to train, without data and folders."""

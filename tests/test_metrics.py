@@ -1,6 +1,7 @@
 """Metrics against SciPy, brute force and closed forms; their option blocks; a validation; the report."""
 import importlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -21,6 +22,8 @@ from udl_basicsr import metrics
 from udl_basicsr.data.loader import build_dataset
 from udl_basicsr.functional import uncertainty as F
 from udl_basicsr.functional.log_scale_maps import encode_log_scale
+from udl_basicsr.losses.perceptual import build_lpips
+from udl_basicsr.metrics import perceptual
 from udl_basicsr.metrics.fidelity import Fidelity, y_channel
 from udl_basicsr.metrics.perceptual import _judge
 from udl_basicsr.options.parse import OptionError
@@ -261,7 +264,7 @@ def test_registered_metrics_crop_and_know_their_channels():
 def test_lpips_is_that_of_the_package(net):
     img, img2 = photograph(1, 48, 56), photograph(2, 48, 56)
     value = metrics.calculate_lpips(img, img2, crop_border=4, net=net, random_weights=True, better='lower')
-    judge = _judge(net, '0.1', None, True).model
+    judge = _judge(net, '0.1', None, True, 'cpu').model
     assert type(judge) is lpips.LPIPS  # called by hand, past all of our own code
 
     def rgb(image):  # in [-1, 1]
@@ -276,6 +279,28 @@ def test_lpips_is_that_of_the_package(net):
     assert metrics.calculate_lpips(img, img, net=net, random_weights=True) == 0
     assert metrics.calculate_lpips(img[..., 0], img2[..., 0], net=net, random_weights=True) == pytest.approx(
         metrics.calculate_lpips(img[..., :1].repeat(3, 2), img2[..., :1].repeat(3, 2), net=net, random_weights=True))
+
+
+def test_one_lpips_judge_serves_all_threads(monkeypatch):
+    """Images are measured in several threads at once; each would load a judge, and a random one be another network."""
+    built = []
+    monkeypatch.setattr(perceptual, 'build_lpips', lambda **kwargs: built.append(kwargs) or build_lpips(**kwargs))
+    _judge.cache_clear()
+    img, img2 = photograph(1, 48, 56), photograph(2, 48, 56)
+    with ThreadPoolExecutor(4) as threads:
+        values = list(threads.map(lambda _: metrics.calculate_lpips(img, img2, net='squeeze', random_weights=True),
+                                  range(4)))
+    assert len(built) == 1
+    assert values == [values[0]] * 4
+
+
+def test_lpips_judges_where_the_model_is(project, monkeypatch):
+    """num_gpu: 0 on a machine with a GPU, which this one would notice not to have."""
+    lpips_opt = {'type': 'calculate_lpips', 'net': 'squeeze', 'random_weights': True}
+    model = project.model('plain', 'num_gpu=0', force({'lpips': lpips_opt}))
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    img = photograph(1, 48, 56)
+    assert model._measure(img, img, None) == {'lpips': 0}
 
 
 def test_protocol_names_the_judge():

@@ -408,7 +408,8 @@ def test_stock_models_take_what_their_source_reads(parse, train_opt):
                      'gan_opt': {'type': 'GANLoss', 'gan_type': 'vanilla', 'loss_weight': 5e-3}}
     gan['path']['strict_load_d'] = True
     parse(gan)
-    assert "train.net_d_itters: unknown key; did you mean 'net_d_iters'" in refused(parse, gan, 'train:net_d_itters=1')
+    warning, = parse(gan, ['train:net_d_itters=1']).warnings
+    assert "train.net_d_itters: unknown key; did you mean 'net_d_iters'" in warning
     assert 'VGGStyleDiscriminator has no such argument' in refused(parse, gan, 'network_d:num_feats=3')
     assert 'train.optim_d.beta' in refused(parse, gan, 'train:optim_d:beta=1')
     assert 'train.accumulate: ESRGANModel does not read this key' in refused(parse, gan, 'train:accumulate=2')

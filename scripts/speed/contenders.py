@@ -63,7 +63,7 @@ class Case:
 
     def options(self) -> dict:
         """``network_g`` of an option file."""
-        block = {**NETWORKS[self.network], 'num_in_ch': 3, 'num_out_ch': 3, 'upscale': self.scale}
+        block = {**NETWORKS[self.network], 'upscale': self.scale}
         return {**block, 'num_feat': self.width} if self.width else block
 
     def data(self, device: torch.device) -> dict[str, Tensor]:
@@ -78,13 +78,16 @@ class Case:
         return f'{self.network} ×{self.scale}, batch {self.batch} of {self.patch}×{self.patch}'
 
 
+_RGB = {'num_in_ch': 3, 'num_out_ch': 3}
 NETWORKS = {
-    'EDSR-S': {'type': 'EDSR', 'num_feat': 64, 'num_block': 16},
-    'EDSR': {'type': 'EDSR', 'num_feat': 256, 'num_block': 32, 'res_scale': 0.1},
-    'RCAN': {'type': 'RCAN', 'num_feat': 64, 'num_group': 10, 'num_block': 20, 'squeeze_factor': 16},
+    'EDSR-S': {'type': 'EDSR', **_RGB, 'num_feat': 64, 'num_block': 16},
+    'EDSR': {'type': 'EDSR', **_RGB, 'num_feat': 256, 'num_block': 32, 'res_scale': 0.1},
+    'RCAN': {'type': 'RCAN', **_RGB, 'num_feat': 64, 'num_group': 10, 'num_block': 20, 'squeeze_factor': 16},
     'SwinIR': {'type': 'SwinIR', 'img_size': 48, 'window_size': 8, 'embed_dim': 180, 'depths': [6] * 6,
                'num_heads': [6] * 6, 'mlp_ratio': 2, 'upsampler': 'pixelshuffle', 'img_range': 1.},
-    'tiny': {'type': 'EDSR', 'num_feat': 8, 'num_block': 1},  # where what is beside the network is looked at
+    'HAT': {'type': 'HAT', 'img_size': 64, 'window_size': 16, 'embed_dim': 180, 'depths': [6] * 6, 'num_heads': [6] * 6,
+            'mlp_ratio': 2, 'compress_ratio': 3, 'squeeze_factor': 30, 'upsampler': 'pixelshuffle'},
+    'tiny': {'type': 'EDSR', **_RGB, 'num_feat': 8, 'num_block': 1},  # where what is beside the network is looked at
 }
 
 

@@ -48,15 +48,17 @@ class Plan:
         return paired(contenders, self.rounds, warmup, self.seconds * share, title, CLOCKS[self.clock])
 
 
-def make_plan(device: torch.device, quick: bool, networks: Sequence[str] = ('EDSR-S', 'EDSR', 'RCAN', 'SwinIR'),
+def make_plan(device: torch.device, quick: bool, networks: Sequence[str] | None = None,
               batch: int | None = None, patch: int | None = None, rounds: int | None = None,
               seconds: float | None = None, clock: str = 'wall',
               compiled: Sequence[str] | None = None) -> Plan:
     """A plan for a device; what is None follows from the device and from ``quick`` (two minutes on two CPU cores)."""
     gpu = device.type == 'cuda'
+    networks = networks or (('EDSR-S', ) if quick else ('EDSR-S', 'EDSR', 'RCAN', 'SwinIR'))
     if quick:
         case = Case(batch=batch or (16 if gpu else 2), patch=patch or (48 if gpu else 24))
-        return Plan((case, ), rounds or 9, seconds or 15, compiled=tuple(compiled or ()), images=10, clock=clock)
+        cases = tuple(replace(case, network=name) for name in networks)
+        return Plan(cases, rounds or 9, seconds or 15, compiled=tuple(compiled or ()), images=10, clock=clock)
     base = Case(batch=batch or (16 if gpu else 4), patch=patch or 48)
     large = Case(batch=16 if gpu else 1, patch=48 if gpu else 16)
     cases = tuple(replace(base if name == 'EDSR-S' else large, network=name) for name in networks)

@@ -6,7 +6,7 @@
     udl compare options/compare/tiny_x4.yml --trial         # all of it in minutes, of no value
 
 Each run leaves a record in docs/results/<name>/, from which tables, figures and the report are made. What is there is
-not made again; stopped, it goes on with the same command. One run on each GPU, or --jobs runs on the CPU.
+not made again; stopped, it goes on with the same command. --jobs runs at a time on each GPU, or on the CPU.
 """
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def main(argv: list[str] | None = None) -> int:
                         '(x4), methods and seeds (seed0)')
     parser.add_argument('--methods', nargs='+', help='only these')
     parser.add_argument('--seeds', nargs='+', type=int, help='these instead of the seeds of the plan')
-    parser.add_argument('--jobs', type=_count, default=1, help='runs at a time where there is no GPU, each best with '
-                        'OMP_NUM_THREADS=1; default 1')
+    parser.add_argument('--jobs', type=_count, default=1, help='runs at a time on each GPU, or on the CPU, each best '
+                        'with OMP_NUM_THREADS=1; default 1')
     parser.add_argument('--out', type=Path, help='folder of the records; default docs/results/<name>')
     parser.add_argument('--root', type=Path, default=Path.cwd(),
                         help='where experiments/ and results/ are; default: here')

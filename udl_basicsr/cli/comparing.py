@@ -7,8 +7,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from udl_basicsr.experiments import runner, trial
 from udl_basicsr.experiments.overview import describe_runs
 from udl_basicsr.experiments.plan import Plan, PlannedRun, read_plan, select
@@ -19,12 +17,13 @@ from udl_basicsr.options.parse import OptionError
 from udl_basicsr.reports.paper_tables import paper_table
 from udl_basicsr.training.interrupts import EXIT_INTERRUPTED
 from udl_basicsr.training.run_folder import EXIT_BUSY
+from udl_basicsr.utils.gpus import gpu_names
 
 
 def run(args: argparse.Namespace) -> int:
     root = args.root.resolve()
     plan = read_plan(args.plan, root, args.seeds)
-    gpus = list(range(torch.cuda.device_count())) or [None] * args.jobs
+    gpus = (gpu_names() or [None]) * args.jobs  # one after another on each before a second one anywhere
     if args.trial:
         return try_all(args, root / 'trials' / plan.name, gpus)
     runs = choose(plan, args)

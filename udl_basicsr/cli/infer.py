@@ -1,6 +1,7 @@
 """Super-resolves pictures: files and folders in, files out. No ground truth is needed.
 
 Examples:
+    udl infer photo.jpg --out sr                                   with the small networks that come with the package
     udl infer photos --out photos_x4 --weights experiments/EDSR_UDL_x4/models/net_g_latest.pth
     udl infer a.png b.jpg --out sr --weights net_g.safetensors -opt options/train_EDSR_UDL_x4.yml
     udl infer photos --out sr --weights experiments/EDSR_UDL_x4/models/net_g_latest.pth \\
@@ -17,8 +18,18 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from udl_basicsr.utils import exits
+from udl_basicsr.utils.shipped_weights import SCALES, locate_weights
+
+
+def weights_file(text: str) -> str:
+    """For argparse: the path of weights, ``udl:NAME`` too."""
+    try:
+        return locate_weights(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -40,11 +51,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('inputs', nargs='+', metavar='INPUT',
                         help='picture (PNG, JPEG, BMP, TIFF, WebP), or folder, with the folders in it')
     parser.add_argument('--out', required=True, metavar='FOLDER', help='for the results; folders are kept')
-    parser.add_argument('--weights', required=True, metavar='FILE', help='net_g_*.pth or .safetensors')
+    parser.add_argument('--weights', type=weights_file, metavar='FILE',
+                        help='net_g_*.pth or .safetensors; default: udl:UDL_x4, the small network that comes with the '
+                        'package, with its uncertainty')
+    parser.add_argument('--scale', type=int, choices=SCALES, metavar='N',
+                        help='of the networks that come with the package: 2, 3 or 4; default 4')
     parser.add_argument('-opt', metavar='YAML', help="option file with network_g; default: the one in the weights' run")
     parser.add_argument('--param-key', metavar='KEY',
                         help='entry of the weights; default: params_ema where there is one, else params')
-    parser.add_argument('--uncertainty', metavar='FILE',
+    parser.add_argument('--uncertainty', type=weights_file, metavar='FILE',
                         help='net_u_*.pth: also write s, -2 (black) to 6 (white), as <name>_log_scale.png, 16 bits')
     parser.add_argument('--tile', type=whole(8), metavar='N', help='restore tiles of N x N input pixels: less memory')
     parser.add_argument('--overlap', type=whole(0), metavar='M', default=32,
@@ -57,7 +72,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                         help="of the results; same: each its input's; default png")
     parser.add_argument('--overwrite', action='store_true',
                         help='make again what exists, also with other weights or options')
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    args.shipped = args.weights is None
+    if not args.shipped and args.scale:
+        parser.error('--scale chooses among the networks that come with the package; --weights has its own scale')
+    if args.shipped:
+        scale = args.scale or 4
+        args.weights = weights_file(f'udl:UDL_x{scale}')
+        args.uncertainty = args.uncertainty or weights_file(f'udl:ESU_x{scale}')
+    return args
 
 
 @exits.command('Run the same command again; it goes on where it stopped.')
@@ -80,6 +103,9 @@ def main(argv: list[str] | None = None) -> int:
     except (InferenceError, ExportError, OptionError, CheckpointError) as error:
         print(f'Nothing was done:\n{error}', file=sys.stderr)
         return 2
+    if args.shipped:
+        print(f'With {Path(args.weights).stem} and {Path(args.uncertainty).stem}, small networks for a first look; '
+              'others with --weights')
     if plan.passed_over:
         print('Passed over in the folders, no pictures that can be read: '
               + ', '.join(f'{count} {ending}' for ending, count in sorted(plan.passed_over.items())))

@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from udl_basicsr.utils.checkpoints import CheckpointError, load_network
 from udl_basicsr.utils.files import write_atomically
+from udl_basicsr.utils.kernels import exact_kernels
 
 from .source_images import WholeImages
 from .uncertainty_maps import (
@@ -188,7 +189,7 @@ class UncertaintyCache:
         def compute() -> dict:
             network.to(device)
             note('')  # ends a line that a killed process left unfinished
-            with torch.inference_mode():
+            with torch.inference_mode(), exact_kernels():
                 loader = DataLoader(Subset(images, rest), batch_size=None, num_workers=workers,
                                     multiprocessing_context=start_method() if workers else None)
                 for name, lq, source in tqdm(loader, 'uncertainty', unit='image', disable=rank != 0,

@@ -167,17 +167,18 @@ def build_from(block: dict, weights: dict[str, Tensor], path: str | Path) -> nn.
 
 
 # ---------------------------------------------------------------------------------------------------- safetensors
-def export_safetensors(weights: dict[str, Tensor], path: str | Path, blocks: dict | None = None) -> None:
+def export_safetensors(weights: dict[str, Tensor], path: str | Path, blocks: dict | None = None,
+                       facts: dict[str, str] | None = None) -> None:
     """Writes weights as safetensors, bit for bit.
 
     The metadata hold ``format: pt`` and, where ``blocks`` are known, ``network`` (the type of network_g) and
-    ``networks``, the blocks as JSON, which :func:`find_options` reads back.
+    ``networks``, the blocks as JSON, which :func:`find_options` reads back; and ``facts``.
 
     Raises:
         ExportError: safetensors is missing, the file cannot be written, or reads back as something else.
     """
     safetensors = require('safetensors.torch')
-    metadata = {'format': 'pt'}
+    metadata = {**(facts or {}), 'format': 'pt'}
     if blocks:
         metadata |= {'network': blocks['network_g']['type'], 'networks': json.dumps(blocks)}
     # cloned: safetensors refuses tensors that share memory

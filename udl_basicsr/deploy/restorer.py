@@ -14,6 +14,7 @@ from udl_basicsr.data.images import ImageError
 from udl_basicsr.functional.log_scale_maps import encode_log_scale
 from udl_basicsr.models import inference
 from udl_basicsr.utils.checkpoints import EMA_FIRST, ParamKey
+from udl_basicsr.utils.kernels import exact_kernels
 
 from .export import ExportError, build_loaded, find_options
 from .infer_plan import InferenceError, PictureJob
@@ -176,7 +177,8 @@ class Restorer:
 
     def _forward(self, network: inference.Restore, lq: Tensor) -> Tensor:
         device = torch.device(self.device)
-        with torch.no_grad(), torch.autocast(device.type, _AMP.get(self.amp), enabled=self.amp is not None):
+        short = torch.autocast(device.type, _AMP.get(self.amp), enabled=self.amp is not None)
+        with torch.no_grad(), exact_kernels(), short:
             return network(lq.to(device)).float().cpu()
 
 

@@ -91,16 +91,17 @@ def write_options(runs: Iterable[PlannedRun]) -> None:
 
 # ---------------------------------------------------------------- one run, in a process of its own
 
-def make(run: PlannedRun, out: Path, root: Path, log: Path, gpu: int | None, first_only: bool = False) -> None:
+def make(run: PlannedRun, out: Path, root: Path, log: Path, gpu: str | None, first_only: bool = False) -> None:
     """Trains, tests and records one run; ends the process with its exit status.
 
     Args:
+        gpu: Which one it sees, as ``CUDA_VISIBLE_DEVICES`` names it; None leaves that as it is.
         first_only: Trains the stage before and nothing else.
     """
     end_with_parent()
     multiprocessing.set_start_method(None, force=True)  # data workers need no server that imports all anew
     if gpu is not None:
-        os.environ['CUDA_VISIBLE_DEVICES'] = str(gpu)
+        os.environ['CUDA_VISIBLE_DEVICES'] = gpu
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, 'a', encoding='utf-8') as file:
         os.dup2(file.fileno(), 1)
@@ -136,8 +137,8 @@ class Event:
     seconds: float = 0.  # of its processes; of stage 1, that of the run that it was trained for
 
 
-def make_all(runs: list[PlannedRun], out: Path, root: Path, gpus: list[int | None]) -> Iterator[Event]:
-    """Makes the records that are missing, one run on each of ``gpus`` (``[None]``: one after another on the CPU).
+def make_all(runs: list[PlannedRun], out: Path, root: Path, gpus: list[str | None]) -> Iterator[Event]:
+    """Makes the records that are missing, one run on each of ``gpus`` (see :func:`gpu_names`; None is the CPU).
 
     Every run has a process of its own, so that one that fails takes no other with it. When this generator is closed,
     the runs in progress save their state and end; they go on the next time.

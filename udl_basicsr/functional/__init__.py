@@ -1,4 +1,17 @@
 """The formulas, as pure functions of tensors (losses, weights) and of arrays (what an uncertainty is worth)."""
+from .intervals import (
+    auroc,
+    binned_spread,
+    coverage,
+    coverage_map,
+    ence,
+    inside,
+    interval_score,
+    laplace_crps,
+    laplace_half_width,
+    stratified_risks,
+    uce,
+)
 from .losses import (
     adaptive_sigma,
     draw_noise,
@@ -15,6 +28,16 @@ from .losses import (
     sobel_maps,
     ssim_map,
 )
+from .risk_control import (
+    TooFewImagesError,
+    hoeffding_bentkus,
+    images_needed,
+    interval_risks,
+    largest_threshold,
+    mask_risks,
+    risk_limit,
+    smallest_factor,
+)
 from .tlw import (
     expected_likelihood_loss,
     fixed_sum,
@@ -27,6 +50,7 @@ from .tlw import (
 )
 from .uncertainty import (
     area_between,
+    aurg,
     ause,
     average_ranks,
     calibration_curve,
@@ -41,10 +65,13 @@ from .uncertainty import (
     spearman,
 )
 
-__all__ = ['adaptive_sigma', 'area_between', 'ause', 'average_ranks', 'calibration_curve', 'calibration_error',
-           'draw_noise', 'expected_l1_map', 'expected_likelihood_loss', 'fixed_sum', 'floor_share',
-           'gaussian_log_likelihood', 'gaussian_nll_terms', 'gradient_map', 'gradient_variance_maps', 'gram_terms',
-           'judged_distances', 'k_schedule', 'laplace_log_likelihood', 'laplace_nll_terms', 'luma', 'noisy_l1_map',
-           'oracle_curve', 'pixel_error', 'predictive_log_likelihood', 'recalibration_factor', 'relaxed_bernoulli',
-           'scale_log_scale', 'sigma_psnr', 'sobel_maps', 'sparsification_curve', 'spearman', 'sr_weights',
-           'ssim_map', 'weight_criterion']
+__all__ = ['TooFewImagesError', 'adaptive_sigma', 'area_between', 'aurg', 'auroc', 'ause', 'average_ranks',
+           'binned_spread', 'calibration_curve', 'calibration_error', 'coverage', 'coverage_map', 'draw_noise', 'ence',
+           'expected_l1_map', 'expected_likelihood_loss', 'fixed_sum', 'floor_share', 'gaussian_log_likelihood',
+           'gaussian_nll_terms', 'gradient_map', 'gradient_variance_maps', 'gram_terms', 'hoeffding_bentkus',
+           'images_needed', 'inside', 'interval_risks', 'interval_score', 'judged_distances', 'k_schedule',
+           'laplace_crps', 'laplace_half_width', 'laplace_log_likelihood', 'laplace_nll_terms', 'largest_threshold',
+           'luma', 'mask_risks', 'noisy_l1_map', 'oracle_curve', 'pixel_error', 'predictive_log_likelihood',
+           'recalibration_factor', 'relaxed_bernoulli', 'risk_limit', 'scale_log_scale', 'sigma_psnr',
+           'smallest_factor', 'sobel_maps', 'sparsification_curve', 'spearman', 'sr_weights', 'ssim_map',
+           'stratified_risks', 'uce', 'weight_criterion']

@@ -13,7 +13,7 @@ LEVELS = np.arange(1, 50) / 50
 """Expected coverages of a calibration curve: 2, 4, …, 98 %."""
 
 
-def _pair(error: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def flat_pair(error: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Both as flat float64 arrays, refused where no formula holds."""
     if np.shape(error) != np.shape(scale):
         raise ValueError(f'expected an error and a scale for each pixel, got the shapes {np.shape(error)} and '
@@ -36,7 +36,7 @@ def laplace_log_likelihood(error: np.ndarray, scale: np.ndarray) -> float:
 
     The density is one over grey levels; for pixels in [0, 1] add ln 255 = 5.54.
     """
-    error, scale = _pair(error, scale)
+    error, scale = flat_pair(error, scale)
     return float(np.mean(-np.log(2 * scale) - error / scale))
 
 
@@ -54,7 +54,7 @@ def predictive_log_likelihood(error: np.ndarray, sigma: np.ndarray) -> float:
     With σ as it is predicted and both in [0, 1] this is the PLL of He and Cheng, "Revisiting L1 Loss in
     Super-Resolution", eq. 11. In other units by c it is less by ln c.
     """
-    error, sigma = _pair(error, sigma)
+    error, sigma = flat_pair(error, sigma)
     return float(np.mean(-0.5 * np.log(2 * np.pi * sigma**2) - error**2 / (2 * sigma**2)))
 
 
@@ -79,7 +79,7 @@ def calibration_curve(error: np.ndarray, scale: np.ndarray, levels: np.ndarray =
         ndarray: Observed coverages in [0, 1], shape (L,). On the diagonal: calibrated. Below: θ is too small
             (overconfident); above: too large.
     """
-    error, scale = _pair(error, scale)
+    error, scale = flat_pair(error, scale)
     quantiles = -np.log1p(-np.asarray(levels, dtype=np.float64))
     if not rounding:  # e ≤ qθ where and only where e/θ ≤ q: one sort serves all levels
         return np.searchsorted(np.sort(error / scale), quantiles, side='right') / error.size
@@ -101,7 +101,7 @@ def recalibration_factor(error: np.ndarray, scale: np.ndarray) -> float:
     To be fitted on a validation set and applied to others. Above 1: the prediction was overconfident. It changes
     likelihood, PSNR and calibration, and no ranking. An e that is 0 everywhere gives 0, which is no usable scale.
     """
-    error, scale = _pair(error, scale)
+    error, scale = flat_pair(error, scale)
     return float(np.mean(error / scale))
 
 
@@ -114,7 +114,7 @@ def sigma_psnr(error: np.ndarray, scale: np.ndarray) -> float:
     For a Laplace distribution that is E|x − f| = θ, not the standard deviation. Both maps in 0–255 units (the same dB
     as for maps in [0, 1] with peak 1), θ clipped to 255 as an image is. Maps that agree exactly: infinity.
     """
-    error, scale = _pair(error, scale)
+    error, scale = flat_pair(error, scale)
     mse = np.mean((np.minimum(scale, 255.) - error)**2)
     return float('inf') if mse == 0 else float(10 * np.log10(255**2 / mse))
 
@@ -127,7 +127,7 @@ def average_ranks(values: np.ndarray) -> np.ndarray:
 
 def spearman(error: np.ndarray, scale: np.ndarray) -> float:
     """Spearman's rank correlation of e and θ in [−1, 1], ties by average ranks; 0 where either map is constant."""
-    ranks = [average_ranks(values) for values in _pair(error, scale)]
+    ranks = [average_ranks(values) for values in flat_pair(error, scale)]
     a, b = (rank - rank.mean() for rank in ranks)
     norm = np.sqrt(np.dot(a, a) * np.dot(b, b))
     return float(np.dot(a, b) / norm) if norm > 0 else 0.
@@ -156,7 +156,7 @@ def sparsification_curve(error: np.ndarray, ranking: np.ndarray, steps: int = ST
     """
     if measure not in ('mae', 'rmse'):
         raise ValueError(f'measure: expected mae or rmse, got {measure!r}')
-    error, ranking = _pair(error, ranking)
+    error, ranking = flat_pair(error, ranking)
     error = error if measure == 'mae' else error**2
     _, group, count = np.unique(ranking, return_inverse=True, return_counts=True)
     kept_sum = np.cumsum(np.bincount(group, weights=error))  # from the most certain group upwards
@@ -186,3 +186,12 @@ def ause(error: np.ndarray, scale: np.ndarray, steps: int = STEPS, measure: str 
     oracle's or by chance's own area. See :func:`sparsification_curve` for the arguments.
     """
     return area_between(sparsification_curve(error, scale, steps, measure), oracle_curve(error, steps, measure))
+
+
+def aurg(error: np.ndarray, scale: np.ndarray, steps: int = STEPS, measure: str = 'mae') -> float:
+    """Area under the random gain: between the flat curve of a random order and that by θ; higher is better.
+
+    Poggi et al., On the Uncertainty of Self-Supervised Monocular Depth Estimation, CVPR 2020. No unit; 0 is chance,
+    and AUSE + AURG is the oracle's own gain. See :func:`sparsification_curve` for the arguments.
+    """
+    return area_between(np.ones(steps), sparsification_curve(error, scale, steps, measure))

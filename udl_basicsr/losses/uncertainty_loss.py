@@ -89,8 +89,8 @@ class LikelihoodLoss(WeightedLoss):
         maps = DISTRIBUTIONS[self.distribution].maps
         check_shapes(pred=pred, target=target, **({'log_scale': log_scale} if maps == 1 else {}))
         if log_scale.shape != (expected := (len(pred), maps * pred.shape[1], *pred.shape[2:])):
-            raise ValueError(f'log_scale: expected what a head of distribution {self.distribution} puts out, {expected}, '
-                             f'got {tuple(log_scale.shape)}')
+            raise ValueError(f'log_scale: expected what a head of distribution {self.distribution} puts out, '
+                             f'{expected}, got {tuple(log_scale.shape)}')
         if self.distribution == 'laplace':
             self._watch_floor(log_scale, self.img_range)
         if self.detach in ('mean', 'all'):

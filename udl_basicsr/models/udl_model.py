@@ -6,6 +6,7 @@ from torch import Tensor
 
 from udl_basicsr.functional.losses import floor_share
 from udl_basicsr.utils.checkpoints import EMA_FIRST, CheckpointError
+from udl_basicsr.utils.kernels import exact_kernels
 
 from .stage_table import STAGES, detach_of, trains_head_alone
 from .step import StepModel
@@ -110,6 +111,7 @@ class UDLModel(StepModel):
         figures = {self.stage.figure: uncertainty.mean()}
         return losses, {**figures, 's_floor': floor_share(uncertainty)} if gives == 'log_scale' else figures
 
+    @exact_kernels()
     def log_scale(self, lq: Tensor) -> Tensor | None:
         if self.net_u is None:
             return None

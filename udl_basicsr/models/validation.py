@@ -6,6 +6,7 @@ import errno
 import inspect
 import math
 from collections import Counter
+from collections.abc import Container
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from udl_basicsr.functional.log_scale_maps import encode_log_scale
 from udl_basicsr.metrics.facts import block_facts, without_better
 from udl_basicsr.metrics.fidelity import Fidelity
 from udl_basicsr.utils.background import Background, read_ahead, spare_threads
+from udl_basicsr.utils.kernels import exact_kernels
 from udl_basicsr.utils.text import some
 
 from . import inference
@@ -60,6 +62,7 @@ class ValidatedModel(SRModel):
         return inference.self_ensembled(run) if val_opt.get('self_ensemble') else run
 
     @torch.no_grad()
+    @exact_kernels()
     def test(self) -> None:
         """Restores ``self.lq`` with the bare network (the EMA's if there is one) in float32."""
         network = getattr(self, 'net_g_ema', self.net_g)
@@ -198,11 +201,13 @@ class ValidatedModel(SRModel):
         pair, values, fidelity = {'img': sr, 'img2': gt}, {}, Fidelity(sr, gt)
         for name, block in (self.opt['val'].get('metrics') or {}).items():
             data = pair
+            if 'device' in _arguments(block) and 'device' not in block:
+                data = {**data, 'device': str(self.device)}
             if _wants_log_scale(block):
                 if log_scale is None:
                     raise ValueError(f'val.metrics.{name}: {block["type"]} measures an uncertainty, and this model has '
                                      'none: remove it, or give network_u and its weights, path.pretrain_network_u')
-                data = {**pair, 'log_scale': log_scale.transpose(1, 2, 0)[..., ::-1]}  # HWC in BGR, like the images
+                data = {**data, 'log_scale': log_scale.transpose(1, 2, 0)[..., ::-1]}  # HWC in BGR, like the images
             value = fidelity(block)
             values[name] = float(calculate_metric(data, without_better(block))) if value is None else value
         return values
@@ -254,8 +259,12 @@ class ValidatedModel(SRModel):
                 self.save_networks('best')
 
 
+def _arguments(block: dict) -> Container[str]:
+    return inspect.signature(METRIC_REGISTRY.get(block['type'])).parameters
+
+
 def _wants_log_scale(block: dict) -> bool:
-    return 'log_scale' in inspect.signature(METRIC_REGISTRY.get(block['type'])).parameters
+    return 'log_scale' in _arguments(block)
 
 
 def _write_image(image: np.ndarray, path: Path) -> None:

@@ -11,11 +11,11 @@ from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTR
 
 from udl_basicsr.archs.spandrel_archs import REFUSED
 from udl_basicsr.metrics.facts import stated_facts
-from udl_basicsr.utils.text import did_you_mean
+from udl_basicsr.utils.text import did_you_mean, nearest
 
 from . import schema
 from .schema import Built, Key
-from .signatures import call_problems, describe, keys_needed, keys_read, names_compared
+from .signatures import call_problems, describe, keys_needed, keys_read, names_compared, parameters
 from .trials import quietly, try_optimizer, try_scheduler, why
 
 _PACKAGE = __package__.split('.')[0]
@@ -36,6 +36,10 @@ class Findings:
     def add(self, at: str, message: str) -> None:
         if (line := f'{at}: {message}') not in self.problems:
             self.problems.append(line)
+
+    def warn(self, at: str, message: str) -> None:
+        if (line := f'{at}: {message}') not in self.warnings:
+            self.warnings.append(line)
 
     def has(self, at: str) -> bool:
         """Whether something is wrong at or below a key."""
@@ -69,14 +73,27 @@ class KeyChecker:
         self.opt, self.is_train, self.report = opt, is_train, report
         models = known('model')
         name = str(opt.get('model_type'))
-        near = did_you_mean(name, models).partition("'")[2][:-2]  # so that a typing error there hides no other problem
-        self.model = models.get(name) or models.get(near)
+        # the nearest, so that a typing error there hides no other problem
+        self.model = models.get(name) or models.get(nearest(name, models))
         bases = self.model.__mro__ if self.model else ()
         self.ours = any(c.__module__.split('.')[0] == _PACKAGE for c in bases)
         self.reads = keys_read(self.model) if self.model else None
+        # BasicSR's own files have keys that nothing reads; who wrote a model knows what it reads
+        self.lenient = self.model is not None and self.model.__module__.startswith('basicsr.')
+
+    def stray(self, at: str, message: str, name: str = '', known: Iterable[str] = ()) -> None:
+        """Says that nothing reads a key, and which one of those that are read is near."""
+        if self.lenient:
+            self.report.warn(at, message + did_you_mean(name, known, listing=0))
+        else:
+            self.report.add(at, message + did_you_mean(name, known))
 
     def check_keys(self) -> None:
         """Checks every key against the table."""
+        if self.lenient and not self.is_train and self.opt.get('val') is None:
+            self.opt['val'] = {'save_img': False, 'suffix': None}  # BasicSR would stop at a KeyError
+            self.report.warn('val', 'missing; nothing is measured and no image is saved. Add val: {save_img: true, '
+                             'suffix: ~, metrics: {psnr: {type: calculate_psnr, crop_border: 4}}}')
         self.walk(self.opt, schema.OPTIONS, ())
         name = self.opt.get('model_type')
         if name is not None and lookup('model', name) is None:
@@ -136,14 +153,21 @@ class KeyChecker:
         if path[0] == 'path' and entry:
             self.report.add(where, f"there is no network_{name.rpartition('_')[2]} in this file")
         elif entry and self.model:
-            self.report.add(where, f'{self.model.__name__} does not read this key; remove it')
+            if entry.ours:  # what only our models can do was meant to be done
+                self.report.add(where, f'{self.model.__name__} does not read this key; remove it')
+            else:
+                self.stray(where, f'{self.model.__name__} does not read this key; remove it')
         else:
             depth = len(path)
             read = {p[-1] for p in self.reads or () if len(p) == depth and p[:-1] == path[:-1]}
             legal = {k for k, e in table.items() if '*' not in k and self.legal((*path[:-1], k), e)}
             if path[0] == 'path':
                 read = set()
-            self.report.add(where, f'unknown key{did_you_mean(name, (legal | read | set(others)) - _FILLED_IN)}')
+            read = (legal | read | set(others)) - _FILLED_IN
+            if path[0] in ('path', *_FILLED_IN):  # these would be folders, and be written over
+                self.report.add(where, f'unknown key{did_you_mean(name, read)}')
+            else:
+                self.stray(where, 'unknown key', name, read)
 
     def extra(self, path: tuple[str, ...], block: dict) -> None:
         """A key that only the model's source knows."""
@@ -178,6 +202,11 @@ class KeyChecker:
             self.direction(block, where)
         if what == 'loss' and arguments.get('reduction', 'mean') not in ('mean', 'sum', 'none'):
             self.report.add(f'{where}.reduction', f'expected mean, sum or none, got {describe(arguments["reduction"])}')
+        known_here, others = parameters(target)
+        # what has a near name is a typing error, after which another network would be trained
+        for key in [k for k in arguments if self.lenient and not (others or k in known_here or nearest(k, known_here))]:
+            self.stray(f'{where}.{key}', f'{name} has no such argument; it is left out')
+            del block[key], arguments[key]
         for key, problem in call_problems(target, arguments, _SUPPLIED.get(what, ()),
                                           optional=None if kind.partial else ()):
             self.report.add(f'{where}.{key}', problem)
@@ -228,8 +257,8 @@ class KeyChecker:
         legal = {'name', 'type', *loader, *(p[0] for p in read or ())} - _RUNTIME_KEYS
         for key in block if read is not None else ():
             if key not in legal:
-                self.report.add(f'{where}.{key}', f'unknown key: neither {target.__name__} nor the loader reads it'
-                                f'{did_you_mean(key, legal)}')
+                self.stray(f'{where}.{key}', f'unknown key: neither {target.__name__} nor the loader reads it', key,
+                           legal)
         self.walk(block, table, at, block)
         if 'type' in block and target is None:
             self.report.add(f'{where}.type', f'no data set {block["type"]!r} is known'

@@ -1,5 +1,6 @@
 """How the values of the blocks ``network_*`` fit together, and fit the scale and the images."""
 from copy import deepcopy
+from os import path as osp
 from typing import Any
 
 from torch import nn
@@ -77,6 +78,12 @@ class NetworkChecker(KeyChecker):
                 if isinstance(value, int) and value != scale:
                     said = '' if key in block else f' (the default of {target.__name__})'
                     self.report.add(f'{where}.{key}', f'{value}{said} disagrees with scale: {scale}')
+        for key, value in block.items():
+            if key.endswith('_path') and isinstance(value, str) and not osp.isfile(value):
+                self.report.add(f'{where}.{key}', f'no such file: {osp.abspath(value)}; these are weights of a part of '
+                                f'{target.__name__}: fetch them, or correct the path')
+        if self.report.has(where):
+            return None
         network = build_network(target, block)
         if isinstance(network, str):
             self.report.add(where, network)

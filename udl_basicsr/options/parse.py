@@ -4,6 +4,7 @@
     parsed.opt    what BasicSR's models and loaders want
     parsed.flat   what the user asked for, in one piece; stock BasicSR trains it as well
 """
+import contextlib
 import random
 from collections.abc import Iterable
 from copy import deepcopy
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 
 from udl_basicsr.utils.checkpoints import unpacks
+from udl_basicsr.utils.shipped_weights import locate_weights
 from udl_basicsr.utils.yaml_files import OptionError, apply_force_yml, dump_flat, interpolate, load_yaml
 
 from .data_sets import Images, check_data, where
@@ -208,7 +210,8 @@ def _runtime(flat: dict, root_path: str, is_train: bool, num_gpu_available: int)
     path = opt['path']
     for key, value in path.items():
         if isinstance(value, str) and ('resume_state' in key or 'pretrain_network' in key):
-            path[key] = osp.expanduser(value)
+            with contextlib.suppress(ValueError):  # said with the other findings
+                path[key] = _weights_file(value)
     if is_train:
         root = path['experiments_root'] = osp.join(root_path, 'experiments', opt['name'])
         path['models'] = osp.join(root, 'models')
@@ -237,15 +240,25 @@ def _check_machine(opt: dict, flat: dict, num_gpu_available: int, report: Findin
             report.add('datasets.train.pin_memory', 'must be true with prefetch_mode: cuda')
 
 
+def _weights_file(text: str) -> str:
+    """The path that ``path.pretrain_network_*`` names, of weights that come with the package (``udl:NAME``) too."""
+    return osp.expanduser(locate_weights(text))
+
+
 def _check_weights(flat: dict, promised: dict, root_path: str, is_train: bool, report: Findings) -> None:
     """Weights and states that are named must be there, but for those that stage 1 will leave."""
     for key, value in flat['path'].items():
         if not isinstance(value, str) or key in promised or not ('pretrain_network' in key or key == 'resume_state'):
             continue
-        if not osp.isfile(osp.expanduser(value)):
+        try:
+            file = _weights_file(value)
+        except ValueError as error:
+            report.add(f'path.{key}', str(error))
+            continue
+        if not osp.isfile(file):
             remedy = 'correct the path' if is_train else f'train first, or set path.{key}'
             report.add(f'path.{key}', f'no such file: {where(value, root_path)}; {remedy}')
-        elif unpacks(osp.expanduser(value)):
+        elif unpacks(file):
             report.add(f'path.{key}', f'{where(value, root_path)} is compressed, as torch writes none: what it unpacks '
                        'to may fill the memory; fetch it again, or save it anew with torch.save')
 

@@ -155,8 +155,8 @@ TRAIN = {
     'optim_w': Key(Built('optimizer'), 'of network_w; default Adam with lr 1e-4, betas [0.5, 0.999]', ours=True,
                    only='network_w'),
     'scheduler_w': Key(Built('scheduler'), 'of network_w; default: as scheduler', ours=True, only='network_w'),
-    'likelihood_opt': Key(Built('loss'), 'stage esu: EULoss, ESULoss, GRAMLoss, BetaNLLLoss, ...; its `detach` says what '
-                          'it does not train: none, mean (the image), features, all', ours=True, only='stage'),
+    'likelihood_opt': Key(Built('loss'), 'stage esu: EULoss, ESULoss, GRAMLoss, BetaNLLLoss, ...; its `detach` says '
+                          'what it does not train: none, mean (the image), features, all', ours=True, only='stage'),
     'udl_opt': Key(Built('loss'), 'stage udl: UDLLoss; in stage esu it weights with the s that is being learned',
                    ours=True, only='stage'),
     'sigma_opt': Key(Built('loss'), 'stage sigma: SigmaLoss, TrainedExpectedL1Loss', ours=True, only='stage'),

@@ -130,7 +130,7 @@ def _safetensors(path: Path) -> Iterator[Any]:
     try:
         import safetensors.torch
     except ImportError as error:
-        raise CheckpointError(f"{path}: reading it needs safetensors: pip install 'udl_basicsr[export]'") from error
+        raise CheckpointError(f'{path}: reading it needs safetensors: pip install safetensors') from error
     try:
         yield safetensors
     except Exception as error:  # SafetensorError, OSError, KeyError of a type that torch has no name for, ...

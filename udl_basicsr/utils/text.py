@@ -35,13 +35,18 @@ def first_line(error: BaseException) -> str:
     return one_line(lines[0], 300) if lines else type(error).__name__
 
 
-def did_you_mean(name: Any, known: Iterable[str], listing: int = 12) -> str:
-    """A hint after an unknown name: the nearest known one, or else all of them when they are few."""
-    known = sorted({str(k) for k in known})
-    lower = {k.lower(): k for k in known}
+def nearest(name: Any, known: Iterable[str]) -> str | None:
+    """The known name that an unknown one was probably meant to be."""
+    lower = {str(k).lower(): str(k) for k in sorted(map(str, known))}
     near = difflib.get_close_matches(str(name)[:100].lower(), lower, n=1, cutoff=0.6)
-    if near:
-        return f"; did you mean '{lower[near[0]]}'?"
-    if not known:
+    return lower[near[0]] if near else None
+
+
+def did_you_mean(name: Any, known: Iterable[str], listing: int = 12) -> str:
+    """A hint after an unknown name: the nearest known one, or else the first few of them."""
+    known = sorted({str(k) for k in known})
+    if near := nearest(name, known):
+        return f"; did you mean '{near}'?"
+    if not known or not listing:
         return ''
     return f'; known: {", ".join(known[:listing])}{", ..." if len(known) > listing else ""}'

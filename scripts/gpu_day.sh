@@ -1,0 +1,193 @@
+#!/usr/bin/env bash
+# Everything that only a GPU can show, in MINUTES: the tests in tests/gpu, what a step costs, and EDSR-S with L1 and with
+# ESU -> UDL. For a machine with PyTorch and nothing else, not even a network.
+#
+#   bash scripts/gpu_day.sh MINUTES              # on the GPU; again: it goes on where it stopped
+#   bash scripts/gpu_day.sh MINUTES --rehearse   # the same commands on a CPU, with a tiny network
+#   bash scripts/gpu_day.sh pack                 # beforehand, with a network: what is to lie in gpu_day/
+#
+# It reads   gpu_day/wheels/*.whl   packages that the machine lacks, and gpu_day/images/{HR,Set5,Set14,BSD100}, unless the
+#                                   datasets are there
+#            gpu_day/state.*        what an earlier part has left, on another machine
+# It writes  $OUT (gpu_day/out)     results.tar.gz: day.json, tests.json, speed*.json, records/*.json, tables, logs;
+#                                   state.00, state.01, ...: the runs in progress, to go on with
+# What was done is not done again; the folder gpu_day/work remembers it.
+set -uo pipefail
+shopt -s nullglob
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
+DAY=$PWD/gpu_day WORK=$PWD/gpu_day/work OUT=${OUT:-$PWD/gpu_day/out}
+PYTHON=${PYTHON:-python3} STATE_MB=${STATE_MB:-58}
+
+if [ "${1:-}" = pack ]; then
+    mkdir -p "$DAY/wheels"
+    # pure Python but for lmdb; --no-build-isolation: BasicSR's setup.py imports torch
+    "$PYTHON" -m pip wheel -q --no-deps --no-build-isolation -w "$DAY/wheels" basicsr lpips addict spandrel &&
+        "$PYTHON" -m pip download -q --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
+            --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
+            -d "$DAY/wheels" lmdb && ls "$DAY/wheels"
+    exit
+fi
+case "${1:-}" in
+    '' | *[!0-9]*) sed -n '2,/^# What was/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 2 ;;
+esac
+SECONDS=0 END=$(($1 * 60)) REHEARSE=
+[ "${2:-}" != --rehearse ] || REHEARSE=1
+left() { echo $((END - SECONDS)); }
+mkdir -p "$WORK/records" "$OUT"
+export PYTHONPATH=$PWD:$DAY/site${PYTHONPATH:+:$PYTHONPATH} OMP_NUM_THREADS=1 PYTHONUNBUFFERED=1
+export CUBLAS_WORKSPACE_CONFIG=:4096:8 # deterministic kernels, which some tests ask for
+
+# part NAME SECONDS command...: once, for so long at most; its output goes to NAME.log
+part() {
+    local name=$1 limit=$2 begin=$SECONDS status
+    shift 2
+    if [ -e "$WORK/$name.done" ] || [ "$limit" -lt 10 ]; then
+        return
+    fi
+    timeout --foreground --kill-after=30 "$limit" "$@" >> "$WORK/$name.log" 2>&1
+    status=$?
+    echo "$name: status $status, $((SECONDS - begin)) s, $(left) s left"
+    echo "{\"part\": \"$name\", \"status\": $status, \"seconds\": $((SECONDS - begin))}" >> "$WORK/parts.jsonl"
+    # tests that failed have been run, too
+    [ "$status" -ne 0 ] && [ "$name$status" != tests1 ] || touch "$WORK/$name.done"
+    return "$status"
+}
+
+# what an earlier part has left
+states=("$DAY"/state.*) wheels=("$DAY"/wheels/*.whl)
+if [ ${#states[@]} -gt 0 ] && [ ! -e "$WORK/state.done" ]; then
+    cat "${states[@]}" | tar -xf - && touch "$WORK/state.done"
+fi
+if [ ${#wheels[@]} -gt 0 ]; then
+    part install 120 "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --upgrade --target "$DAY/site" \
+        "${wheels[@]}" || { cat "$WORK/install.log"; exit 1; }
+fi
+"$PYTHON" - "$WORK/machine.json" "$REHEARSE" << 'END' || exit 1
+import json, os, platform, sys
+import udl_basicsr
+import torch, cv2, numpy, basicsr, lpips, spandrel
+gpu = torch.cuda.is_available()
+what = {'gpus': [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())] if gpu else [],
+        'cores': os.cpu_count(), 'python': platform.python_version(), 'torch': torch.__version__,
+        'cuda': torch.version.cuda, 'cudnn': torch.backends.cudnn.version(), 'rehearsal': bool(sys.argv[2])}
+print(json.dumps(what))
+json.dump(what, open(sys.argv[1], 'w'))
+sys.exit(0 if gpu or sys.argv[2] else 'torch finds no GPU; --rehearse does without')
+END
+
+# 1. the data, beside the tests
+data() {
+    local name from
+    if [ -n "$REHEARSE" ] && [ ! -d "$DAY/images" ] && [ ! -d datasets/Set5 ]; then
+        "$PYTHON" scripts/demo.py photos || return
+        for name in HR:train Set5:val Set14:val BSD100:val; do
+            mkdir -p "$DAY/images"
+            cp -r "datasets/demo/photos/${name#*:}" "$DAY/images/${name%:*}"
+        done
+    fi
+    for name in Set5 Set14 BSD100 HR; do
+        from=datasets/$name
+        [ "$name" != HR ] || from=datasets/T91_BSDS400
+        [ -e "$from/LRbicx4" ] || "$PYTHON" -m udl_basicsr prepare "$DAY/images/$name" --out "$from" --scale 4 || return
+    done
+}
+part data 300 bash -c "$(declare -f data); DAY='$DAY' PYTHON='$PYTHON' REHEARSE='$REHEARSE'; data" &
+DATA=$!
+
+# 2. the tests, a third of the time at most
+if [ -n "$REHEARSE" ]; then
+    TESTS=(-k 'float32_is or fast_convolution or resuming_is') DEVICE=cpu
+else
+    TESTS=() DEVICE=cuda
+fi
+UDL_TEST_DEVICE=$DEVICE part tests $((END / 3)) "$PYTHON" -m pytest -p no:cacheprovider tests/gpu \
+    --junitxml "$WORK/tests.xml" ${TESTS[@]+"${TESTS[@]}"}
+[ ! -e "$WORK/tests.log" ] || tail -n 15 "$WORK/tests.log"
+wait "$DATA"
+[ -e "$WORK/data.done" ] || { cat "$WORK/data.log"; exit 1; }
+
+# 3. what a step costs, alone on the machine: a quarter of the time at most
+if [ -n "$REHEARSE" ]; then
+    part speed $((END / 4)) "$PYTHON" scripts/benchmark_speed.py --out "$WORK/speed.json" --quick --networks tiny --batch 1 \
+        --patch 12 --rounds 3 --seconds 2 --device cpu
+else
+    part speed $((END / 6)) "$PYTHON" scripts/benchmark_speed.py --out "$WORK/speed.json" --quick --device cuda
+    part speed_large $((END / 12)) "$PYTHON" scripts/benchmark_speed.py --out "$WORK/speed_large.json" --quick \
+        --networks EDSR RCAN SwinIR HAT --rounds 5 --seconds 4 --device cuda
+fi
+
+# 4. the comparison, until a minute is left; SIGTERM: the runs save their state
+PLAN=options/compare/EDSR-S_gpu_x4.yml JOBS=${JOBS:-4}
+if [ -n "$REHEARSE" ]; then
+    PLAN=$WORK/rehearsal.yml JOBS=2
+    cat > "$PLAN" << END
+_base_: $PWD/options/compare/EDSR-S_gpu_x4.yml
+name: rehearsal
+train: $PWD/options/compare/_small_.yml
+test: $PWD/options/compare/_test_.yml
+seeds: [0]
+scales:
+  x4:
+    train:
+      network_g: {num_feat: 8, num_block: 1}
+      datasets: {train: {batch_size_per_gpu: 2, num_worker_per_gpu: 1}}
+      train: {amp: ~, total_iter: 40, scheduler: {periods: [40]}}
+      val: {val_freq: 20}
+      logger: {print_freq: 5, save_checkpoint_freq: 10}
+first: {iterations: 10}
+END
+fi
+SPARE=60
+[ "$END" -gt 300 ] || SPARE=20
+part compare $(($(left) - SPARE)) "$PYTHON" -m udl_basicsr compare "$PLAN" --jobs "$JOBS" --out "$WORK/records"
+[ ! -e "$WORK/compare.log" ] || tail -n 12 "$WORK/compare.log"
+
+# 5. the hours of the papers' tables, while there is time
+if [ -e "$WORK/compare.done" ] && [ -z "$REHEARSE" ]; then
+    for plan in options/papers/[!_]*.yml; do
+        name=$(basename "$plan" .yml)
+        part "hours_$name" $(($(left) - 40 < 60 ? $(left) - 40 : 60)) "$PYTHON" -m udl_basicsr compare "$plan" --dry_run
+    done
+fi
+
+# 6. what is handed back
+"$PYTHON" - "$WORK" << 'END'
+import json, sys
+from pathlib import Path
+from xml.etree import ElementTree
+work = Path(sys.argv[1])
+day = {'machine': json.loads((work / 'machine.json').read_text()),
+       'parts': [json.loads(line) for line in (work / 'parts.jsonl').read_text().splitlines()],
+       'records': sorted(path.name for path in (work / 'records').glob('*.json'))}
+if (work / 'tests.xml').exists():
+    cases = [(f'{case.get("classname")}::{case.get("name")}', float(case.get('time')),
+              next((child.tag for child in case if child.tag in ('failure', 'error', 'skipped')), 'passed'))
+             for case in ElementTree.parse(work / 'tests.xml').iter('testcase')]
+    (work / 'tests.json').write_text(json.dumps([dict(zip(('test', 'seconds', 'outcome'), case)) for case in cases], indent=1))
+    day['tests'] = {outcome: sum(case[2] == outcome for case in cases)
+                    for outcome in ('passed', 'failure', 'error', 'skipped')}
+(work / 'day.json').write_text(json.dumps(day, indent=1))
+print(json.dumps(day.get('tests')), len(day['records']), 'records')
+END
+tar -czf "$OUT/results.tar.gz" --exclude='*.state' --exclude='*.pth' -C "$DAY" work
+rm -f "$OUT"/state.*
+# Runs in progress whole, and of the others, which have a record, the weights; not more than can be handed back.
+room=$((STATE_MB * 1024)) kept=(gpu_day/work/*.done gpu_day/work/parts.jsonl gpu_day/work/records)
+for run in experiments/"$(basename "$PLAN" .yml)"_*; do
+    method=${run#experiments/"$(basename "$PLAN" .yml)"_}
+    if [ -e "$WORK/records/${method/#first_ESU/ESU_UDL}.json" ]; then
+        files=("$run/models/net_g_latest.pth")
+        [ "$method" = "${method#first_}" ] || continue
+    else
+        files=("$run")
+    fi
+    size=$(du -skc "${files[@]}" | tail -n 1 | cut -f 1)
+    if [ "$size" -lt "$room" ]; then
+        kept+=("${files[@]}") room=$((room - size))
+    else
+        echo "too large to be handed back: ${files[*]}"
+    fi
+done
+tar -cf - "${kept[@]}" | split -b 15m -d - "$OUT/state."
+ls -l "$OUT"
+echo "done, $(left) s left"

@@ -1,0 +1,118 @@
+"""Makes the weights that come with the package, and their model card, from the runs of a comparison.
+
+    python scripts/ship_weights.py docs/results/weights/ESU_UDL_x4_seed0.json [RECORD ...] --root .
+
+Each record's last network becomes udl_basicsr/weights/<method>_x<scale>.safetensors, and the uncertainty network of its
+stage 1 ESU_x<scale>.safetensors. Their metadata hold the network, how it was trained, on what, by which commit, and the
+scores; README.md beside them says the same for people. Run again with other records, it replaces theirs and keeps the
+others.
+"""
+import argparse
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import udl_basicsr.register  # noqa: F401 - the networks, by their names
+from udl_basicsr.data.uncertainty_maps import fingerprint
+from udl_basicsr.deploy.export import build_loaded, export_safetensors
+from udl_basicsr.utils.checkpoints import network_weights, safetensors_metadata
+from udl_basicsr.utils.json_files import read_json
+from udl_basicsr.utils.shipped_weights import folder
+
+NAMES = {'L1': 'L1', 'ESU_UDL': 'UDL'}
+LOSSES = {'L1': 'L1', 'UDL': 'UDL, after ESU', 'ESU': 'ESU: the image and its uncertainty'}
+DATA = 'T91 and BSDS400, the 484 images with no side under 128 pixels; bicubic LR'
+CARD = """# Model card
+
+Small networks for a first look: EDSR of {network}. `udl infer PICTURE --out FOLDER` takes `UDL` and
+`ESU` at ×4 when no weights are named; `--scale` asks for another. Wherever else weights are named, `udl:UDL_x4` means
+the file of that name in this folder.
+
+{table}
+
+PSNR in dB and SSIM on the Y channel, the border cropped by the scale, SR rounded to 8 bits, mean over the images; those
+of ESU are its mean image's. `udl test -opt udl:small/weights` repeats the row of UDL at ×4, with `--force_yml scale=2`
+that of ×2, and with `--force_yml path:pretrain_network_g=udl:L1_x4` that of L1.
+
+**Training.** {data}.
+Random crops of {crop} LR pixels, flips and turns, batch {batch}, Adam with a rate of {rate} that falls by a cosine in
+each stage, float32. Each file's metadata hold the options, the scores, the commit and a hash of the weights.
+
+**Use.** To try the software, and to teach. They have a seventh of EDSR-S's weights, and had about a hundredth of the
+UDL paper's iterations. They know photographs that were reduced by bicubic interpolation and nothing else: noise, blur
+and the blocks of JPEG stay. Scores to quote come from networks of a published size.
+
+**The uncertainty** is s, the log of the scale of the error. It is the ESU network's, of its own image and not of UDL's,
+and it is not calibrated.
+
+**Licence.** That of the repository. The training images are public benchmark sets, for research.
+
+| file | SHA-256 |
+|:---|:---|
+{hashes}
+
+Made by `scripts/ship_weights.py` from the records of a comparison; not to be edited by hand.
+"""
+
+
+def ship(blocks: dict, label: str, source: Path, name: str, facts: dict) -> None:
+    network = build_loaded(source, blocks, 'params', label)
+    keep = ('network_g', 'network_u') if label == 'u' else ('network_g',)
+    export_safetensors(network_weights(source), folder() / f'{name}.safetensors', {key: blocks[key] for key in keep},
+                       {key: value if isinstance(value, str) else json.dumps(value)
+                        for key, value in {**facts, 'weights_hash': fingerprint(network)}.items()})
+
+
+def ship_record(path: Path, root: Path) -> None:
+    """The networks of one run of the comparison."""
+    record = read_json(path)
+    scale, last = record['scale'], root / record['weights']
+    method = NAMES[record['method']]
+    stages = record['options']
+    scores = {name: {k: round(v, 4) for k, v in data['mean'].items()} for name, data in record['datasets'].items()}
+    facts = {'data': DATA, 'commit': record['commit'], 'seed': record['seed'], 'date': record['date'],
+             'machine': record['machine'], 'iterations': [stage['iterations'] for stage in record['stages']]}
+    ship(stages[-1], 'g', last, f'{method}_x{scale}', {**facts, 'training': stages, 'scores': scores})
+    if method == 'UDL':
+        first = root / record['weights'].replace(f'_{record["method"]}_', '_first_ESU_')
+        history = [json.loads(line) for line in first.parents[1].joinpath('history.jsonl').read_text().splitlines()]
+        validated = [line for line in history if 'psnr' in line][-1]
+        facts['iterations'] = facts['iterations'][:1]
+        ship(stages[0], 'u', first.with_name('net_u_latest.pth'), f'ESU_x{scale}',
+             {**facts, 'training': stages[:1],
+              'scores': {validated['dataset']: {k: round(validated[k], 4) for k in ('psnr', 'ssim')}}})
+
+
+def card() -> str:
+    """The model card of all that lies in the folder."""
+    rows, hashes, options = [], [], {}
+    for path in sorted(folder().glob('*.safetensors'), key=lambda p: (p.stem.split('_')[1], p.stem.split('_')[0])):
+        facts = safetensors_metadata(path)
+        method, scale = path.stem.split('_x')
+        scores, options = json.loads(facts['scores']), json.loads(facts['training'])[0]
+        cells = [f'{s["psnr"]:.2f} / {s["ssim"]:.4f}' if (s := scores.get(name)) else '–'
+                 for name in ('Set5', 'Set14', 'BSD100')]
+        steps = ' + '.join(f'{n:,}' for n in json.loads(facts['iterations']))
+        rows.append(f'| `udl:{path.stem}` | ×{scale} | {LOSSES[method]} | {steps} | ' + ' | '.join(cells) + ' |')
+        hashes.append(f'| {path.name} | `{hashlib.sha256(path.read_bytes()).hexdigest()}` |')
+    table = ['| name | scale | loss | iterations | Set5 | Set14 | BSD100 |', '|:---|:---|:---|:---|:---|:---|:---|']
+    network, data = options['network_g'], options['data']
+    return CARD.format(network=f'{network["num_block"]} blocks and {network["num_feat"]} channels',
+                       table='\n'.join(table + rows), data=DATA, batch=data['batch_size_per_gpu'],
+                       crop='×'.join(2 * [str(data['gt_size'] // options['scale'])]),
+                       rate=options['train']['optim_g']['lr'], hashes='\n'.join(hashes))
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('records', nargs='*', type=Path, help='of methods L1 and ESU_UDL')
+    parser.add_argument('--root', type=Path, default=Path(), help='where experiments/ lies; default: here')
+    args = parser.parse_args(argv)
+    for record in args.records:
+        ship_record(record, args.root)
+    (folder() / 'README.md').write_text(card(), encoding='utf-8')
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,159 @@
+"""What intervals and a predicted spread are worth: coverage, width, scores and calibration by bins, in plain NumPy.
+
+As in :mod:`.uncertainty`: e = |x − f| and θ in 0–255 units (grey levels), arrays of one shape, computed in float64. An
+interval is f ± w, with w its half-width in grey levels; that of a Laplace distribution is
+:func:`laplace_half_width`, a calibrated one λθ.
+"""
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from .uncertainty import average_ranks, flat_pair
+
+BINS = 20
+"""Bins of equally many values, from the smallest predicted spread to the largest."""
+STRATA = 4
+"""Quarters of an image's values by the width of their intervals."""
+
+
+# ---------------------------------------------------------------- intervals
+
+def laplace_half_width(scale: np.ndarray, alpha: float = 0.1) -> np.ndarray:
+    """Half-width of the central interval that a Laplace variable leaves with probability α: −θ ln α, in grey levels."""
+    if not 0 < alpha < 1:
+        raise ValueError(f'alpha: expected a number between 0 and 1, got {alpha}')
+    return -math.log(alpha) * np.asarray(scale, dtype=np.float64)
+
+
+def inside(error: np.ndarray, half_width: np.ndarray, rounding: float = 0.) -> np.ndarray:
+    """Which values lie within their intervals, 1 or 0, flat.
+
+    With ``rounding`` 1 (SR rounded to whole grey levels) the part of ±e ± ½ that lies within: see
+    :func:`~udl_basicsr.functional.uncertainty.calibration_curve`.
+    """
+    error, half_width = flat_pair(error, half_width)
+    if not rounding:
+        return (error <= half_width).astype(np.float64)
+    low, high = error - rounding / 2, error + rounding / 2
+    return (np.minimum(high, half_width) - np.maximum(low, -half_width)).clip(min=0) / rounding
+
+
+def coverage(error: np.ndarray, half_width: np.ndarray, rounding: float = 0.) -> float:
+    """PICP, the share of values within their intervals, in [0, 1]; to be 1 − α, neither more nor less.
+
+    Khosravi et al., Comprehensive Review of Neural Network-Based Prediction Intervals, IEEE TNN 2011.
+    """
+    return float(inside(error, half_width, rounding).mean())
+
+
+def interval_score(error: np.ndarray, half_width: np.ndarray, alpha: float = 0.1) -> float:
+    """Mean of 2w + 2/α · max(e − w, 0), in grey levels; lower is better, and least for the true quantiles.
+
+    Gneiting and Raftery, Strictly Proper Scoring Rules, Prediction, and Estimation, JASA 2007, of intervals f ± w.
+    """
+    error, half_width = flat_pair(error, half_width)
+    return float(np.mean(2 * half_width + 2 / alpha * np.maximum(error - half_width, 0)))
+
+
+def stratified_risks(error: np.ndarray, half_width: np.ndarray, strata: int = STRATA,
+                     rounding: float = 0.) -> np.ndarray:
+    """The share outside, in each of ``strata`` groups of equally many values, from narrow intervals to wide ones.
+
+    Angelopoulos et al., Image-to-Image Regression with Distribution-Free Uncertainty Quantification, ICML 2022, arXiv
+    2202.05265. Equal shares: hard pixels are served as well as easy ones. Values of equal width keep their order.
+
+    Returns:
+        ndarray: Shape (strata,), in [0, 1].
+    """
+    outside = 1 - inside(error, half_width, rounding)
+    order = np.argsort(np.ravel(half_width), kind='stable')
+    return np.array([part.mean() for part in np.array_split(outside[order], strata)])
+
+
+def coverage_map(error: np.ndarray, half_width: np.ndarray, window: int = 16) -> np.ndarray:
+    """Where intervals hold: the share of values within, in windows side by side.
+
+    Args:
+        error (ndarray): (H, W, C) or (H, W).
+        half_width (ndarray): Likewise.
+        window (int): Side in pixels; what is left at the right and below makes smaller windows.
+
+    Returns:
+        ndarray: (⌈H/window⌉, ⌈W/window⌉), in [0, 1].
+    """
+    held = inside(error, half_width).reshape(np.shape(error))
+    held = held.mean(axis=2) if held.ndim == 3 else held
+    rows, columns = (range(0, side, window) for side in held.shape)
+    return np.array([[held[i:i + window, j:j + window].mean() for j in columns] for i in rows])
+
+
+# ---------------------------------------------------------------- the whole distribution
+
+def laplace_crps(error: np.ndarray, scale: np.ndarray) -> float:
+    """Mean continuous ranked probability score of Laplace(f, θ): e + θ exp(−e/θ) − ¾θ, in grey levels; lower is better.
+
+    ∫(F(t) − 1[t ≥ x])² dt in closed form; Gneiting and Raftery, JASA 2007, for the score. As θ → 0
+    it is the mean |error|.
+    """
+    error, scale = flat_pair(error, scale)
+    return float(np.mean(error + scale * np.exp(-error / scale) - 0.75 * scale))
+
+
+# ---------------------------------------------------------------- calibration by bins
+
+def binned_spread(error: np.ndarray, scale: np.ndarray, bins: int = BINS) -> tuple[np.ndarray, np.ndarray]:
+    """Predicted and observed spread, bin by bin: √(mean σ²) with σ = √2·θ, and √(mean e²), in grey levels.
+
+    The bins hold equally many values, sorted by θ. Values of equal θ keep
+    their order.
+
+    Returns:
+        tuple: Two arrays of shape (bins,); on the diagonal: calibrated.
+
+    Raises:
+        ValueError: Fewer values than bins.
+    """
+    error, scale = flat_pair(error, scale)
+    if error.size < bins:
+        raise ValueError(f'bins: expected at most as many as there are values, {error.size}, got {bins}')
+    order = np.argsort(scale, kind='stable')
+    return tuple(np.sqrt([part.mean() for part in np.array_split(values[order], bins)])
+                 for values in (2 * scale**2, error**2))
+
+
+def ence(error: np.ndarray, scale: np.ndarray, bins: int = BINS) -> float:
+    """Expected normalised calibration error: mean over the bins of |RMSE − σ|/σ, no unit; 0 is calibrated.
+
+    Levi, Gispan, Giladi and Fetaya, Evaluating and Calibrating Uncertainty Prediction in Regression Tasks, arXiv
+    1905.11659. It grows with the number of bins, which therefore belongs to the figure: 20 of equal counts.
+    """
+    predicted, observed = binned_spread(error, scale, bins)
+    return float(np.mean(np.abs(observed - predicted) / predicted))
+
+
+def uce(error: np.ndarray, scale: np.ndarray, bins: int = BINS) -> float:
+    """Uncertainty calibration error: mean over the bins of |mean e² − mean σ²|, in squared grey levels.
+
+    Laves, Ihler, Fast, Kahrs and Ortmaier, Well-Calibrated Regression Uncertainty in Medical Imaging with Deep
+    Learning, MIDL 2020: weighted by the number of values in a bin, which is the same for all here.
+    """
+    predicted, observed = binned_spread(error, scale, bins)
+    return float(np.mean(np.abs(observed**2 - predicted**2)))
+
+
+# ---------------------------------------------------------------- images told apart
+
+def auroc(inliers: np.ndarray, outliers: np.ndarray) -> float:
+    """The probability that an image of the second kind has the larger value, ties one half; in [0, 1], chance is ½.
+
+    Args:
+        inliers (ndarray): A value for each image as trained for, such as its mean θ; shape (n,).
+        outliers (ndarray): For each shifted image, shape (m,).
+    """
+    inliers, outliers = (np.ravel(a).astype(np.float64) for a in (inliers, outliers))
+    if not (inliers.size and outliers.size and np.isfinite([*inliers, *outliers]).all()):
+        raise ValueError('expected finite values of images of both kinds')
+    ranks = average_ranks(np.concatenate([inliers, outliers]))[inliers.size:]
+    return float((ranks.sum() / outliers.size - (outliers.size + 1) / 2) / inliers.size)
