@@ -13,6 +13,8 @@ A plan is a YAML file (``options/compare/``, ``options/papers/``)::
     first:                          # stage 1, shared by the methods that come after it
       iterations: 500               # of the budget
       ESU: {stage: esu, train: {likelihood_opt: {type: ESULoss}}}
+      L1: {stage: plain, network_u: ~, train: {pixel_opt: {type: L1Loss}}}
+      head: {after: L1, iterations: 200, stage: esu, ...}   # a stage between, with iterations of its own
     methods:                        # id: how it is printed, and what it changes in train
       L1: {label: L1, options: {stage: plain, network_u: ~, train: {pixel_opt: {type: L1Loss}}}}
       UDL: {label: ESU → UDL, after: ESU, options: {stage: udl, train: {udl_opt: {type: UDLLoss}}}}
@@ -40,6 +42,7 @@ options.
 from __future__ import annotations
 
 import difflib
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os import path as osp
@@ -230,20 +233,25 @@ class _Expansion:
         tail, after = f'x{scale}_seed{seed}', block.get('after')
 
         chain, before = [], 0
-        if after:
-            options = {key: value for key, value in plan['first'][after].items() if key != 'base'}
-            flat = self.own(train, {**plan['first'][after], 'options': options}, f'first.{after}')
-            before = plan['first']['iterations'] if self.shared else 0
-            chain.append(self.stage(f'{prefix}first_{after}_{tail}', flat, seed, before, 0))
+        for name in self.stages_before(after):
+            first = plan['first'][name]
+            options = {key: value for key, value in first.items() if key not in ('base', 'after', 'iterations')}
+            flat = self.own(train, {**first, 'options': options}, f'first.{name}')
+            length = first.get('iterations', plan['first']['iterations']) if self.shared else 0
+            chain.append(self.stage(f'{prefix}first_{name}_{tail}', flat, seed, length, before))
+            before += length
         flat = self.own(train, block, f'methods.{method}')
-        last = self.stage(f'{prefix}{method}_{tail}', flat, seed, None, before)
-        chain.append(last)
-        if after:
-            last.flat['stage1'] = str(chain[0].file)
+        chain.append(self.stage(f'{prefix}{method}_{tail}', flat, seed, None, before))
+        for earlier, later in itertools.pairwise(chain):
+            later.flat['stage1'] = str(earlier.file)
         return PlannedRun(plan['name'], network or plan['title'], plan['reference'], method, label, order, scale, seed,
                           tuple(chain), self.folder / f'test_{prefix}{method}_{tail}.yml',
                           self.test(f'{prefix}{method}_{tail}', test, chain, seed), network,
                           plan.get('lengths', 'shared'), self.size)
+
+    def stages_before(self, after: str | None) -> list[str]:
+        """The stages of ``first`` that a method comes after, in the order in which they are trained."""
+        return [] if after is None else [*self.stages_before(self.plan['first'][after].get('after')), after]
 
     def stage(self, name: str, flat: dict, seed: int, iterations: int | None, before: int) -> Stage:
         """The options of one stage.
@@ -266,9 +274,9 @@ class _Expansion:
         if not schema.COUNT.accepts(total):
             raise OptionError(f'{where}: train.total_iter: expected {schema.COUNT.label}, got {describe(total)}')
         if self.shared:
-            if before >= total or (iterations or 0) >= total:
-                raise OptionError(f'{self.file}: first.iterations: {before or iterations} leaves none of the {total} '
-                                  f'iterations of {plan["train"]}')
+            if before + (iterations or 0) >= total:
+                raise OptionError(f'{self.file}: first.iterations: {before + (iterations or 0)} leaves none of the '
+                                  f'{total} iterations of {plan["train"]}')
             length = iterations or total - before
             flat['train'] = {**train, 'total_iter': length}
             if 'scheduler' in train:
@@ -286,7 +294,8 @@ class _Expansion:
         flat |= {'model_type': 'UDLModel', 'network_g': last.flat['network_g']}
         flat.pop('network_u', None)
         flat['path'].pop('pretrain_network_u', None)
-        source = {'udl': chain[0], 'esu': last, 'sigma': last}.get(stage if isinstance(stage, str) else None)
+        source = {'udl': chain[-2] if len(chain) > 1 else None, 'esu': last,
+                  'sigma': last}.get(stage if isinstance(stage, str) else None)
         if source and 'network_u' in last.flat:
             flat['network_u'] = last.flat['network_u']
             flat['path']['pretrain_network_u'] = str(source.weights(self.root, 'u'))

@@ -1,6 +1,7 @@
 """What a plan may say, and what is wrong with one."""
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -92,6 +93,12 @@ def check_plan(plan: dict) -> list[str]:
     for name, block in first.items():
         if not _FILES.accepts(block.get('base', 'none')):
             add(f'first.{name}.base', f'expected {_FILES.label}, got {describe(block["base"])}')
+        earlier = [*itertools.takewhile(lambda other, name=name: other != name, first)]
+        if block.get('after') not in (None, *earlier):  # so that there is no circle
+            add(f'first.{name}.after', f'expected a stage of first that stands before this one, got '
+                f'{describe(block["after"])}')
+        if not schema.COUNT.accepts(block.get('iterations', 1)):
+            add(f'first.{name}.iterations', f'expected {schema.COUNT.label}, got {describe(block["iterations"])}')
     for name in plan['scales']:
         if not re.fullmatch(r'x[1-9]\d?', name):
             add(f'scales.{name}', 'expected x2, x3, x4, ... and a block of what it changes in train and test')
@@ -115,6 +122,9 @@ def check_plan(plan: dict) -> list[str]:
     own = plan.get('lengths') == 'own'
     if first and not own and 'iterations' not in plan['first']:
         add('first.iterations', 'missing; expected an integer, the length of stage 1')
+    for name, block in first.items() if own else ():
+        if 'iterations' in block:
+            add(f'first.{name}.iterations', 'belongs to lengths: shared; set its train.total_iter, and remove this')
     if own and 'iterations' in plan.get('first', {}):
         add('first.iterations', 'belongs to lengths: shared; set train.total_iter of each stage, and remove this')
     count = len(plan['scales']) * max(1, len(networks)) * sum(

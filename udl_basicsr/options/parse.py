@@ -167,7 +167,7 @@ def _parse_stage1(flat: dict, report: Findings, parents: tuple[str, ...], **argu
                     for f in (flat, stage1.flat))
     if ours and theirs and ours != theirs and flat['network_u'] != stage1.flat['network_u']:  # else network_g said it
         report.add('network_u', f'{flat["network_u"]} is not what stage 1 trains, {stage1.flat["network_u"]} ({first})')
-    if ours and not theirs and not flat['path'].get('pretrain_network_u'):
+    if ours and not theirs and flat.get('stage') != 'esu' and not flat['path'].get('pretrain_network_u'):
         report.add('stage1', f'trains no network_u ({first}); expected the option file of stage esu')
     return stage1
 
