@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 
 FAILED = 1
 MISUSED = 2
+NO_BASICSR = 'BasicSR is not installed. Install it with: python -m udl_install_basicsr'
 _PACKAGE = __package__.split('.')[0]
 _OF_FILES = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
 _OF_DISKS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTEMPTY,
@@ -67,6 +68,8 @@ def explain(error: BaseException) -> str | None:
         names = [str(name) for name in (error.filename, error.filename2) if name is not None]
         nameless = 'the working folder' if isinstance(error, FileNotFoundError) else 'the disk'
         return f'{" -> ".join(names) or nameless}: {error.strerror}'
+    if isinstance(error, ModuleNotFoundError) and error.name == 'basicsr':
+        return NO_BASICSR
     if isinstance(error, RuntimeError) and str(error).startswith('Symlink loop'):  # pathlib's, until Python 3.13
         return f'{error}: these links lead to one another'
     if type(error).__module__.split('.')[0] == _PACKAGE:
