@@ -10,7 +10,7 @@ from torch import nn
 
 from udl_basicsr.archs import UncertaintyNet
 from udl_basicsr.losses import ESULoss, EULoss
-from udl_basicsr.options.parse import OptionError
+from udl_basicsr.options.parse import OptionError, parse_options
 from udl_basicsr.training.stages import train
 
 NAMES = ('none', 'mean', 'features', 'all')
@@ -203,3 +203,27 @@ def test_heads_of_two_maps_are_trained_and_weight_the_second_stage(project, writ
     train(project.parse('two'))
     assert 's_mean' in project.log('one')
     assert torch.isfinite(torch.cat([v.flatten() for v in project.weights('two').values()])).all()
+
+
+def test_one_option_file_refines_a_network_that_is_trained(project, write):
+    """Stage 1 as a block: the head is trained post hoc on somebody's weights, then UDL goes on from these."""
+    write('first', 'plain', {'pixel_opt': L1}, network_u=None)
+    train(project.parse('first'))
+    weights = str(project.root / 'experiments/first/models/net_g_latest.pth')
+    write('refine', 'udl', {'udl_opt': {'type': 'UDLLoss'}, 'total_iter': 4}, stage1={
+        'stage': 'esu', 'path': {'pretrain_network_g': weights},
+        'train': {'udl_opt': None, 'likelihood_opt': {'type': 'EULoss', 'detach': 'all'}, 'total_iter': 2}})
+    parsed = project.parse('refine')
+    assert parsed.stage1.flat['name'] == 'refine_stage1'
+    assert 'udl_opt' not in parsed.stage1.flat['train']
+    train(parsed)
+    assert_same_weights(project.weights('first'), project.weights('refine_stage1'))
+    moved = project.weights('refine')
+    assert any((moved[key] != value).any() for key, value in project.weights('first').items())
+    # the run's own file says all of it, and is trained from again
+    again = parse_options(str(project.root / 'experiments/refine/refine.yml'), root_path=str(project.root),
+                          is_train=True, num_gpu_available=0)
+    assert again.stage1.flat == parsed.stage1.flat
+    (project.root / 'experiments/first/models/net_g_latest.pth').unlink()
+    with pytest.raises(OptionError, match=r'refine\.yml: in stage1: path\.pretrain_network_g: no such file'):
+        project.parse('refine')

@@ -16,7 +16,7 @@ import torch
 
 from udl_basicsr.utils.checkpoints import unpacks
 from udl_basicsr.utils.shipped_weights import locate_weights
-from udl_basicsr.utils.yaml_files import OptionError, apply_force_yml, dump_flat, interpolate, load_yaml
+from udl_basicsr.utils.yaml_files import OptionError, apply_force_yml, dump_flat, interpolate, load_yaml, merge
 
 from .data_sets import Images, check_data, where
 from .keys import Findings
@@ -38,7 +38,7 @@ class Parsed:
     opt: dict
     """Runtime options, as basicsr.utils.options.parse_options builds them."""
     stage1: 'Parsed | None' = None
-    """The options of stage 1, where ``stage1`` names its file."""
+    """The options of stage 1, where ``stage1`` names its file or says what it changes in this one."""
     warnings: tuple[str, ...] = field(default=())
     """What is legal but probably not meant."""
 
@@ -77,16 +77,16 @@ def parse_options(file: str, *, root_path: str, is_train: bool, force_yml: Itera
 
 def _parse(file: str, parents: tuple[str, ...], *, root_path: str, is_train: bool, force_yml: tuple[str, ...],
            auto_resume: bool, debug: bool, rank: int, world_size: int, dist: bool, num_gpu_available: int,
-           images: Images | None) -> Parsed:
+           images: Images | None, within: dict | None = None) -> Parsed:
     file = osp.abspath(osp.expanduser(file))
     root_path = osp.abspath(root_path)
-    flat = interpolate(apply_force_yml(load_yaml(file, references=False), force_yml), file)
+    flat = within or interpolate(apply_force_yml(load_yaml(file, references=False), force_yml), file)
     if isinstance(flat.get('stage1'), str):
         flat['stage1'] = osp.abspath(flat['stage1'])  # only --force_yml can have left it relative, to where we are
     _complete(flat, debug)
 
     report, stage1, promised = Findings(), None, {}
-    if isinstance(flat.get('stage1'), str) and is_train:
+    if isinstance(flat.get('stage1'), (str, dict)) and is_train:
         stage1 = _parse_stage1(flat, report, (*parents, osp.realpath(file)), root_path=root_path, is_train=True,
                                force_yml=(), auto_resume=auto_resume, debug=debug, rank=rank, world_size=world_size,
                                dist=dist, num_gpu_available=num_gpu_available, images=images)
@@ -151,14 +151,19 @@ def _complete(flat: dict, debug: bool) -> None:
 
 def _parse_stage1(flat: dict, report: Findings, parents: tuple[str, ...], **arguments: Any) -> Parsed | None:
     """Checks the option file of stage 1, and that stage 2 can start from what it trains."""
-    first = flat['stage1']
-    if osp.realpath(first) in parents:
+    first, within = flat['stage1'], None
+    if isinstance(first, dict):
+        within = merge(deepcopy({k: v for k, v in flat.items() if k not in ('stage1', 'rounds', 'path')}), first)
+        within['name'] = first.get('name', f'{flat.get("name")}_stage1')
+        first, parents = parents[-1], parents[:-1]
+    elif osp.realpath(first) in parents:
         report.add('stage1', f'goes round in a circle: {" -> ".join((*parents, osp.realpath(first)))}')
         return None
     try:
-        stage1 = _parse(first, parents, **arguments)
+        stage1 = _parse(first, parents, within=within, **arguments)
     except OptionError as error:
-        report.elsewhere += error.problems
+        report.elsewhere += [p.replace(f'{first}: ', f'{first}: in stage1: ', 1) if within else p
+                             for p in error.problems]
         return None
     for key in ('scale', 'network_g'):
         if flat.get(key) != stage1.flat.get(key):

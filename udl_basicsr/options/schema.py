@@ -80,6 +80,7 @@ def _is_folder_name(value: Any) -> bool:
 
 BOOL = Kind('true | false', lambda v: isinstance(v, bool))
 TEXT = Kind('text', lambda v: isinstance(v, str) and v != '')
+FILE_OR_BLOCK = Kind('text, or block of options', lambda v: isinstance(v, dict) or TEXT.accepts(v))
 FOLDER_NAME = Kind('name of a folder: text without / \\ : * ? " < > | and not . or ..', _is_folder_name)
 POSITIVE = Kind('number > 0', lambda v: _is_number(v) and v > 0)
 DECAY = Kind('number, 0 ≤ x < 1', lambda v: _is_number(v) and 0 <= v < 1)
@@ -198,8 +199,8 @@ OPTIONS = {
     'model_type': Key(TEXT, "a class of MODEL_REGISTRY: UDLModel, TLWModel, or BasicSR's SRModel, ...", need='both'),
     'stage': Key(one_of(*STAGES), 'UDLModel: plain trains with ordinary losses, esu learns the uncertainty, udl '
                  'weights with it, sigma learns a sigma branch that shares the features', ours=True, only='stage'),
-    'stage1': Key(TEXT, 'the option file of stage 1, relative to this file: trained first when its weights are missing',
-                  ours=True, null=True),
+    'stage1': Key(FILE_OR_BLOCK, 'the option file of stage 1, relative to this file, or what stage 1 changes in this '
+                  'one: trained first when its weights are missing', ours=True, null=True),
     'rounds': Key(COUNT, 'go through stage 1 and stage 2 so many times, each from where the last ended; default 1',
                   ours=True, only='stage'),
     'scale': Key(COUNT, 'upscaling factor'),

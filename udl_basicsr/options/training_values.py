@@ -121,8 +121,8 @@ class TrainingChecker(NetworkChecker):
         self.check_cache(stage)
         self.check_head(train, wanted)
         path = self.opt.get('path')
-        if trains_head_alone(stage, train) and isinstance(path, dict) and not (
-                path.get('pretrain_network_g') or path.get('pretrain_network_u') or path.get('resume_state')):
+        if trains_head_alone(stage, train) and isinstance(path, dict) and not self.opt.get('stage1') and not any(
+                path.get(key) for key in ('pretrain_network_g', 'pretrain_network_u', 'resume_state')):
             add('path.pretrain_network_g', f'missing; with train.{wanted}.detach: all and no other loss the head alone '
                 'is trained, on a network that is: name its weights, or add pixel_opt: {type: L1Loss}, which trains it')
         # where stage1 is given, it is its own file that explains why nothing could be filled in
