@@ -27,15 +27,14 @@ train() {
 
 prepare() {
     "$PYTHON" scripts/demo.py photos
-    "$PYTHON" -m udl_basicsr prepare datasets/demo/photos/train --out datasets/demo/train --scale 2 --sub-images 160
+    "$PYTHON" -m udl_basicsr prepare datasets/demo/photos/train --out datasets/demo/train --scale 2 --sub_images 160
     "$PYTHON" -m udl_basicsr prepare datasets/demo/photos/val --out datasets/demo/val --scale 2
-    "$PYTHON" -m udl_basicsr prepare datasets/demo/photos/test --out datasets/demo/test --scale 2 --report-bicubic
+    "$PYTHON" -m udl_basicsr prepare datasets/demo/photos/test --out datasets/demo/test --scale 2 --report_bicubic
 }
 
 evaluate() {
     "$PYTHON" scripts/demo.py bicubic
-    "$PYTHON" -m udl_basicsr test -opt options/demo/test.yml --force_yml name=demo_L1 stage=plain network_u=None \
-        path:pretrain_network_u=None path:pretrain_network_g=experiments/demo_L1/models/net_g_latest.pth
+    "$PYTHON" -m udl_basicsr test -opt options/demo/train_L1.yml
     "$PYTHON" -m udl_basicsr test -opt options/demo/test.yml
 }
 

@@ -102,9 +102,9 @@ def test_infer_takes_members_and_their_spread(run, capsys):
     assert run(path, *options, *member[:2]) == 2
     assert 'expected net_g and net_u, as --weights has' in capsys.readouterr().err
     assert run(path, *options, '--spread', out=run.root / 'flips') == 2
-    assert 'give --self-ensemble with it' in capsys.readouterr().err
-    assert run(path, *options, '--spread', '--self-ensemble', out=run.root / 'flips') == 0
-    assert run(path, *options, '--self-ensemble', out=run.root / 'mean') == 0
+    assert 'give --self_ensemble with it' in capsys.readouterr().err
+    assert run(path, *options, '--spread', '--self_ensemble', out=run.root / 'flips') == 0
+    assert run(path, *options, '--self_ensemble', out=run.root / 'mean') == 0
     same, maps = ([cv2.imread(str(run.root / name / f'a{end}.png'), -1).astype(int) for name in ('flips', 'mean')]
                   for end in ('', '_log_scale'))
     assert np.abs(same[0] - same[1]).max() <= 1

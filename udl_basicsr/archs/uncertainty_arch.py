@@ -36,7 +36,7 @@ class UncertaintyNet(nn.Module):
             image, with as many channels.
         tap (str | None): Name of a module of the backbone, as in ``named_modules()``. None takes the backbone's own
             default: its class attribute ``default_tap``, a name or several of which the first that runs is taken. Our
-            own networks and spandrel's have it; those of BasicSR's are in ``taps.DEFAULT_TAPS``.
+            own networks and spandrel's have it; those of BasicSR's are in ``traits``.
         detach (str): With ``'features'`` and ``'all'`` no gradient goes from the head into the backbone, with
             ``'none'`` and ``'mean'`` it does. What goes into the image is the affair of the losses, whose ``detach``
             has the same names.

@@ -16,9 +16,9 @@ import torch
 
 from udl_basicsr.data.images import ImageError
 from udl_basicsr.functional import risk_control as R
+from udl_basicsr.utils.errors import UdlError
 from udl_basicsr.utils.files import write_text
 from udl_basicsr.utils.json_files import JsonError, read_json
-from udl_basicsr.utils.text import MessageError
 from udl_basicsr.utils.version import __version__
 from udl_basicsr.utils.yaml_files import load_yaml
 
@@ -30,14 +30,14 @@ from .restorer import Prediction, Restorer
 WITHIN = (4., 8., 16., 32.)
 """Errors in grey levels for which a mask is calibrated where no others are asked for."""
 _FORMAT = {'made_by': 'udl_basicsr calibrate', 'format': 1}
-_IDENTITY = {'weights_hash': '--weights', 'uncertainty_hash': '--uncertainty', 'self_ensemble': '--self-ensemble',
+_IDENTITY = {'weights_hash': '--weights', 'uncertainty_hash': '--uncertainty', 'self_ensemble': '--self_ensemble',
              'amp': '--amp'}
 _KINDS = {'alpha': float, 'delta': (float, type(None)), 'images': int, 'factor': float, 'limit': float,
           'mean_risk': float, 'mean_width': float, 'within': dict, 'networks': dict, 'data': list, 'training': dict,
           'versions': dict}
 
 
-class CalibrationError(MessageError):
+class CalibrationError(UdlError, RuntimeError):
     """No calibration can be made, or the one that is there cannot be used; the message says why and what to do."""
 
 

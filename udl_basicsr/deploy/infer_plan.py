@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from udl_basicsr.data.images import ImageError
-from udl_basicsr.utils.text import one_line
+from udl_basicsr.utils.errors import MISUSED, UdlError
 
 from .pictures import OPAQUE_SUFFIXES, SUFFIXES, Header, read_header
 
@@ -15,16 +15,9 @@ INTERVALS = ('lower', 'upper', 'theta', 'within')
 """What intervals are written as: their ends, the expected error, and the mask of pixels within an error."""
 
 
-class InferenceError(RuntimeError):
-    """Why nothing was done.
-
-    Attributes:
-        problems: one line each.
-    """
-
-    def __init__(self, problems: Iterable[str]) -> None:
-        self.problems = tuple(map(one_line, problems))
-        super().__init__('\n'.join(self.problems))
+class InferenceError(UdlError, RuntimeError):
+    """Why nothing was done."""
+    status = MISUSED
 
 
 @dataclass(frozen=True)

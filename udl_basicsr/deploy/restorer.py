@@ -265,7 +265,7 @@ def load_restorer(weights: str | Path, *, opt: str | Path | None = None, uncerta
     if device == 'auto':
         device = 'cuda' if torch.cuda.is_available() else 'cpu'
     if spread and not options.get('self_ensemble'):
-        raise InferenceError(['--spread: of the eight flips and turns; give --self-ensemble with it'])
+        raise InferenceError(['--spread: of the eight flips and turns; give --self_ensemble with it'])
     files = 1 if uncertainty is None else 2
     for member in members:
         if len(member) != files:

@@ -1,49 +1,15 @@
 """Plans: which networks are trained with which losses, from which weights, for how long, and tested on what.
 
-A plan is a YAML file (``options/compare/``, ``options/papers/``)::
-
-    name: tiny                      # records: docs/results/tiny
-    title: EDSR 4×16                # the network, as it is printed
-    train: _tiny_.yml               # what all runs share: network, data, optimiser, schedule, budget (total_iter)
-    test: _tiny_test_.yml           # the data sets they are tested on
-    reference: L1                   # the method that differences are taken to
-    seeds: [0, 1, 2]
-    scales:                         # and what changes in train and test for each
-      x4: {}
-    first:                          # stage 1, shared by the methods that come after it
-      iterations: 500               # of the budget
-      ESU: {stage: esu, train: {likelihood_opt: {type: ESULoss}}}
-      L1: {stage: plain, network_u: ~, train: {pixel_opt: {type: L1Loss}}}
-      head: {after: L1, iterations: 200, stage: esu, ...}   # a stage between, with iterations of its own
-    methods:                        # id: how it is printed, and what it changes in train
-      L1: {label: L1, options: {stage: plain, network_u: ~, train: {pixel_opt: {type: L1Loss}}}}
-      UDL: {label: ESU → UDL, after: ESU, options: {stage: udl, train: {udl_opt: {type: UDLLoss}}}}
-
-A method with a stage before it takes its iterations from the same budget, and goes on in the same order of crops. The
-schedule of ``train`` is stretched to the length of each stage. LPIPS is measured too where its weights are at hand.
-
-A plan for a printed table adds some of these::
-
-    table: udl-5                    # what ours stands beside, an id of experiments/paper_scores.json
-    lengths: own                    # each stage as long as its own options say, and nothing is stretched
-    deterministic: true             # for all runs, as in option files
-    networks:                       # their ids are their titles; scales and methods: only these, by default all
-      EDSR-S: {base: ../_base_/edsr_s.yml}
-      HAT: {base: ../_base_/hat.yml, options: {train: {amp: bf16}}, scales: [x4], methods: [L1, UDL]}
-    first:
-      ESU: {base: ../_base_/esu.yml, train: {total_iter: 120000}}
-    methods:
-      UDL: {label: UDL, after: ESU, base: ../_base_/udl.yml}
-
-``base`` names option files (one, or a list), relative to the plan. The options of a run are merged in this order, and
-the last one wins: ``train``, what the scale changes in it, the network's base and options, the method's base and
-options.
+A plan is a YAML file (``options/compare/``, ``options/papers/``); docs/COMPARE.md describes its form. The options of a
+run are merged in this order, and the last one wins: ``train``, what the scale changes in it, the network's base and
+options, the method's base and options. A method with a stage before it takes its iterations from the same budget, and
+goes on in the same order of crops. The schedule of ``train`` is stretched to the length of each stage. LPIPS is
+measured too where its weights are at hand.
 """
 from __future__ import annotations
 
-import difflib
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from os import path as osp
 from pathlib import Path
@@ -55,10 +21,11 @@ from udl_basicsr.options.parse import OptionError, load_yaml
 from udl_basicsr.options.signatures import describe
 from udl_basicsr.options.values import LONGEST_NAME, bad_name
 from udl_basicsr.utils.checkpoints import CheckpointError
-from udl_basicsr.utils.text import did_you_mean
+from udl_basicsr.utils.settings import RunSettings
+from udl_basicsr.utils.text import did_you_mean, nearest
 from udl_basicsr.utils.yaml_files import interpolate, merge
 
-from .plan_keys import check_plan, is_list
+from .plan_keys import Changes, PlanFile, check_plan, is_list
 from .printed import HR_SIZE, load_paper
 from .record_files import record_file
 
@@ -125,7 +92,7 @@ class PlannedRun:
 
     @property
     def degradation(self) -> str:
-        return self.stages[-1].flat.get('degradation', 'BI')
+        return RunSettings.of(self.stages[-1].flat).degradation
 
     def record(self, out: Path) -> Path:
         """Where its record lies."""
@@ -167,46 +134,48 @@ def read_plan(file: str | Path, root: Path, seeds: list[int] | None = None) -> P
     if problems := check_plan(plan):
         raise OptionError(f'{file}: {problem}' for problem in problems)
     size = HR_SIZE
-    if table := plan.get('table'):
+    asked = PlanFile.of(plan)
+    if table := asked.table:
         known = load_paper()['tables']
         if table not in known:
             raise OptionError(f'{file}: table: there is no {table!r} in experiments/paper_scores.json'
                               f'{did_you_mean(table, known, listing=20)}')
         size = tuple(known[table].get('size', HR_SIZE))
-    runs = tuple(_Expansion(file, plan, root, size).runs())
+    runs = tuple(_Expansion(file, asked, root, size).runs())
     names = [run.name for run in runs]
     if len({*names}) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise OptionError(f'{file}: networks, methods: two runs would be called {twice}; choose other ids')
     if not runs:
         raise OptionError(f'{file}: networks: nothing is left to be run')
-    return Plan(file, plan['name'], plan['title'], plan.get('table'), runs)
+    return Plan(file, asked.name, asked.title, asked.table, runs)
 
 
 class _Expansion:
     """The runs of a plan."""
 
-    def __init__(self, file: str, plan: dict, root: Path, size: tuple[int, int]) -> None:
+    def __init__(self, file: str, plan: PlanFile, root: Path, size: tuple[int, int]) -> None:
         self.file, self.plan, self.root, self.size = file, plan, root, size
-        self.folder = root / 'results' / plan['name'] / 'options'
-        self.shared = plan.get('lengths', 'shared') == 'shared'
+        self.folder = root / 'results' / plan.name / 'options'
+        self.shared = plan.lengths == 'shared'
         self.files: dict[str, dict] = {}
 
     def runs(self) -> Iterable[PlannedRun]:
         plan = self.plan
-        train, test = self.load(plan['train'], 'train'), self.load(plan['test'], 'test')
-        everyone = plan['seeds']
-        seeds = dict.fromkeys([*everyone, *(s for m in plan['methods'].values() for s in m.get('seeds', ()))])
-        for network, choice in plan.get('networks', {None: {}}).items():
-            for scale, changes in plan['scales'].items():
-                if scale not in choice.get('scales', plan['scales']):
+        train, test = self.load(plan.train, 'train'), self.load(plan.test, 'test')
+        seeds = dict.fromkeys([*plan.seeds, *(s for m in plan.methods.values() for s in m.seeds or ())])
+        for network, choice in plan.networks.items():
+            methods = [(order, *item) for order, item in enumerate(plan.methods.items())
+                       if choice.methods is None or item[0] in choice.methods]
+            for scale, changes in plan.scales.items():
+                if choice.scales is not None and scale not in choice.scales:
                     continue
                 given = {'scale': int(scale[1:])}
                 trained = self.own(merge(train, {**given, **changes.get('train', {})}), choice, f'networks.{network}')
                 tested = merge(test, {**given, **changes.get('test', {})})
                 for seed in seeds:
-                    for order, (method, block) in enumerate(plan['methods'].items()):
-                        if seed in block.get('seeds', everyone) and method in choice.get('methods', plan['methods']):
+                    for order, method, block in methods:
+                        if seed in (plan.seeds if block.seeds is None else block.seeds):
                             yield self.run(network, order, method, trained, tested, given['scale'], seed)
 
     def load(self, name: str, key: str) -> dict:
@@ -219,39 +188,37 @@ class _Expansion:
                 raise OptionError(f'{self.file}: {key}: {problem}' for problem in error.problems) from None
         return self.files[path]
 
-    def own(self, flat: dict, block: Mapping, where: str) -> dict:
+    def own(self, flat: dict, changes: Changes, where: str) -> dict:
         """``flat`` with what the base files and the options of a network or method say."""
-        names = block.get('base', [])
-        for name in [names] if isinstance(names, str) else names:
+        for name in changes.base:
             flat = merge(flat, self.load(name, f'{where}.base'))
-        return merge(flat, block.get('options', {}))
+        return merge(flat, changes.options)
 
     def run(self, network: str | None, order: int, method: str, train: dict, test: dict, scale: int,
             seed: int) -> PlannedRun:
-        plan, block = self.plan, self.plan['methods'][method]
-        label, prefix = block.get('label', method), f'{network}_' if network else ''
-        tail, after = f'x{scale}_seed{seed}', block.get('after')
+        plan, block = self.plan, self.plan.methods[method]
+        label, prefix = block.label or method, f'{network}_' if network else ''
+        tail, after = f'x{scale}_seed{seed}', block.after
 
         chain, before = [], 0
         for name in self.stages_before(after):
-            first = plan['first'][name]
-            options = {key: value for key, value in first.items() if key not in ('base', 'after', 'iterations')}
-            flat = self.own(train, {**first, 'options': options}, f'first.{name}')
-            length = first.get('iterations', plan['first']['iterations']) if self.shared else 0
+            first = plan.first[name]
+            flat = self.own(train, first, f'first.{name}')
+            length = (first.iterations or plan.first_iterations or 0) if self.shared else 0
             chain.append(self.stage(f'{prefix}first_{name}_{tail}', flat, seed, length, before))
             before += length
         flat = self.own(train, block, f'methods.{method}')
         chain.append(self.stage(f'{prefix}{method}_{tail}', flat, seed, None, before))
         for earlier, later in itertools.pairwise(chain):
             later.flat['stage1'] = str(earlier.file)
-        return PlannedRun(plan['name'], network or plan['title'], plan['reference'], method, label, order, scale, seed,
+        return PlannedRun(plan.name, network or plan.title, plan.reference, method, label, order, scale, seed,
                           tuple(chain), self.folder / f'test_{prefix}{method}_{tail}.yml',
                           self.test(f'{prefix}{method}_{tail}', test, chain, seed), network,
-                          plan.get('lengths', 'shared'), self.size)
+                          plan.lengths, self.size)
 
     def stages_before(self, after: str | None) -> list[str]:
         """The stages of ``first`` that a method comes after, in the order in which they are trained."""
-        return [] if after is None else [*self.stages_before(self.plan['first'][after].get('after')), after]
+        return [] if after is None else [*self.stages_before(self.plan.first[after].after), after]
 
     def stage(self, name: str, flat: dict, seed: int, iterations: int | None, before: int) -> Stage:
         """The options of one stage.
@@ -262,12 +229,13 @@ class _Expansion:
         """
         plan, where = self.plan, f'{self.file}: {name}'
         self.need_blocks(flat, ('train', 'datasets', 'datasets.train', 'network_g'), where)
-        flat = {**flat, 'name': f'{plan["name"]}_{name}', 'manual_seed': seed}
+        flat = {**flat, 'name': f'{plan.name}_{name}', 'manual_seed': seed}
         if problem := bad_name(flat['name'], LONGEST_NAME):
             raise OptionError(f'{where}: name: {describe(flat["name"])} {problem}; choose a shorter name of the plan '
                               'or shorter ids')
-        if 'deterministic' in plan:
-            flat['deterministic'] = plan['deterministic']
+        flat.pop('tested_on', None)  # the plan says what its runs are tested on
+        if plan.deterministic is not None:
+            flat['deterministic'] = plan.deterministic
         flat = interpolate(flat, where)
         train = flat['train']
         total = train.get('total_iter')
@@ -276,7 +244,7 @@ class _Expansion:
         if self.shared:
             if before + (iterations or 0) >= total:
                 raise OptionError(f'{self.file}: first.iterations: {before + (iterations or 0)} leaves none of the '
-                                  f'{total} iterations of {plan["train"]}')
+                                  f'{total} iterations of {plan.train}')
             length = iterations or total - before
             flat['train'] = {**train, 'total_iter': length}
             if 'scheduler' in train:
@@ -288,7 +256,7 @@ class _Expansion:
     def test(self, name: str, flat: dict, chain: Sequence[Stage], seed: int) -> dict:
         """The options of the test of what a chain of stages has trained."""
         where, last = f'{self.file}: test_{name}', chain[-1]
-        stage = last.flat.get('stage', 'plain')
+        stage = RunSettings.of(last.flat).stage
         flat = merge(flat, {'name': last.flat['name'], 'stage': stage,
                             'path': {'pretrain_network_g': str(last.weights(self.root, 'g'))}})
         flat |= {'model_type': 'UDLModel', 'network_g': last.flat['network_g']}
@@ -305,7 +273,7 @@ class _Expansion:
         if not isinstance(metrics, dict) or not metrics:
             raise OptionError(f'{where}: val.metrics: expected a block of at least one, got {describe(metrics)}')
         # Pictures of one seed are enough to look at.
-        flat['val'] = {**flat['val'], 'save_img': seed == self.plan['seeds'][0],
+        flat['val'] = {**flat['val'], 'save_img': seed == self.plan.seeds[0],
                        'metrics': {**_lpips_if_there(last.flat['scale']), **metrics}}
         return interpolate(flat, where)
 
@@ -324,7 +292,7 @@ def _lpips_if_there(scale: int) -> dict:
         find_backbone_weights('alex')
     except CheckpointError:
         return {}
-    return {'lpips': {'type': 'calculate_lpips', 'net': 'alex', 'crop_border': scale, 'better': 'lower'}}
+    return {'lpips': {'type': 'calculate_lpips', 'net': 'alex', 'crop_border': scale}}
 
 
 def _stretched(scheduler: Any, factor: float) -> Any:
@@ -351,7 +319,9 @@ def select(plan: Plan, words: Iterable[str]) -> list[PlannedRun]:
         kind = next((kind for kind in kinds if any(word in kind(run) for run in plan.runs)), None)
         if kind is None:
             known = {name for kind in kinds for run in plan.runs for name in kind(run)}
-            raise OptionError(f'--only: {word!r} is nothing of {plan.file}{_nearest(word, known)}')
+            near = nearest(word, known, cutoff=0.4)  # of short names like x4 and L1 the usual cutoff says nothing
+            meant = f"did you mean '{near}'? " if near else ''
+            raise OptionError(f'--only: {word!r} is nothing of {plan.file}; {meant}It has {", ".join(sorted(known))}')
         wanted.setdefault(kind, set()).add(word)
     for kind, names in wanted.items():
         runs = [run for run in runs if kind(run) & names]
@@ -359,12 +329,3 @@ def select(plan: Plan, words: Iterable[str]) -> list[PlannedRun]:
         raise OptionError(f'--only: {plan.file} has no run that is all of: {", ".join(words)}')
     return runs
 
-
-def _nearest(word: str, known: set[str]) -> str:
-    # of short names like x4 and L1 the usual cutoff says nothing
-    near = difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.4)
-    return f"; did you mean '{near[0]}'? " + _listing(known) if near else f'; {_listing(known)}'
-
-
-def _listing(known: set[str]) -> str:
-    return f'It has {", ".join(sorted(known))}'

@@ -7,6 +7,7 @@ from torch import Tensor
 from udl_basicsr.functional.losses import floor_share
 from udl_basicsr.utils.checkpoints import EMA_FIRST, CheckpointError
 from udl_basicsr.utils.kernels import exact_kernels
+from udl_basicsr.utils.settings import RunSettings
 
 from .stage_table import STAGES, detach_of, trains_head_alone
 from .step import StepModel
@@ -42,10 +43,10 @@ class UDLModel(StepModel):
             # units: numbers below 1e-38, which took a step of stage 1 ten times as long. In all stages, so that a run
             # does not depend on what was trained before it in the same process.
             torch.set_flush_denormal(True)
-        self.stage = STAGES[self.opt.get('stage', 'plain')]
+        self.stage = STAGES[self.opt.get('stage', RunSettings.stage)]
         self.trains_u = self.stage.trains == 'u'
         self.net_u = None
-        stage, train = self.opt.get('stage', 'plain'), self.opt.get('train')
+        stage, train = self.opt.get('stage', RunSettings.stage), self.opt.get('train')
         self.detach = detach_of(stage, train)
         self.head_alone = self.is_train and trains_head_alone(stage, train)
         if self.opt.get('network_u') and ('network_u' in self.stage.networks or not self.is_train):
@@ -124,7 +125,7 @@ class UDLModel(StepModel):
     @staticmethod
     def trained_blocks(opt: dict) -> dict[str, tuple[dict, dict]]:
         label, block = 'g', opt['network_g']
-        if STAGES[opt.get('stage', 'plain')].trains == 'u':
+        if STAGES[opt.get('stage', RunSettings.stage)].trains == 'u':
             label, block = 'u', _network_u(block, opt['network_u'], opt['stage'], opt['train'])
         return {label: (block, opt['train']['optim_g'])}
 

@@ -19,9 +19,10 @@ from .signatures import call_problems, describe, keys_needed, keys_read, names_c
 from .trials import quietly, try_optimizer, try_scheduler, why
 
 _PACKAGE = __package__.split('.')[0]
-_SUPPLIED = {'metric': {'img', 'img2', 'log_scale'}, 'optimizer': {'params'}, 'scheduler': {'optimizer', 'last_epoch'}}
+SUPPLIED = {'metric': {'img', 'img2', 'log_scale'}, 'optimizer': {'params'}, 'scheduler': {'optimizer', 'last_epoch'}}
 _NEEDS_MORE = {'LBFGS', 'SparseAdam'}  # a closure, sparse gradients: neither is what a training step has
-_FILLED_IN = {'is_train', 'dist', 'rank', 'world_size', 'auto_resume', 'root_path'}  # by the program, at the top level
+# by the program, at the top level
+_FILLED_IN = {'is_train', 'dist', 'rank', 'world_size', 'auto_resume', 'debug', 'root_path'}
 _RUNTIME_KEYS = {'phase', 'scale'}  # BasicSR fills them into every data set
 
 
@@ -98,6 +99,15 @@ class KeyChecker:
         name = self.opt.get('model_type')
         if name is not None and lookup('model', name) is None:
             self.report.add('model_type', f'no model {name!r} is registered{did_you_mean(name, known("model"))}')
+
+    def given(self, *path: str) -> Any:
+        """The value of a key of the table, or its default."""
+        table, block = schema.OPTIONS, self.opt
+        for name in path[:-1]:
+            table, block = table[name].kind, block.get(name)
+            block = block if isinstance(block, dict) else {}
+        value = block.get(path[-1])
+        return table[path[-1]].default if value is None else value
 
     def model_reads(self, path: tuple[str, ...]) -> bool:
         return self.reads is None or path in self.reads
@@ -207,7 +217,7 @@ class KeyChecker:
         for key in [k for k in arguments if self.lenient and not (others or k in known_here or nearest(k, known_here))]:
             self.stray(f'{where}.{key}', f'{name} has no such argument; it is left out')
             del block[key], arguments[key]
-        for key, problem in call_problems(target, arguments, _SUPPLIED.get(what, ()),
+        for key, problem in call_problems(target, arguments, SUPPLIED.get(what, ()),
                                           optional=None if kind.partial else ()):
             self.report.add(f'{where}.{key}', problem)
         if what == 'optimizer' and 'lr' not in arguments:

@@ -21,10 +21,13 @@ from udl_basicsr.utils.yaml_files import OptionError, apply_force_yml, dump_flat
 from .data_sets import Images, check_data, where
 from .keys import Findings
 from .schema import OPTIONS
+from .testing import as_test, trains
 from .trials import try_model
 from .values import Checker
 
 __all__ = ['OptionError', 'Parsed', 'apply_force_yml', 'dump_flat', 'load_yaml', 'parse_options', 'renamed']
+
+_DEBUG_ITERATIONS = 16  # of each stage: two validations, and about a minute for a small network
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Parsed:
 def parse_options(file: str, *, root_path: str, is_train: bool, force_yml: Iterable[str] = (),
                   auto_resume: bool = False, debug: bool = False, rank: int = 0, world_size: int = 1,
                   dist: bool = False, num_gpu_available: int | None = None, check_files: bool = True,
-                  deep: bool = False) -> Parsed:
+                  check_images: bool = True, deep: bool = False) -> Parsed:
     """Reads an option file, applies ``--force_yml``, and checks everything.
 
     Args:
@@ -55,12 +58,14 @@ def parse_options(file: str, *, root_path: str, is_train: bool, force_yml: Itera
         is_train: training, or test.
         force_yml: entries such as ``train:optim_g:lr=1e-4``. They do not reach the file that ``stage1`` names.
         auto_resume: put into the options as it is.
-        debug: BasicSR's debug mode: the name gets ``debug_`` before it, everything happens every few iterations.
+        debug: BasicSR's debug mode: the name gets ``debug_`` before it, everything happens every few iterations; and
+            each stage ends after 16 of them.
         rank: this process.
         world_size: number of processes.
         dist: whether there are several.
         num_gpu_available: number of GPUs; None asks torch.
         check_files: False leaves out every check that looks at the disk.
+        check_images: False leaves out those that look at the data sets.
         deep: decode every image (on rank 0), where else only headers are read.
 
     Returns:
@@ -72,15 +77,19 @@ def parse_options(file: str, *, root_path: str, is_train: bool, force_yml: Itera
     return _parse(file, (), root_path=root_path, is_train=is_train, force_yml=tuple(force_yml or ()),
                   auto_resume=auto_resume, debug=debug, rank=rank, world_size=world_size, dist=dist,
                   num_gpu_available=torch.cuda.device_count() if num_gpu_available is None else num_gpu_available,
-                  images=Images(deep=deep and rank == 0) if check_files else None)
+                  files=check_files, images=Images(deep=deep and rank == 0) if check_files and check_images else None)
 
 
 def _parse(file: str, parents: tuple[str, ...], *, root_path: str, is_train: bool, force_yml: tuple[str, ...],
            auto_resume: bool, debug: bool, rank: int, world_size: int, dist: bool, num_gpu_available: int,
-           images: Images | None, within: dict | None = None) -> Parsed:
+           files: bool, images: Images | None, within: dict | None = None) -> Parsed:
     file = osp.abspath(osp.expanduser(file))
     root_path = osp.abspath(root_path)
-    flat = within or interpolate(apply_force_yml(load_yaml(file, references=False), force_yml), file)
+    flat = load_yaml(file, references=False) if within is None else within
+    if not is_train and trains(flat):
+        on = [entry for entry in force_yml if str(entry).startswith('tested_on=')]
+        flat = as_test(apply_force_yml(flat, on), file, root_path)
+    flat = interpolate(apply_force_yml(flat, force_yml), file)
     if isinstance(flat.get('stage1'), str):
         flat['stage1'] = osp.abspath(flat['stage1'])  # only --force_yml can have left it relative, to where we are
     _complete(flat, debug)
@@ -89,7 +98,7 @@ def _parse(file: str, parents: tuple[str, ...], *, root_path: str, is_train: boo
     if isinstance(flat.get('stage1'), (str, dict)) and is_train:
         stage1 = _parse_stage1(flat, report, (*parents, osp.realpath(file)), root_path=root_path, is_train=True,
                                force_yml=(), auto_resume=auto_resume, debug=debug, rank=rank, world_size=world_size,
-                               dist=dist, num_gpu_available=num_gpu_available, images=images)
+                               dist=dist, num_gpu_available=num_gpu_available, files=files, images=images)
         promised = _fill_stage1_weights(flat, stage1, root_path)
     elif flat.get('stage1') is not None and not is_train:
         report.add('stage1', 'belongs in a training file; remove it')
@@ -101,11 +110,14 @@ def _parse(file: str, parents: tuple[str, ...], *, root_path: str, is_train: boo
     if is_train and flat.get('manual_seed') is None:
         flat['manual_seed'] = random.SystemRandom().randint(1, 10000)  # leaves the global random state alone
     opt = _runtime(flat, root_path, is_train, num_gpu_available)
-    opt.update(dist=dist, rank=rank, world_size=world_size, auto_resume=auto_resume)
+    opt.update(dist=dist, rank=rank, world_size=world_size, auto_resume=auto_resume, debug=debug)
     _check_machine(opt, flat, num_gpu_available, report)
-    if images:
+    if files:
         _check_weights(flat, promised, root_path, is_train, report)
         _check_places(opt, report)
+        if isinstance(tested_on := flat.get('tested_on'), str) and not osp.isfile(tested_on):
+            report.add('tested_on', f'no such file: {tested_on}; correct the path, or remove the key')
+    if images:
         check_data(opt, root_path, report, images)
         # of models that are not ours, only their code knows what they need
         if not (report.problems or checker.ours) and (problem := try_model(checker.model, opt)):
@@ -122,7 +134,7 @@ def renamed(parsed: Parsed, name: str, **path: str) -> Parsed:
     flat.pop('rounds', None)
     flat.update(name=name, path={**flat['path'], **path})
     opt = _runtime(flat, parsed.opt['root_path'], True, parsed.opt['num_gpu'])
-    opt.update({key: parsed.opt[key] for key in ('dist', 'rank', 'world_size', 'auto_resume')})
+    opt.update({key: parsed.opt[key] for key in ('dist', 'rank', 'world_size', 'auto_resume', 'debug')})
     return Parsed(parsed.file, flat, opt, None, parsed.warnings)
 
 
@@ -137,13 +149,17 @@ def _complete(flat: dict, debug: bool) -> None:
     name = flat.get('name')
     if debug and isinstance(name, str) and not name.startswith('debug'):
         flat['name'] = f'debug_{name}'
+    train = flat.get('train') if debug else None
+    for key in ('total_iter', 'warmup_iter'):
+        if isinstance(train, dict) and isinstance(train.get(key), (int, float)):
+            train[key] = min(train[key], _DEBUG_ITERATIONS)
     if flat.get('num_gpu') is None:
-        flat['num_gpu'] = 'auto'
+        flat['num_gpu'] = OPTIONS['num_gpu'].default
     if flat.get('path') is None:
         flat['path'] = {}
-    for block, defaults in (('val', {'save_img': False, 'suffix': None}), ('logger', {'use_tb_logger': False})):
+    for block, keys in (('val', ('save_img', 'suffix')), ('logger', ('use_tb_logger', ))):
         if isinstance(flat.get(block), dict):
-            flat[block] |= {k: v for k, v in defaults.items() if k not in flat[block]}
+            flat[block] |= {key: OPTIONS[block].kind[key].default for key in keys if key not in flat[block]}
     order = {key: i for i, key in enumerate(OPTIONS)}
     for key in sorted(flat, key=lambda k: order.get(k, len(order))):
         flat[key] = flat.pop(key)

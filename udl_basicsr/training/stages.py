@@ -15,9 +15,11 @@ from basicsr.utils import get_root_logger
 from udl_basicsr.data import uncertainty_cache
 from udl_basicsr.data.loader import build_dataset
 from udl_basicsr.options.parse import OptionError, Parsed, renamed
+from udl_basicsr.options.summary import describe_options
 from udl_basicsr.utils import plugins
 from udl_basicsr.utils.checkpoints import CheckpointError
 from udl_basicsr.utils.distributed import broadcast
+from udl_basicsr.utils.settings import LoaderSettings, RunSettings
 
 from . import loop
 from .log import run_log
@@ -27,6 +29,7 @@ def train(parsed: Parsed, command: str = '') -> None:
     """Trains all stages as :func:`_train_chain`, and says at the end where the weights are and what to type next."""
     # BasicSR's logger says nothing below a warning until a level is set, and the first run is announced before its own.
     get_root_logger().setLevel(logging.INFO if parsed.opt['rank'] == 0 else logging.ERROR)
+    get_root_logger().info(describe_options(parsed))
     last = _train_chain(parsed, command, _stages(parsed))
     if parsed.opt['rank'] == 0 and (text := _what_next(last)):
         get_root_logger().info(text)
@@ -34,7 +37,7 @@ def train(parsed: Parsed, command: str = '') -> None:
 
 def _stages(parsed: Parsed | None) -> int:
     """How many runs an option file asks for."""
-    return 0 if parsed is None else _stages(parsed.stage1) + 1 + 2 * (parsed.opt.get('rounds', 1) - 1)
+    return 0 if parsed is None else _stages(parsed.stage1) + 1 + 2 * (RunSettings.of(parsed.opt).rounds - 1)
 
 
 def _what_next(last: Parsed) -> str:
@@ -67,7 +70,7 @@ def _train_chain(parsed: Parsed, command: str, total: int) -> Parsed:
     Returns:
         Parsed: Of the last run.
     """
-    rounds = parsed.opt.get('rounds', 1)
+    rounds = RunSettings.of(parsed.opt).rounds
     if parsed.stage1 is not None:
         path = parsed.opt['path']
         needed = [path[key] for key in ('pretrain_network_g', 'pretrain_network_u') if path.get(key)]
@@ -107,7 +110,7 @@ def cache_uncertainty(parsed: Parsed, command: str = '') -> None:
         CheckpointError: Stage 1 has not been trained; or the cache is one of something else, or cannot be made.
     """
     opt = parsed.opt
-    if not opt['datasets']['train'].get('uncertainty_cache'):
+    if not LoaderSettings.of(opt['datasets']['train']).uncertainty_cache:
         raise OptionError([f'{parsed.file}: datasets.train.uncertainty_cache: missing; name a folder, or add '
                            '--force_yml datasets:train:uncertainty_cache=auto here and when training'])
     weights = opt['path']['pretrain_network_u']

@@ -10,11 +10,13 @@ import subprocess
 
 import torch.distributed as dist
 
+from .errors import MISUSED, UdlError
 from .text import first_line, one_line
 
 
-class LaunchError(RuntimeError):
+class LaunchError(UdlError, RuntimeError):
     """Processes that were not started as ``--launcher`` says."""
+    status = MISUSED
 
 
 def launch_number(variable: str, low: int, high: float = math.inf, default: int | None = None) -> int:

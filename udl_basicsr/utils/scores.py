@@ -28,6 +28,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+from .errors import UdlError
 from .files import write_text
 from .json_files import JsonError, read_json
 from .metric_facts import MetricFacts, facts_by_name, read_facts
@@ -36,13 +37,13 @@ from .tables import markdown_table, text_table
 FIELDS = {'name': str, 'scale': int, 'network': str, 'weights': str, 'protocol': str, 'datasets': dict,
           'versions': dict}
 CSV_FIELDS = ('dataset', 'image')  # of scores.csv, before the metrics
-HISTORY_FIELDS = ('iter', 'dataset', 'initial_weights')
+HISTORY_FIELDS = ('iter', 'dataset', 'initial_weights', 'iters_per_epoch')
 """What the lines of a run's history hold beside losses and metrics, which therefore cannot be called like this."""
 
 _CROPPED_IN_PAPERS = ('calculate_psnr', 'calculate_ssim')  # on the other metrics papers do not agree
 
 
-class ScoresError(ValueError):
+class ScoresError(UdlError, ValueError):
     """Scores that do not follow the schema; the message says where and what was expected."""
 
 

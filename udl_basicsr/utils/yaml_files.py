@@ -13,7 +13,8 @@ from typing import Any
 
 import yaml
 
-from .text import did_you_mean, one_line
+from .errors import MISUSED, UdlError
+from .text import did_you_mean
 
 _FLOAT = re.compile(r'^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)$')  # YAML 1.1 wants a dot and a sign
 _REFERENCE = re.compile(r'\$\{(\w+)\}')
@@ -25,16 +26,12 @@ _MAX_DEPTH = 32  # blocks within blocks
 _MAX_TEXT = 10_000  # characters of one text once its ``${key}`` are replaced, which grows exponentially as well
 
 
-class OptionError(ValueError):
-    """What is wrong with an option file, one line for each problem.
-
-    Attributes:
-        problems: the lines, each ``<file>: <key path>: <what was expected, and what to do>``.
-    """
+class OptionError(UdlError, ValueError):
+    """What is wrong with an option file: problems of the form ``<file>: <key path>: <expected, and what to do>``."""
+    status = MISUSED
 
     def __init__(self, problems: str | Iterable[str]) -> None:
-        self.problems = tuple(map(one_line, (problems,) if isinstance(problems, str) else problems))
-        super().__init__('\n'.join(self.problems))
+        super().__init__([problems] if isinstance(problems, str) else problems)  # keys and values may have line breaks
 
 
 # ---------------------------------------------------------------------------------------------------- reading YAML
@@ -247,8 +244,9 @@ def _load(path: str, parents: tuple[str, ...], texts: list[str]) -> dict:
         raise OptionError(f'{path}: expected `key: value` lines, got {got}')
     folder = osp.dirname(path)
     # a path is relative to the file that holds it, so it is made absolute before files are merged
-    if isinstance(opt.get('stage1'), str):
-        opt['stage1'] = osp.normpath(osp.join(folder, osp.expanduser(opt['stage1'])))
+    for key in ('stage1', 'tested_on'):
+        if isinstance(opt.get(key), str):
+            opt[key] = osp.normpath(osp.join(folder, osp.expanduser(opt[key])))
     bases = opt.pop('_base_', None) or []
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(b, str) for b in bases):
@@ -374,3 +372,8 @@ def _with_colons(keys: list[str], opt: dict) -> str | None:
 def dump_flat(flat: dict) -> str:
     """Resolved options as YAML that BasicSR's own loader reads back unchanged."""
     return yaml.dump(flat, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=False, width=110)
+
+
+def dump_compact(options: dict) -> str:
+    """The same in fewer lines, for people: blocks without further blocks in one line each."""
+    return yaml.dump(options, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=None, width=110)
