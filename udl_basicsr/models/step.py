@@ -103,7 +103,7 @@ class StepModel(ValidatedModel):
 
     def clipped_apart(self, label: str) -> dict[str, list[Tensor]]:
         """The parameters of a network in training, in groups with a norm of the gradient each, by its log name."""
-        return {'grad_norm' if label == 'g' else f'grad_norm_{label}': [*self.networks_in_training()[label].parameters()]}
+        return {f'grad_norm_{label}'.removesuffix('_g'): [*self.networks_in_training()[label].parameters()]}
 
     @staticmethod
     def trained_blocks(opt: dict) -> dict[str, tuple[dict, dict]]:
