@@ -140,7 +140,8 @@ class StepModel(ValidatedModel):
             device_ids = [torch.cuda.current_device()] if self.device.type == 'cuda' else None
             return DistributedDataParallel(
                 net, device_ids=device_ids, find_unused_parameters=self.opt.get('find_unused_parameters', False))
-        return DataParallel(net) if self.opt['num_gpu'] > 1 else net
+        # Not torch's default, all GPUs that there are.
+        return DataParallel(net, range(self.opt['num_gpu'])) if self.opt['num_gpu'] > 1 else net
 
     def init_training_settings(self) -> None:
         train_opt = self.opt['train']

@@ -21,14 +21,13 @@ from torch.utils.data import default_collate
 from tqdm import tqdm
 
 from udl_basicsr.data.images import BrokenImageError
+from udl_basicsr.functional import inference
 from udl_basicsr.functional.log_scale_maps import encode_log_scale
 from udl_basicsr.metrics.facts import block_facts, without_better
 from udl_basicsr.metrics.fidelity import Fidelity
 from udl_basicsr.utils.background import Background, read_ahead, spare_threads
 from udl_basicsr.utils.kernels import exact_kernels
 from udl_basicsr.utils.text import some
-
-from . import inference
 
 _SHOWN_IN_TENSORBOARD = 4
 

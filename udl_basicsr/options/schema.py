@@ -117,9 +117,9 @@ LOADER = {
                       'ended; default 0', ours=True),
     'dataset_enlarge_ratio': Key(COUNT, 'lengthens an epoch, for small data sets; default 1'),
     'use_shuffle': Key(BOOL, 'accepted as in the files of BasicSR, where training data are always shuffled'),
-    'prefetch_mode': Key(one_of('cpu', 'cuda'), 'cuda needs a GPU and pin_memory: true', null=True),
+    'prefetch_mode': Key(one_of('cpu', 'cuda'), 'cuda needs a GPU', null=True),
     'num_prefetch_queue': Key(COUNT, 'batches held ready by prefetch_mode cpu; default 1'),
-    'pin_memory': Key(BOOL, 'default false'),
+    'pin_memory': Key(BOOL, 'default true with a GPU'),
     'in_memory': Key(BOOL, 'hold the decoded training images in memory, 8 bits a value: a sample then costs a '
                      'twentieth; each process of torchrun holds a copy, its loader processes share it however they '
                      'are started; default false',
@@ -203,7 +203,7 @@ OPTIONS = {
                   ours=True, only='stage'),
     'scale': Key(COUNT, 'upscaling factor'),
     'degradation': Key(TEXT, 'how the LR images were made, for records and tables: BI, BD, ...; default BI', ours=True),
-    'num_gpu': Key(GPUS, 'default auto: all that are visible'),
+    'num_gpu': Key(GPUS, 'default auto: one where there is any; several are for torchrun'),
     'manual_seed': Key(SEED, 'default: drawn', null=True),
     'deterministic': Key(BOOL, 'deterministic kernels, slower; default false'),
     'find_unused_parameters': Key(BOOL, 'for DistributedDataParallel; default false'),
@@ -220,8 +220,10 @@ OPTIONS = {
     'train': Key(TRAIN, 'training', need='train'),
     'val': Key(VAL, 'validation and test', need='test'),
     'logger': Key(LOGGER, 'logging and checkpoints', need='train'),
-    'dist_params': Key({'backend': Key(one_of('nccl', 'gloo'), 'default: nccl, gloo without GPUs'),
-                        'port': Key(integer(1), 'port of the first process (slurm)')}, 'several processes'),
+    'dist_params': Key({'backend': Key(one_of('nccl', 'gloo'), 'default: nccl on GPUs and gloo for all else'),
+                        'port': Key(integer(1), 'port of the first process (slurm)'),
+                        'timeout': Key(COUNT, 'minutes that processes wait for one another, as for the cache that '
+                                       'the first makes; default 30')}, 'several processes'),
 }
 
 

@@ -11,12 +11,14 @@ from basicsr.utils.dist_util import get_dist_info
 
 from udl_basicsr.archs import TapError
 from udl_basicsr.data.images import BrokenImageError
+from udl_basicsr.options import schema
 from udl_basicsr.options.parse import OptionError, load_yaml, parse_options
 from udl_basicsr.options.trials import forbid_pickles
 from udl_basicsr.utils import exits
 from udl_basicsr.utils.checkpoints import CheckpointError
 from udl_basicsr.utils.distributed import LaunchError, init_dist, launch_number
 from udl_basicsr.utils.text import first_line, one_line
+from udl_basicsr.utils.yaml_files import apply_force_yml
 
 from .arguments import TESTS, TRAINS, launch_parser
 from .interrupts import EXIT_INTERRUPTED, Interrupted
@@ -62,9 +64,9 @@ def run(action: Callable[..., None], is_train: bool, root_path: Path | None = No
             raise
         _say(message, args)
         return next((status for kind, status in _STATUS.items() if isinstance(error, kind)), exits.FAILED)
-    finally:
-        if dist.is_available() and dist.is_initialized() and sys.exc_info()[0] is None:
-            dist.destroy_process_group()
+    # Only where all have ended well: the group of a process that fails alone would wait for the others, it for them.
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
     return 0
 
 
@@ -77,7 +79,7 @@ def _act(action: Callable[..., None], args: argparse.Namespace, is_train: bool, 
     # torchrun starts all processes anew when one has failed (--max-restarts): they go on.
     restarted = launch_number('TORCHELASTIC_RESTART_COUNT', 0, default=0) > 0
     if args.launcher != 'none':
-        init_dist(args.launcher, **_dist_params(args.opt))
+        init_dist(args.launcher, **_dist_params(args.opt, args.force_yml))
     rank, world_size = get_dist_info()
     parsed = parse_options(
         args.opt, root_path=str(root_path or Path.cwd()), is_train=is_train, force_yml=args.force_yml,
@@ -86,10 +88,14 @@ def _act(action: Callable[..., None], args: argparse.Namespace, is_train: bool, 
     action(parsed, command)
 
 
-def _dist_params(file: str) -> dict:
-    """``dist_params`` is needed before the options can be checked, since those depend on the number of processes."""
-    params = load_yaml(file).get('dist_params')
-    return {k: v for k, v in params.items() if k in ('backend', 'port')} if isinstance(params, dict) else {}
+def _dist_params(file: str, force_yml: Sequence[str] | None) -> dict:
+    """What is needed before the options can be checked, since those depend on the number of processes."""
+    flat = apply_force_yml(load_yaml(file, references=False), force_yml or ())
+    params = flat.get('dist_params') if isinstance(flat.get('dist_params'), dict) else {}
+    known = {key: params[key] for key in ('backend', 'port') if key in params}
+    if schema.COUNT.accepts(params.get('timeout')):  # else the check of the options says it
+        known['timeout'] = params['timeout']
+    return {**known, 'on_gpu': flat.get('num_gpu') != 0}
 
 
 def _explain(error: Exception) -> str | None:
