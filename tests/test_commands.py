@@ -49,7 +49,7 @@ def script(name: str):
 @pytest.mark.parametrize(('error', 'status', 'said'), [
     (KeyboardInterrupt(), 130, 'Stopped by SIGINT. Start again.\n'),
     (exits.Terminated(), 143, 'Stopped by SIGTERM. Start again.\n'),
-    (OptionError('a.yml: name: missing'), 1, 'error: a.yml: name: missing\n'),
+    (OptionError('a.yml: name: missing'), 2, 'error: a.yml: name: missing\n'),
     (CheckpointError('a.pth: it is empty'), 1, 'error: a.pth: it is empty\n'),
     (FileNotFoundError('a.json: no scores. Make them'), 1, 'error: a.json: no scores. Make them\n'),
     (FileNotFoundError(errno.ENOENT, 'No such file or directory', 'a'), 1, 'error: a: No such file or directory\n'),
@@ -103,8 +103,8 @@ def test_tables_are_printed_on_a_terminal_without_the_characters(tmp_path, argv)
 
 _MAIN = f"""
 import sys, time
-sys.path.insert(0, {str(ROOT / 'udl_basicsr' / 'utils')!r})
-import exits
+sys.path.insert(0, {str(ROOT)!r})
+from udl_basicsr.utils import exits
 @exits.command('Start again.')
 def main():
     print('there', flush=True)

@@ -1,6 +1,7 @@
 """Comparisons: runs that differ in their loss alone, records that are added to, and statistics against closed forms."""
 import importlib.util
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,9 +12,10 @@ import numpy as np
 import pytest
 import yaml
 
+from udl_basicsr.cli import comparing
 from udl_basicsr.data.loader import TrainBatches
+from udl_basicsr.experiments import complexity, record_files, runner, statistics
 from udl_basicsr.experiments import plan as plans
-from udl_basicsr.experiments import record_files, runner, statistics
 from udl_basicsr.experiments import records as kept
 from udl_basicsr.options.parse import OptionError
 from udl_basicsr.training import run_folder
@@ -166,7 +168,7 @@ def run_here(plan: Path, *arguments: str) -> int:
 
 def test_a_comparison_from_its_plan(plan, capsys):
     file = plan()
-    out = file.parent / 'docs' / 'results' / 'trial'
+    out = file.parent / 'results' / 'trial' / 'records'
     result = run(file)
     assert result.returncode == 0, result.stdout + result.stderr
     assert 'has ended: 3 of 3' in result.stdout
@@ -208,7 +210,7 @@ def test_a_comparison_that_was_stopped_goes_on_and_one_failure_stops_no_other(pl
     broken = {'options': {'stage': 'plain', 'network_u': None,
                           'train': {'pixel_opt': {'type': 'L1Loss'}, 'optim_g': {'lr': 1e30}}}}
     file = plan(methods={'L1': methods['L1'], 'explodes': broken, 'twice': methods['twice']})
-    out = file.parent / 'docs' / 'results' / 'trial'
+    out = file.parent / 'results' / 'trial' / 'records'
     process = subprocess.Popen(command(file), stdout=subprocess.PIPE, text=True,
                                env={**os.environ, 'OMP_NUM_THREADS': '1'})
     state = file.parent / 'experiments' / 'trial_L1_x2_seed7' / 'history.jsonl'
@@ -291,3 +293,55 @@ def test_the_plans_of_the_repository_can_be_read():
         for r in runs:
             totals[r.scale].add(sum(stage.iterations for stage in r.stages))
         assert all(len(budgets) == 1 for budgets in totals.values())  # the same budget for all
+
+
+def test_a_dry_run_finds_what_would_fail_later(plan, pairs, tmp_path, capsys):
+    """Weights that are not there, of a method that differs in nothing else; images that do not pair up."""
+    l1 = plan.content['methods']['L1']['options']
+    given = {'L1': {'options': l1}, 'tuned': {'options': {**l1, 'path': {'pretrain_network_g': 'nowhere.pth'}}}}
+    assert run_here(plan(methods=given, first={'iterations': 4}), '--dry_run') == 2
+    said = capsys.readouterr().err
+    assert 'tuned_x2_seed7: path.pretrain_network_g: no such file' in said
+    assert 'L1_x2' not in said
+    options = yaml.safe_load((tmp_path / 'train.yml').read_text())
+    options['datasets']['train']['dataroot_lq'] = f'{pairs}/train/gt'
+    (tmp_path / 'train.yml').write_text(yaml.safe_dump(options))
+    assert run_here(plan(methods={'L1': {'options': l1}}, first={'iterations': 4}), '--dry_run') == 2
+    said = capsys.readouterr().err
+    assert re.search(r'L1_x2_seed7: datasets\.train: in \d+ of \d+ pairs, GT is not 2 times LQ', said)
+
+
+def test_when_all_will_have_ended(plan, tmp_path, monkeypatch):
+    """By hand: of 6 + 4 + 2 iterations that cost alike, 4 were done before and 4 since, in 8 s; 4 take 8 s more."""
+    clock = [100.]
+    monkeypatch.setattr(runner.time, 'time', lambda: clock[0])
+    monkeypatch.setattr(runner, 'iteration_operations', lambda flat: 5)
+    given = plans.read_plan(plan(), tmp_path)
+    runs = [r for r in given.runs if r.method in ('L1', 'twice')]
+    names = [stage.name for r in runs for stage in r.stages]
+
+    def at(name, iteration):
+        folder = tmp_path / 'experiments' / name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / 'history.jsonl').write_text(f'{{"initial_weights": "a"}}\n{{"iter": {iteration}, "l_pix": 1}}\n')
+
+    at(names[1], 4)
+    outlook = runner.Outlook(runs, tmp_path)
+    assert outlook.seconds() is None
+    clock[0] += 8
+    at(names[0], 4)
+    assert outlook.seconds() == pytest.approx(8)
+
+
+def test_records_lie_where_the_project_keeps_them(tmp_path):
+    assert comparing.records_folder(tmp_path, 'a') == tmp_path / 'results' / 'a' / 'records'
+    (tmp_path / 'docs' / 'results').mkdir(parents=True)
+    assert comparing.records_folder(tmp_path, 'a') == tmp_path / 'docs' / 'results' / 'a'
+
+
+def test_what_takes_some_sizes_alone_can_be_measured():
+    """BasicSR's SwinIR with a window of 8, on an image of 6: it is counted at 8, as a window of 8 needs."""
+    block = {'type': 'SwinIR', 'upscale': 2, 'embed_dim': 8, 'depths': [1], 'num_heads': [2], 'window_size': 8,
+             'img_size': 8, 'upsampler': 'pixelshuffledirect'}
+    assert complexity.count_macs(block, 2, (12, 12)) == complexity.count_macs(block, 2, (16, 16)) > 0
+    assert complexity.run_time(block, 2, (12, 12), repeats=1, device='cpu') > 0

@@ -1,10 +1,13 @@
 """Option files: how they are read, what is checked, and with which words."""
+import ast
 import json
 import random
 import re
 from copy import deepcopy
+from dataclasses import fields
 from pathlib import Path
 
+import basicsr
 import numpy as np
 import pytest
 import torch
@@ -15,6 +18,7 @@ from PIL import Image
 
 from udl_basicsr.options import schema, trials
 from udl_basicsr.options.parse import OptionError, apply_force_yml, dump_flat, load_yaml, parse_options
+from udl_basicsr.utils import settings
 
 ROOT = Path(__file__).resolve().parents[1]
 EDSR = {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 1, 'upscale': 2}
@@ -533,3 +537,37 @@ def test_the_table_of_keys_is_up_to_date():
 def test_a_network_that_cannot_be_trained_says_why(project):
     with pytest.raises(OptionError, match=r'network_g\.type: NAFNet cannot be trained here: its image has the size of'):
         project.parse('plain', 'network_g={type: NAFNet}', check_files=False)
+
+
+def tables(table=schema.OPTIONS):
+    """All tables of the schema, the inner ones too."""
+    yield table
+    for entry in table.values():
+        if isinstance(entry.kind, dict):
+            yield from tables(entry.kind)
+
+
+def test_a_default_is_stated_once():
+    """The typed views and the table have the same keys; each default is a value that may be written."""
+    views = {settings.RunSettings: schema.OPTIONS, settings.LoaderSettings: schema.LOADER,
+             settings.TrainSettings: schema.TRAIN, settings.ValSettings: schema.VAL,
+             settings.LoggerSettings: schema.LOGGER}
+    for view, table in views.items():
+        assert {f.name for f in fields(view)} <= table.keys()
+        assert view.of(dict.fromkeys(table)) == view.of(None) == view()
+    for table in tables():
+        for name, entry in table.items():
+            if entry.default is not None:
+                assert entry.kind.accepts(entry.default), name
+                assert 'default' not in entry.doc, name
+    assert settings.TrainSettings.of({'accumulate': 4, 'pixel_opt': {}}) == settings.TrainSettings(accumulate=4)
+
+
+@pytest.mark.parametrize('module', ['train.py', 'models/base_model.py', 'models/sr_model.py', 'data/__init__.py'])
+def test_defaults_are_those_of_basicsr(module):
+    source = (Path(basicsr.__file__).parent / module).read_text()
+    stated = {key: ast.literal_eval(value) for key, value in re.findall(r"\.get\('(\w+)', ([^()]+)\)", source)}
+    ours = {name: entry.default for table in tables() for name, entry in table.items() if entry.default is not None}
+    assert stated
+    for key in stated.keys() & ours.keys():
+        assert stated[key] == ours[key], key

@@ -1,8 +1,6 @@
 """Where an uncertainty head reads a network: found by running it on a small image, named for the networks we know."""
 import contextlib
 import copy
-import difflib
-import inspect
 import itertools
 from collections import Counter
 from collections.abc import Iterator
@@ -11,19 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .bounded import Bounded, TooMuchError
+from udl_basicsr.utils.errors import MISUSED, UdlError
+from udl_basicsr.utils.text import nearest
 
-# Of BasicSR's networks; others state theirs in a class attribute ``default_tap``. The module whose *input* is the
-# feature map after the global skip and before upsampling: the first name that runs. ``-1`` is a list's last module.
-DEFAULT_TAPS = {
-    'EDSR': ('upsample', ),
-    'RCAN': ('upsample', ),
-    'MSRResNet': ('upconv1', ),
-    'SwinIR': ('conv_before_upsample', 'upsample', 'conv_last'),
-    'RRDBNet': ('conv_up1', ),
-    'SRVGGNetCompact': ('body.-1', ),
-    'ECBSR': ('backbone.-1', ),
-}
+from .bounded import Bounded, TooMuchError
+from .traits import argument, size_multiple, traits_of
+
 _INPUT_CHANNEL_ARGS = ('num_in_ch', 'in_chans', 'in_nc', 'in_channels', 'in_ch')
 # Short sides. Powers of two suit most windows and strides; 48 is IPT's.
 _SIDES = (16, 32, 48, 64)
@@ -31,8 +22,9 @@ _MOST_CALLS = 5000
 """Of its modules, after which a network that has always failed is run no more: two or three runs of the deepest."""
 
 
-class TapError(ValueError):
+class TapError(UdlError, ValueError):
     """A backbone or a tap that no uncertainty head fits on; the message says what does."""
+    status = MISUSED
 
 
 @dataclass(frozen=True)
@@ -117,9 +109,9 @@ def _fit(name: str, network: nn.Module, tap: str | None, run: DryRun) -> Tap:
         if tap is None:
             raise TapError(f'tap: {name} has no default, name the module that upsamples. {listing}')
     if tap not in modules:
-        close = difflib.get_close_matches(tap, modules, n=1)
-        hint = f" Did you mean '{close[0]}'?" if close else ''
-        raise TapError(f"tap: {name} has no module '{tap}'.{hint} {listing}")
+        near = nearest(tap, modules)
+        meant = f" Did you mean '{near}'?" if near else ''
+        raise TapError(f"tap: {name} has no module '{tap}'.{meant} {listing}")
     if tap not in run.calls:
         raise TapError(f"tap: the module '{tap}' of {name} is never given a tensor. {listing}")
     features, calls = run.calls[tap]
@@ -134,34 +126,25 @@ def _fit(name: str, network: nn.Module, tap: str | None, run: DryRun) -> Tap:
 
 
 def _default_taps(network: nn.Module) -> Iterator[str]:
-    own = getattr(network, 'default_tap', None)
-    if own is None:
-        own = next((DEFAULT_TAPS[c.__name__] for c in type(network).__mro__
-                    if c.__module__.startswith('basicsr.') and c.__name__ in DEFAULT_TAPS), ())
-    for tap in (own, ) if isinstance(own, str) else own:
+    for tap in traits_of(type(network)).default_tap:
         parent, _, last = tap.rpartition('.')
         yield f'{parent}.{len(network.get_submodule(parent)) - 1}' if last == '-1' else tap
 
 
 def _dry_runs(network: nn.Module, options: dict) -> Iterator[DryRun]:
     """Runs ``network`` on images of growing size, each when it is asked for, and notes what each module is given."""
-    signature = inspect.signature(type(network)).parameters
-
-    def argument(name):
-        value = options.get(name, signature[name].default if name in signature else None)
-        return value if isinstance(value, int) else None
-
     # The argument need not be right: of a network that unshuffles its input it may count what comes after that.
     first_conv = next((m.in_channels for m in network.modules() if isinstance(m, nn.Conv2d)), None)
-    channels = [c for c in dict.fromkeys([*map(argument, _INPUT_CHANNEL_ARGS), first_conv, 3]) if c]
-    window = argument('window_size') or 1
+    told = [argument(type(network), options, name) for name in _INPUT_CHANNEL_ARGS]
+    channels = [c for c in dict.fromkeys([*(c for c in told if isinstance(c, int)), first_conv, 3]) if c]
+    multiple = size_multiple(type(network), options)
     failure, ran, bounded, calls = None, False, Bounded(), Counter()
     with_values = next((p for p in network.parameters()), torch.zeros(0)).device.type != 'meta'
     for ratio in (2, 1):  # oblong, since what a network pads to cancels out of width - height; a few take squares only
         for side in _SIDES:
             if calls.total() > _MOST_CALLS and not ran:
                 break
-            height = -(-side // window) * window
+            height = -(-side // multiple) * multiple
             for count, on_meta in itertools.product(channels, (True, False) if with_values else (True, )):
                 try:
                     with contextlib.nullcontext() if on_meta else bounded:

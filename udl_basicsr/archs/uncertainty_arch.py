@@ -35,7 +35,7 @@ class UncertaintyNet(nn.Module):
             image, with as many channels.
         tap (str | None): Name of a module of the backbone, as in ``named_modules()``. None takes the backbone's own
             default: its class attribute ``default_tap``, a name or several of which the first that runs is taken. Our
-            own networks and spandrel's have it; those of BasicSR's are in ``taps.DEFAULT_TAPS``.
+            own networks and spandrel's have it; those of BasicSR's are in ``traits``.
 
     Attributes:
         mean_network (nn.Module): The bare backbone, unchanged.

@@ -5,8 +5,9 @@
     udl compare options/compare/tiny_x4.yml --dry_run       # what is missing, and for how long
     udl compare options/compare/tiny_x4.yml --trial         # all of it in minutes, of no value
 
-Each run leaves a record in docs/results/<name>/, from which tables, figures and the report are made. What is there is
-not made again; stopped, it goes on with the same command. --jobs runs at a time on each GPU, or on the CPU.
+Each run leaves a record in results/<name>/records (docs/results/<name> where there is docs/results), from which tables,
+figures and the report are made. What is there is not made again; stopped, it goes on with the same command. --jobs runs
+at a time on each GPU, or on the CPU.
 """
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--seeds', nargs='+', type=int, help='these instead of the seeds of the plan')
     parser.add_argument('--jobs', type=_count, default=1, help='runs at a time on each GPU, or on the CPU, each best '
                         'with OMP_NUM_THREADS=1; default 1')
-    parser.add_argument('--out', type=Path, help='folder of the records; default docs/results/<name>')
+    parser.add_argument('--out', type=Path, help='folder of the records; default docs/results/<name> where '
+                        'there is such a folder, else results/<name>/records')
     parser.add_argument('--root', type=Path, default=Path.cwd(),
                         help='where experiments/ and results/ are; default: here')
     parser.add_argument('--metrics', nargs='+', default=['psnr'], help='in the last table; default: psnr')

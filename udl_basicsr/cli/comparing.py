@@ -4,11 +4,12 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from udl_basicsr.experiments import runner, trial
-from udl_basicsr.experiments.overview import describe_runs
+from udl_basicsr.experiments.overview import describe_runs, duration, needed_data
 from udl_basicsr.experiments.plan import Plan, PlannedRun, read_plan, select
 from udl_basicsr.experiments.record_files import read_records, record_file
 from udl_basicsr.experiments.records import made_with_other_options
@@ -27,14 +28,16 @@ def run(args: argparse.Namespace) -> int:
     if args.trial:
         return try_all(args, root / 'trials' / plan.name, gpus)
     runs = choose(plan, args)
-    out = args.out or args.root / 'docs' / 'results' / plan.name
+    out = args.out or records_folder(args.root, plan.name)
     differ = {r.name: problem for r in runs if (problem := made_with_other_options(r, out, args.root))}
     if differ and not args.dry_run:
         raise OptionError(differ.values())
     missing = [r for r in runs if not r.record(out).exists()]
     print(f'{len(runs)} runs, {len(missing)} to be made; records in {out}', flush=True)
     if args.dry_run:
-        runner.check(runs, args.root, plan.file, data=False)
+        whole = {run.name for run in runs if all(Path(path).exists() for _, path, _ in needed_data([run]))}
+        runner.check([run for run in runs if run.name in whole], args.root, plan.file)
+        runner.check([run for run in runs if run.name not in whole], args.root, plan.file, data=False)
         records = {record_file(out, r['method'], r['scale'], r['seed'], r.get('network_id')): r
                    for r in read_or_none(out)}
         print(f'\n{describe_runs(runs, plan.runs, records, out, args.root, differ, args.markdown)}', flush=True)
@@ -48,6 +51,12 @@ def run(args: argparse.Namespace) -> int:
     if differ:
         raise OptionError(differ.values())
     return 0
+
+
+def records_folder(root: Path, name: str) -> Path:
+    """Where the records of a comparison lie: in ``docs/results`` of a project that has such a folder, as ours has."""
+    docs = root / 'docs' / 'results'
+    return docs / name if docs.is_dir() else root / 'results' / name / 'records'
 
 
 def choose(plan: Plan, args: argparse.Namespace) -> list[PlannedRun]:
@@ -72,21 +81,32 @@ def try_all(args: argparse.Namespace, folder: Path, gpus: list) -> int:
         return EXIT_INTERRUPTED
 
 
+SILENCE = 300.
+"""Seconds between two lines that say how far the runs are, where the output is no terminal."""
+
+
 def train(plan: Plan, missing: list[PlannedRun], out: Path, root: Path, gpus: list) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the runs in progress save their state
+    outlook, told = runner.Outlook(missing, root), time.time()
     events = runner.make_all(missing, out, root, gpus)
-    failed, busy, ended, last = [], [], 0, {}
+    failed, busy, ended, last, begun = [], [], 0, {}, set()
+    clear = '\r\033[K' if sys.stdout.isatty() else ''
     try:
         for event in events:
             run = event.run
             if event.status is None:
-                if sys.stdout.isatty():
-                    last[run.name] = f'{run.shown}: {event.iteration}/{run.iterations}'
-                    print('\r\033[K' + '   '.join(last.values()), end='', flush=True)
+                last[run.name] = f'{run.shown}: {event.iteration}/{run.iterations}'
+                if run.name not in begun:
+                    begun.add(run.name)
+                    print(f'{clear}{run.shown} begins, {len(begun)} of {len(missing)}; log: {event.log}', flush=True)
+                if clear:
+                    print(clear + '   '.join(last.values()) + until(outlook), end='', flush=True)
+                elif time.time() - told > SILENCE:
+                    told = time.time()
+                    print('   '.join(last.values()) + until(outlook), flush=True)
                 continue
             last.pop(run.name, None)
             ended += 1
-            clear = '\r\033[K' if sys.stdout.isatty() else ''
             if event.status == EXIT_BUSY:  # of a comparison that was killed, or that somebody else has started
                 busy.append(event)
                 print(f'{clear}{event.log.read_text(encoding="utf-8").splitlines()[-1]}', flush=True)
@@ -98,10 +118,8 @@ def train(plan: Plan, missing: list[PlannedRun], out: Path, root: Path, gpus: li
             else:
                 print(clear, end='')
                 show(plan, out)
-            left = runner.seconds_left(missing, read_or_none(out), out, len(gpus))
-            about = '' if left is None else f'; about {left / 3600:.1f} h left' if left > 5400 else \
-                f'; about {left / 60:.0f} min left'
-            print(f'{run.shown} has ended: {ended} of {len(missing)}{about}', flush=True)
+            print(f'{run.shown} has ended: {ended} of {len(missing)}{until(outlook) if ended < len(missing) else ""}',
+                  flush=True)
     except KeyboardInterrupt:
         print('\nStopping; the runs in progress save their state', flush=True)
         return EXIT_INTERRUPTED
@@ -113,6 +131,15 @@ def train(plan: Plan, missing: list[PlannedRun], out: Path, root: Path, gpus: li
         print(f'{event.run.name}: left out, since another process trains it. Start again when that has ended',
               file=sys.stderr)
     return 1 if failed else EXIT_BUSY if busy else 0
+
+
+def until(outlook: runner.Outlook) -> str:
+    """When all will have been made."""
+    left = outlook.seconds()
+    if left is None:
+        return ''
+    end = time.localtime(time.time() + left)
+    return f'; all ends in about {duration(left)}, {time.strftime("%H:%M" if left < 72_000 else "%d %B", end)}'
 
 
 def read_or_none(out: Path) -> list:

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
-from udl_basicsr.utils.text import MessageError
+from udl_basicsr.utils.errors import UdlError
 
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp')
 # Refused by name; anything else in a folder (text files, thumbnails' caches) is no image and is passed over.
@@ -36,11 +36,11 @@ _CONVERT = 'udl prepare converts it, or refuses it with the reason'
 _SEVERAL = 'holds several pictures: save the one you want as a PNG of its own'
 
 
-class ImageError(ValueError):
+class ImageError(UdlError, ValueError):
     """An image that cannot be used; the message says why and what to do, and leaves the file's name to the caller."""
 
 
-class BrokenImageError(MessageError):
+class BrokenImageError(UdlError, RuntimeError):
     """An image that cannot be read or used in mid-run, though it seemed so when the run began; the message names it."""
 
 

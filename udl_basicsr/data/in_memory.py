@@ -16,6 +16,7 @@ from torchvision.transforms.functional import normalize
 from tqdm import tqdm
 
 from udl_basicsr.utils.background import spare_threads
+from udl_basicsr.utils.errors import UdlError
 
 from .shared_images import SharedImages
 
@@ -23,7 +24,7 @@ KEY = 'datasets.train.in_memory'
 _CHANNELS = 3  # gray images are read as colour, as BasicSR does
 
 
-class NoRoomError(RuntimeError):
+class NoRoomError(UdlError, RuntimeError):
     """The images cannot be held, though it seemed so when the options were checked; the message says what to do."""
 
 

@@ -23,6 +23,7 @@ from basicsr.utils import get_root_logger
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from udl_basicsr.utils.checkpoints import CheckpointError
+from udl_basicsr.utils.settings import LoaderSettings
 
 from .images import BrokenImageError, ImageError, read_header
 from .in_memory import PairsInMemory, processes_here
@@ -36,7 +37,7 @@ def build_dataset(options: dict) -> Dataset:
 
     With ``in_memory: true`` it can hold them; :func:`train_batches` has them read.
     """
-    dataset = PairsInMemory(options) if options.get('in_memory') else build_basicsr_dataset(options)
+    dataset = PairsInMemory(options) if LoaderSettings.of(options).in_memory else build_basicsr_dataset(options)
     if isinstance(getattr(dataset, 'paths', None), list):
         dataset.paths.sort(key=str)
     return dataset
@@ -124,7 +125,7 @@ class SeededDataset(Dataset):
         self.dataset = dataset
         self.seed = seed
         self.opt = dataset.opt
-        self.skip_broken = bool(self.opt.get('skip_broken'))
+        self.skip_broken = LoaderSettings.of(self.opt).skip_broken
         self._reported: set[int] = set()  # by this process or worker
 
     def __len__(self) -> int:
@@ -222,10 +223,11 @@ def train_batches(dataset: Dataset, opt: dict, start_iter: int = 0) -> tuple[Tra
         tuple: The sampler, and an iterator over exactly ``total_iter - start_iter`` batches.
     """
     options = opt['datasets']['train']
+    settings = LoaderSettings.of(options)
     replicas = 1 if opt['dist'] else max(opt['num_gpu'], 1)  # DataParallel shares one batch among the GPUs
     sampler = TrainBatches(
         len(dataset), options['batch_size_per_gpu'] * replicas, int(opt['train']['total_iter']), start_iter,
-        first_iter=options.get('first_iter') or 0, ratio=options.get('dataset_enlarge_ratio', 1),
+        first_iter=settings.first_iter, ratio=settings.dataset_enlarge_ratio,
         seed=opt['manual_seed'], rank=opt['rank'], world_size=opt['world_size'])
     images = getattr(dataset, 'dataset', dataset)  # within the one that adds the uncertainty to each
     if isinstance(images, PairsInMemory):
@@ -240,14 +242,13 @@ def train_batches(dataset: Dataset, opt: dict, start_iter: int = 0) -> tuple[Tra
         'num_workers': workers,
         'multiprocessing_context': start_method() if workers else None,
         'worker_init_fn': _leave_signals_to_the_parent,
-        'pin_memory': bool(options.get('pin_memory', False)) and opt['num_gpu'] != 0,
+        'pin_memory': settings.pin_memory and opt['num_gpu'] != 0,
     }
-    mode = options.get('prefetch_mode')
-    if mode == 'cuda':
+    if settings.prefetch_mode == 'cuda':
         prefetcher = CUDAPrefetcher(DataLoader(**loader_args), opt)
-    elif mode == 'cpu' and workers > 0:
+    elif settings.prefetch_mode == 'cpu' and workers > 0:
         # Without workers the prefetching thread would draw from the random states that the training step draws from.
-        prefetcher = CPUPrefetcher(PrefetchDataLoader(options.get('num_prefetch_queue', 1), **loader_args))
+        prefetcher = CPUPrefetcher(PrefetchDataLoader(settings.num_prefetch_queue, **loader_args))
     else:
         prefetcher = CPUPrefetcher(DataLoader(**loader_args))
     return sampler, iter(prefetcher.next, None)

@@ -19,6 +19,7 @@ from basicsr.metrics import calculate_psnr, calculate_ssim
 from basicsr.utils.lmdb_util import LmdbMaker
 from tqdm import tqdm
 
+from udl_basicsr.utils.errors import UdlError
 from udl_basicsr.utils.files import write_atomically
 
 from .degradations import DEGRADATIONS, mod_crop, resize_bicubic, sub_image_corners
@@ -31,12 +32,8 @@ MANIFEST = 'prepare.json'
 MADE_BY = {'made_by': 'udl_basicsr prepare_data', 'format': 1}
 
 
-class PreparationError(Exception):
+class PreparationError(UdlError):
     """The reasons why nothing can be prepared, one line each, in ``problems``."""
-
-    def __init__(self, problems: list[str]):
-        super().__init__(problems)
-        self.problems = problems
 
 
 @dataclass(frozen=True)
@@ -274,7 +271,7 @@ def prepare(job: Job, workers: Workers) -> dict[str, dict]:
 def _remove_leftovers(job: Job) -> None:
     for folder in (job.out, *job.folders()):
         for path in folder.iterdir():
-            if re.fullmatch(r'\.\d+\.part', path.name):
+            if re.fullmatch(r'\.[\d_]+\.part', path.name):
                 path.unlink(missing_ok=True)
     for database in job.databases():
         shutil.rmtree(_partial(database), ignore_errors=True)

@@ -30,6 +30,7 @@ from tqdm import tqdm
 from udl_basicsr.utils.checkpoints import CheckpointError, load_network
 from udl_basicsr.utils.files import write_atomically
 from udl_basicsr.utils.kernels import exact_kernels
+from udl_basicsr.utils.settings import strict_load
 
 from .source_images import WholeImages
 from .uncertainty_maps import (
@@ -308,7 +309,7 @@ def prepare(dataset: Dataset, opt: dict, device: torch.device) -> UncertaintyDat
     block = {'backbone': opt['network_g'], **opt['network_u']}
     network = build_network(block).eval().requires_grad_(False)
     load_network(network, path['pretrain_network_u'], path.get('param_key_u', 'params'),
-                 path.get('strict_load_u', True))
+                 strict_load(path, 'u'))
     made_by = {
         'weights': fingerprint(network),
         'network': block,

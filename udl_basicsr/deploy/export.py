@@ -8,7 +8,6 @@ import contextlib
 import importlib
 import json
 import logging
-import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,7 +21,8 @@ from udl_basicsr.options import trials
 from udl_basicsr.options.keys import lookup
 from udl_basicsr.options.network_values import check_networks
 from udl_basicsr.utils.checkpoints import ParamKey, check_fit, network_weights, safetensors_metadata
-from udl_basicsr.utils.text import MessageError
+from udl_basicsr.utils.errors import UdlError
+from udl_basicsr.utils.files import written_aside
 from udl_basicsr.utils.yaml_files import load_yaml, read_block
 
 OPSET = 18
@@ -35,7 +35,7 @@ _CHECKS = ((40, 24), (29, 37), (64, 32), (48, 64))
 _WAYS = (('torchscript', True), ('torchscript', False), ('dynamo', True), ('dynamo', False))
 
 
-class ExportError(MessageError):
+class ExportError(UdlError, RuntimeError):
     """Weights that cannot be exported or converted; the message says why and what can be done."""
 
 
@@ -72,18 +72,14 @@ def refuse_existing(*paths: str | Path | None, force: bool) -> None:
 
 
 @contextlib.contextmanager
-def written_aside(path: str | Path) -> Iterator[Path]:
-    """A name to write to, which becomes ``path`` when the block ends well and is removed when it does not."""
-    path = Path(path)
-    aside = path.with_name(f'.{path.stem}.{os.getpid()}.part{path.suffix}')
+def export_aside(path: str | Path) -> Iterator[Path]:
+    """As :func:`~udl_basicsr.utils.files.written_aside`, for writers that go by the end of a name."""
     try:
-        yield aside
-        os.replace(aside, path)
+        with written_aside(path, Path(path).suffix) as part:
+            yield part
     except OSError as error:
-        raise ExportError(f'{path}: cannot be written ({error}); what was there before is kept') from error
-    finally:
-        with contextlib.suppress(OSError):
-            aside.unlink(missing_ok=True)
+        raise ExportError(f'{path}: cannot be written ({error.strerror or error}); what was there before is kept'
+                          ) from error
 
 
 # -------------------------------------------------------------------------------------- which network a file is of
@@ -183,7 +179,7 @@ def export_safetensors(weights: dict[str, Tensor], path: str | Path, blocks: dic
         metadata |= {'network': blocks['network_g']['type'], 'networks': json.dumps(blocks)}
     # cloned: safetensors refuses tensors that share memory
     weights = {key: value.detach().cpu().contiguous().clone() for key, value in weights.items()}
-    with written_aside(path) as aside:
+    with export_aside(path) as aside:
         aside.write_bytes(safetensors.save(weights, metadata))  # save_file makes files that others cannot read
         back = safetensors.load_file(str(aside))
         if back.keys() != weights.keys() or not all(_same(back[key], value) for key, value in weights.items()):
@@ -220,7 +216,7 @@ def export_onnx(network: nn.Module, path: str | Path) -> OnnxReport:
     failures = []
     for exporter, dynamic_batch in _WAYS:
         try:
-            with written_aside(path) as aside:
+            with export_aside(path) as aside:
                 _export(network, images[_EXAMPLE][0], aside, exporter, dynamic_batch)
                 shapes, difference, fixed = _compare(runtime, network, aside, images, dynamic_batch)
                 if not difference <= TOLERANCE:  # so that NaN fails as well

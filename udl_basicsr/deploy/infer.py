@@ -39,7 +39,7 @@ def carry_out(jobs: Iterable[PictureJob], restorer: Restorer, begin: Callable[[]
     jobs, failures = list(jobs), []
     total = sum(job.header.width * job.header.height for job in jobs)
     with (tqdm(total=total, unit='px', unit_scale=True, disable=None, file=sys.stderr) as bar,
-          Background(1) as aside):  # one thread: write_atomically has one name a folder to write aside to
+          Background(1) as aside):
         finished = 0
         for number, (job, picture) in enumerate(read_ahead(jobs, _try_to_read), 1):
             bar.set_description(f'{number}/{len(jobs)} {job.source.name}')

@@ -6,23 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from udl_basicsr.data.images import ImageError
-from udl_basicsr.utils.text import one_line
+from udl_basicsr.utils.errors import MISUSED, UdlError
 
 from .pictures import OPAQUE_SUFFIXES, SUFFIXES, Header, read_header
 
 _LONGEST_NAME = 255  # bytes, on the file systems of today
 
 
-class InferenceError(RuntimeError):
-    """Why nothing was done.
-
-    Attributes:
-        problems: one line each.
-    """
-
-    def __init__(self, problems: Iterable[str]) -> None:
-        self.problems = tuple(map(one_line, problems))
-        super().__init__('\n'.join(self.problems))
+class InferenceError(UdlError, RuntimeError):
+    """Why nothing was done."""
+    status = MISUSED
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,10 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from basicsr.archs import build_network
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from udl_basicsr.archs.traits import size_multiple
 
 from .printed import HR_SIZE
 
@@ -25,7 +28,8 @@ def count_macs(network: Mapping, scale: int, size: Sequence[int] = HR_SIZE) -> i
     Args:
         network: A block `network_g`, e.g. `{'type': 'EDSR', ...}`.
         scale: Upscaling factor.
-        size: Height and width of the HR image; the LR image has them divided by the scale, rounded up.
+        size: Height and width of the HR image; the LR image has them divided by the scale, rounded up
+            to what the network takes.
 
     Raises:
         Exception: What the network itself raises, where it cannot be built or run without memory.
@@ -33,7 +37,7 @@ def count_macs(network: Mapping, scale: int, size: Sequence[int] = HR_SIZE) -> i
     with torch.device('meta'), torch.no_grad():
         net = build_network(dict(network)).eval()
         with FlopCounterMode(display=False) as counter:
-            net(torch.empty(1, _channels(network), *_low(size, scale)))
+            net(torch.empty(1, _channels(network), *_low(size, scale, net, network)))
     return counter.get_total_flops() // 2
 
 
@@ -48,7 +52,7 @@ def run_time(network: Mapping, scale: int, size: Sequence[int] = HR_SIZE, repeat
     """
     device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
     net = build_network(dict(network)).eval().to(device)
-    image = torch.rand(1, _channels(network), *_low(size, scale), device=device)
+    image = torch.rand(1, _channels(network), *_low(size, scale, net, network), device=device)
     seconds = []
     with torch.no_grad():
         for _ in range(repeats + 1):
@@ -60,8 +64,9 @@ def run_time(network: Mapping, scale: int, size: Sequence[int] = HR_SIZE, repeat
     return 1000 * statistics.median(seconds[1:])
 
 
-def _low(size: Sequence[int], scale: int) -> list[int]:
-    return [math.ceil(side / scale) for side in size]
+def _low(size: Sequence[int], scale: int, net: nn.Module, block: Mapping) -> list[int]:
+    multiple = size_multiple(type(net), block)
+    return [math.ceil(side / scale / multiple) * multiple for side in size]
 
 
 def _channels(network: Mapping) -> int:

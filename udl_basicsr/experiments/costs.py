@@ -23,6 +23,7 @@ from udl_basicsr.losses.perceptual import NETS, build_lpips
 from udl_basicsr.options.keys import lookup
 from udl_basicsr.options.signatures import parameters
 from udl_basicsr.options.trials import build_network, quietly
+from udl_basicsr.utils.settings import RunSettings, TrainSettings
 
 from .complexity import count_macs, run_time
 from .plan import PlannedRun, Stage
@@ -100,7 +101,7 @@ def iteration_operations(flat: Mapping) -> int:
     def forward(block: Mapping) -> int:
         return _forward(json.dumps(block, sort_keys=True), side, side)
 
-    stage, image = flat.get('stage', 'plain'), forward(flat['network_g'])
+    stage, image = RunSettings.of(flat).stage, forward(flat['network_g'])
     if stage != 'plain' and 'network_u' in flat:
         uncertainty = forward({'backbone': flat['network_g'], **flat['network_u']})
         frozen = stage == 'udl' and not data.get('uncertainty_cache')
@@ -184,7 +185,7 @@ def training_speed(flat: Mapping) -> float:
     On a CPU that of any convolutions. A GPU takes wide networks at ten times the speed of narrow ones, so that each is
     tried, as long as it fits.
     """
-    amp = flat['train'].get('amp')
+    amp = TrainSettings.of(flat['train']).amp
     if torch.cuda.is_available():
         with suppress(Exception):  # out of memory, or a network that takes no image of random numbers
             return _network_speed(json.dumps(flat['network_g'], sort_keys=True), _side(flat),

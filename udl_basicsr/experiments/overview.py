@@ -6,6 +6,7 @@ from os import path as osp
 from pathlib import Path
 
 from udl_basicsr.losses.perceptual import backbone_file
+from udl_basicsr.utils.settings import TrainSettings
 from udl_basicsr.utils.tables import markdown_table, text_table
 
 from .costs import Estimate, judge_of, training_speed
@@ -45,7 +46,7 @@ def describe_runs(runs: Sequence[PlannedRun], everything: Iterable[PlannedRun], 
                 seconds += needed
                 measured |= by_records
                 if not by_records:
-                    counted.setdefault(stage.flat['train'].get('amp'), []).append(training_speed(stage.flat))
+                    counted.setdefault(TrainSettings.of(stage.flat['train']).amp, []).append(training_speed(stage.flat))
         if run.name in differ:
             state = 'made otherwise'
         total += seconds
@@ -59,7 +60,9 @@ def describe_runs(runs: Sequence[PlannedRun], everything: Iterable[PlannedRun], 
     lines = [table(['network', 'scale', 'method', 'seed', 'iterations', 'state', 'time'], rows), '',
              f'In all {duration(total)}, one run after another on this machine'
              + (f': by {"; by ".join(sources)}.' if sources else '.')]
-    return '\n'.join([*lines, '', table(['data', 'where', 'state', 'for'], list(_data(runs)))])
+    data = [[name, osp.abspath(path), 'there' if osp.exists(path) else 'missing', ', '.join(uses)]
+            for name, path, uses in needed_data(runs)]
+    return '\n'.join([*lines, '', table(['data', 'where', 'state', 'for'], data)])
 
 
 def _lengths(chain: Sequence[Stage]) -> str:
@@ -74,8 +77,8 @@ def duration(seconds: float) -> str:
     return f'{seconds:.0f} s'
 
 
-def _data(runs: Iterable[PlannedRun]) -> Iterator[list[str]]:
-    """Each folder and file that runs need, and what for."""
+def needed_data(runs: Iterable[PlannedRun]) -> Iterator[tuple[str, str, list[str]]]:
+    """Each folder and file that runs need: of which data, its path, and what for."""
     needed: dict[tuple[str, str], dict[str, None]] = {}
     for run in runs:
         sets = [(f'training ×{run.scale}', stage.flat['datasets']) for stage in run.stages]
@@ -92,4 +95,4 @@ def _data(runs: Iterable[PlannedRun]) -> Iterator[list[str]]:
         for net, file in judges:
             needed.setdefault((f'LPIPS, {net}', str(backbone_file(net, file))), {})[f'×{run.scale}'] = None
     for (name, path), uses in needed.items():
-        yield [name, osp.abspath(path), 'there' if osp.exists(path) else 'missing', ', '.join(uses)]
+        yield name, path, list(uses)

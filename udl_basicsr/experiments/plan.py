@@ -1,45 +1,13 @@
 """Plans: which networks are trained with which losses, from which weights, for how long, and tested on what.
 
-A plan is a YAML file (``options/compare/``, ``options/papers/``)::
-
-    name: tiny                      # records: docs/results/tiny
-    title: EDSR 4×16                # the network, as it is printed
-    train: _tiny_.yml               # what all runs share: network, data, optimiser, schedule, budget (total_iter)
-    test: _tiny_test_.yml           # the data sets they are tested on
-    reference: L1                   # the method that differences are taken to
-    seeds: [0, 1, 2]
-    scales:                         # and what changes in train and test for each
-      x4: {}
-    first:                          # stage 1, shared by the methods that come after it
-      iterations: 500               # of the budget
-      ESU: {stage: esu, train: {likelihood_opt: {type: ESULoss}}}
-    methods:                        # id: how it is printed, and what it changes in train
-      L1: {label: L1, options: {stage: plain, network_u: ~, train: {pixel_opt: {type: L1Loss}}}}
-      UDL: {label: ESU → UDL, after: ESU, options: {stage: udl, train: {udl_opt: {type: UDLLoss}}}}
-
-A method with a stage before it takes its iterations from the same budget, and goes on in the same order of crops. The
-schedule of ``train`` is stretched to the length of each stage. LPIPS is measured too where its weights are at hand.
-
-A plan for a printed table adds some of these::
-
-    table: udl-5                    # what ours stands beside, an id of experiments/paper_scores.json
-    lengths: own                    # each stage as long as its own options say, and nothing is stretched
-    deterministic: true             # for all runs, as in option files
-    networks:                       # their ids are their titles; scales and methods: only these, by default all
-      EDSR-S: {base: ../_base_/edsr_s.yml}
-      HAT: {base: ../_base_/hat.yml, options: {train: {amp: bf16}}, scales: [x4], methods: [L1, UDL]}
-    first:
-      ESU: {base: ../_base_/esu.yml, train: {total_iter: 120000}}
-    methods:
-      UDL: {label: UDL, after: ESU, base: ../_base_/udl.yml}
-
-``base`` names option files (one, or a list), relative to the plan. The options of a run are merged in this order, and
-the last one wins: ``train``, what the scale changes in it, the network's base and options, the method's base and
-options.
+A plan is a YAML file (``options/compare/``, ``options/papers/``); docs/COMPARE.md describes its form. The options of a
+run are merged in this order, and the last one wins: ``train``, what the scale changes in it, the network's base and
+options, the method's base and options. A method with a stage before it takes its iterations from the same budget, and
+goes on in the same order of crops. The schedule of ``train`` is stretched to the length of each stage. LPIPS is
+measured too where its weights are at hand.
 """
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os import path as osp
@@ -52,7 +20,8 @@ from udl_basicsr.options.parse import OptionError, load_yaml
 from udl_basicsr.options.signatures import describe
 from udl_basicsr.options.values import LONGEST_NAME, bad_name
 from udl_basicsr.utils.checkpoints import CheckpointError
-from udl_basicsr.utils.text import did_you_mean
+from udl_basicsr.utils.settings import RunSettings
+from udl_basicsr.utils.text import did_you_mean, nearest
 from udl_basicsr.utils.yaml_files import interpolate, merge
 
 from .plan_keys import check_plan, is_list
@@ -122,7 +91,7 @@ class PlannedRun:
 
     @property
     def degradation(self) -> str:
-        return self.stages[-1].flat.get('degradation', 'BI')
+        return RunSettings.of(self.stages[-1].flat).degradation
 
     def record(self, out: Path) -> Path:
         """Where its record lies."""
@@ -280,7 +249,7 @@ class _Expansion:
     def test(self, name: str, flat: dict, chain: Sequence[Stage], seed: int) -> dict:
         """The options of the test of what a chain of stages has trained."""
         where, last = f'{self.file}: test_{name}', chain[-1]
-        stage = last.flat.get('stage', 'plain')
+        stage = RunSettings.of(last.flat).stage
         flat = merge(flat, {'name': last.flat['name'], 'stage': stage,
                             'path': {'pretrain_network_g': str(last.weights(self.root, 'g'))}})
         flat |= {'model_type': 'UDLModel', 'network_g': last.flat['network_g']}
@@ -315,7 +284,7 @@ def _lpips_if_there(scale: int) -> dict:
         find_backbone_weights('alex')
     except CheckpointError:
         return {}
-    return {'lpips': {'type': 'calculate_lpips', 'net': 'alex', 'crop_border': scale, 'better': 'lower'}}
+    return {'lpips': {'type': 'calculate_lpips', 'net': 'alex', 'crop_border': scale}}
 
 
 def _stretched(scheduler: Any, factor: float) -> Any:
@@ -342,7 +311,9 @@ def select(plan: Plan, words: Iterable[str]) -> list[PlannedRun]:
         kind = next((kind for kind in kinds if any(word in kind(run) for run in plan.runs)), None)
         if kind is None:
             known = {name for kind in kinds for run in plan.runs for name in kind(run)}
-            raise OptionError(f'--only: {word!r} is nothing of {plan.file}{_nearest(word, known)}')
+            near = nearest(word, known, cutoff=0.4)  # of short names like x4 and L1 the usual cutoff says nothing
+            meant = f"did you mean '{near}'? " if near else ''
+            raise OptionError(f'--only: {word!r} is nothing of {plan.file}; {meant}It has {", ".join(sorted(known))}')
         wanted.setdefault(kind, set()).add(word)
     for kind, names in wanted.items():
         runs = [run for run in runs if kind(run) & names]
@@ -350,12 +321,3 @@ def select(plan: Plan, words: Iterable[str]) -> list[PlannedRun]:
         raise OptionError(f'--only: {plan.file} has no run that is all of: {", ".join(words)}')
     return runs
 
-
-def _nearest(word: str, known: set[str]) -> str:
-    # of short names like x4 and L1 the usual cutoff says nothing
-    near = difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.4)
-    return f"; did you mean '{near[0]}'? " + _listing(known) if near else f'; {_listing(known)}'
-
-
-def _listing(known: set[str]) -> str:
-    return f'It has {", ".join(sorted(known))}'

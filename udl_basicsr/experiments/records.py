@@ -20,6 +20,7 @@ from udl_basicsr.options.parse import OptionError, load_yaml
 from udl_basicsr.training.history import read_history
 from udl_basicsr.utils.json_files import read_json
 from udl_basicsr.utils.scores import read_scores
+from udl_basicsr.utils.settings import LoaderSettings, RunSettings
 
 from .costs import measure_image
 from .plan import PlannedRun, Stage
@@ -53,7 +54,7 @@ def make_record(run: PlannedRun, root: Path, seconds: float, step: float | None 
         **({'lengths': run.lengths} if run.lengths != 'shared' else {}),
         'parameters': sum(p.numel() for p in build_network(network).parameters()),
         'costs': {**costs, **training}, 'run_time': measured, 'peak_memory': memory,
-        'stages': [{'name': stage.flat.get('stage', 'plain'), 'iterations': stage.iterations} for stage in run.stages],
+        'stages': [{'name': RunSettings.of(stage.flat).stage, 'iterations': stage.iterations} for stage in run.stages],
         'options': [stage.essence for stage in run.stages],
         'weights': f'experiments/{run.name}/models/net_g_latest.pth',
         'initial_weights': histories[0][0]['initial_weights'],
@@ -84,9 +85,9 @@ def data_order(chain: Iterable[Stage]) -> str:
     digest = hashlib.sha256()
     for stage in chain:
         opt = {**stage.flat['datasets']['train'], 'phase': 'train', 'scale': stage.flat['scale']}
-        dataset = build_dataset(opt)
+        dataset, settings = build_dataset(opt), LoaderSettings.of(opt)
         sampler = TrainBatches(len(dataset), opt['batch_size_per_gpu'], stage.iterations,
-                               first_iter=opt.get('first_iter', 0), ratio=opt.get('dataset_enlarge_ratio', 1),
+                               first_iter=settings.first_iter, ratio=settings.dataset_enlarge_ratio,
                                seed=stage.flat['manual_seed'])
         for batch in sampler:
             digest.update(repr((stage.flat['manual_seed'], batch)).encode())

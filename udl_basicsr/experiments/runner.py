@@ -18,6 +18,7 @@ from udl_basicsr.utils.children import end_with_parent
 from udl_basicsr.utils.files import write_text
 from udl_basicsr.utils.yaml_files import dump_flat
 
+from .costs import iteration_operations
 from .plan import PlannedRun, Stage
 from .record_files import write_record
 from .records import make_record, peak_memory
@@ -32,7 +33,8 @@ def check(runs: Iterable[PlannedRun], root: Path, file: str, data: bool = True) 
         runs: Of the plan.
         root: Where ``experiments/`` and ``results/`` are.
         file: The plan, for messages.
-        data: Look at the images too, of each set of folders once, and whether LPIPS has its weights.
+        data: Look at the images too, of each set of folders once, and whether LPIPS has its weights. Weights that a
+            run starts from are looked for in any case.
 
     Raises:
         OptionError: Everything that is wrong, by the plan's own names.
@@ -55,15 +57,16 @@ def check(runs: Iterable[PlannedRun], root: Path, file: str, data: bool = True) 
             for path, flat in zip(files, (*chain, tested), strict=True):
                 path.write_text(dump_flat(flat), encoding='utf-8')
             for path, flats in ((files[-2], chain), (files[-1], [tested])):
-                # a run's name and seed decide nothing that is still to be checked
-                key = json.dumps([{**flat, 'name': '', 'manual_seed': 0, 'stage1': '', 'path': flat.get('path') and ''}
-                                  for flat in flats], sort_keys=True)
+                # a run's name and seed decide nothing that is still to be checked, nor do the weights to be tested
+                tests = path == files[-1]
+                key = json.dumps([{**flat, 'name': '', 'manual_seed': 0, 'stage1': '',
+                                   'path': '' if tests else flat.get('path')} for flat in flats], sort_keys=True)
                 images = json.dumps([flat['datasets'] for flat in flats], sort_keys=True)
                 if key in checked:
                     continue
                 try:
-                    parse_options(str(path), root_path=str(root), is_train=path != files[-1], auto_resume=True,
-                                  check_files=data and images not in checked)
+                    parse_options(str(path), root_path=str(root), is_train=not tests, auto_resume=True,
+                                  check_images=data and images not in checked)
                 except OptionError as error:
                     problems.update(dict.fromkeys(_renamed(problem, names) for problem in error.problems))
                 checked |= {key, images}
@@ -99,7 +102,6 @@ def make(run: PlannedRun, out: Path, root: Path, log: Path, gpu: str | None, fir
         first_only: Trains the stage before and nothing else.
     """
     end_with_parent()
-    multiprocessing.set_start_method(None, force=True)  # data workers need no server that imports all anew
     if gpu is not None:
         os.environ['CUDA_VISIBLE_DEVICES'] = gpu
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -199,14 +201,36 @@ def done(root: Path, stage: Stage) -> int:
     return max((entry['iter'] for entry in history), default=0)
 
 
-def seconds_left(runs: Iterable[PlannedRun], records: Iterable[dict], out: Path, jobs: int) -> float | None:
-    """What the missing runs will take, by those there are of the same method, or of any; None before the first."""
-    by_method: dict[tuple, list[float]] = {}
-    for record in records:
-        by_method.setdefault((record['network_title'], record['method']), []).append(record['seconds'])
-    if not by_method:
-        return None
-    mean = {method: sum(values) / len(values) for method, values in by_method.items()}
-    usual = sum(mean.values()) / len(mean)
-    missing = [r for r in runs if not r.record(out).exists()]
-    return sum(mean.get((run.title, run.method), usual) for run in missing) / jobs
+class Outlook:
+    """When the runs of a plan that are missing will have been made, by what has been done since it was begun.
+
+    A stage counts by the operations of its iterations. Validation and tests are not counted apart, and slow down all.
+
+    Args:
+        runs: Those that are missing.
+        root: Where ``experiments/`` is.
+    """
+
+    def __init__(self, runs: Iterable[PlannedRun], root: Path) -> None:
+        self.root = root
+        # a stage 1 that several share is trained once
+        self.stages = {stage.name: (stage, _operations(stage)) for run in runs for stage in run.stages}
+        self.whole = sum(stage.iterations * each for stage, each in self.stages.values())
+        self.began, self.before = time.time(), self._made()
+
+    def _made(self) -> float:
+        return sum(done(self.root, stage) * each for stage, each in self.stages.values())
+
+    def seconds(self) -> float | None:
+        """Seconds that are left; None while nothing has been done from which they could be told."""
+        made = self._made()
+        if made <= self.before:
+            return None
+        return (self.whole - made) * (time.time() - self.began) / (made - self.before)
+
+
+def _operations(stage: Stage) -> float:
+    try:
+        return iteration_operations(stage.flat)
+    except Exception:  # of a network that cannot be counted; the iterations still can
+        return 1.

@@ -21,6 +21,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from udl_basicsr.archs import UncertaintyNet
 from udl_basicsr.losses.base import inputs_of
 from udl_basicsr.utils.checkpoints import EMA_FIRST, ParamKey, load_network, save_atomic
+from udl_basicsr.utils.settings import LoggerSettings, RunSettings, TrainSettings, strict_load
 
 from .loss_blocks import build_loss, losses_of
 from .validation import ValidatedModel
@@ -39,6 +40,7 @@ class StepModel(ValidatedModel):
     steps in a row may be left out because a loss or gradient is not finite), ``logger.keep_last``.
 
     Attributes:
+        settings (TrainSettings): What the block ``train`` says, but for losses, optimisers and schedules.
         entries (dict[str, str | None]): Which entry of its file each network has, by its label.
         trained (nn.Module): What the step runs and the optimiser owns, wrapped for several devices.
         criteria (dict[str, nn.Module]): The losses by their option blocks.
@@ -49,9 +51,9 @@ class StepModel(ValidatedModel):
     def __init__(self, opt):
         # A copy: BasicSR pops keys out of the options (sr_model.py:113, base_model.py:114), which are not ours.
         BaseModel.__init__(self, deepcopy(opt))
-        train_opt = self.opt.get('train') or {}
-        self.amp_dtype = _AMP_DTYPES.get(train_opt.get('amp'))
-        self.memory_format = torch.channels_last if train_opt.get('channels_last') else torch.contiguous_format
+        self.settings = TrainSettings.of(self.opt.get('train'))
+        self.amp_dtype = _AMP_DTYPES.get(self.settings.amp)
+        self.memory_format = torch.channels_last if self.settings.channels_last else torch.contiguous_format
         self.scores = {}
         self.inputs, self.entries = set(), {}
         self.build_networks()
@@ -125,7 +127,7 @@ class StepModel(ValidatedModel):
             return
         usual = 'params' if self.is_train else EMA_FIRST
         param_key = param_key or path_opt.get(f'param_key_{label}', usual)
-        entry = load_network(network, path, param_key, path_opt.get(f'strict_load_{label}', True))
+        entry = load_network(network, path, param_key, strict_load(path_opt, label))
         self.entries[label] = entry
         get_root_logger().info(f'Loaded {type(network).__name__} from {path} [{entry}].')
 
@@ -134,25 +136,23 @@ class StepModel(ValidatedModel):
         net = net.to(self.device, memory_format=self.memory_format)
         if not self.is_train:
             return net
-        if self.opt['train'].get('compile'):
+        if self.settings.compile:
             net = torch.compile(net.keep_hook() if isinstance(net, UncertaintyNet) else net)
         if self.opt['dist']:
             device_ids = [torch.cuda.current_device()] if self.device.type == 'cuda' else None
             return DistributedDataParallel(
-                net, device_ids=device_ids, find_unused_parameters=self.opt.get('find_unused_parameters', False))
+                net, device_ids=device_ids, find_unused_parameters=RunSettings.of(self.opt).find_unused_parameters)
         # Not torch's default, all GPUs that there are.
         return DataParallel(net, range(self.opt['num_gpu'])) if self.opt['num_gpu'] > 1 else net
 
     def init_training_settings(self) -> None:
         train_opt = self.opt['train']
         self.trained.train()
-        self.accumulate = train_opt.get('accumulate') or 1
-        self.grad_clip = train_opt.get('grad_clip')
-        self.skip_nonfinite = train_opt.get('skip_nonfinite') or 0
+        self.accumulate, self.ema_decay = self.settings.accumulate, self.settings.ema_decay
+        self.grad_clip, self.skip_nonfinite = self.settings.grad_clip, self.settings.skip_nonfinite
         self.skipped, self.skipped_in_a_row = 0, 0
         self.run = {}  # what the loop wants to find again in a training state
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=train_opt.get('amp') == 'fp16')
-        self.ema_decay = train_opt.get('ema_decay') or 0
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.settings.amp == 'fp16')
         if self.ema_decay > 0:
             self.net_g_ema = build_network(self.opt['network_g']).to(self.device)
             self.net_g_ema.load_state_dict(self.net_g.state_dict())
@@ -231,17 +231,21 @@ class StepModel(ValidatedModel):
         buffers = [(b, b.clone()) for n in networks.values() for b in n.buffers()] if self.skip_nonfinite else []
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
-        self._log = {}
+        self._log, minimised = {}, {}
         for compute_losses, labels in self.updates():
-            self._backward(compute_losses)
+            losses, norms = self._backward(compute_losses), {}
             for label in labels:
                 self.scaler.unscale_(optimizers[label])
-                self._log['grad_norm' if label == 'g' else f'grad_norm_{label}'] = nn.utils.clip_grad_norm_(
+                norms['grad_norm' if label == 'g' else f'grad_norm_{label}'] = nn.utils.clip_grad_norm_(
                     networks[label].parameters(), self.grad_clip or float('inf'))
-            if not self._all_finite():
+            self._log |= norms
+            minimised |= {**losses, **norms}
+            # A scaler in search of its scale skips steps with infinite gradients itself. At 1 nothing is scaled.
+            searching = self.scaler.is_enabled() and self.scaler.get_scale() > 1
+            if not self._all_finite([*losses.values(), *([] if searching else norms.values())]):
                 for buffer, before in buffers:
                     buffer.copy_(before)
-                self._leave_out(current_iter)
+                self._leave_out(current_iter, minimised)
                 if self.scaler.is_enabled():
                     self.scaler.update(self.scaler.get_scale())  # NaN says nothing about the scale
                 break
@@ -255,8 +259,13 @@ class StepModel(ValidatedModel):
         if self.skipped:
             self._log['skipped'] = torch.tensor(float(self.skipped))
 
-    def _backward(self, compute_losses: Callable[..., tuple[dict, dict]]) -> None:
-        """The gradient of the batch's losses, part by part; notes losses and figures for the log."""
+    def _backward(self, compute_losses: Callable[..., tuple[dict, dict]]) -> dict[str, Tensor]:
+        """The gradient of the batch's losses, part by part; notes losses and figures for the log.
+
+        Returns:
+            dict: The losses of the batch.
+        """
+        means: dict[str, Tensor] = {}
         batch = len(self.lq)
         parts = list(zip(self.lq.chunk(self.accumulate), self.gt.chunk(self.accumulate), strict=True))
         given = {key: value.chunk(self.accumulate) for key, value in self.given.items()}
@@ -269,23 +278,22 @@ class StepModel(ValidatedModel):
                 share = len(lq) / batch
                 self.scaler.scale(sum(losses.values()) * share).backward()
             for name, value in {**losses, **figures}.items():
-                self._log[name] = self._log.get(name, 0) + value.detach() * share
+                means[name] = means.get(name, 0) + value.detach() * share
+        self._log |= means
+        return {name: means[name] for name in losses}
 
-    def _all_finite(self) -> bool:
+    def _all_finite(self, values: list[Tensor]) -> bool:
         """Whether losses and gradients are finite on every rank: all of them step, or none does."""
-        # A scaler in search of its scale meets infinite gradients and skips those steps itself. At 1 nothing is scaled.
-        searching = self.scaler.is_enabled() and self.scaler.get_scale() > 1
-        names = [n for n in self._log if n.startswith('l_') or (n.startswith('grad_norm') and not searching)]
-        finite = torch.stack([self._log[name].float().to(self.device) for name in names]).isfinite().all().int()
+        finite = torch.stack([value.float().to(self.device) for value in values]).isfinite().all().int()
         if self.opt['dist']:
             dist.all_reduce(finite, dist.ReduceOp.MIN)
         return bool(finite)
 
-    def _leave_out(self, iteration: int) -> None:
+    def _leave_out(self, iteration: int, minimised: dict[str, Tensor]) -> None:
         """Reports a step that was not finite; raises where no more may be left out. Called by all ranks together."""
         self.skipped += 1
         self.skipped_in_a_row += 1
-        terms = ', '.join(f'{n} {float(v):.4g}' for n, v in self._log.items() if n.startswith(('l_', 'grad_norm')))
+        terms = ', '.join(f'{name} {float(value):.4g}' for name, value in minimised.items())
         part = f'{terms}; images {", ".join(map(str, self.images)) or "unknown"}'
         parts = [part]
         if self.opt['dist']:
@@ -347,7 +355,7 @@ class StepModel(ValidatedModel):
         """Networks first, the training state last: a state that exists has its networks."""
         self.save_networks('latest' if current_iter == -1 else current_iter)
         self.save_training_state(epoch, current_iter)
-        self._drop_old(self.opt.get('logger', {}).get('keep_last'))
+        self._drop_old(LoggerSettings.of(self.opt.get('logger')).keep_last)
 
     def save_training_state(self, epoch: int, current_iter: int) -> None:
         if current_iter == -1 or self.opt['rank'] != 0:

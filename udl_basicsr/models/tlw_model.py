@@ -8,6 +8,8 @@ from basicsr.data import build_dataset
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
 
+from udl_basicsr.utils.settings import LoaderSettings
+
 from .step import StepModel
 
 _RELEASED_OPTIM = {'type': 'Adam', 'lr': 1e-4, 'betas': (0.5, 0.999)}
@@ -86,7 +88,7 @@ class TLWModel(StepModel):
 
     def _count_iters_per_epoch(self) -> int:
         data = self.opt['datasets']['train']
-        images = len(build_dataset(data)) * data.get('dataset_enlarge_ratio', 1)
+        images = len(build_dataset(data)) * LoaderSettings.of(data).dataset_enlarge_ratio
         return max(1, int(images // (data['batch_size_per_gpu'] * self.opt['world_size'])))
 
     def updates(self) -> list:

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 from tqdm import tqdm
 
+from udl_basicsr.archs.traits import size_multiple
 from udl_basicsr.data.images import BrokenImageError
 from udl_basicsr.functional import inference
 from udl_basicsr.functional.log_scale_maps import encode_log_scale
@@ -27,6 +28,7 @@ from udl_basicsr.metrics.facts import block_facts, without_better
 from udl_basicsr.metrics.fidelity import Fidelity
 from udl_basicsr.utils.background import Background, read_ahead, spare_threads
 from udl_basicsr.utils.kernels import exact_kernels
+from udl_basicsr.utils.settings import ValSettings
 from udl_basicsr.utils.text import some
 
 _SHOWN_IN_TENSORBOARD = 4
@@ -45,20 +47,23 @@ class ValidatedModel(SRModel):
             may be infinite. Images whose output was not finite are not among them.
     """
 
+    @property
+    def val(self) -> ValSettings:
+        """What the block ``val`` says."""
+        return ValSettings.of(self.opt.get('val'))
+
     def log_scale(self, lq: Tensor) -> Tensor | None:
         """s of one image for pictures and metrics, or None where the model has no uncertainty."""
         return None
 
     def restoring(self, network) -> inference.Restore:
-        """``network`` as it runs on a whole image: padded to the window, tiled and self-ensembled as the YAML says."""
-        val_opt, scale = self.opt.get('val') or {}, self.opt.get('scale', 1)
-        run = network
-        window = self.opt['network_g'].get('window_size')
-        if window:
-            run = inference.padded(run, window, scale)
-        if val_opt.get('tile'):
-            run = inference.tiled(run, val_opt['tile']['size'], val_opt['tile']['overlap'], scale)
-        return inference.self_ensembled(run) if val_opt.get('self_ensemble') else run
+        """``network`` on a whole image: padded to a size it takes, tiled and self-ensembled as the YAML says."""
+        run, scale, tile = network, self.opt.get('scale', 1), self.val.tile
+        if (multiple := size_multiple(type(self.net_g), self.opt['network_g'])) > 1:
+            run = inference.padded(run, multiple, scale)
+        if tile:
+            run = inference.tiled(run, tile['size'], tile['overlap'], scale)
+        return inference.self_ensembled(run) if self.val.self_ensemble else run
 
     @torch.no_grad()
     @exact_kernels()
@@ -88,10 +93,10 @@ class ValidatedModel(SRModel):
         """
         dataset, rank, world_size = dataloader.dataset, self.opt['rank'], self.opt['world_size']
         name = dataset.opt['name']
-        metrics = self.opt['val'].get('metrics') or {}
+        metrics = self.val.metrics
         measure_s = any(map(_wants_log_scale, metrics.values()))
         mine = range(rank, len(dataset), world_size)
-        quiet = rank != 0 or not self.opt['val'].get('pbar', False)
+        quiet = rank != 0 or not self.val.pbar
         with (tqdm(read_ahead(mine, dataset.__getitem__), total=len(mine), unit='image', desc=name, disable=quiet) as
               samples, Background(spare_threads(world_size)) as aside):
             for index, sample in samples:
@@ -174,7 +179,7 @@ class ValidatedModel(SRModel):
         if self.opt['is_train']:
             name, folder = f'{image}_{current_iter}', folder / image
             return folder / f'{name}_{label}.png' if label else folder / f'{name}.png'
-        suffix = label or self.opt['val'].get('suffix') or self.opt['name']
+        suffix = label or self.val.suffix or self.opt['name']
         return folder / dataset / f'{image}_{suffix}.png'
 
     def _finish(self, image: str, output: Tensor, gt: Tensor | None, log_scale: np.ndarray | None,
@@ -189,7 +194,7 @@ class ValidatedModel(SRModel):
         sr = tensor2img([output])
         if path is not None:
             _write_image(sr, path)
-        if not self.opt['val'].get('rounded', True):
+        if not self.val.rounded:
             sr = 255 * tensor2img([output], out_type=np.float32)
         if log_scale is not None and not np.isfinite(log_scale).all():
             return image, 'uncertainty'
@@ -198,7 +203,7 @@ class ValidatedModel(SRModel):
     def _measure(self, sr: np.ndarray, gt: np.ndarray, log_scale: np.ndarray | None) -> dict:
         """Every metric of ``val.metrics`` on one image; s (C, H, W) goes to those with a parameter ``log_scale``."""
         pair, values, fidelity = {'img': sr, 'img2': gt}, {}, Fidelity(sr, gt)
-        for name, block in (self.opt['val'].get('metrics') or {}).items():
+        for name, block in self.val.metrics.items():
             data = pair
             if 'device' in _arguments(block) and 'device' not in block:
                 data = {**data, 'device': str(self.device)}
@@ -228,7 +233,7 @@ class ValidatedModel(SRModel):
         if not hasattr(self, 'best_metric_results'):
             self.best_metric_results = {}
         known, record = self.best_metric_results.get(dataset_name, {}), {}
-        for metric, block in self.opt['val']['metrics'].items():
+        for metric, block in self.val.metrics.items():
             if (facts := block_facts(block)).sign:
                 new = {'better': facts.better, 'val': -facts.sign * math.inf, 'iter': -1}
                 best = known.get(metric, new)
@@ -247,7 +252,7 @@ class ValidatedModel(SRModel):
         get_root_logger().info('\n'.join(lines) + '\n')
 
     def _save_best(self, dataset: str, current_iter) -> None:
-        rule = self.opt['val'].get('save_best')
+        rule = self.val.save_best
         if self.is_train and rule and rule['dataset'] == dataset and rule['metric'] in self.metric_results:
             best = self.best_metric_results[dataset].get(rule['metric'])
             if best is None:

@@ -17,6 +17,7 @@ from udl_basicsr.data.images import SUFFIXES, ImageError, decode_rgb, decode_wit
 from udl_basicsr.data.in_memory import processes_here, why_too_large
 from udl_basicsr.data.uncertainty_cache import AUTO, why_no_folder
 from udl_basicsr.metrics import calculate_lpips
+from udl_basicsr.utils.settings import LoaderSettings
 
 from .keys import Findings, lookup
 from .pairs import PREPARE, Pair, Size, file_pairs, lmdb_pairs, names_outside, some_of, why_outside
@@ -175,7 +176,7 @@ def _open_file(path: str) -> BinaryIO:
 
 def _check_batch(images: int, dataset: dict, at: str, opt: dict, report: Findings) -> None:
     """BasicSR drops an incomplete batch: with less than one, it would train nothing and report success."""
-    world, ratio = opt['world_size'], dataset.get('dataset_enlarge_ratio', 1)
+    world, ratio = opt['world_size'], LoaderSettings.of(dataset).dataset_enlarge_ratio
     factor = 1 if opt['dist'] else max(opt['num_gpu'], 1)
     batch = dataset['batch_size_per_gpu'] * factor
     samples = math.ceil(images * ratio / world)

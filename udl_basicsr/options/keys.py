@@ -99,6 +99,15 @@ class KeyChecker:
         if name is not None and lookup('model', name) is None:
             self.report.add('model_type', f'no model {name!r} is registered{did_you_mean(name, known("model"))}')
 
+    def given(self, *path: str) -> Any:
+        """The value of a key of the table, or its default."""
+        table, block = schema.OPTIONS, self.opt
+        for name in path[:-1]:
+            table, block = table[name].kind, block.get(name)
+            block = block if isinstance(block, dict) else {}
+        value = block.get(path[-1])
+        return table[path[-1]].default if value is None else value
+
     def model_reads(self, path: tuple[str, ...]) -> bool:
         return self.reads is None or path in self.reads
 

@@ -5,7 +5,9 @@ from typing import Any
 
 from torch import nn
 
-from udl_basicsr.utils.yaml_files import OptionError, did_you_mean
+from udl_basicsr.archs.traits import traits_of
+from udl_basicsr.utils.text import did_you_mean
+from udl_basicsr.utils.yaml_files import OptionError
 
 from . import schema
 from .keys import Findings, KeyChecker, lookup
@@ -72,12 +74,12 @@ class NetworkChecker(KeyChecker):
         if target is None or self.report.has(where):
             return None
         params, _ = parameters(target)
-        for key in ('upscale', 'scale'):
-            if key in params and isinstance(scale, int):
-                value = block.get(key, params[key].default)
-                if isinstance(value, int) and value != scale:
-                    said = '' if key in block else f' (the default of {target.__name__})'
-                    self.report.add(f'{where}.{key}', f'{value}{said} disagrees with scale: {scale}')
+        key = next((name for name in traits_of(target).scale_argument if name in params), None)
+        if key and isinstance(scale, int):
+            value = block.get(key, params[key].default)
+            if isinstance(value, int) and value != scale:
+                said = '' if key in block else f' (the default of {target.__name__})'
+                self.report.add(f'{where}.{key}', f'{value}{said} disagrees with scale: {scale}')
         for key, value in block.items():
             if key.endswith('_path') and isinstance(value, str) and not osp.isfile(value):
                 self.report.add(f'{where}.{key}', f'no such file: {osp.abspath(value)}; these are weights of a part of '

@@ -11,6 +11,7 @@ from typing import BinaryIO, NamedTuple
 from udl_basicsr.data.images import ImageError, read_header
 
 from .keys import Findings
+from .schema import DATASET
 
 SHOWN = 20
 """So many offending files are named, of more the number."""
@@ -66,7 +67,7 @@ def names_outside(path: str) -> str:
 
 
 def file_pairs(dataset: dict, gt_root: str, lq_root: str, at: str, report: Findings) -> list[Pair]:
-    template, meta = dataset.get('filename_tmpl', '{}'), dataset.get('meta_info_file')
+    template, meta = dataset.get('filename_tmpl', DATASET['filename_tmpl'].default), dataset.get('meta_info_file')
     gt_there, lq_there = _listing(gt_root), _listing(lq_root)
     for key, there in (('dataroot_gt', gt_there), ('dataroot_lq', lq_there)):
         # they become those of results, and lines of logs and tables

@@ -45,7 +45,7 @@ class Parsed:
 def parse_options(file: str, *, root_path: str, is_train: bool, force_yml: Iterable[str] = (),
                   auto_resume: bool = False, debug: bool = False, rank: int = 0, world_size: int = 1,
                   dist: bool = False, num_gpu_available: int | None = None, check_files: bool = True,
-                  deep: bool = False) -> Parsed:
+                  check_images: bool = True, deep: bool = False) -> Parsed:
     """Reads an option file, applies ``--force_yml``, and checks everything.
 
     Args:
@@ -60,6 +60,7 @@ def parse_options(file: str, *, root_path: str, is_train: bool, force_yml: Itera
         dist: whether there are several.
         num_gpu_available: number of GPUs; None asks torch.
         check_files: False leaves out every check that looks at the disk.
+        check_images: False leaves out those that look at the data sets.
         deep: decode every image (on rank 0), where else only headers are read.
 
     Returns:
@@ -71,12 +72,12 @@ def parse_options(file: str, *, root_path: str, is_train: bool, force_yml: Itera
     return _parse(file, (), root_path=root_path, is_train=is_train, force_yml=tuple(force_yml or ()),
                   auto_resume=auto_resume, debug=debug, rank=rank, world_size=world_size, dist=dist,
                   num_gpu_available=gpu_count() if num_gpu_available is None else num_gpu_available,
-                  images=Images(deep=deep and rank == 0) if check_files else None)
+                  files=check_files, images=Images(deep=deep and rank == 0) if check_files and check_images else None)
 
 
 def _parse(file: str, parents: tuple[str, ...], *, root_path: str, is_train: bool, force_yml: tuple[str, ...],
            auto_resume: bool, debug: bool, rank: int, world_size: int, dist: bool, num_gpu_available: int,
-           images: Images | None) -> Parsed:
+           files: bool, images: Images | None) -> Parsed:
     file = osp.abspath(osp.expanduser(file))
     root_path = osp.abspath(root_path)
     flat = interpolate(apply_force_yml(load_yaml(file, references=False), force_yml), file)
@@ -88,7 +89,7 @@ def _parse(file: str, parents: tuple[str, ...], *, root_path: str, is_train: boo
     if isinstance(flat.get('stage1'), str) and is_train:
         stage1 = _parse_stage1(flat, report, (*parents, osp.realpath(file)), root_path=root_path, is_train=True,
                                force_yml=(), auto_resume=auto_resume, debug=debug, rank=rank, world_size=world_size,
-                               dist=dist, num_gpu_available=num_gpu_available, images=images)
+                               dist=dist, num_gpu_available=num_gpu_available, files=files, images=images)
         promised = _fill_stage1_weights(flat, stage1, root_path)
     elif flat.get('stage1') is not None and not is_train:
         report.add('stage1', 'belongs in a training file; remove it')
@@ -102,9 +103,10 @@ def _parse(file: str, parents: tuple[str, ...], *, root_path: str, is_train: boo
     opt = _runtime(flat, root_path, is_train, num_gpu_available)
     opt.update(dist=dist, rank=rank, world_size=world_size, auto_resume=auto_resume)
     _check_machine(opt, flat, num_gpu_available, report)
-    if images:
+    if files:
         _check_weights(flat, promised, root_path, is_train, report)
         _check_places(opt, report)
+    if images:
         check_data(opt, root_path, report, images)
         # of models that are not ours, only their code knows what they need
         if not (report.problems or checker.ours) and (problem := try_model(checker.model, opt)):
@@ -137,12 +139,12 @@ def _complete(flat: dict, debug: bool) -> None:
     if debug and isinstance(name, str) and not name.startswith('debug'):
         flat['name'] = f'debug_{name}'
     if flat.get('num_gpu') is None:
-        flat['num_gpu'] = 'auto'
+        flat['num_gpu'] = OPTIONS['num_gpu'].default
     if flat.get('path') is None:
         flat['path'] = {}
-    for block, defaults in (('val', {'save_img': False, 'suffix': None}), ('logger', {'use_tb_logger': False})):
+    for block, keys in (('val', ('save_img', 'suffix')), ('logger', ('use_tb_logger', ))):
         if isinstance(flat.get(block), dict):
-            flat[block] |= {k: v for k, v in defaults.items() if k not in flat[block]}
+            flat[block] |= {key: OPTIONS[block].kind[key].default for key in keys if key not in flat[block]}
     order = {key: i for i, key in enumerate(OPTIONS)}
     for key in sorted(flat, key=lambda k: order.get(k, len(order))):
         flat[key] = flat.pop(key)

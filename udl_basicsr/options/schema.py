@@ -6,11 +6,20 @@ import fnmatch
 import math
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from udl_basicsr.models.stage_table import STAGES
+from udl_basicsr.utils.distributed import TIMEOUT
+from udl_basicsr.utils.settings import (
+    LoaderSettings,
+    LoggerSettings,
+    RunSettings,
+    Settings,
+    TrainSettings,
+    ValSettings,
+)
 
 
 @dataclass(frozen=True)
@@ -51,6 +60,8 @@ class Key:
     """Read by those models alone that read this top-level key."""
     null: bool = False
     """Null may be written, and means: not given."""
+    default: Any = None
+    """What holds where the key is not given; None: nothing does, or ``doc`` says what."""
 
 
 def _is_int(value: Any) -> bool:
@@ -92,6 +103,12 @@ GPUS = Kind('auto | integer ≥ 0', lambda v: v == 'auto' or (_is_int(v) and v >
 SEED = Kind('integer, 0 ≤ x < 2³²', lambda v: _is_int(v) and 0 <= v < 2**32)
 CHANNELS = Kind('list of numbers, one per channel', lambda v: isinstance(v, list) and all(map(_is_number, v)))
 
+def _with_defaults(table: dict[str, Key], settings: type[Settings]) -> dict[str, Key]:
+    """The table with the defaults of its typed view."""
+    known = {f.name: f.default for f in fields(settings) if f.default is not MISSING}
+    return {name: replace(entry, default=known.get(name, entry.default)) for name, entry in table.items()}
+
+
 DATASET = {
     'name': Key(FOLDER_NAME, 'name in logs and tables, and of the folder of its results', need='both'),
     'type': Key(TEXT, 'a class of DATASET_REGISTRY', need='both'),
@@ -99,7 +116,7 @@ DATASET = {
     'dataroot_lq': Key(TEXT, 'folder (or .lmdb) of the LR images', null=True),
     'meta_info_file': Key(TEXT, 'text file that lists the GT images to use, one a line', null=True),
     'filename_tmpl': Key(Kind('text with {}', lambda v: isinstance(v, str) and _formats(v)),
-                         "name of the LR file made from the GT's, such as '{}x4'; default '{}'"),
+                         "name of the LR file made from the GT's, such as '{}x4'", default='{}'),
     'io_backend': Key({'type': Key(one_of('disk', 'lmdb', 'memcached'), 'where the images lie', need='both'),
                        '*': Key(ANY, 'further arguments of the backend')}, 'how images are read'),
     'gt_size': Key(COUNT, 'side of the HR training patch; a multiple of scale'),
@@ -108,31 +125,31 @@ DATASET = {
     'mean': Key(CHANNELS, 'subtracted from the images', null=True),
     'std': Key(CHANNELS, 'the images are divided by it', null=True),
 }
-LOADER = {
+LOADER = _with_defaults({
     'batch_size_per_gpu': Key(COUNT, 'images a step, on each GPU or process'),
     'num_worker_per_gpu': Key(integer(0), 'loader processes, for each GPU or process'),
-    'skip_broken': Key(BOOL, 'leave out, and count, training images that cannot be read; default false, which stops',
+    'skip_broken': Key(BOOL, 'leave out, and count, training images that cannot be read, in place of stopping',
                        ours=True),
     'first_iter': Key(integer(0), 'begin so many iterations into the order of the crops, where a stage before this one '
-                      'ended; default 0', ours=True),
-    'dataset_enlarge_ratio': Key(COUNT, 'lengthens an epoch, for small data sets; default 1'),
+                      'ended', ours=True),
+    'dataset_enlarge_ratio': Key(COUNT, 'lengthens an epoch, for small data sets'),
     'use_shuffle': Key(BOOL, 'accepted as in the files of BasicSR, where training data are always shuffled'),
     'prefetch_mode': Key(one_of('cpu', 'cuda'), 'cuda needs a GPU', null=True),
-    'num_prefetch_queue': Key(COUNT, 'batches held ready by prefetch_mode cpu; default 1'),
-    'pin_memory': Key(BOOL, 'default true with a GPU'),
+    'num_prefetch_queue': Key(COUNT, 'batches held ready by prefetch_mode cpu'),
+    'pin_memory': Key(BOOL, 'copy batches to the GPU from page-locked memory'),
     'in_memory': Key(BOOL, 'hold the decoded training images in memory, 8 bits a value: a sample then costs a '
                      'twentieth; each process of torchrun holds a copy, its loader processes share it however they '
-                     'are started; default false',
+                     'are started',
                      ours=True),
-    'persistent_workers': Key(BOOL, 'keep loader processes between epochs; default false'),
+    'persistent_workers': Key(BOOL, 'keep loader processes between epochs'),
     'uncertainty_cache': Key(TEXT, 'stage udl: folder of the s of each training image, made when it is not there; '
                              'auto: beside dataroot_lq, one for each stage-1 network', ours=True, only='stage',
                              null=True),
-}
-VAL = {
+}, LoaderSettings)
+VAL = _with_defaults({
     'val_freq': Key(FREQUENCY, 'validate every so many iterations', need='train'),
-    'save_img': Key(BOOL, 'write the SR images; default false'),
-    'pbar': Key(BOOL, 'progress bar; default false'),
+    'save_img': Key(BOOL, 'write the SR images'),
+    'pbar': Key(BOOL, 'progress bar'),
     'suffix': Key(FOLDER_NAME, 'appended to the names of the SR images', null=True),
     'metrics': Key({'*': Key(Built('metric'), 'any name; `better: higher | lower` says which way is up where '
                          'the metric itself does not')},
@@ -140,14 +157,14 @@ VAL = {
     'save_best': Key({'metric': Key(TEXT, 'a name in val.metrics', need='both'),
                       'dataset': Key(TEXT, 'the `name` of a validation set', need='both')},
                      'keep the checkpoint that is best by this metric on this set', ours=True, null=True),
-    'rounded': Key(BOOL, 'measure the SR image rounded to 8 bits, as it is saved; default true', ours=True),
+    'rounded': Key(BOOL, 'measure the SR image rounded to 8 bits, as it is saved', ours=True),
     'tile': Key({'size': Key(COUNT, 'side of a tile in LR pixels', need='both'),
                  'overlap': Key(integer(0), 'LR pixels by which neighbours overlap, less than size', need='both')},
                 'super-resolve in tiles, where whole images are too large', ours=True, null=True),
-    'self_ensemble': Key(BOOL, 'average over the 8 flips and rotations; default false', ours=True),
-}
-TRAIN = {
-    'ema_decay': Key(DECAY, 'exponential moving average of the weights, used for validation; default 0, off'),
+    'self_ensemble': Key(BOOL, 'average over the 8 flips and rotations', ours=True),
+}, ValSettings)
+TRAIN = _with_defaults({
+    'ema_decay': Key(DECAY, 'exponential moving average of the weights, used for validation; 0: none'),
     'optim_g': Key(Built('optimizer'), 'any class of torch.optim', need='train'),
     'scheduler': Key(Built('scheduler'), 'learning rate schedule: MultiStepLR, CosineAnnealingRestartLR', need='train'),
     'total_iter': Key(LENGTH, 'length of the training', need='train'),
@@ -161,30 +178,30 @@ TRAIN = {
     'sigma_opt': Key(Built('loss'), 'stage sigma: SigmaLoss, TrainedExpectedL1Loss', ours=True, only='stage'),
     'tlw_opt': Key(Built('loss'), 'TLWModel: TLWLoss', ours=True, only='network_w'),
     '*_opt': Key(Built('loss'), 'further losses: pixel_opt, perceptual_opt, ...'),
-    'accumulate': Key(COUNT, 'compute the batch in so many parts; default 1', ours=True),
+    'accumulate': Key(COUNT, 'compute the batch in so many parts', ours=True),
     'grad_clip': Key(POSITIVE, 'largest norm of the gradient', ours=True, null=True),
-    'skip_nonfinite': Key(integer(0), 'leave out so many steps in a row whose loss or gradient is not finite; default '
-                          '0, which stops at the first', ours=True),
+    'skip_nonfinite': Key(integer(0), 'leave out so many steps in a row whose loss or gradient is not finite; 0 '
+                          'stops at the first', ours=True),
     'amp': Key(one_of('bf16', 'fp16'), 'mixed precision', ours=True, null=True),
-    'channels_last': Key(BOOL, 'memory format; default false', ours=True),
-    'compile': Key(BOOL, 'torch.compile; default false', ours=True),
-}
+    'channels_last': Key(BOOL, 'memory format', ours=True),
+    'compile': Key(BOOL, 'torch.compile', ours=True),
+}, TrainSettings)
 PATH = {
     'pretrain_network_*': Key(TEXT, 'weights to start from (`_g`, `_u`, `_w`: one per network)', null=True),
     'param_key_*': Key(TEXT, 'params | params_ema; null: the file is the weights themselves; default: params, and in '
                          'a test params_ema where the file has it', null=True),
-    'strict_load_*': Key(BOOL, 'every weight must be found; default true'),
+    'strict_load_*': Key(BOOL, 'every weight must be found', default=True),
     'resume_state': Key(TEXT, 'a .state file to go on from', null=True),
     'ignore_resume_networks': Key(NAMES, 'networks that do not go on from it', null=True),
 }
-LOGGER = {
+LOGGER = _with_defaults({
     'print_freq': Key(FREQUENCY, 'log every so many iterations', need='train'),
     'save_checkpoint_freq': Key(FREQUENCY, 'save every so many iterations', need='train'),
-    'use_tb_logger': Key(BOOL, 'TensorBoard; default false'),
+    'use_tb_logger': Key(BOOL, 'TensorBoard'),
     'keep_last': Key(COUNT, 'keep only so many checkpoints; default all', ours=True, null=True),
     'wandb': Key({'project': Key(TEXT, 'project on wandb', null=True),
                   'resume_id': Key(TEXT, 'run to go on with', null=True)}, 'Weights & Biases', null=True),
-}
+}, LoggerSettings)
 NETWORK_U = {
     'type': Key(TEXT, 'UncertaintyNet', need='both'),
     'backbone': Key(Built('network'), 'default: network_g'),
@@ -192,21 +209,22 @@ NETWORK_U = {
     'tap': Key(TEXT, 'the module of the backbone whose input the head reads; known for EDSR, RCAN, MSRResNet, SwinIR, '
                'RRDBNet', null=True),
 }
-OPTIONS = {
+OPTIONS = _with_defaults({
     'name': Key(FOLDER_NAME, 'name of the experiment, and of its folder', need='both'),
     'model_type': Key(TEXT, "a class of MODEL_REGISTRY: UDLModel, TLWModel, or BasicSR's SRModel, ...", need='both'),
-    'stage': Key(one_of(*STAGES), 'UDLModel: plain trains with ordinary losses, esu learns the uncertainty, udl '
-                 'weights with it, sigma learns a sigma branch that shares the features', ours=True, only='stage'),
+    'stage': Key(one_of(*STAGES), 'UDLModel, which is trained with one: plain trains with ordinary losses, esu learns '
+                 'the uncertainty, udl weights with it, sigma learns a sigma branch that shares the features',
+                 ours=True, only='stage'),
     'stage1': Key(TEXT, 'the option file of stage 1, relative to this file: trained first when its weights are missing',
                   ours=True, null=True),
-    'rounds': Key(COUNT, 'go through stage 1 and stage 2 so many times, each from where the last ended; default 1',
+    'rounds': Key(COUNT, 'go through stage 1 and stage 2 so many times, each from where the last ended',
                   ours=True, only='stage'),
     'scale': Key(COUNT, 'upscaling factor'),
-    'degradation': Key(TEXT, 'how the LR images were made, for records and tables: BI, BD, ...; default BI', ours=True),
-    'num_gpu': Key(GPUS, 'default auto: one where there is any; several are for torchrun'),
+    'degradation': Key(TEXT, 'how the LR images were made, for records and tables: BI, BD, ...', ours=True),
+    'num_gpu': Key(GPUS, 'auto: one where there is any; several are for torchrun', default='auto'),
     'manual_seed': Key(SEED, 'default: drawn', null=True),
-    'deterministic': Key(BOOL, 'deterministic kernels, slower; default false'),
-    'find_unused_parameters': Key(BOOL, 'for DistributedDataParallel; default false'),
+    'deterministic': Key(BOOL, 'deterministic kernels, slower'),
+    'find_unused_parameters': Key(BOOL, 'for DistributedDataParallel'),
     'datasets': Key({'train': Key({**DATASET, **LOADER}, 'training set'),
                      'val': Key({**DATASET, **LOADER}, 'validation sets: val, val_1, ...'),
                      'val_*': Key({**DATASET, **LOADER}, ''),
@@ -223,8 +241,8 @@ OPTIONS = {
     'dist_params': Key({'backend': Key(one_of('nccl', 'gloo'), 'default: nccl on GPUs and gloo for all else'),
                         'port': Key(integer(1), 'port of the first process (slurm)'),
                         'timeout': Key(COUNT, 'minutes that processes wait for one another, as for the cache that '
-                                       'the first makes; default 30')}, 'several processes'),
-}
+                                       'the first makes', default=TIMEOUT)}, 'several processes'),
+}, RunSettings)
 
 
 def _formats(template: str) -> bool:
@@ -238,16 +256,23 @@ def find(table: dict[str, Key], name: str) -> Key | None:
                                     if '*' in pattern and fnmatch.fnmatchcase(name, pattern)), None)
 
 
+def _as_yaml(value: Any) -> str:
+    if isinstance(value, str):
+        return value if value.isalnum() else repr(value)
+    return str(value).lower()
+
+
 def _rows(table: dict[str, Key], at: str = '') -> Iterator[str]:
     for name, entry in table.items():
         if not entry.doc:
             continue
         block = isinstance(entry.kind, dict)
         shown = {'val': 'val, val_*', 'test': 'test, test_*'}.get(name, name) if at == 'datasets:' else name
+        default = '' if entry.default is None else f'; default {_as_yaml(entry.default)}'
         need = {'': '', 'train': 'training', 'test': 'test', 'both': 'yes'}[entry.need]
         label = 'block' if block else entry.kind.label
         cells = [f'`{at}{shown}`', f'{label}{" or null" if entry.null else ""}', need,
-                 f'{entry.doc}{" †" if entry.ours else ""}']
+                 f'{entry.doc}{default}{" †" if entry.ours else ""}']
         yield '| ' + ' | '.join(cell.replace('|', '\\|') for cell in cells) + ' |'
         if block and not (at == 'datasets:' and name != 'train'):  # the sets all have the keys of `train`
             yield from _rows(entry.kind, f'{at}{name}:')

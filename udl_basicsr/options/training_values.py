@@ -66,11 +66,11 @@ class TrainingChecker(NetworkChecker):
 
     def check_loss(self, key: str, target: type, train: dict) -> None:
         """That training gets one number from a loss, at the size that is trained at."""
-        block, where, accumulate = train[key], f'train.{key}', train.get('accumulate')
+        block, where, accumulate = train[key], f'train.{key}', self.given('train', 'accumulate')
         reduction = block.get('reduction', 'mean')
         if reduction == 'none':
             self.report.add(f'{where}.reduction', 'expected mean or sum, got none: training needs one number')
-        elif reduction == 'sum' and accumulate not in (None, 1):
+        elif reduction == 'sum' and accumulate != 1:
             self.report.add(f'{where}.reduction', 'expected mean, got sum: with train.accumulate it would depend on '
                             'the number of parts')
         elif key != 'tlw_opt':
@@ -103,7 +103,7 @@ class TrainingChecker(NetworkChecker):
         wanted = row.loss
         if wanted and wanted not in losses:
             add(f'train.{wanted}', f'missing; stage {stage} needs it, such as {row.example}')
-        if self.opt.get('rounds', 1) != 1 and not (stage == 'udl' and self.opt.get('stage1')):
+        if self.given('rounds') != 1 and not (stage == 'udl' and self.opt.get('stage1')):
             add('rounds', 'only stage udl with a stage1 can be gone through several times')
         for key in sorted(losses - ordinary - {wanted}):
             add(f'train.{key}', f'not used in stage {stage}; remove it, or change stage')
@@ -135,7 +135,7 @@ class TrainingChecker(NetworkChecker):
         elif cls and not issubclass(cls, PairedImageDataset):
             self.report.add(where, f'needs a PairedImageDataset, whose crops and flips the maps can follow, got '
                             f'{cls.__name__}; remove it')
-        elif self.opt.get('rounds', 1) != 1 and folder != AUTO:
+        elif self.given('rounds') != 1 and folder != AUTO:
             self.report.add(where, 'each of the rounds has another stage-1 network, and so another cache; use auto')
 
     def check_optimizers(self) -> None:
@@ -150,7 +150,7 @@ class TrainingChecker(NetworkChecker):
                 self.report.add('train.optim_w' if label == 'w' else 'train.optim_g', problem)
 
     def check_schedule(self, train: dict) -> None:
-        total, warmup = train.get('total_iter'), train.get('warmup_iter', -1)
+        total, warmup = train.get('total_iter'), self.given('train', 'warmup_iter')
         add = self.report.add
         if not isinstance(total, int):
             return
@@ -173,7 +173,8 @@ class TrainingChecker(NetworkChecker):
                                             'constant')
         self.check_restarts(scheduler)
         datasets = self.opt.get('datasets')
-        accumulate, data = train.get('accumulate'), datasets.get('train') if isinstance(datasets, dict) else None
+        accumulate = self.given('train', 'accumulate')
+        data = datasets.get('train') if isinstance(datasets, dict) else None
         batch = data.get('batch_size_per_gpu') if isinstance(data, dict) else None
         if isinstance(accumulate, int) and isinstance(batch, int) and accumulate > 0 and batch % accumulate:
             add('train.accumulate', f'{accumulate} does not divide datasets.train.batch_size_per_gpu: {batch}')

@@ -10,7 +10,6 @@ paper has a single network, ours stands beside it.
 """
 from __future__ import annotations
 
-import difflib
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,6 +25,7 @@ from udl_basicsr.experiments.printed import (
 from udl_basicsr.experiments.statistics import means
 from udl_basicsr.utils.metric_facts import MetricFacts, facts_by_name
 from udl_basicsr.utils.scores import ScoresError, metric_facts
+from udl_basicsr.utils.text import nearest
 
 from .paper_captions import about_costs, about_ours, about_printed
 from .paper_formats import render
@@ -65,8 +65,8 @@ def make_table(name: str, records: Sequence[Mapping], paper: Mapping) -> PaperTa
         ScoresError: No such table, or two records of the same comparison, network, method, scale, degradation and seed.
     """
     if name not in paper['tables']:
-        near = difflib.get_close_matches(name, paper['tables'], 1)
-        raise ScoresError(f'There is no table {name}' + (f'; did you mean {near[0]}?' if near else '.')
+        near = nearest(name, paper['tables'])
+        raise ScoresError(f'There is no table {name}' + (f'; did you mean {near}?' if near else '.')
                           + f' There are: {", ".join(paper["tables"])}.')
     _refuse_twins(records)
     layout = paper['tables'][name]

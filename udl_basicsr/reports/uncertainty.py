@@ -22,6 +22,7 @@ from udl_basicsr.data.images import SUFFIXES
 from udl_basicsr.functional import uncertainty as F
 from udl_basicsr.functional.log_scale_maps import decode_log_scale
 from udl_basicsr.metrics.uncertainty import ROUNDING, error_and_scale
+from udl_basicsr.utils.errors import UdlError
 from udl_basicsr.utils.files import write_text
 from udl_basicsr.utils.tables import markdown_table, text_table
 
@@ -41,7 +42,7 @@ _COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#
 _GRAY = '#888888'
 
 
-class ReportError(ValueError):
+class ReportError(UdlError, ValueError):
     """Pictures that are missing or do not belong together; the message says which and what to do."""
 
 

@@ -6,11 +6,12 @@ goes on in the same file, from which the iterations that are trained again are t
 """
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from torch import nn
+
+from udl_basicsr.utils.files import write_text
 
 
 def weights_digest(network: nn.Module) -> str:
@@ -36,10 +37,7 @@ class History:
         kept = [line for line in read_history(path) if line.get('iter', 0) <= start_iter] if start_iter else []
         if validates_again:
             kept = [line for line in kept if not ('dataset' in line and line.get('iter') == start_iter)]
-        aside = path.with_name(f'.{path.name}.part')
-        aside.write_text(''.join(_line(entry) for entry in kept or [head]), encoding='utf-8')
-        os.replace(aside, path)
-        self._path = path
+        self._path = write_text(path, ''.join(_line(entry) for entry in kept or [head]))
 
     def add(self, iteration: int, /, **values: float | str) -> None:
         with open(self._path, 'a', encoding='utf-8') as file:

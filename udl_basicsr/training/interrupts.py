@@ -8,12 +8,15 @@ import threading
 import torch
 import torch.distributed as dist
 
+from udl_basicsr.utils.errors import UdlError
+
 # BSD's EX_TEMPFAIL, "try again later": neither success, nor failure, nor what a killed process leaves.
 EXIT_INTERRUPTED = 75
 
 
-class Interrupted(Exception):
+class Interrupted(UdlError):
     """A run that was asked to stop and has saved its state; the message says where, and how to go on."""
+    status = EXIT_INTERRUPTED
 
 
 class Interrupts:

@@ -9,23 +9,19 @@ from pathlib import Path
 import torch.distributed as dist
 from basicsr.utils.dist_util import get_dist_info
 
-from udl_basicsr.archs import TapError
 from udl_basicsr.data.images import BrokenImageError
 from udl_basicsr.options import schema
-from udl_basicsr.options.parse import OptionError, load_yaml, parse_options
+from udl_basicsr.options.parse import load_yaml, parse_options
 from udl_basicsr.options.trials import forbid_pickles
 from udl_basicsr.utils import exits
 from udl_basicsr.utils.checkpoints import CheckpointError
 from udl_basicsr.utils.distributed import LaunchError, init_dist, launch_number
+from udl_basicsr.utils.errors import UdlError
 from udl_basicsr.utils.text import first_line, one_line
 from udl_basicsr.utils.yaml_files import apply_force_yml
 
 from .arguments import TESTS, TRAINS, launch_parser
-from .interrupts import EXIT_INTERRUPTED, Interrupted
-from .run_folder import EXIT_BUSY, RunBusyError
 
-_STATUS = {LaunchError: exits.MISUSED, OptionError: exits.MISUSED, TapError: exits.MISUSED, RunBusyError: EXIT_BUSY,
-           Interrupted: EXIT_INTERRUPTED}
 _SAVED = 'What was saved before is kept'
 _LOST = re.compile(r'connection (was )?(closed|reset|refused)|broken pipe|remote process exited', re.IGNORECASE)
 
@@ -63,7 +59,7 @@ def run(action: Callable[..., None], is_train: bool, root_path: Path | None = No
         if message is None:
             raise
         _say(message, args)
-        return next((status for kind, status in _STATUS.items() if isinstance(error, kind)), exits.FAILED)
+        return error.status if isinstance(error, UdlError) else exits.FAILED
     # Only where all have ended well: the group of a process that fails alone would wait for the others, it for them.
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()

@@ -18,6 +18,7 @@ from udl_basicsr.metrics.facts import facts_for_scores
 from udl_basicsr.options.parse import Parsed
 from udl_basicsr.utils.distributed import broadcast
 from udl_basicsr.utils.scores import format_scores, mean_scores, protocol_sentence, unmeasured, write_scores
+from udl_basicsr.utils.settings import LoaderSettings, LoggerSettings, RunSettings, TrainSettings, ValSettings
 from udl_basicsr.utils.version import __version__
 
 from .history import History, weights_digest
@@ -55,7 +56,7 @@ def train(parsed: Parsed, command: str = '') -> None:
         seed_all(opt['manual_seed'])  # the same initial weights in every process, whatever was drawn before
         options = essence(opt)  # before BasicSR's models, which take keys out of it
         model = build_model(opt)
-        if opt['datasets']['train'].get('uncertainty_cache'):
+        if LoaderSettings.of(opt['datasets']['train']).uncertainty_cache:
             train_set = uncertainty_cache.prepare(train_set, opt, model.device)
         sampler, batches = train_batches(train_set, opt, start_iter)
         model.iters_per_epoch = sampler.iters_per_epoch  # for schedules in epochs
@@ -99,6 +100,7 @@ def _run(train_set, opt: dict, options: dict) -> dict:
 def _iterate(model, batches, sampler, val_loaders, opt, tb_logger, history, start_iter, total_iter,
              interrupts) -> None:
     logger_opt, val_opt, seed = opt['logger'], opt.get('val'), opt['manual_seed']
+    warmup_iter = TrainSettings.of(opt['train']).warmup_iter
     message_logger = MessageLogger(opt, start_iter, tb_logger)
     data_timer, iter_timer, started = AvgTimer(), AvgTimer(), time.time()
     logger, broken = message_logger.logger, 0
@@ -109,7 +111,7 @@ def _iterate(model, batches, sampler, val_loaders, opt, tb_logger, history, star
         # What a step draws (dropout, sampling losses) depends on its number, not on what came before: a resumed run
         # draws the same, and no random state needs to be saved.
         seed_all(seed, iteration, opt['rank'])
-        model.update_learning_rate(iteration, warmup_iter=opt['train'].get('warmup_iter', -1))
+        model.update_learning_rate(iteration, warmup_iter=warmup_iter)
         model.feed_data(batch)
         model.optimize_parameters(iteration)
         iter_timer.record()
@@ -156,7 +158,7 @@ def _history(opt: dict, start_iter: int, head: dict) -> History | None:
 
 def _validate(model, val_loaders, iteration, tb_logger, history, opt) -> None:
     for loader in val_loaders:
-        means = model.validation(loader, iteration, tb_logger, opt['val'].get('save_img', False))
+        means = model.validation(loader, iteration, tb_logger, ValSettings.of(opt['val']).save_img)
         if history and means:
             history.add(iteration, dataset=loader.dataset.opt['name'], **means)
 
@@ -182,7 +184,7 @@ def test(parsed: Parsed) -> dict:
             log.to_file(Path(opt['path']['log']) / f"test_{opt['name']}_{get_time_str()}.log")
         for loader in loaders:
             logger.info(f"Testing {loader.dataset.opt['name']}: {len(loader.dataset)} images.")
-            model.validation(loader, opt['name'], None, opt['val'].get('save_img', False))
+            model.validation(loader, opt['name'], None, ValSettings.of(opt['val']).save_img)
         scores = _scores(model, opt)
         if opt['rank'] == 0 and scores['datasets']:
             for path in write_scores(scores, opt['path']['results_root']):
@@ -233,13 +235,15 @@ def _begin(parsed: Parsed, logger) -> None:
     logger.info(dict2str(opt))
     for warning in parsed.warnings:
         logger.warning(warning)
-    torch.backends.cudnn.benchmark = not opt.get('deterministic')
-    torch.use_deterministic_algorithms(bool(opt.get('deterministic')))
+    deterministic = RunSettings.of(opt).deterministic
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.use_deterministic_algorithms(deterministic)
 
 
 def _tb_logger(opt: dict):
-    if 'debug' in opt['name'] or not opt['logger'].get('use_tb_logger'):
+    settings = LoggerSettings.of(opt['logger'])
+    if 'debug' in opt['name'] or not settings.use_tb_logger:
         return None
-    if (opt['logger'].get('wandb') or {}).get('project') and opt['rank'] == 0:
+    if settings.wandb.get('project') and opt['rank'] == 0:
         init_wandb_logger(opt)
     return init_tb_logger(log_dir=str(Path(opt['root_path']) / 'tb_logger' / opt['name']))

@@ -14,6 +14,9 @@ from udl_basicsr.options.parse import OptionError, Parsed, dump_flat
 from udl_basicsr.options.trials import build_network
 from udl_basicsr.utils.checkpoints import CheckpointError, check_fit, network_weights, read_checkpoint
 from udl_basicsr.utils.distributed import broadcast
+from udl_basicsr.utils.errors import UdlError
+from udl_basicsr.utils.files import write_text
+from udl_basicsr.utils.settings import TrainSettings
 
 from .states import check_state, trained_blocks
 
@@ -27,8 +30,9 @@ EXIT_BUSY = 69
 _STATE = re.compile(r'[0-9]+\.state')
 
 
-class RunBusyError(RuntimeError):
+class RunBusyError(UdlError, RuntimeError):
     """Another process trains in this folder; the message names it."""
+    status = EXIT_BUSY
 
 
 def make_folders(parsed: Parsed, command: str, keep: bool):
@@ -79,7 +83,7 @@ def _make_folders(parsed: Parsed, command: str, keep: bool):
     name = Path(parsed.file).name
     if not name.endswith(('.yml', '.yaml')):
         name += '.yml'  # lest a file called models or history.jsonl take the place of these
-    (root / name).write_text(head + dump_flat(parsed.flat), encoding='utf-8')
+    write_text(root / name, head + dump_flat(parsed.flat))
     return lock
 
 
@@ -182,7 +186,7 @@ def _check(path: Path, opt: dict) -> Path:
                                   'this run another name')
         outline = trained and build_network(lookup('network', expected[label]['type']), expected[label])
         if isinstance(outline, nn.Module):
-            if label == 'g' and opt['train'].get('ema_decay'):
+            if label == 'g' and TrainSettings.of(opt['train']).ema_decay:
                 weights.append(network_weights(file, 'params_ema'))
             for given in weights:
                 check_fit(outline, given, file)

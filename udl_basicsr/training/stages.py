@@ -18,6 +18,7 @@ from udl_basicsr.options.parse import OptionError, Parsed, renamed
 from udl_basicsr.utils import plugins
 from udl_basicsr.utils.checkpoints import CheckpointError
 from udl_basicsr.utils.distributed import broadcast
+from udl_basicsr.utils.settings import LoaderSettings, RunSettings
 
 from . import loop
 from .log import run_log
@@ -34,7 +35,7 @@ def train(parsed: Parsed, command: str = '') -> None:
 
 def _stages(parsed: Parsed | None) -> int:
     """How many runs an option file asks for."""
-    return 0 if parsed is None else _stages(parsed.stage1) + 1 + 2 * (parsed.opt.get('rounds', 1) - 1)
+    return 0 if parsed is None else _stages(parsed.stage1) + 1 + 2 * (RunSettings.of(parsed.opt).rounds - 1)
 
 
 def _what_next(last: Parsed) -> str:
@@ -67,7 +68,7 @@ def _train_chain(parsed: Parsed, command: str, total: int) -> Parsed:
     Returns:
         Parsed: Of the last run.
     """
-    rounds = parsed.opt.get('rounds', 1)
+    rounds = RunSettings.of(parsed.opt).rounds
     if parsed.stage1 is not None:
         path = parsed.opt['path']
         needed = [path[key] for key in ('pretrain_network_g', 'pretrain_network_u') if path.get(key)]
@@ -107,7 +108,7 @@ def cache_uncertainty(parsed: Parsed, command: str = '') -> None:
         CheckpointError: Stage 1 has not been trained; or the cache is one of something else, or cannot be made.
     """
     opt = parsed.opt
-    if not opt['datasets']['train'].get('uncertainty_cache'):
+    if not LoaderSettings.of(opt['datasets']['train']).uncertainty_cache:
         raise OptionError([f'{parsed.file}: datasets.train.uncertainty_cache: missing; name a folder, or add '
                            '--force_yml datasets:train:uncertainty_cache=auto here and when training'])
     weights = opt['path']['pretrain_network_u']

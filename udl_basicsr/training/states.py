@@ -13,6 +13,7 @@ from basicsr.utils import get_root_logger
 from udl_basicsr.options.keys import lookup
 from udl_basicsr.options.trials import build_network, try_moments
 from udl_basicsr.utils.checkpoints import CheckpointError, why_no_tensor
+from udl_basicsr.utils.settings import ValSettings
 from udl_basicsr.utils.text import one_line
 
 _NEEDED = ('iter', 'epoch', 'optimizers', 'schedulers')
@@ -191,7 +192,7 @@ def essence(opt: dict) -> dict[str, Any]:
     data = {key: value for key, value in opt['datasets']['train'].items() if key not in _NO_MATTER}
     train = {key: value for key, value in opt['train'].items() if key != 'total_iter'}
     parts = {key: value for key, value in opt.items() if key in ('model_type', 'stage') or key.startswith('network_')}
-    metrics = (opt.get('val') or {}).get('metrics') or {}
+    metrics = ValSettings.of(opt.get('val')).metrics
     # `better: higher` was long what a block without it meant, and is filled in now
     metrics = {name: {key: value for key, value in block.items() if (key, value) != ('better', 'higher')}
                for name, block in metrics.items() if block}

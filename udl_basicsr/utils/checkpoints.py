@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .text import MessageError, first_line, one_line, some
+from .errors import UdlError
+from .files import written_aside
+from .text import first_line, one_line, some
 
 ParamKey = str | tuple[str, ...] | None
 EMA_FIRST = ('params_ema', 'params')
@@ -21,7 +23,7 @@ _ORDINARY = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.
              torch.int16, torch.int32, torch.int64}
 
 
-class CheckpointError(MessageError):
+class CheckpointError(UdlError, RuntimeError):
     """A checkpoint that cannot be read, written or used; the message names the file, the reason and the remedy."""
 
 
@@ -35,21 +37,16 @@ def save_atomic(content: dict, path: str | Path) -> None:
     Raises:
         CheckpointError: The disk is full, the folder cannot be written, ... What was there before is untouched.
     """
-    path = Path(path)
-    aside = path.with_name(f'.{path.name}.{os.getpid()}.part')
     try:
-        with open(aside, 'wb') as file:
+        with written_aside(path) as part, open(part, 'wb') as file:
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(aside, path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError of its zip writer
         reason = error.__context__ if isinstance(error.__context__, OSError) else error
+        reason = getattr(reason, 'strerror', None) or reason
         raise CheckpointError(f'{path}: cannot be saved ({reason}); what was there before is kept. '
                               'Free some space or check the permissions, then resume with --auto_resume') from error
-    finally:
-        with contextlib.suppress(OSError):
-            aside.unlink(missing_ok=True)
 
 
 def read_checkpoint(path: str | Path, map_location='cpu') -> dict:

@@ -11,15 +11,17 @@ import subprocess
 
 import torch.distributed as dist
 
+from .errors import MISUSED, UdlError
 from .gpus import gpu_count
 from .text import first_line, one_line
 
-TIMEOUT = 30.
+TIMEOUT = 30
 """Minutes; gloo's own."""
 
 
-class LaunchError(RuntimeError):
+class LaunchError(UdlError, RuntimeError):
     """Processes that were not started as ``--launcher`` says."""
+    status = MISUSED
 
 
 def launch_number(variable: str, low: int, high: float = math.inf, default: int | None = None) -> int:

@@ -1,8 +1,7 @@
 """How every command ends: with a status, and with a message where the user can put right what is wrong.
 
-A program that raises an exception of its own has written the message for the user. So it is with this package: what it
-defines is said, and so is an error of the system about a file. Anything else is a fault of the program, and its
-traceback says where.
+The message of a :class:`~udl_basicsr.utils.errors.UdlError` is for the user: it is said, and so is an error of the
+system about a file. Anything else is a fault of the program, and its traceback says where.
 """
 import contextlib
 import errno
@@ -14,9 +13,10 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 
-FAILED = 1
-MISUSED = 2
-_PACKAGE = __package__.split('.')[0]
+from .errors import FAILED, MISUSED, UdlError
+
+__all__ = ['FAILED', 'MISUSED', 'Terminated', 'command', 'explain', 'of_signal', 'print_anything', 'sigterm_as_ctrl_c']
+
 _OF_FILES = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
 _OF_DISKS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTEMPTY,
              errno.EMFILE, errno.ENFILE, errno.EFBIG}
@@ -69,9 +69,7 @@ def explain(error: BaseException) -> str | None:
         return f'{" -> ".join(names) or nameless}: {error.strerror}'
     if isinstance(error, RuntimeError) and str(error).startswith('Symlink loop'):  # pathlib's, until Python 3.13
         return f'{error}: these links lead to one another'
-    if type(error).__module__.split('.')[0] == _PACKAGE:
-        return str(error)
-    return None
+    return str(error) if isinstance(error, UdlError) else None
 
 
 def of_signal(error: KeyboardInterrupt) -> tuple[str, int]:
@@ -83,8 +81,8 @@ def of_signal(error: KeyboardInterrupt) -> tuple[str, int]:
 def command(remedy: str = '') -> Callable[[Callable[..., int | None]], Callable[..., int]]:
     """Decorates the ``main`` of a command, which returns its exit status.
 
-    What ``main`` does not catch itself ends with status 1 and a message; Ctrl-C and SIGTERM with 130 and 143, and
-    ``remedy``; a reader of the output that has gone away (``| head``) with 141.
+    What ``main`` does not catch itself ends with a message and the status of the error, mostly 1; Ctrl-C and SIGTERM
+    with 130 and 143, and ``remedy``; a reader of the output that has gone away (``| head``) with 141.
     """
     def decorate(main: Callable[..., int | None]) -> Callable[..., int]:
         @functools.wraps(main)
@@ -106,6 +104,6 @@ def command(remedy: str = '') -> Callable[[Callable[..., int | None]], Callable[
                 if (message := explain(error)) is None:
                     raise
                 print(f'error: {message}', file=sys.stderr)
-                return FAILED
+                return error.status if isinstance(error, UdlError) else FAILED
         return run
     return decorate

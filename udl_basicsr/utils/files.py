@@ -1,44 +1,47 @@
 """Files that are written as a whole or not at all: a reader never sees half of one."""
+import contextlib
+import itertools
 import os
-import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+
+_numbers = itertools.count()  # threads may write into one folder at a time
+
+
+@contextlib.contextmanager
+def written_aside(path: str | Path, suffix: str = '') -> Iterator[Path]:
+    """A name to write to, in the folder of ``path``, that becomes ``path`` where no error ends the block.
+
+    Args:
+        path: Where to; its folder exists.
+        suffix: The end of the name, for writers that go by it. It comes after ``.part``.
+
+    Raises:
+        OSError: ``path`` cannot be written, and is the file name of the error. What was there before is untouched.
+    """
+    path = Path(path)
+    part = path.with_name(f'.{os.getpid()}_{next(_numbers)}.part{suffix}')
+    try:
+        yield part
+        os.replace(part, path)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a file so that it is either complete or absent, whenever the process dies.
-
-    Args:
-        path: Where to write; its folder exists.
-        data: The content.
-
-    Raises:
-        OSError: If it cannot be written, with ``path`` as its file name.
-    """
-    part = path.with_name(f'.{os.getpid()}.part')
-    try:
+    """Writes ``data`` as :func:`written_aside`; the folder exists."""
+    with written_aside(path) as part:
         part.write_bytes(data)
-        os.replace(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    except BaseException:  # Ctrl-C
-        part.unlink(missing_ok=True)
-        raise
 
 
 def write_text(path: str | Path, text: str) -> Path:
-    """Writes a file as a whole or not at all: a reader never sees half of it."""
+    """Writes text in UTF-8 as :func:`written_aside`, and makes the folder where it is missing."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
-    try:
-        with open(handle, 'w', encoding='utf-8', newline='') as file:
-            file.write(text)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)  # mkstemp keeps the file to its owner
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+    write_atomically(path, text.encode())
     return path

@@ -5,10 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .errors import UdlError
+
 _MOST_DIGITS = 18  # of an integer; all have room in 64 bits
 
 
-class JsonError(ValueError):
+class JsonError(UdlError, ValueError):
     """Why a file is no JSON that can be used, as a part of a sentence."""
 
 

@@ -12,13 +12,14 @@ import sys
 from collections.abc import Iterable
 from importlib.metadata import entry_points
 
-from .text import MessageError, first_line
+from .errors import UdlError
+from .text import first_line
 
 GROUP = 'udl_basicsr.plugins'
 VARIABLE = 'UDL_BASICSR_IMPORT'
 
 
-class PluginError(MessageError):
+class PluginError(UdlError):
     """A module of the user's that cannot be imported; the message names it and says why."""
 
 

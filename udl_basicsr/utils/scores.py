@@ -25,6 +25,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+from .errors import UdlError
 from .files import write_text
 from .json_files import JsonError, read_json
 from .metric_facts import MetricFacts, facts_by_name, read_facts
@@ -39,7 +40,7 @@ HISTORY_FIELDS = ('iter', 'dataset', 'initial_weights')
 _CROPPED_IN_PAPERS = ('calculate_psnr', 'calculate_ssim')  # on the other metrics papers do not agree
 
 
-class ScoresError(ValueError):
+class ScoresError(UdlError, ValueError):
     """Scores that do not follow the schema; the message says where and what was expected."""
 
 

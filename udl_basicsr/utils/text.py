@@ -7,13 +7,6 @@ _LONGEST = 8000
 _LONGEST_NAME = 200
 
 
-class MessageError(RuntimeError):
-    """An error whose message is for the user: a line break is ours, every other control character is shown escaped."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__('\n'.join(map(one_line, str(message).split('\n'))))
-
-
 def one_line(text: Any, longest: int = _LONGEST) -> str:
     """``text`` in one line: line breaks, escape sequences and invisible characters are written out, what is long is
     cut off."""
@@ -35,15 +28,21 @@ def first_line(error: BaseException) -> str:
     return one_line(lines[0], 300) if lines else type(error).__name__
 
 
-def nearest(name: Any, known: Iterable[str]) -> str | None:
-    """The known name that an unknown one was probably meant to be."""
-    lower = {str(k).lower(): str(k) for k in sorted(map(str, known))}
-    near = difflib.get_close_matches(str(name)[:100].lower(), lower, n=1, cutoff=0.6)
+def nearest(name: Any, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The known name that is nearest to an unknown one, whatever their case; None where none is near.
+
+    Args:
+        name: The unknown one.
+        known: Those that there are.
+        cutoff: How near it must be, from 0 to 1 (``difflib.get_close_matches``).
+    """
+    lower = {k.lower(): k for k in sorted({str(k) for k in known})}
+    near = difflib.get_close_matches(str(name)[:100].lower(), lower, n=1, cutoff=cutoff)
     return lower[near[0]] if near else None
 
 
 def did_you_mean(name: Any, known: Iterable[str], listing: int = 12) -> str:
-    """A hint after an unknown name: the nearest known one, or else the first few of them."""
+    """What to say after an unknown name: the nearest known one, or else all of them when they are few."""
     known = sorted({str(k) for k in known})
     if near := nearest(name, known):
         return f"; did you mean '{near}'?"

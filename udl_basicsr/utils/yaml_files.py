@@ -13,7 +13,8 @@ from typing import Any
 
 import yaml
 
-from .text import did_you_mean, one_line
+from .errors import MISUSED, UdlError
+from .text import did_you_mean
 
 _FLOAT = re.compile(r'^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)$')  # YAML 1.1 wants a dot and a sign
 _REFERENCE = re.compile(r'\$\{(\w+)\}')
@@ -25,16 +26,12 @@ _MAX_DEPTH = 32  # blocks within blocks
 _MAX_TEXT = 10_000  # characters of one text once its ``${key}`` are replaced, which grows exponentially as well
 
 
-class OptionError(ValueError):
-    """What is wrong with an option file, one line for each problem.
-
-    Attributes:
-        problems: the lines, each ``<file>: <key path>: <what was expected, and what to do>``.
-    """
+class OptionError(UdlError, ValueError):
+    """What is wrong with an option file: problems of the form ``<file>: <key path>: <expected, and what to do>``."""
+    status = MISUSED
 
     def __init__(self, problems: str | Iterable[str]) -> None:
-        self.problems = tuple(map(one_line, (problems,) if isinstance(problems, str) else problems))
-        super().__init__('\n'.join(self.problems))
+        super().__init__([problems] if isinstance(problems, str) else problems)  # keys and values may have line breaks
 
 
 # ---------------------------------------------------------------------------------------------------- reading YAML
