@@ -91,6 +91,11 @@ class ValidatedModel(SRModel):
             FloatingPointError: Outputs are not finite in a test. On all ranks alike; it names network and images.
             BrokenImageError: Two images have the same name.
         """
+        if self.opt['dist']:  # a rank's batch norm has seen its own images last; what is saved is rank 0's
+            networks = [getattr(self, name, None) for name in ('net_g', 'net_g_ema', 'net_u')]
+            buffers = [buffer for network in networks if network is not None for buffer in network.buffers()]
+            for buffer in dict.fromkeys(buffers):  # once each, in the same order everywhere
+                dist.broadcast(buffer, 0)
         dataset, rank, world_size = dataloader.dataset, self.opt['rank'], self.opt['world_size']
         name = dataset.opt['name']
         metrics = self.val.metrics
@@ -102,7 +107,7 @@ class ValidatedModel(SRModel):
             for index, sample in samples:
                 data = default_collate([sample])
                 image = Path(data['lq_path'][0]).stem
-                self.feed_data(data)
+                self.feed_data({key: value for key, value in data.items() if key != 'gt'})  # measured on the CPU
                 self.test()
                 show = tb_logger is not None and index < _SHOWN_IN_TENSORBOARD
                 log_scale = None

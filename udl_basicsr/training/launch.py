@@ -106,6 +106,9 @@ def _explain(error: Exception) -> str | None:
         message = exits.explain(error)
         return message and (f'{message}. {_SAVED}. Free some space or check the permissions, then go on with '
                             '--auto_resume')
+    if isinstance(error, RuntimeError) and 'torch.use_deterministic_algorithms' in str(error):
+        return (f'{first_line(error)} deterministic: true asks for what torch does not have for this network or loss '
+                'on a GPU: do without it')
     if isinstance(error, RuntimeError) and dist.is_available() and dist.is_initialized() and _LOST.search(str(error)):
         return f'another process has ended, and says why: {first_line(error)}'
     return exits.explain(error)
