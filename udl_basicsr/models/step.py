@@ -140,8 +140,8 @@ class StepModel(SavedModel):
             net = torch.compile(net.keep_hook() if isinstance(net, UncertaintyNet) else net)
         if self.opt['dist']:
             device_ids = [torch.cuda.current_device()] if self.device.type == 'cuda' else None
-            return DistributedDataParallel(
-                net, device_ids=device_ids, find_unused_parameters=RunSettings.of(self.opt).find_unused_parameters)
+            unused = self.opt.get('find_unused_parameters', RunSettings.find_unused_parameters)
+            return DistributedDataParallel(net, device_ids=device_ids, find_unused_parameters=unused)
         # Not torch's default, all GPUs that there are.
         return DataParallel(net, range(self.opt['num_gpu'])) if self.opt['num_gpu'] > 1 else net
 

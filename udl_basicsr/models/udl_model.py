@@ -39,7 +39,7 @@ class UDLModel(StepModel):
             # units: numbers below 1e-38, which took a step of stage 1 ten times as long. In all stages, so that a run
             # does not depend on what was trained before it in the same process.
             torch.set_flush_denormal(True)
-        self.stage = STAGES[RunSettings.of(self.opt).stage]
+        self.stage = STAGES[self.opt.get('stage', RunSettings.stage)]
         self.trains_u = self.stage.trains == 'u'
         self.net_u = None
         if self.opt.get('network_u') and ('network_u' in self.stage.networks or not self.is_train):
@@ -101,7 +101,7 @@ class UDLModel(StepModel):
     @staticmethod
     def trained_blocks(opt: dict) -> dict[str, tuple[dict, dict]]:
         label, block = 'g', opt['network_g']
-        if STAGES[RunSettings.of(opt).stage].trains == 'u':
+        if STAGES[opt.get('stage', RunSettings.stage)].trains == 'u':
             label, block = 'u', {'backbone': block, **opt['network_u']}
         return {label: (block, opt['train']['optim_g'])}
 

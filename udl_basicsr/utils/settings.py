@@ -25,7 +25,8 @@ class Settings:
 
 @dataclass(frozen=True)
 class RunSettings(Settings):
-    """Keys of the top level."""
+    """Keys of the top level. Models read them from ``opt`` itself: which of them a model reads is found in its source
+    (``options.signatures.keys_read``)."""
     stage: str = 'plain'
     rounds: int = 1
     degradation: str = 'BI'
