@@ -31,15 +31,14 @@ can_import() {
 
 find_python() {
     local candidate
-    for candidate in python3.12 python3.11 python3.10 python3 python; do
+    for candidate in python3 python3.13 python3.12 python3.11 python3.14 python; do
         # A name on the path need not run (pyenv's shims), and Debian splits venv off.
-        if "$candidate" -c 'import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' \
-            > /dev/null 2>&1; then
+        if "$candidate" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' > /dev/null 2>&1; then
             echo "$candidate"
             return
         fi
     done
-    fail 'Python 3.10, 3.11 or 3.12 with its venv module is needed (BasicSR cannot be installed on 3.13).' \
+    fail 'Python 3.11 or later with its venv module is needed.' \
         'On Debian and Ubuntu: apt install python3 python3-venv'
 }
 
@@ -56,7 +55,7 @@ environment() {
         PYTHON=$active
         echo "Using the active environment: $PYTHON"
         can_import "$PYTHON" "$@" || fail "$PYTHON has udl_basicsr, but not all of: $*." \
-            "Add them: python -m pip install --no-build-isolation -e '.[$extra]'"
+            "Add them: python -m pip install -e '.[$extra]'"
         return
     fi
 
@@ -72,19 +71,17 @@ environment() {
         echo "$content" > "$stamp"
         return
     fi
+    # Compiling all of torch takes longer than compiling what is imported when it is.
+    export PIP_NO_COMPILE=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_QUIET=1
     if ! "$PYTHON" -m pip --version > /dev/null 2>&1; then
-        local base
+        local base options=()
         base="$(find_python)"
-        step "Making the environment .venv with $("$base" --version)" "$base" -m venv --clear .venv
+        # A torch that is there is used, such as one for CPUs alone, which is far smaller.
+        can_import "$base" torch torchvision.ops && options=(--system-site-packages)
+        step "Making the environment .venv with $("$base" --version)" "$base" -m venv --clear "${options[@]}" .venv
     fi
-    local pip=("$PYTHON" -m pip --disable-pip-version-check install --quiet)
-    # torch first and together with torchvision: BasicSR's setup.py imports torch, and the two must be a matching pair.
-    can_import "$PYTHON" torch torchvision.ops ||
-        step 'Installing torch and torchvision (about 2 minutes, 5.4 GB)' "${pip[@]}" torch torchvision
-    step 'Installing build tools' "${pip[@]}" setuptools wheel cython numpy
-    can_import "$PYTHON" lpips && "$PYTHON" -m pip show --quiet basicsr > /dev/null 2>&1 ||
-        step 'Installing BasicSR and LPIPS' "${pip[@]}" --no-build-isolation basicsr lpips
-    step 'Installing udl_basicsr' "${pip[@]}" --no-build-isolation -e ".[$extra]"
+    step 'Installing BasicSR and torch (about 2 minutes, 5.4 GB)' "$PYTHON" udl_install_basicsr.py
+    step 'Installing udl_basicsr' "$PYTHON" -m pip install -e ".[$extra]"
     can_import "$PYTHON" udl_basicsr "$@" ||
         fail "the installation is incomplete; see: $PYTHON -c 'import udl_basicsr'. To begin again: rm -r .venv"
     echo "$content" > "$stamp"

@@ -22,7 +22,7 @@ END
 [ -z "$data_only" ] || echo 'With --data-only it stops after 2.'
 
 train() {
-    "$PYTHON" udl_basicsr/train.py -opt "options/demo/train_$1.yml"
+    "$PYTHON" -m udl_basicsr train -opt "options/demo/train_$1.yml"
 }
 
 prepare() {
@@ -34,9 +34,9 @@ prepare() {
 
 evaluate() {
     "$PYTHON" scripts/demo.py bicubic
-    "$PYTHON" udl_basicsr/test.py -opt options/demo/test.yml --force_yml name=demo_L1 stage=plain network_u=None \
+    "$PYTHON" -m udl_basicsr test -opt options/demo/test.yml --force_yml name=demo_L1 stage=plain network_u=None \
         path:pretrain_network_u=None path:pretrain_network_g=experiments/demo_L1/models/net_g_latest.pth
-    "$PYTHON" udl_basicsr/test.py -opt options/demo/test.yml
+    "$PYTHON" -m udl_basicsr test -opt options/demo/test.yml
 }
 
 report() {

@@ -1,4 +1,4 @@
-"""What would go wrong on GPUs alone, seen without one: by a device that is said to be there, in threads, by counting."""
+"""What would go wrong on GPUs alone, seen without one: devices that are said to be there, threads, and counting."""
 import contextlib
 import copy
 import datetime
@@ -121,7 +121,8 @@ def test_a_hook_that_stays_keeps_nothing_outside_of_training():
 
 
 @pytest.mark.parametrize(('given', 'names'), [
-    (None, ['0', '1', '2', '3']), ('2,5,6,7', ['2', '5', '6', '7']), ('GPU-8f2a, MIG-1c,3,0', ['GPU-8f2a', 'MIG-1c', '3', '0'])])
+    (None, ['0', '1', '2', '3']), ('2,5,6,7', ['2', '5', '6', '7']),
+    ('GPU-8f2a, MIG-1c,3,0', ['GPU-8f2a', 'MIG-1c', '3', '0'])])
 def test_a_comparison_takes_the_gpus_that_it_was_given(four_gpus, monkeypatch, given, names):
     monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
     if given is not None:
@@ -137,7 +138,8 @@ def test_a_driver_that_is_too_old_has_no_gpus(four_gpus, monkeypatch):
 
 @pytest.mark.parametrize(('options', 'backend', 'minutes'), [
     ('', 'cpu:gloo,cuda:nccl', 30), ('num_gpu: 0', 'gloo', 30),
-    ('dist_params: {backend: nccl, timeout: 90}', 'nccl', 90), ('dist_params: {timeout: soon}', 'cpu:gloo,cuda:nccl', 30)])
+    ('dist_params: {backend: nccl, timeout: 90}', 'nccl', 90),
+    ('dist_params: {timeout: soon}', 'cpu:gloo,cuda:nccl', 30)])
 def test_backend_and_patience(four_gpus, monkeypatch, tmp_path, options, backend, minutes):
     (tmp_path / 'x.yml').write_text(f'name: x\n{options}\n')
     started = {}
@@ -398,7 +400,8 @@ def test_waits_are_seen():
     with torch.device('meta'), Waits() as waits:
         cpu = torch.ones(3, device='cpu')
         bool(cpu.isfinite().all()), cpu[cpu > 0], torch.tensor(1.), cpu.new_zeros(2)
-    assert sorted(waits.found) == ['made on the CPU: lift_fresh', 'read back: _local_scalar_dense', 'read back: nonzero']
+    reads = ['read back: _local_scalar_dense', 'read back: nonzero']
+    assert sorted(waits.found) == ['made on the CPU: lift_fresh', *reads]
 
 
 # The weights' mean of TLW is a number of the host, which the log alone looks at.
@@ -407,11 +410,13 @@ _ALLOWED = {'tlw': {'made on the CPU: lift_fresh'}}
 
 @pytest.mark.parametrize('stage', ['plain', 'esu', 'udl', 'sigma', 'tlw'])
 def test_a_step_waits_for_nothing(project, stage1, stage):
-    more = {'sigma': {'stage': 'sigma', 'network_u': {'head': {'type': 'SigmaHead', 'num_feat': 8}},
-                      'train': {'pixel_opt': {'type': 'ExpectedL1Loss'}, 'sigma_opt': {'type': 'SigmaLoss'}}},
-            'tlw': {'model_type': 'TLWModel', 'network_u': None, 'network_w': {'type': 'TLWNet', 'num_feat': 8}, 'train': {
-                'tlw_opt': {'type': 'TLWLoss', 'judge': 'squeeze', 'judge_random': True},
-                'optim_w': {'type': 'Adam', 'lr': 1e-4, 'fused': True}}}}
+    more = {
+        'sigma': {'stage': 'sigma', 'network_u': {'head': {'type': 'SigmaHead', 'num_feat': 8}},
+                  'train': {'pixel_opt': {'type': 'ExpectedL1Loss'}, 'sigma_opt': {'type': 'SigmaLoss'}}},
+        'tlw': {'model_type': 'TLWModel', 'network_u': None, 'network_w': {'type': 'TLWNet', 'num_feat': 8},
+                'train': {'tlw_opt': {'type': 'TLWLoss', 'judge': 'squeeze', 'judge_random': True},
+                          'optim_w': {'type': 'Adam', 'lr': 1e-4, 'fused': True}}},
+    }
     if stage in more:
         (project.root / f'{stage}.yml').write_text(json.dumps({'_base_': '_base_.yml', 'name': stage, **more[stage]}))
     model = project.model(stage, FUSED, 'train:ema_decay=0.9', 'train:grad_clip=1', 'train:skip_nonfinite=2')

@@ -249,7 +249,7 @@ def test_both_stages_through_the_entry_point(project):
     stages.train(project.parse('udl', f'{KEY}={cache}', 'name=again'), '')
     assert_same_weights(project.weights('again'), straight)
     assert {p: p.stat().st_mtime_ns for p in cache.iterdir()} == before
-    assert 'uncertainty of 6 training images is there' in project.log('again')
+    assert 'uncertainty of 6 images is there' in project.log('again')
 
     # resumed: bit for bit; and with loader processes
     models = project.root / 'experiments/udl/models'

@@ -3,8 +3,13 @@
 ``import udl_basicsr`` does so by itself. The command ``udl`` alone comes here later: its help and its tables need no
 network, and so wait for none.
 """
+import importlib.util
+
+from .utils.exits import NO_BASICSR
 from .utils.torchvision_shim import install_torchvision_shim
 
+if importlib.util.find_spec('basicsr') is None:
+    raise ModuleNotFoundError(NO_BASICSR, name='basicsr')
 install_torchvision_shim()  # before anything imports basicsr
 
 from . import archs, data, functional, losses, metrics, models  # noqa: E402, F401

@@ -24,4 +24,4 @@ def main(root_path: Path | None = None) -> int:
 
 
 if __name__ == '__main__':
-    main(root_path=Path(__file__).resolve().parents[1])
+    main()

@@ -6,6 +6,7 @@ Examples:
     udl infer a.png b.jpg --out sr --weights net_g.safetensors -opt options/train_EDSR_UDL_x4.yml
     udl infer photos --out sr --weights experiments/EDSR_UDL_x4/models/net_g_latest.pth \\
         --uncertainty experiments/EDSR_ESU_x4/models/net_u_latest.pth
+    ... --uncertainty net_u_latest.pth --intervals --within 8     # after udl calibrate: lower, upper, θ, mask
 
 Gray, transparency, 16 bits, EXIF orientation and (but for 16-bit TIFF) the colour profile are kept. Started again, it
 goes on where it stopped: what lies in the folder of the results is not made again without --overwrite. Which weights
@@ -61,6 +62,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                         help='entry of the weights; default: params_ema where there is one, else params')
     parser.add_argument('--uncertainty', type=weights_file, metavar='FILE',
                         help='net_u_*.pth: also write s, -2 (black) to 6 (white), as <name>_log_scale.png, 16 bits')
+    parser.add_argument('--intervals', nargs='?', const='', metavar='FILE', help='also write calibrated intervals, '
+                        '<name>_lower.png, _upper.png, _theta.png (16 bits) and the mask _within.png; by the file of '
+                        'udl calibrate, default the one beside net_u')
+    parser.add_argument('--within', type=float, metavar='E', default=16., help='error in grey levels of the mask, one '
+                        'of those that were calibrated; default 16')
     parser.add_argument('--tile', type=whole(8), metavar='N', help='restore tiles of N x N input pixels: less memory')
     parser.add_argument('--overlap', type=whole(0), metavar='M', default=32,
                         help='input pixels around each tile that the network sees as well; default 32')
@@ -80,6 +86,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         scale = args.scale or 4
         args.weights = weights_file(f'udl:UDL_x{scale}')
         args.uncertainty = args.uncertainty or weights_file(f'udl:ESU_x{scale}')
+    if args.intervals is not None and args.uncertainty is None:
+        parser.error('--intervals needs --uncertainty')
     return args
 
 
@@ -88,19 +96,24 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     args = parse_args(argv)
     import udl_basicsr.register  # noqa: F401 - networks, losses and metrics by their names
+    from udl_basicsr.deploy.calibration import CalibrationError, file_beside
     from udl_basicsr.deploy.export import ExportError
     from udl_basicsr.deploy.infer import InferenceError, carry_out, load_restorer, make_plan
     from udl_basicsr.deploy.infer_record import check_folder
+    from udl_basicsr.deploy.interval_pictures import load_writer
     from udl_basicsr.utils.checkpoints import EMA_FIRST, CheckpointError
     from udl_basicsr.utils.yaml_files import OptionError
     try:
         plan = make_plan(args.inputs, args.out, suffix=args.suffix, file_format=args.format,
-                         log_scale=args.uncertainty is not None, overwrite=args.overwrite)
+                         log_scale=args.uncertainty is not None, intervals=args.intervals is not None,
+                         overwrite=args.overwrite)
         restorer = load_restorer(
             args.weights, opt=args.opt, uncertainty=args.uncertainty, param_key=args.param_key or EMA_FIRST,
             device=args.device, tile=args.tile, overlap=args.overlap, self_ensemble=args.self_ensemble, amp=args.amp)
-        record = check_folder(args.out, args.suffix, plan, restorer, args.overwrite)
-    except (InferenceError, ExportError, OptionError, CheckpointError) as error:
+        writer = None if args.intervals is None else \
+            load_writer(args.intervals or file_beside(args.uncertainty), restorer, args.within)
+        record = check_folder(args.out, args.suffix, plan, restorer, args.overwrite, writer and writer.made_by)
+    except (CalibrationError, InferenceError, ExportError, OptionError, CheckpointError) as error:
         print(f'Nothing was done:\n{error}', file=sys.stderr)
         return 2
     if args.shipped:
@@ -112,7 +125,7 @@ def main(argv: list[str] | None = None) -> int:
     if plan.done:
         print(f'{plan.done} done before, skipped (--overwrite makes them again)')
     try:
-        failures = carry_out(plan.jobs, restorer, record.begin)
+        failures = carry_out(plan.jobs, restorer, record.begin, writer)
         if not failures:
             record.finish()
     except OSError as error:

@@ -13,6 +13,7 @@ COMMANDS = {
     'train': 'train what an option file says, all its stages',
     'test': 'score a network on test sets',
     'infer': 'super-resolve pictures, with their uncertainty',
+    'calibrate': 'make intervals that hold what they promise, on images kept apart',
     'convert': 'take weights from and to other programs, safetensors and ONNX',
     'cache': 'compute the uncertainty of the training images once',
     'compare': 'train, test and compare losses, or a table of a paper',

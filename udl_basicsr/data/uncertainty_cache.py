@@ -338,7 +338,7 @@ def prepare(dataset: Dataset, opt: dict, device: torch.device) -> UncertaintyDat
     if together(lambda: cache.verify(images) if _rank()[0] == 0 else None)[0]:
         together(cache.read)
         how = ', '.join(f'{key} {value}' for key, value in cache.computed.items() if value) or 'where is not noted'
-        get_root_logger().info(f'{cache.folder}: the uncertainty of {len(cache.maps)} training images is there ({how}).')
+        get_root_logger().info(f'{cache.folder}: the uncertainty of {len(cache.maps)} images is there ({how}).')
     else:
         cache.build(network, images, device, options.get('num_worker_per_gpu', 0),
                     ValSettings.of(opt.get('val')).tile)

@@ -14,13 +14,15 @@ from udl_basicsr.utils.background import Background, read_ahead
 from udl_basicsr.utils.files import write_atomically
 
 from .infer_plan import InferenceError, PictureJob, make_plan, problem_of
+from .interval_pictures import IntervalWriter
 from .pictures import DEEP_SUFFIXES, Pixels, check_size, encode_picture, read_picture
-from .restorer import Restorer, load_restorer
+from .restorer import Restorer, load_restorer, log_scale_picture
 
 __all__ = ['InferenceError', 'Restorer', 'carry_out', 'load_restorer', 'make_plan']
 
 
-def carry_out(jobs: Iterable[PictureJob], restorer: Restorer, begin: Callable[[], None] | None = None) -> list[str]:
+def carry_out(jobs: Iterable[PictureJob], restorer: Restorer, begin: Callable[[], None] | None = None,
+              writer: IntervalWriter | None = None) -> list[str]:
     """Restores the pictures one after the other, the next being read and the last written meanwhile.
 
     Shows a bar with the time that is left on a terminal, else prints a line for each picture.
@@ -29,6 +31,7 @@ def carry_out(jobs: Iterable[PictureJob], restorer: Restorer, begin: Callable[[]
         jobs: The pictures.
         restorer: The networks.
         begin: Called before the first result is written.
+        writer: Of the intervals, where jobs ask for some.
 
     Returns:
         list: Of each picture that failed, its name and why.
@@ -52,7 +55,7 @@ def carry_out(jobs: Iterable[PictureJob], restorer: Restorer, begin: Callable[[]
             results, problem = {}, picture if isinstance(picture, Exception) else None
             if problem is None:
                 try:
-                    results = _restore(job, picture, restorer, tick)
+                    results = _restore(job, picture, restorer, tick, writer)
                 except ImageError as error:
                     problem = error
             finished += pixels
@@ -76,16 +79,20 @@ def _try_to_read(job: PictureJob) -> Pixels | Exception:
         return error
 
 
-def _restore(job: PictureJob, picture: Pixels, restorer: Restorer, tick: Callable[[], None]) -> dict[Path, Pixels]:
-    results, (_, scale, _) = {}, restorer.traits
+def _restore(job: PictureJob, picture: Pixels, restorer: Restorer, tick: Callable[[], None],
+             writer: IntervalWriter | None = None) -> dict[Path, Pixels]:
+    results, (_, scale, _), prediction = {}, restorer.traits, None
+    if job.intervals:
+        prediction = restorer.prediction(picture, writer.level, tick)
     if job.sr is not None:
         height, width = picture.colour.shape[:2]
         check_size(job.sr.suffix, scale * height, scale * width)
         bits = 8 * picture.colour.dtype.itemsize if job.sr.suffix in DEEP_SUFFIXES else 8
-        results[job.sr] = restorer.sr(picture, bits, tick)
+        results[job.sr] = restorer.sr(picture, bits, tick, prediction and prediction.planes)
     if job.log_scale is not None:
-        results[job.log_scale] = restorer.log_scale(picture, tick)
-    return results
+        results[job.log_scale] = log_scale_picture(prediction.log_scale) if prediction else \
+            restorer.log_scale(picture, tick)
+    return results | {path: writer.picture(kind, prediction) for kind, path in job.intervals.items()}
 
 
 def _write(results: dict[Path, Pixels], line: str | None) -> None:

@@ -1,8 +1,8 @@
 """What inference has to do: the pictures that are there and the names of their outputs, before anything is made."""
 import os
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from udl_basicsr.data.images import ImageError
@@ -11,6 +11,8 @@ from udl_basicsr.utils.errors import MISUSED, UdlError
 from .pictures import OPAQUE_SUFFIXES, SUFFIXES, Header, read_header
 
 _LONGEST_NAME = 255  # bytes, on the file systems of today
+INTERVALS = ('lower', 'upper', 'theta', 'within')
+"""What intervals are written as: their ends, the expected error, and the mask of pixels within an error."""
 
 
 class InferenceError(UdlError, RuntimeError):
@@ -27,6 +29,8 @@ class PictureJob:
     """Where the restored picture goes; None where it lies there already."""
     log_scale: Path | None
     """Where the map of s goes; None where it lies there already or is not asked for."""
+    intervals: Mapping[str, Path] = field(default_factory=dict)
+    """Where those of INTERVALS go that are asked for and do not lie there already."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +46,11 @@ class InferencePlan:
 
 
 def make_plan(inputs: Iterable[str | Path], out: str | Path, *, suffix: str = '', file_format: str = 'png',
-              log_scale: bool = False, overwrite: bool = False) -> InferencePlan:
+              log_scale: bool = False, intervals: bool = False, overwrite: bool = False) -> InferencePlan:
     """Finds the pictures and names their outputs; looks at headers only and changes nothing.
 
-    ``<out>/<folders below the input folder>/<name>[_<suffix>].<format>``, and ``..._log_scale.png`` for the map of s.
+    ``<out>/<folders below the input folder>/<name>[_<suffix>].<format>``, and ``..._log_scale.png`` for the map of s,
+    ``..._lower.png``, ``..._upper.png``, ``..._theta.png`` and ``..._within.png`` for intervals.
 
     Args:
         inputs: Files, and folders that are walked; hidden files and what lies below ``out`` are passed over.
@@ -53,6 +58,7 @@ def make_plan(inputs: Iterable[str | Path], out: str | Path, *, suffix: str = ''
         suffix: Put behind the names.
         file_format: ``png``, ``jpg``, or ``same`` as the input's.
         log_scale: Whether maps of s are wanted.
+        intervals: Whether intervals are wanted.
         overwrite: Make again what exists.
 
     Raises:
@@ -92,9 +98,8 @@ def make_plan(inputs: Iterable[str | Path], out: str | Path, *, suffix: str = ''
         if header.transparent and ending in OPAQUE_SUFFIXES:
             problems.append(f'{path}: has transparency, which {ending[1:]} cannot hold: use --format png')
         name = f'{path.stem}_{suffix}' if suffix else path.stem
-        targets = [out / folder / f'{name}{ending}']
-        if log_scale:
-            targets.append(out / folder / f'{name}_log_scale.png')
+        kinds = ('log_scale', ) * log_scale + INTERVALS * intervals
+        targets = [out / folder / f'{name}{ending}', *(out / folder / f'{name}_{kind}.png' for kind in kinds)]
         longest = max((target.name for target in targets), key=lambda name: len(name.encode()))
         if len(longest.encode()) > _LONGEST_NAME:
             problems.append(f'{path}: the name of its result, {longest[:40]}..., would be longer than {_LONGEST_NAME} '
@@ -113,7 +118,8 @@ def make_plan(inputs: Iterable[str | Path], out: str | Path, *, suffix: str = ''
         there += sum(target.exists() for target in targets)
         wanted = [target if overwrite or not target.exists() else None for target in targets]
         if any(wanted):
-            jobs.append(PictureJob(path, header, wanted[0], wanted[1] if log_scale else None))
+            maps = {kind: target for kind, target in zip(kinds, wanted[1:], strict=True) if target}
+            jobs.append(PictureJob(path, header, wanted[0], maps.pop('log_scale', None), maps))
         else:
             done += 1
     if problems:

@@ -4,6 +4,7 @@
 size of the tiles is none of them, since a picture that does not fit into the memory is made in tiles beside others.
 """
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,17 +54,17 @@ class FolderRecord:
         write_atomically(self.file, text.encode())
 
 
-def check_folder(out: str | Path, suffix: str, plan: InferencePlan, restorer: Restorer,
-                 overwrite: bool) -> FolderRecord:
+def check_folder(out: str | Path, suffix: str, plan: InferencePlan, restorer: Restorer, overwrite: bool,
+                 intervals: Mapping[str, str] | None = None) -> FolderRecord:
     """Compares what a folder's pictures were made with to what would be made now. Nothing is written.
 
-    A record that differs is no matter where the pictures have been deleted. Pictures without a record may have been
-    made by anything, so they are not taken for results.
+    ``intervals`` says which calibration makes them. A record that differs is no matter where the pictures have been
+    deleted. Pictures without a record may have been made by anything, so they are not taken for results.
 
     Raises:
         InferenceError: The results would be mixed, and ``overwrite`` is not given; it says what differs.
     """
-    file, now = Path(out) / NAME, describe(restorer)
+    file, now = Path(out) / NAME, describe(restorer) | dict(intervals or {})
     known = _read(file)
     entries = known.get(suffix, [])
     if not entries and plan.there:
@@ -102,6 +103,9 @@ def differences(there: dict, now: dict) -> list[str]:
         if there.get(key) != now[key]:
             old, new = ({None: 'no', False: 'no', True: 'yes'}.get(e.get(key), e.get(key)) for e in (there, now))
             found.append(f'  {option}: {old} there, {new} now')
+    found += [f'  {option}: {there[key]} there, {now[key]} now' for key, option in
+              (('calibration', '--intervals'), ('within', '--within'))
+              if key in there and key in now and there[key] != now[key]]
     return found
 
 

@@ -8,12 +8,14 @@ import io
 import struct
 import warnings
 import zlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import cv2
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from udl_basicsr.data.images import ORIENTATION, ImageError, decode_with_opencv, read_png_chunks
 
@@ -67,6 +69,8 @@ class Pixels:
     """(H, W) of the same type, not multiplied into the colour."""
     icc: bytes | None = None
     """The colour profile."""
+    text: Mapping[str, str] = field(default_factory=dict)
+    """ASCII texts by their keywords, which a PNG keeps."""
 
 
 def read_header(path: Path) -> Header:
@@ -131,13 +135,18 @@ def encode_picture(picture: Pixels, suffix: str) -> bytes:
     """
     planes = picture.colour if picture.alpha is None else np.dstack([picture.colour, picture.alpha])
     if planes.dtype == np.uint16 and suffix == '.png':
-        return _encode_16_bit_png(planes, picture.icc)
+        return _encode_16_bit_png(planes, picture.icc, picture.text)
     if planes.dtype == np.uint16:
         order = {1: [0], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[planes.shape[2]]
         return cv2.imencode('.tiff', np.ascontiguousarray(planes[..., order]))[1].tobytes()
     file = io.BytesIO()
     image = Image.fromarray(np.ascontiguousarray(planes[..., 0] if planes.shape[2] == 1 else planes))
-    image.save(file, **_WRITTEN[suffix], **({'icc_profile': picture.icc} if picture.icc else {}))
+    options = {'icc_profile': picture.icc} if picture.icc else {}
+    if picture.text and suffix == '.png':
+        options['pnginfo'] = PngInfo()
+        for keyword, text in picture.text.items():
+            options['pnginfo'].add_text(keyword, text)
+    image.save(file, **_WRITTEN[suffix], **options)
     return file.getvalue()
 
 
@@ -206,7 +215,7 @@ def _decode_16_bit(data: bytes, img: Image.Image) -> np.ndarray:
     return colour
 
 
-def _encode_16_bit_png(planes: np.ndarray, icc: bytes | None) -> bytes:
+def _encode_16_bit_png(planes: np.ndarray, icc: bytes | None, text: Mapping[str, str]) -> bytes:
     """PNG (ISO/IEC 15948) of (H, W, 1 to 4) uint16, each row stored as its difference to the one above."""
     height, width, count = planes.shape
     rows = np.ascontiguousarray(planes, dtype='>u2').view(np.uint8).reshape(height, -1)
@@ -223,6 +232,7 @@ def _encode_16_bit_png(planes: np.ndarray, icc: bytes | None) -> bytes:
         b'\x89PNG\r\n\x1a\n',
         chunk(b'IHDR', struct.pack('>IIBBBBB', width, height, 16, colour_type, 0, 0, 0)),
         chunk(b'iCCP', b'ICC profile\0\0' + zlib.compress(icc)) if icc else b'',
+        *(chunk(b'tEXt', f'{keyword}\0{content}'.encode('ascii')) for keyword, content in text.items()),
         chunk(b'IDAT', zlib.compress(stored, 4)),
         chunk(b'IEND', b''),
     ])

@@ -26,6 +26,29 @@ _AMP = {'bf16': torch.bfloat16, 'fp16': torch.float16}
 # ITU-R BT.601 from RGB in [0, 1]: Y in [16, 235]/255, as MATLAB's rgb2ycbcr and BasicSR's `color: y` have it.
 _YCBCR = np.array([[65.481, 128.553, 24.966], [-37.797, -74.203, 112.], [112., -93.786, -18.214]]) / 255
 _YCBCR_OFFSET = np.array([16., 128., 128.]) / 255
+_LEAST = 1e-6  # grey levels: half an interval that a head says is empty, so that a factor can widen it
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """A restored picture with what the uncertainty network says of it: float32, (H, W, 1 or 3), in grey levels."""
+    planes: np.ndarray
+    """The picture, in [0, 1] and perhaps a little beyond, as :meth:`Restorer.sr` takes it."""
+    below: np.ndarray
+    """How far below the picture the truth may lie, > 0."""
+    above: np.ndarray
+    log_scale: np.ndarray
+    """s = ln θ."""
+
+    @property
+    def mean(self) -> np.ndarray:
+        """f, 0 to 255, not rounded."""
+        return 255 * self.planes.clip(0, 1)
+
+    @property
+    def spread(self) -> np.ndarray:
+        """The larger of the two distances, of the channel where it is largest, (H, W)."""
+        return np.maximum(self.below, self.above).max(axis=2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,9 +114,10 @@ class Restorer:
         tiles = 1
         if self.tile:
             tiles = -(-job.header.width // self.tile) * -(-job.header.height // self.tile)
-        return tiles * (8 if self.self_ensemble else 1) * ((job.sr is not None) + (job.log_scale is not None))
+        runs = 2 if job.intervals else (job.sr is not None) + (job.log_scale is not None)
+        return tiles * (8 if self.self_ensemble else 1) * runs
 
-    def sr(self, picture: Pixels, bits: int, tick: Callable[[], None]) -> Pixels:
+    def sr(self, picture: Pixels, bits: int, tick: Callable[[], None], planes: np.ndarray | None = None) -> Pixels:
         """The picture ``scale`` times as large: gray stays gray, and transparency and colour profile are kept.
 
         Args:
@@ -101,18 +125,44 @@ class Restorer:
                 channel colour is restored in Y, while Cb and Cr are interpolated (bicubic, a = -0.5).
             bits: 8 or 16, of the result.
             tick: Called after each run of a network.
+            planes: Of its :class:`Prediction`, where there is one already.
 
         Raises:
             ImageError: The network cannot restore it, or the memory does not suffice.
         """
+        planes = self._planes(picture.colour, tick) if planes is None else planes
         alpha = None if picture.alpha is None else _quantised(self._alpha(picture.alpha, tick), bits)
-        return Pixels(_quantised(self._planes(picture.colour, tick), bits), alpha, picture.icc)
+        return Pixels(_quantised(planes, bits), alpha, picture.icc)
 
     def log_scale(self, picture: Pixels, tick: Callable[[], None]) -> Pixels:
         """The map of s, the mean over the channels, as :func:`encode_log_scale` has it; arguments as :meth:`sr`."""
         image = self._image(_rgb(picture.colour))
-        s = self._whole(self.uncertainty.log_scale, image, tick)
-        return Pixels(encode_log_scale(s[0].mean(0).numpy())[..., None])
+        return log_scale_picture(self._whole(self.uncertainty.log_scale, image, tick)[0].numpy().transpose(1, 2, 0))
+
+    def prediction(self, picture: Pixels, level: float, tick: Callable[[], None] = lambda: None) -> Prediction:
+        """The picture, its intervals of a level by the head's own word, and s. What is gray is averaged over R, G, B.
+
+        Args:
+            picture: To be restored; its transparency is no matter.
+            level: In (0, 1), such as 0.9.
+            tick: Called after each run of a network.
+
+        Raises:
+            ImageError: As :meth:`sr`.
+            InferenceError: The networks restore Y alone, which says nothing of R, G and B.
+        """
+        if self.traits[0] == 1:
+            raise InferenceError(['a network of one channel (Y) has no intervals of R, G and B; expected one of three'])
+
+        def maps(lq: Tensor) -> Tensor:
+            return torch.cat([*self.uncertainty.interval(lq, level), self.uncertainty.log_scale(lq)], dim=1)
+
+        colour = picture.colour
+        planes = self._planes(colour, tick)
+        stacked = self._whole(maps, self._image(_rgb(colour)), tick)[0].numpy().transpose(1, 2, 0)
+        below, above, log_scale = (part if colour.shape[2] == 3 else part.mean(axis=2, keepdims=True)
+                                   for part in np.split(stacked, 3, axis=2))
+        return Prediction(planes, below.clip(min=_LEAST), above.clip(min=_LEAST), log_scale)
 
     def _planes(self, colour: np.ndarray, tick: Callable[[], None]) -> np.ndarray:
         """(h, w, 1 or 3) integers to (H, W, the same) floats; black is 0 and white 1."""
@@ -180,6 +230,11 @@ class Restorer:
         short = torch.autocast(device.type, _AMP.get(self.amp), enabled=self.amp is not None)
         with torch.no_grad(), exact_kernels(), short:
             return network(lq.to(device)).float().cpu()
+
+
+def log_scale_picture(log_scale: np.ndarray) -> Pixels:
+    """The picture of s, (H, W, C): its mean over the channels in 16 bits."""
+    return Pixels(encode_log_scale(log_scale.mean(axis=2, keepdims=True)))
 
 
 def load_restorer(weights: str | Path, *, opt: str | Path | None = None, uncertainty: str | Path | None = None,

@@ -109,7 +109,7 @@ def read_groups(folders: Iterable[str | Path]) -> list[Group]:
     for record in _as_records(tested):
         key = ('tests', '', record['scale'], '')
         groups.setdefault(key, []).append(record)
-        remedies[key] = 'python udl_basicsr/test.py -opt FILE.yml --force_yml val:save_img=true'
+        remedies[key] = 'udl test -opt FILE.yml --force_yml val:save_img=true'
     found = []
     for key, records in groups.items():
         folder, network, scale, degradation = key

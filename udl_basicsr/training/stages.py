@@ -114,7 +114,7 @@ def cache_uncertainty(parsed: Parsed, command: str = '') -> None:
     weights = opt['path']['pretrain_network_u']
     if not Path(weights).exists():
         raise CheckpointError(f'{weights}: missing, since stage 1 has not been trained. Train it first: '
-                              f'python udl_basicsr/train.py -opt {parsed.stage1.file}')
+                              f'udl train -opt {parsed.stage1.file}')
     with run_log(opt['rank']):
         device = torch.device('cuda' if opt['num_gpu'] else 'cpu')
         uncertainty_cache.prepare(build_dataset(opt['datasets']['train']), opt, device)

@@ -67,7 +67,7 @@ def init_dist(launcher: str, backend: str | None = None, port: int | None = None
         _as_torchrun(port)
     elif 'RANK' not in os.environ:
         raise LaunchError('--launcher pytorch: not started by torchrun. '
-                          'Use: torchrun --nproc_per_node=N udl_basicsr/train.py -opt FILE --launcher pytorch')
+                          'Use: torchrun --nproc_per_node=N -m udl_basicsr train -opt FILE --launcher pytorch')
     world_size = launch_number('WORLD_SIZE', 1)
     rank = launch_number('RANK', 0, world_size - 1)
     local_rank = launch_number('LOCAL_RANK', 0, default=rank)
@@ -93,7 +93,7 @@ def init_dist(launcher: str, backend: str | None = None, port: int | None = None
 def _as_torchrun(port: int | None) -> None:
     """Puts Slurm's variables under torchrun's names."""
     if 'SLURM_PROCID' not in os.environ:
-        raise LaunchError('--launcher slurm: not started by srun. Use: srun python udl_basicsr/train.py ...')
+        raise LaunchError('--launcher slurm: not started by srun. Use: srun udl train ... --launcher slurm')
     nodes = os.environ.get('SLURM_NODELIST', '')
     try:
         names = subprocess.run(['scontrol', 'show', 'hostnames', nodes], capture_output=True, text=True, check=True)

@@ -17,6 +17,7 @@ from .errors import FAILED, MISUSED, UdlError
 
 __all__ = ['FAILED', 'MISUSED', 'Terminated', 'command', 'explain', 'of_signal', 'print_anything', 'sigterm_as_ctrl_c']
 
+NO_BASICSR = 'BasicSR is not installed. Install it with: python -m udl_install_basicsr'
 _OF_FILES = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
 _OF_DISKS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTEMPTY,
              errno.EMFILE, errno.ENFILE, errno.EFBIG}
@@ -67,6 +68,8 @@ def explain(error: BaseException) -> str | None:
         names = [str(name) for name in (error.filename, error.filename2) if name is not None]
         nameless = 'the working folder' if isinstance(error, FileNotFoundError) else 'the disk'
         return f'{" -> ".join(names) or nameless}: {error.strerror}'
+    if isinstance(error, ModuleNotFoundError) and error.name == 'basicsr':
+        return NO_BASICSR
     if isinstance(error, RuntimeError) and str(error).startswith('Symlink loop'):  # pathlib's, until Python 3.13
         return f'{error}: these links lead to one another'
     return str(error) if isinstance(error, UdlError) else None

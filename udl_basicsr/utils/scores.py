@@ -282,7 +282,7 @@ def read_scores(path: str | Path) -> dict:
     file = path / 'scores.json' if path.is_dir() else path
     if not file.is_file():
         raise FileNotFoundError(f'No scores at {file}. Test the network first: '
-                                f'python udl_basicsr/test.py -opt <test.yml> writes results/<name>/scores.json.')
+                                f'udl test -opt <test.yml> writes results/<name>/scores.json.')
     try:
         scores = read_json(file)
     except JsonError as error:

@@ -1,0 +1,275 @@
+"""udl calibrate and the intervals of udl infer: by hand from the networks, from the command to the pictures."""
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import yaml
+from basicsr.archs.edsr_arch import EDSR
+from basicsr.utils import img2tensor
+from conftest import photograph, status_of
+from PIL import Image
+from test_infer import SMALL, Run
+
+from udl_basicsr.archs import UncertaintyNet
+from udl_basicsr.cli import calibrate as command
+from udl_basicsr.deploy.calibration import CalibrationError, file_beside, networks_of, read_calibration
+from udl_basicsr.deploy.kept_apart import KeptApartError, check_apart, find_pairs
+
+HEAD = {'type': 'UDLHead', 'num_feat': 8}
+
+
+class CalibrationRun(Run):
+    """``experiments/x`` with both networks, and ``kept/{GT,LQ}`` of six pairs."""
+
+    def __init__(self, root):
+        super().__init__(root)
+        self.options_u = self.add_uncertainty()
+        with torch.no_grad():  # θ of some ten grey levels
+            self.net_u.head.conv3.weight.mul_(0.05)
+            self.net_u.head.conv3.bias.fill_(3)
+        torch.save({'params': self.net_u.state_dict()}, self.models / 'net_u_latest.pth')
+        self.kept = root / 'kept'
+        for kind in ('GT', 'LQ'):
+            (self.kept / kind).mkdir(parents=True)
+        for number in range(6):
+            gt = photograph(number, 20 + 4 * number, 28)
+            cv2.imwrite(str(self.kept / 'GT' / f'{number}.png'), gt)
+            cv2.imwrite(str(self.kept / 'LQ' / f'{number}.png'), cv2.resize(
+                gt, (14, gt.shape[0] // 2), interpolation=cv2.INTER_AREA))
+        self.file = file_beside(self.models / 'net_u_latest.pth')
+
+    def calibrate(self, *arguments, alpha=0.25) -> int:
+        return status_of(command.main, [str(a) for a in (
+            self.models.parent, '--gt', self.kept / 'GT', '--lq', self.kept / 'LQ', '--alpha', alpha, '--device', 'cpu',
+            *arguments)])
+
+    def trained_on(self, folder, **more) -> None:
+        file = self.models.parent / 'x.yml'
+        file.write_text(yaml.safe_dump({**yaml.safe_load(file.read_text()), 'datasets': {'train': {
+            'dataroot_gt': str(folder), **more}}}))
+
+    def by_hand(self, number: int, alpha: float):
+        """f (not rounded), x and half the Laplace interval of 1 − α, (H, W, 3) RGB in grey levels."""
+        lq = img2tensor(cv2.imread(str(self.kept / 'LQ' / f'{number}.png')).astype(np.float32) / 255)[None]
+        with torch.no_grad():
+            f, (_, s) = self.network(lq), self.net_u(lq)
+        f, s = (a[0].permute(1, 2, 0).numpy().astype(np.float64) for a in (f, s))
+        x = cv2.imread(str(self.kept / 'GT' / f'{number}.png'))[..., ::-1].astype(np.float64)
+        return 255 * f.clip(0, 1), x, -np.log(alpha) * np.exp(s)
+
+
+@pytest.fixture
+def run(tmp_path):
+    return CalibrationRun(tmp_path)
+
+
+def deep(path) -> np.ndarray:
+    """RGB in grey levels."""
+    return cv2.imread(str(path), cv2.IMREAD_UNCHANGED)[..., ::-1].astype(np.float64) / 257
+
+
+def test_the_factor_is_the_smallest_that_keeps_the_promise(run, capsys):
+    assert run.calibrate('--within', 90, 200, alpha=0.25) == 0
+    said, found = capsys.readouterr().out, read_calibration(run.file)
+    assert 'On average over images, at most 25 % of the values of an image lie outside' in said
+    by_hand = [run.by_hand(number, 0.25) for number in range(6)]
+
+    def risk(factor):
+        return np.mean([np.mean(np.abs(x - f) > factor * half) for f, x, half in by_hand])
+    limit = 0.25 - 0.75 / 6
+    assert risk(1.0001 * found.factor) <= limit < risk(found.factor / 1.0012)
+    assert found.mean_risk == pytest.approx(risk(found.factor), abs=1e-3)
+    width = np.mean([2 * found.factor * half.mean() for _, _, half in by_hand])
+    assert found.mean_width == pytest.approx(width, rel=1e-4)
+
+    def mask_risk(within, threshold):
+        shares = []
+        for f, x, half in by_hand:
+            mask = half.max(2) <= threshold
+            shares.append((mask & (np.abs(x - f).max(2) > within)).sum() / max(mask.sum(), 0.01 * mask.size))
+        return np.mean(shares)
+    assert found.within.keys() == {'90', '200'}
+    for within, threshold in found.within.items():
+        assert mask_risk(float(within), threshold) <= limit
+    content = json.loads(run.file.read_text())
+    assert content['method'] == 'crc'
+    assert len(content['data']) == content['images'] == 6
+    assert all(len(entry['gt_sha256']) == 64 for entry in content['data'])
+    assert content['versions']['torch'] == torch.__version__
+
+
+def test_the_pictures_hold_what_is_promised(run):
+    assert run.calibrate('--within', 200, alpha=0.25) == 0
+    factor = read_calibration(run.file).factor
+    assert run(run.kept / 'LQ', *run.options_u, '--intervals', '--within', 200) == 0
+    outside = []
+    for number in range(6):
+        f, x, half = run.by_hand(number, 0.25)
+        lower, upper, theta = (deep(run.out / f'{number}_{kind}.png') for kind in ('lower', 'upper', 'theta'))
+        # rounded outwards, by less than a step of 16 bits
+        for end, exact in ((lower, f - factor * half), (-upper, -f - factor * half)):
+            exact = exact.clip(-255, 255) if end is not lower else exact.clip(0, 255)
+            assert (end <= exact + 2e-4 * factor).all()
+            assert (end >= exact - 1 / 257 - 2e-4 * factor).all()
+        np.testing.assert_allclose(theta, half / -np.log(0.25), atol=1 / 257 + 1e-3)
+        outside.append(np.mean((x < lower) | (x > upper)))
+        mask = cv2.imread(str(run.out / f'{number}_within.png'), cv2.IMREAD_UNCHANGED)
+        threshold = read_calibration(run.file).within['200']
+        np.testing.assert_array_equal(mask == 255, half.max(2) <= threshold)
+        assert set(np.unique(mask)) <= {0, 255}
+    assert np.mean(outside) <= 0.25 - 0.75 / 6 + 1e-3
+    # the same picture as without intervals, and what it all means
+    plain = run.root / 'plain'
+    assert run(run.kept / 'LQ' / '1.png', *run.options_u, out=plain) == 0
+    for name in ('1.png', '1_log_scale.png'):
+        assert (plain / name).read_bytes() == (run.out / name).read_bytes()
+    text = Image.open(run.out / '1_lower.png').text
+    assert 'in grey levels (0 to 255) times 257. On average over images, at most 25 %' in text['Description']
+    facts = json.loads(text['udl'])
+    assert (facts['steps_per_unit'], facts['alpha'], facts['factor']) == (257, 0.25, factor)
+    assert '200 grey levels' in Image.open(run.out / '1_within.png').text['Description']
+
+
+def test_gray_pictures_and_tiles(run):
+    assert run.calibrate('--tile', 8, '--overlap', 16) == 0
+    gray = run.root / 'gray.png'
+    cv2.imwrite(str(gray), photograph(9, 12, 14)[..., 0])
+    assert run(gray, *run.options_u, '--intervals', '--tile', 8, '--overlap', 16) == 0
+    lower, upper = (cv2.imread(str(run.out / f'gray_{kind}.png'), cv2.IMREAD_UNCHANGED) for kind in ('lower', 'upper'))
+    assert lower.shape == upper.shape == (24, 28)
+    assert (lower.astype(int) < upper).all()
+
+
+def test_rcps_asks_for_more(run):
+    assert run.calibrate(alpha=0.4) == 0
+    mean = read_calibration(run.file)
+    assert run.calibrate('--delta', 0.3, '--overwrite', alpha=0.4) == 0
+    probable = read_calibration(run.file)
+    assert probable.factor > mean.factor
+    assert probable.promise.startswith('With probability 0.7 over the images calibrated on')
+
+
+# ----------------------------------------------------------------------------------------------------------- refusals
+
+
+def test_too_few_images_are_refused_with_how_many_it_takes(run, capsys):
+    for arguments, needed in (((), 9), (('--delta', 0.1), 22)):
+        assert run.calibrate(*arguments, alpha=0.1) == 2
+        assert f'at least {needed} images are needed' in capsys.readouterr().err
+    assert not run.file.exists()
+
+
+def test_a_calibration_is_not_overwritten_by_chance(run, capsys):
+    run.file.write_text('mine')
+    assert run.calibrate() == 2
+    assert 'is there already; give --overwrite' in capsys.readouterr().err
+    assert run.file.read_text() == 'mine'
+
+
+@pytest.mark.parametrize('change', ['weights', 'uncertainty', 'ensemble'])
+def test_other_networks_are_refused(run, capsys, change):
+    assert run.calibrate() == 0
+    more = ()
+    if change == 'weights':
+        torch.save({'params': EDSR(**SMALL).state_dict()}, run.models / 'net_g_latest.pth')
+    elif change == 'uncertainty':
+        torch.save({'params': UncertaintyNet({'type': 'EDSR', **SMALL}, HEAD).state_dict()},
+                   run.models / 'net_u_latest.pth')
+    else:
+        more = ('--self-ensemble', )
+    assert run(run.kept / 'LQ' / '1.png', *run.options_u, '--intervals', *more) == 2
+    err = capsys.readouterr().err
+    assert f'belongs to --{"self-ensemble" if change == "ensemble" else change}' in err
+    assert 'calibrate these with udl calibrate' in err
+    assert not run.out.exists()
+
+
+def test_what_is_no_calibration(run, capsys):
+    picture = run.kept / 'LQ' / '1.png'
+    assert run(picture, *run.options_u, '--intervals') == 2
+    assert 'make it with udl calibrate' in capsys.readouterr().err
+    assert run.calibrate('--within', 30) == 0
+    good = json.loads(run.file.read_text())
+    assert run(picture, *run.options_u, '--intervals', '--within', 31) == 2
+    assert 'has no mask for errors within 31 grey levels, it has those for 30' in capsys.readouterr().err
+    for broken in ({**good, 'factor': 'x'}, {**good, 'alpha': 2.}, {**good, 'format': 0}, [],
+                   {**good, 'within': {'1': 'x'}}, {key: good[key] for key in good if key != 'networks'}):
+        run.file.write_text(json.dumps(broken))
+        with pytest.raises(CalibrationError, match='make it with udl calibrate'):
+            read_calibration(run.file)
+    assert status_of(run, picture, '--intervals') == 2
+    assert '--intervals needs --uncertainty' in capsys.readouterr().err
+
+
+def test_results_of_another_calibration_are_not_mixed(run, capsys):
+    assert run.calibrate() == 0
+    assert run(run.kept / 'LQ' / '1.png', *run.options_u, '--intervals') == 0
+    assert run.calibrate('--overwrite', alpha=0.3) == 0
+    capsys.readouterr()
+    assert run(run.kept / 'LQ' / '2.png', *run.options_u, '--intervals') == 2
+    assert '--intervals: alpha 0.25' in capsys.readouterr().err
+
+
+def test_images_that_training_has_seen(run, capsys):
+    """By their pixels, whatever the file; by the file that crops were made from; and not by chance."""
+    train = run.root / 'data' / 'T' / 'GTmod2'
+    train.mkdir(parents=True)
+    cv2.imwrite(str(train / 'other.png'), photograph(50, 24, 28))
+    run.trained_on(train)
+    assert run.calibrate() == 0
+    assert read_calibration(run.file).training == {'compared': [str(train)], 'unknown': []}
+    cv2.imwrite(str(train / 'copy.bmp'), cv2.imread(str(run.kept / 'GT' / '3.png')))
+    assert run.calibrate('--overwrite') == 2
+    assert 'kept/GT/3' in (err := capsys.readouterr().err) or 'kept/3' in err or '/3:' in err
+    assert 'give images that were kept apart' in err
+    (run.root / 'meta.txt').write_text('other.png (24,28,3)\n')
+    run.trained_on(train, meta_info_file=str(run.root / 'meta.txt'))
+    assert run.calibrate('--overwrite') == 0
+    # crops: nothing of the pixels is the same
+    (train / 'copy.bmp').unlink()
+    run.trained_on(train)
+    cv2.imwrite(str(train / 'big_s001.png'), photograph(51, 24, 24))
+    for folder, name in ((train.parent, 'big'), (run.kept, '2')):
+        (folder / 'prepare.json').write_text(json.dumps({'images': {f'{name}.png': {'sha256': 'same'}}}))
+    weights = run.models / 'net_g_latest.pth'
+    with pytest.raises(KeptApartError, match='1 of the images are in'):
+        check_apart(find_pairs([run.kept / 'GT'], [run.kept / 'LQ']), [weights])
+    run.trained_on(run.root / 'gone')
+    assert 'is not here as a folder' in check_apart([], [weights])['unknown'][0]
+
+
+def test_pairs_that_are_none(run):
+    def problem(gt=run.kept / 'GT', lq=run.kept / 'LQ'):
+        with pytest.raises(KeptApartError) as error:
+            find_pairs([gt], [lq])
+        return str(error.value)
+    assert 'no such folder' in problem(gt=run.root / 'no')
+    (run.root / 'empty').mkdir()
+    assert 'holds no image' in problem(lq=run.root / 'empty')
+    (run.kept / 'LQ' / '4.png').rename(run.kept / 'LQ' / '4x2.png')
+    assert len(find_pairs([run.kept / 'GT'], [run.kept / 'LQ'])) == 6
+    (run.kept / 'LQ' / '5.png').unlink()
+    assert 'has no partner of 5' in problem()
+    (run.kept / 'GT' / '5.png').write_bytes((run.kept / 'GT' / '4.png').read_bytes())
+    cv2.imwrite(str(run.kept / 'LQ' / '5.png'), photograph(4, 18, 14))
+    assert 'is the same image as' in problem()
+
+
+def test_a_gt_of_another_size_is_named(run, capsys):
+    cv2.imwrite(str(run.kept / 'GT' / '2.png'), photograph(2, 29, 28))
+    assert run.calibrate() == 2
+    assert '2.png: has 28×29 pixels' in capsys.readouterr().err
+
+
+def test_stage_2_uses_the_uncertainty_of_stage_1(run):
+    """The folder of a run without net_u: its option file says where that is."""
+    second = run.root / 'experiments' / 'y' / 'models'
+    second.mkdir(parents=True)
+    torch.save({'params': run.network.state_dict()}, second / 'net_g_latest.pth')
+    with pytest.raises(CalibrationError, match='no such file'):
+        networks_of(second.parent)
+    (second.parent / 'y.yml').write_text(yaml.safe_dump({'path': {
+        'pretrain_network_u': 'experiments/x/models/net_u_latest.pth'}}))
+    assert networks_of(second.parent) == (second / 'net_g_latest.pth', run.models / 'net_u_latest.pth')

@@ -1,0 +1,113 @@
+"""Makes intervals that hold what they promise: on images kept apart from training, with their ground truth.
+
+Examples:
+    udl calibrate experiments/EDSR_ESU_x4 --gt kept/GTmod4 --lq kept/LRbicx4
+    udl calibrate experiments/EDSR_ESU_x4 --gt A/GTmod4 B/GTmod4 --lq A/LRbicx4 B/LRbicx4 --alpha 0.1 --delta 0.1
+    udl calibrate --weights experiments/EDSR_UDL_x4/models/net_g_latest.pth \\
+        --uncertainty experiments/EDSR_ESU_x4/models/net_u_latest.pth --gt kept/GTmod4 --lq kept/LRbicx4
+
+The result lies beside net_u and holds for these two networks alone; udl infer --intervals uses it. Without --delta the
+promise is one of the mean over images (at least 1/α − 1 of them), with it one that fails with probability δ at most
+(22 images for α = δ = 0.1). See docs/UNCERTAINTY.md.
+
+Exit status: 0; 2 when nothing was written, because images, networks or the command are wrong, or too few images given.
+"""
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from udl_basicsr.utils import exits
+
+from .infer import weights_file
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parses the command line."""
+    def positive(text):
+        try:
+            value = float(text)
+        except ValueError:
+            value = 0.
+        if not 0 < value < float('inf'):
+            raise argparse.ArgumentTypeError(f'expected a number above 0, got {text!r}')
+        return value
+
+    def share(text):
+        if not 0 < (value := positive(text)) < 1:
+            raise argparse.ArgumentTypeError(f'expected a number between 0 and 1, got {text!r}')
+        return value
+
+    parser = argparse.ArgumentParser(
+        description='Finds the factor that makes the intervals of an uncertainty network true of images, and writes it '
+        'beside net_u.', epilog='Images must be like those that will be restored, and never trained on. '
+        'See docs/UNCERTAINTY.md.')
+    parser.add_argument('run', nargs='?', type=Path, metavar='RUN', help="a run's folder, experiments/<name>: its "
+                        'net_g_latest.pth, and net_u_latest.pth of it or of its stage 1; or give both files')
+    parser.add_argument('--gt', nargs='+', required=True, metavar='FOLDER', help='original images')
+    parser.add_argument('--lq', nargs='+', required=True, metavar='FOLDER', help='the same as the network gets them')
+    parser.add_argument('--alpha', type=share, default=0.1, help='share of pixels outside to be allowed; default 0.1')
+    parser.add_argument('--delta', type=share, help='probability with which the promise may fail (RCPS); default: '
+                        'promise the mean over images (conformal risk control)')
+    parser.add_argument('--within', nargs='+', type=positive, metavar='E', default=[4., 8., 16., 32.],
+                        help='errors in grey levels for which masks are calibrated; default 4 8 16 32')
+    parser.add_argument('--weights', type=weights_file, metavar='FILE', help='net_g_*')
+    parser.add_argument('--uncertainty', type=weights_file, metavar='FILE', help='net_u_*')
+    parser.add_argument('-opt', metavar='YAML', help="of the networks; default: the option file in the weights' run")
+    parser.add_argument('--param-key', metavar='KEY', help='entry of net_g; default: params_ema, else params')
+    parser.add_argument('--tile', type=int, metavar='N', help='restore tiles of N x N input pixels: less memory')
+    parser.add_argument('--overlap', type=int, default=32, metavar='M', help='input pixels around each; default 32')
+    parser.add_argument('--self-ensemble', action='store_true', help='as in udl infer, which then needs it as well')
+    parser.add_argument('--amp', choices=['bf16', 'fp16'], help='likewise')
+    parser.add_argument('--device', choices=['auto', 'cpu', 'cuda'], default='auto', help='default: a GPU if there is')
+    parser.add_argument('--out', type=Path, metavar='FILE', help='default: net_u_*.calibration.json beside net_u')
+    parser.add_argument('--overwrite', action='store_true', help='replace a calibration that is there')
+    args = parser.parse_args(argv)
+    if args.run is None and (args.weights is None or args.uncertainty is None):
+        parser.error("give a run's folder, or --weights and --uncertainty")
+    return args
+
+
+@exits.command()
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit status."""
+    args = parse_args(argv)
+    import udl_basicsr.register  # noqa: F401 - networks, losses and metrics by their names
+    from udl_basicsr.deploy.calibration import CalibrationError, calibrate, file_beside, networks_of, write_calibration
+    from udl_basicsr.deploy.export import ExportError
+    from udl_basicsr.deploy.infer import InferenceError, load_restorer
+    from udl_basicsr.deploy.kept_apart import KeptApartError, find_pairs
+    from udl_basicsr.functional.risk_control import TooFewImagesError, risk_limit
+    from udl_basicsr.utils.checkpoints import EMA_FIRST, CheckpointError
+    from udl_basicsr.utils.yaml_files import OptionError
+    try:
+        if args.run is not None:
+            found = networks_of(args.run)
+            args.weights, args.uncertainty = args.weights or found[0], args.uncertainty or found[1]
+        out = args.out or file_beside(args.uncertainty)
+        if out.exists() and not args.overwrite:
+            raise CalibrationError(f'{out}: is there already; give --overwrite or another --out')
+        pairs = find_pairs(args.gt, args.lq)
+        risk_limit(len(pairs), args.alpha, args.delta)  # before networks are loaded: too few images end it here
+        restorer = load_restorer(args.weights, opt=args.opt, uncertainty=args.uncertainty,
+                                 param_key=args.param_key or EMA_FIRST, device=args.device, tile=args.tile,
+                                 overlap=args.overlap, self_ensemble=args.self_ensemble, amp=args.amp)
+        done = iter(range(1, len(pairs) + 1))
+        found = calibrate(restorer, pairs, args.alpha, args.delta, args.within, (args.weights, args.uncertainty),
+                          lambda pair: print(f'{next(done)}/{len(pairs)} {pair.name}', flush=True))
+    except (CalibrationError, KeptApartError, TooFewImagesError, InferenceError, ExportError, OptionError,
+            CheckpointError) as error:
+        print(f'Nothing was done:\n{error}', file=sys.stderr)
+        return 2
+    write_calibration(found, out)
+    print(f'{found.promise}.\nλ = {found.factor:.4g} on the intervals that the head says hold {1 - found.alpha:g}; '
+          f'{100 * found.mean_risk:.2f} % of the values of these images lie outside (up to {100 * found.limit:.2f} % '
+          f'would do); mean width {found.mean_width:.2f} grey levels')
+    for error, threshold in found.within.items():
+        print(f'within {error} grey levels: ' + (f'pixels of a half-width up to {threshold:.3g}' if threshold else
+                                                 'no pixel can be promised'))
+    for why in found.training['unknown']:
+        print(f'Not compared with what was trained on: {why}', file=sys.stderr)
+    print(f'Wrote {out}')
+    return 0

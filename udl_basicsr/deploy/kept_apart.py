@@ -1,0 +1,159 @@
+"""Images kept apart from training: pairs of GT and LQ in folders, and whether training has seen them after all."""
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+
+from udl_basicsr.data.images import SUFFIXES, ImageError
+from udl_basicsr.utils.json_files import JsonError, read_json
+from udl_basicsr.utils.text import MessageError, some
+from udl_basicsr.utils.yaml_files import load_yaml
+
+from .pictures import read_header
+
+_MANIFEST = 'prepare.json'  # of udl prepare, beside the folders that it makes
+
+
+class KeptApartError(MessageError):
+    """Images that cannot be calibrated or judged on; the message names them and says what was expected."""
+
+
+@dataclass(frozen=True)
+class ImagePair:
+    """An image as it should be, and as the network gets it."""
+    gt: Path
+    lq: Path
+
+    @property
+    def name(self) -> str:
+        """Of the data set, as its folder is called, and of the image."""
+        return f'{self.gt.parent.parent.name}/{self.gt.stem}'
+
+    def described(self) -> dict[str, str]:
+        """Names and SHA-256 of both files."""
+        return {key: value for kind, path in (('gt', self.gt), ('lq', self.lq))
+                for key, value in ((kind, str(path)), (f'{kind}_sha256', _sha256(path.read_bytes())))}
+
+
+def find_pairs(gt: Sequence[str | Path], lq: Sequence[str | Path]) -> list[ImagePair]:
+    """The pairs of several folders, those of each sorted by name.
+
+    An LQ has the name of its GT, or that name with its scale (``baby.png`` and ``babyx4.png``).
+
+    Raises:
+        KeptApartError: No such folder, not as many of one kind as of the other, an image without a partner, or two
+            images that are the same.
+    """
+    if len(gt) != len(lq):
+        raise KeptApartError(f'--gt and --lq: expected as many folders of each, got {len(gt)} and {len(lq)}')
+    pairs = []
+    for gt_folder, lq_folder in zip(map(Path, gt), map(Path, lq), strict=True):
+        originals, inputs = _pictures(gt_folder), _pictures(lq_folder)
+        bare = {re.sub(r'_?x\d+$', '', stem, flags=re.IGNORECASE): path for stem, path in inputs.items()}
+        if alone := [stem for stem in originals if stem not in inputs and stem not in bare]:
+            raise KeptApartError(f'{lq_folder}: has no partner of {some(alone)} in {gt_folder}; names must be equal')
+        pairs += [ImagePair(path, inputs.get(stem) or bare[stem]) for stem, path in originals.items()]
+    seen: dict[str, Path] = {}
+    for pair in pairs:
+        if (first := seen.setdefault(_sha256(pair.gt.read_bytes()), pair.gt)) != pair.gt:
+            raise KeptApartError(f'{pair.gt}: is the same image as {first}, and would count twice; remove one')
+    return pairs
+
+
+def _pictures(folder: Path) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise KeptApartError(f'{folder}: no such folder; expected one of images')
+    found = {path.stem: path for path in sorted(folder.iterdir())
+             if path.suffix.lower() in SUFFIXES and not path.name.startswith('.')}
+    if not found:
+        raise KeptApartError(f'{folder}: holds no image ({", ".join(SUFFIXES)})')
+    return found
+
+
+# ---------------------------------------------------------------- has training seen them?
+
+def check_apart(pairs: Iterable[ImagePair], checkpoints: Iterable[str | Path]) -> dict[str, list[str]]:
+    """Refuses images that the runs of these checkpoints trained on, as far as that can be known.
+
+    What a run trained on stands in the option file in its folder. An image is known again by its pixels, and, where
+    both were made by udl prepare, by the file that it was made from, so that crops are known as well.
+
+    Returns:
+        ``{'compared': folders, 'unknown': [of what nothing could be compared, and why]}``.
+
+    Raises:
+        KeptApartError: An image that training has seen.
+    """
+    pairs, compared, unknown = list(pairs), [], []
+    for checkpoint in dict.fromkeys(map(Path, checkpoints)):
+        folder, meta, why = _training_images(checkpoint)
+        if why:
+            unknown.append(why)
+        elif folder not in compared:
+            if seen := _seen(pairs, folder, meta):
+                raise KeptApartError(f'{some(seen)}: {len(seen)} of the images are in {folder}, on which '
+                                     f'{checkpoint} was trained; give images that were kept apart')
+            compared.append(folder)
+    return {'compared': [str(folder) for folder in compared], 'unknown': unknown}
+
+
+def _training_images(checkpoint: Path) -> tuple[Path | None, Path | None, str]:
+    """The folder of a run's GT and its list of names, or why they are not known."""
+    run = checkpoint.absolute().parent.parent
+    files = sorted(run.glob('*.yml')) if checkpoint.absolute().parent.name == 'models' else []
+    for file in files:
+        options = load_yaml(str(file))
+        train = (options.get('datasets') or {}).get('train') or {}
+        if isinstance(root := train.get('dataroot_gt'), str):
+            for start in (Path.cwd(), run.parent.parent):  # a run's paths begin where it was started
+                if (start / root).is_dir() and not root.endswith('.lmdb'):
+                    meta = train.get('meta_info_file')
+                    return start / root, start / meta if isinstance(meta, str) else None, ''
+            return None, None, f'{checkpoint}: {root}, on which it was trained, is not here as a folder of images'
+    return None, None, f'{checkpoint}: no option file beside it says what it was trained on'
+
+
+def _seen(pairs: list[ImagePair], folder: Path, meta: Path | None) -> list[str]:
+    there = _pictures(folder)
+    if meta is not None and meta.is_file():
+        listed = {Path(line.split(' ')[0]).stem for line in meta.read_text(encoding='utf-8').splitlines() if line}
+        there = {stem: path for stem, path in there.items() if stem in listed}
+    made_from = _made_from(folder)
+    sources = {made_from.get(re.sub(r'_s\d+$', '', stem)) for stem in there} - {None}
+    sizes = {pair: _size(pair.gt) for pair in pairs}
+    wanted = set(sizes.values())
+    pixels = {_pixels(path) for path in there.values() if _size(path) in wanted}
+    known = {parent: _made_from(parent) for parent in {pair.gt.parent for pair in pairs}}
+    return [pair.name for pair in pairs
+            if known[pair.gt.parent].get(pair.gt.stem) in sources or _pixels(pair.gt) in pixels]
+
+
+def _made_from(folder: Path) -> dict[str, str]:
+    """SHA-256 of the file that each image of a folder was made from, by its name; empty where nobody has noted it."""
+    try:
+        images = read_json(folder.parent / _MANIFEST)['images']
+        return {Path(name).stem: record['sha256'] for name, record in images.items()}
+    except (OSError, JsonError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _size(path: Path) -> tuple[int, int] | None:
+    try:
+        header = read_header(path)
+    except (ImageError, OSError):
+        return None
+    return header.width, header.height
+
+
+def _pixels(path: Path) -> str:
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    return '' if image is None else _sha256(image.tobytes())
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
