@@ -8,14 +8,14 @@ import contextlib
 import random
 from collections.abc import Iterable
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os import path as osp
 from typing import Any
 
 from udl_basicsr.utils.checkpoints import unpacks
 from udl_basicsr.utils.gpus import gpu_count
 from udl_basicsr.utils.shipped_weights import locate_weights
-from udl_basicsr.utils.yaml_files import OptionError, apply_force_yml, dump_flat, interpolate, load_yaml
+from udl_basicsr.utils.yaml_files import OptionError, apply_force_yml, dump_flat, interpolate, load_yaml, merge
 
 from .data_sets import Images, check_data, where
 from .keys import Findings
@@ -114,6 +114,14 @@ def _parse(file: str, parents: tuple[str, ...], *, root_path: str, is_train: boo
     if report.problems or report.elsewhere:
         raise _error(file, report)
     return Parsed(file, flat, opt, stage1, tuple(f'{file}: {w}' for w in report.warnings))
+
+
+def changed(parsed: Parsed, changes: dict) -> Parsed:
+    """The same run with other values, which are right: they are not checked."""
+    flat = merge(parsed.flat, changes)
+    opt = _runtime(flat, parsed.opt['root_path'], True, parsed.opt['num_gpu'])
+    opt.update({key: parsed.opt[key] for key in ('dist', 'rank', 'world_size', 'auto_resume')})
+    return replace(parsed, flat=flat, opt=opt)
 
 
 def renamed(parsed: Parsed, name: str, **path: str) -> Parsed:

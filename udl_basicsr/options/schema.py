@@ -182,7 +182,8 @@ TRAIN = _with_defaults({
     'grad_clip': Key(POSITIVE, 'largest norm of the gradient', ours=True, null=True),
     'skip_nonfinite': Key(integer(0), 'leave out so many steps in a row whose loss or gradient is not finite; 0 '
                           'stops at the first', ours=True),
-    'amp': Key(one_of('bf16', 'fp16'), 'mixed precision', ours=True, null=True),
+    'amp': Key(one_of('bf16', 'fp16', 'auto'), 'mixed precision; auto: bf16 where it is in hardware', ours=True,
+               null=True),
     'channels_last': Key(BOOL, 'memory format', ours=True),
     'compile': Key(BOOL, 'torch.compile', ours=True),
 }, TrainSettings)

@@ -17,6 +17,9 @@ def launch_parser(does: str) -> argparse.ArgumentParser:
     parser.add_argument('--auto_resume', action='store_true', help='go on from the last state of the run, if any')
     parser.add_argument('--debug', action='store_true', help='validate and save every 8 iterations, log each')
     parser.add_argument('--deep', action='store_true', help='decode every image before anything begins')
+    if does == TRAINS:
+        parser.add_argument('--fast', action='store_true', help='turn on what the file leaves open and makes a step '
+                            'fast on this machine; with --auto_resume what the run was begun with')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument('--force_yml', nargs='+', default=[], metavar='KEY:KEY=VALUE',
                         help='set options over the file, e.g. train:ema_decay=0.999')

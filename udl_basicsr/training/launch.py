@@ -21,6 +21,7 @@ from udl_basicsr.utils.text import first_line, one_line
 from udl_basicsr.utils.yaml_files import apply_force_yml
 
 from .arguments import TESTS, TRAINS, launch_parser
+from .fast import settle
 
 _SAVED = 'What was saved before is kept'
 _LOST = re.compile(r'connection (was )?(closed|reset|refused)|broken pipe|remote process exited', re.IGNORECASE)
@@ -81,7 +82,7 @@ def _act(action: Callable[..., None], args: argparse.Namespace, is_train: bool, 
         args.opt, root_path=str(root_path or Path.cwd()), is_train=is_train, force_yml=args.force_yml,
         auto_resume=args.auto_resume or restarted, debug=args.debug, rank=rank, world_size=world_size,
         dist=args.launcher != 'none', deep=args.deep)
-    action(parsed, command)
+    action(settle(parsed, args.fast) if is_train and 'fast' in args else parsed, command)
 
 
 def _dist_params(file: str, force_yml: Sequence[str] | None) -> dict:
