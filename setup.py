@@ -44,6 +44,7 @@ setup(
     # BasicSR is not here: pip cannot build it on Python 3.13, and installs torch twice elsewhere. udl_install_basicsr
     # installs it.
     install_requires=[
+        'jinja2>=3.1',
         'torch>=2.4',
         'torchvision>=0.19',
         'lpips>=0.1.4',
@@ -61,8 +62,9 @@ setup(
         'spandrel': SPANDREL,
         'export': EXPORT,
         'demo': ['scikit-image>=0.22'],
-        'test': ['hypothesis>=6.100', 'pytest>=8.0', 'ruff>=0.6', 'scikit-image>=0.22', 'scipy>=1.11',
+        'test': ['hypothesis>=6.100', 'pytest>=8.0', 'ruff>=0.6', 'scikit-image>=0.22',
                  *SPANDREL, *EXPORT],
-        'docs': ['mkdocs>=1.6', 'mkdocs-material>=9.5', 'mkdocstrings[python]>=0.26'],
+        'docs': ['mkdocs>=1.6', 'mkdocs-material>=9.5', 'mkdocstrings[python]>=0.26',
+                 'ruff>=0.6'],
     },
 )

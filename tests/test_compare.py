@@ -47,11 +47,24 @@ def test_means_and_paired_differences_in_closed_form():
     assert result['mean'] == pytest.approx(0.3)
     # every image differs alike, so that the bootstrap has the seeds alone: means of two draws out of 0.5 and 0.1
     assert (result['low'], result['high']) == (pytest.approx(0.1), pytest.approx(0.5))
-    # Student's t with one degree of freedom: 12.706 standard errors, 0.2
-    assert result['seed_low'] == pytest.approx(0.3 - 12.706 * 0.2)
-    assert result['seed_high'] == pytest.approx(0.3 + 12.706 * 0.2)
+    # Student's t with one degree of freedom is Cauchy's, whose quantiles are a tangent; the standard error is 0.2.
+    assert result['seed_low'] == pytest.approx(0.3 - np.tan(np.pi * 0.475) * 0.2)
+    assert result['seed_high'] == pytest.approx(0.3 + np.tan(np.pi * 0.475) * 0.2)
     assert statistics.paired_difference(records, 'none', 'Set5', 'psnr', 2) is None
     assert statistics.paired_difference(records, 'UDL', 'Set14', 'psnr', 2) is None
+
+
+@pytest.mark.parametrize(('seeds', 'quantile'), [
+    (3, 0.95 * np.sqrt(2 / (1 - 0.95**2))),  # two degrees of freedom: in closed form
+    (5, 2.776), (31, 2.042), (41, 2.021), (121, 1.980)])  # as printed in tables
+def test_the_interval_over_seeds_is_students(seeds, quantile):
+    gains = np.random.default_rng(0).normal(0.1, 0.05, seeds)
+    records = [record(method, seed, {'a': 30. + gain, 'b': 20. + gain}) for seed in range(seeds)
+               for method, gain in (('L1', 0.), ('UDL', gains[seed]))]
+    result = statistics.paired_difference(records, 'UDL', 'Set5', 'psnr', 2, samples=10)
+    half = quantile * np.sqrt(sum((gains - gains.mean())**2) / (seeds - 1) / seeds)
+    assert result['seed_low'] == pytest.approx(gains.mean() - half, abs=2e-4 * half + 1e-12)
+    assert result['seed_high'] == pytest.approx(gains.mean() + half, abs=2e-4 * half + 1e-12)
 
 
 def test_the_reference_differs_from_itself_by_nothing():

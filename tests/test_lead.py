@@ -8,8 +8,9 @@ import pytest
 from scipy.stats import spearmanr
 
 from udl_basicsr.experiments import record_files
+from udl_basicsr.functional import attribution
 from udl_basicsr.functional.log_scale_maps import encode_log_scale
-from udl_basicsr.reports import lead
+from udl_basicsr.reports import figures, lead, plots, where
 from udl_basicsr.reports.pictures import Run
 from udl_basicsr.utils.scores import ScoresError
 
@@ -29,26 +30,78 @@ def save(path, rgb):
 def test_texture_share_of_stripes():
     image = np.zeros((9, 9, 3), np.uint8)
     image[:, 4:] = 200  # one edge, between columns 3 and 4: one of the 8 differences of each row
-    assert lead.texture_share(image) == pytest.approx(1 / 8)
-    assert lead.texture_share(image, steep=201) == 0
+    assert attribution.texture_share(image) == pytest.approx(1 / 8)
+    assert attribution.texture_share(image, steep=201) == 0
+    assert attribution.luma_gradient(image).mean() == pytest.approx(200 / 8)
+
+
+def test_luma_gradient_pixel_by_pixel():
+    image = np.random.default_rng(0).integers(0, 256, (5, 6, 3)).astype(np.uint8)
+    luma = [[0.299 * float(r) + 0.587 * float(g) + 0.114 * float(b) for r, g, b in row] for row in image]
+    found = attribution.luma_gradient(image)
+    assert found.shape == (4, 5)
+    for i in range(4):
+        for j in range(5):
+            down, right = luma[i + 1][j] - luma[i][j], luma[i][j + 1] - luma[i][j]
+            assert found[i, j] == pytest.approx((down**2 + right**2) ** 0.5)
+
+
+def test_rank_correlation_is_that_of_scipy():
+    random = np.random.default_rng(1)
+    a = random.normal(size=40).round(1)  # with ties
+    b = a + random.normal(size=40).round(1)
+    value, low, high = attribution.rank_correlation(a, b)
+    assert value == pytest.approx(spearmanr(a, b).statistic)
+    drawn = np.random.default_rng(2).integers(40, size=(500, 40))
+    assert (low, high) == pytest.approx(np.quantile([spearmanr(a[i], b[i]).statistic for i in drawn], (.025, .975)),
+                                        abs=0.05)
+    assert attribution.rank_correlation(a, np.ones(40)) == (0, 0, 0)
 
 
 def test_gains_by_texture(tmp_path):
     names, random = [f'i{n}' for n in range(6)], np.random.default_rng(0)
     for n, name in enumerate(names):  # more and more noise, so more and more texture
         save(tmp_path / f'{name}.png', random.integers(0, 4 + 10 * n, (24, 24, 3)).astype(np.uint8))
-    gain = dict(zip(names, (0.1, 0.0, 0.3, 0.2, 0.5, 0.4), strict=True))
+    gain = dict(zip(names, (0.1, -0.1, 0.3, 0.2, 0.5, 0.4), strict=True))
     base = dict.fromkeys(names, 30.0)
     records = [record('L1', seed, base) for seed in (0, 1)]
     records += [record('UDL', seed, {n: base[n] + gain[n] + shift for n in names})
                 for seed, shift in ((0, 0.1), (1, -0.1))]
-    found = lead.gains_by_texture(records, 'UDL', 'toys', tmp_path, scale=2)
+    found = where.gains_by_texture(records, 'UDL', 'toys', tmp_path, scale=2)
     assert found.gains == pytest.approx([gain[name] for name in found.images])  # the seeds' shifts cancel
-    assert found.correlation == pytest.approx(spearmanr(found.shares, found.gains).statistic)
-    assert found.low <= found.correlation <= found.high
-    assert lead.texture_figure(found, 'UDL', 'toys', tmp_path / 'texture.png').stat().st_size > 0
+    for name, (value, low, high) in found.correlations.items():
+        assert value == pytest.approx(spearmanr(found.texture[name], found.gains).statistic)
+        assert low <= value <= high
+    numbers = found.numbers()
+    assert numbers['mean gain'] == pytest.approx(1.4 / 6)
+    assert (numbers['ahead'], numbers['of'], numbers['seeds']) == (5, 6, 2)
+    assert where.texture_figure(found, ('L1', 'UDL'), 'toys', tmp_path / 'texture.png').stat().st_size > 0
     with pytest.raises(ScoresError, match='0 seeds'):
-        lead.gains_by_texture(records[:3], 'GRAM', 'toys', tmp_path, scale=2)
+        where.gains_by_texture(records[:3], 'GRAM', 'toys', tmp_path, scale=2)
+
+
+def test_error_sums_and_changes_pixel_by_pixel():
+    random, edges = np.random.default_rng(3), np.array([0., 1.])
+    maps = [(random.choice([-0.5, 0., 0.5, 1., 2.], (7, 9)), random.uniform(0, 9, (7, 9)), random.uniform(0, 9, (7, 9)))
+            for _ in range(4)]
+    sums = [attribution.error_sums(*one, edges) for one in maps]
+    total = np.zeros((5, 3))
+    for (s, a, b), found in zip(maps, sums, strict=True):
+        by_hand = np.zeros((5, 3))
+        for i in range(7):
+            for j in range(9):
+                row = 0 if s[i, j] < 0 else 1 if s[i, j] < 1 else 2
+                by_hand[:, row] += 1, a[i, j], b[i, j], a[i, j] ** 2, b[i, j] ** 2
+        np.testing.assert_allclose(np.stack(found), by_hand)
+        total += by_hand
+    error, square, saved = attribution.error_changes(sums)
+    np.testing.assert_allclose(error.value, total[2] / total[1] - 1)
+    np.testing.assert_allclose(square.value, total[4] / total[3] - 1)
+    np.testing.assert_allclose(saved.value, (total[3] - total[4]) / total[3].sum())
+    drawn = np.random.default_rng(4).integers(4, size=(3000, 4))
+    by_draw = [np.sum([sums[i] for i in draw], axis=0) for draw in drawn]
+    ends = np.quantile([one[2] / one[1] - 1 for one in by_draw], (0.025, 0.975), axis=0)
+    np.testing.assert_allclose([error.low, error.high], ends, atol=0.02)
 
 
 def test_errors_by_decile(tmp_path):
@@ -66,15 +119,17 @@ def test_errors_by_decile(tmp_path):
             s = np.broadcast_to(rows / side, (side, side))
             cv2.imwrite(str(tmp_path / run / 'toys' / f'{name}_log_scale.png'), encode_log_scale(s))
     l1, udl = (Run(name, name, tmp_path / name, 2, datasets) for name in ('l1', 'udl'))
-    found = lead.errors_by_decile(l1, udl, udl, 'toys', tmp_path / 'gt')
+    found = where.errors_by_decile(l1, udl, udl, 'toys', tmp_path / 'gt')
     assert found.reference == pytest.approx(np.full(10, 8.))
     assert found.method == pytest.approx([8.] * 5 + [4.] * 5)
-    assert found.squares[1] == pytest.approx([64.] * 5 + [16.] * 5)
-    assert found.low == pytest.approx([0.] * 5 + [-0.5] * 5)  # both images say the same
-    assert found.high == pytest.approx(found.low)
+    assert found.square.value == pytest.approx([0.] * 5 + [-0.75] * 5)
+    assert found.error.low == pytest.approx([0.] * 5 + [-0.5] * 5)  # both images say the same
+    assert found.error.high == pytest.approx(found.error.low)
+    assert found.saved.value == pytest.approx([0.] * 5 + [0.075] * 5)
     assert (np.diff(found.edges) > 0).all()
-    assert lead.deciles_figure(found, ('L1', 'UDL'), 'toys', tmp_path / 'deciles.png').stat().st_size > 0
-    same = lead.errors_by_decile(l1, l1, udl, 'toys', tmp_path / 'gt')
+    assert json.loads(json.dumps(found.numbers()))['saved of the squared error, in all'] == pytest.approx(0.375)
+    assert where.deciles_figure(found, ('L1', 'UDL'), 'toys', tmp_path / 'deciles.png').stat().st_size > 0
+    same = where.errors_by_decile(l1, l1, udl, 'toys', tmp_path / 'gt')
     assert same.method == pytest.approx(same.reference)
 
 
@@ -86,13 +141,38 @@ def test_lead_points(axis, values, tmp_path):
                 record('UDL', 0, {'a': 30. + gain, 'b': 31. + gain}, (300 * factor, 600 * factor),
                        parameters=1000 * factor)]
 
-    points = lead.lead_points({'long': comparison(2, 0.2), 'short': comparison(1, 0.1), 'empty': []}, 'UDL', 'toys',
+    points = lead.lead_points({'long': comparison(2, 0.2), 'short': comparison(1, 0.1), 'empty': []}, ['UDL'], 'toys',
                               axis)
     assert sorted(p.x for p in points) == pytest.approx(values)
     assert {p.name: round(p.difference['mean'], 9) for p in points} == {'short': 0.1, 'long': 0.2}
-    assert lead.lead_figure({'toys': points}, axis, 'UDL', tmp_path / 'lead.png').stat().st_size > 0
+    assert lead.lead_figure({'toys': points}, axis, ('L1', 'UDL'), tmp_path / 'lead.png').stat().st_size > 0
     with pytest.raises(ScoresError, match='nothing to draw'):
-        lead.lead_figure({'toys': []}, axis, 'UDL', tmp_path / 'no.png')
+        lead.lead_figure({'toys': []}, axis, ('L1', 'UDL'), tmp_path / 'no.png')
+
+
+def test_shares_of_one_comparison():
+    """A comparison that has a method for each share of stage 1, as options/compare/lead/share.yml."""
+    records = [{**record('L1', 0, {'a': 30.}, (1200, )), 'label': 'L1'}]
+    records += [{**record(f'UDL_{part}', 0, {'a': 30. + part / 10}, (1200 // part, 1200 - 1200 // part)),
+                 'label': f'ESU → UDL, 1/{part}'} for part in (2, 3, 12)]
+    methods = ['UDL_12', 'UDL_2', 'UDL_3']
+    points = lead.lead_points({'share': records}, methods, 'toys', 'share')
+    assert [(p.x, p.method) for p in points] == [(pytest.approx(1 / n), f'UDL_{n}') for n in (12, 3, 2)]
+    assert [p['mean'] for p in lead.lead_numbers({'toys': points})['toys']] == pytest.approx([1.2, 0.3, 0.2])
+    assert lead.lead_numbers({'toys': points})['toys'][0]['seed_low'] is None  # one seed says nothing of seeds
+    assert lead.lead_label(records, methods) == 'ESU → UDL'
+    assert lead.lead_label(records, ['UDL_3']) == 'ESU → UDL, 1/3'
+
+
+@pytest.mark.parametrize('vertical', [False, True])
+def test_what_leaves_the_picture_is_marked(vertical):
+    ax = figures.new_figure(2, 2, 50).add_axes((0, 0, 1, 1))
+    ax.set(xlim=(-1, 1), ylim=(-1, 1))
+    plots.interval(ax, 0.5, {'low': -0.5, 'high': 0.5, 'seed_low': -3., 'seed_high': 0.9}, 'red', vertical)
+    (x, y, marker), = [(*line.get_xdata(), *line.get_ydata(), line.get_marker()) for line in ax.lines]
+    assert (x, y, marker) == ((0.5, -1, 'v') if vertical else (-1, 0.5, '<'))
+    plots.interval(ax, 0., {'low': -0.5, 'high': 2., 'seed_low': np.nan, 'seed_high': np.nan}, 'red', vertical)
+    assert [line.get_marker() for line in ax.lines][1:] == ['^' if vertical else '>']
 
 
 # ---------------------------------------------------------------- command line
@@ -132,15 +212,18 @@ def test_commands_of_the_lead(comparisons, capsys, monkeypatch):
     one = [records / 'short', '--method', 'UDL', '--dataset', 'toys', '--gt', gt]
     drawn = {}
     for kind in ('texture', 'deciles', 'lead'):
-        original = getattr(lead, f'{kind}_figure')
-        monkeypatch.setattr(lead, f'{kind}_figure', lambda *a, original=original, kind=kind, **k: (
+        module = lead if kind == 'lead' else where
+        original = getattr(module, f'{kind}_figure')
+        monkeypatch.setattr(module, f'{kind}_figure', lambda *a, original=original, kind=kind, **k: (
             drawn.update({kind: a}), original(*a, **k))[1])
-    assert main('texture', *one, '--out', comparisons / 't.png', '--dpi', 50) == 0
-    gains, label, *_ = drawn['texture']
+    numbers = comparisons / 'numbers.json'
+    assert main('texture', *one, '--out', comparisons / 't.png', '--dpi', 50, '--numbers', numbers) == 0
+    gains, labels, *_ = drawn['texture']
     assert gains.gains == pytest.approx([0.1, 0.2, 0.3])
     images = [cv2.imread(str(gt / f'{name}.png'))[..., ::-1] for name in 'abc']
-    assert gains.shares == pytest.approx([lead.texture_share(image) for image in images])
-    assert label == 'label of UDL'
+    assert gains.texture['share'] == pytest.approx([attribution.texture_share(image) for image in images])
+    assert labels == ['label of L1', 'label of UDL']
+    assert json.loads(numbers.read_text())['images']['b']['gain'] == pytest.approx(0.2)
     assert main('deciles', *one, '--out', comparisons / 'd.png', '--dpi', 50) == 0
     deciles, labels, *_ = drawn['deciles']
     assert deciles.reference == pytest.approx(np.full(10, 8.))

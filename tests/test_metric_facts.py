@@ -47,7 +47,10 @@ def best(metric: str) -> str:
     ('pll', (True, 2, 'nats')), ('constant_pll', (True, 2, 'nats')), ('log_likelihood', (True, 4, 'nats')),
     ('sigma_psnr', (True, 2, 'dB')), ('constant_sigma_psnr', (True, 2, 'dB')), ('ause', (False, 4, '')),
     ('spearman', (True, 4, '')), ('calibration_error', (False, 4, '')), ('fitting_error', (False, 4, '')),
-    ('recalibration', (None, 4, ''))])
+    ('recalibration', (None, 4, '')), ('ence', (False, 4, '')), ('uce', (False, 2, 'grey levels²')),
+    ('picp', (None, 4, '')), ('interval_width', (False, 2, 'grey levels')), ('crps', (False, 3, 'grey levels')),
+    ('interval_score', (False, 2, 'grey levels')), ('size_stratified_risk', (False, 4, '')),
+    ('aurg', (True, 4, ''))])
 def test_metrics_know_which_way_is_up(kind, facts):
     assert block_facts({'type': f'calculate_{kind}', 'crop_border': 4}) == MetricFacts(*facts)
 

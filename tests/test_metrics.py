@@ -18,10 +18,11 @@ from basicsr.utils import tensor2img
 from conftest import photograph
 from torch.utils.data import DataLoader
 
+from udl_basicsr import functional as F
 from udl_basicsr import metrics
 from udl_basicsr.data.loader import build_dataset
-from udl_basicsr.functional import uncertainty as F
 from udl_basicsr.functional.log_scale_maps import encode_log_scale
+from udl_basicsr.functional.uncertainty import LEVELS, STEPS
 from udl_basicsr.losses.perceptual import build_lpips
 from udl_basicsr.metrics import perceptual
 from udl_basicsr.metrics.fidelity import Fidelity, y_channel
@@ -104,9 +105,9 @@ def test_calibration_of_known_distributions(drawn):
     assert F.calibration_error(e, scale) < 0.01
     # an interval of a θ that is c times too large covers 1 − (1 − p)^c
     for c in (0.5, 2.):
-        expected = 1 - (1 - F.LEVELS)**c
+        expected = 1 - (1 - LEVELS)**c
         np.testing.assert_allclose(F.calibration_curve(e, c * scale), expected, atol=0.015)
-        assert F.calibration_error(e, c * scale) == pytest.approx(np.abs(expected - F.LEVELS).mean(), abs=0.01)
+        assert F.calibration_error(e, c * scale) == pytest.approx(np.abs(expected - LEVELS).mean(), abs=0.01)
     loop = [np.mean([x <= -t * np.log(1 - p) for x, t in zip(e.flat, scale.flat, strict=True)]) for p in (0.1, 0.5)]
     np.testing.assert_allclose(F.calibration_curve(e, scale, np.array([0.1, 0.5])), loop, atol=1e-12)
 
@@ -217,6 +218,14 @@ BLOCKS = {
     'spearman': {'type': 'calculate_spearman', 'better': 'higher'},
     'calibration': {'type': 'calculate_calibration_error', 'better': 'lower'},
     'recalibration': {'type': 'calculate_recalibration'},
+    'ence': {'type': 'calculate_ence', 'bins': 10},
+    'uce': {'type': 'calculate_uce', 'recalibration': 2.},
+    'picp': {'type': 'calculate_picp', 'alpha': 0.2},
+    'width': {'type': 'calculate_interval_width', 'alpha': 0.2},
+    'interval_score': {'type': 'calculate_interval_score', 'alpha': 0.2, 'better': 'lower'},
+    'stratified': {'type': 'calculate_size_stratified_risk', 'strata': 3},
+    'crps': {'type': 'calculate_crps'},
+    'aurg': {'type': 'calculate_aurg', 'steps': 20, 'better': 'higher'},
 }
 
 
@@ -234,6 +243,14 @@ def by_hand(e, s):
         'spearman': scipy.stats.spearmanr(e.ravel(), s.ravel()).statistic,
         'calibration': F.calibration_error(e, theta, rounding=1.),
         'recalibration': (e / theta).mean(),
+        'ence': F.ence(e, theta, 10),
+        'uce': F.uce(e, 2 * theta),
+        'picp': F.coverage(e, theta * np.log(5), rounding=1.),
+        'width': 2 * np.log(5) * theta.mean(),
+        'interval_score': np.mean(2 * np.log(5) * theta + 10 * (e - np.log(5) * theta).clip(min=0)),
+        'stratified': F.stratified_risks(e, theta * np.log(10), 3, rounding=1.).max(),
+        'crps': np.mean(e + theta * np.exp(-e / theta) - 0.75 * theta),
+        'aurg': F.area_between(np.ones(20), F.sparsification_curve(e, theta, 20)),
     }
 
 
@@ -459,7 +476,7 @@ def test_the_report(results, capsys):
         scipy.stats.laplace.logpdf(error, scale=scale).mean())
     assert half['scores']['ause_rmse'] == pytest.approx(F.ause(error, scale, measure='rmse'))
     assert half['scores']['spearman'] == pytest.approx(good['scores']['spearman'], abs=1e-5)  # maps in 16 bits
-    assert len(good['sparsification']) == len(good['oracle']) == len(good['fractions']) == F.STEPS
+    assert len(good['sparsification']) == len(good['oracle']) == len(good['fractions']) == STEPS
     csv = (results / 'out' / 'uncertainty.csv').read_text().splitlines()
     assert len(csv) == 5
     assert float(csv[3].split(',')[2]) == half['scores']['log_likelihood_laplace']

@@ -222,6 +222,35 @@ def test_different_protocols_are_pointed_out(results):
     assert any('different protocols' in note for note in score_table.join(results).notes)
 
 
+def measured(run, **metrics):
+    blocks = {name: {**METRICS[name], **more} for name, more in metrics.items() if name in METRICS}
+    blocks |= {name: more for name, more in metrics.items() if name not in METRICS}
+    run['measured'] = {'rounded': True, 'metrics': blocks}
+    run['protocol'] = scores.protocol_sentence(blocks, run['scale'])
+    for dataset in run['datasets'].values():
+        for values in [*dataset['images'].values(), dataset['mean']]:
+            values.update({name: 0.5 for name in metrics if name not in values})
+    return scores.check_scores(run)
+
+
+def test_protocols_are_compared_metric_by_metric():
+    """A further metric of one run says nothing of the others; another border says something of its own metric."""
+    lpips = {'type': 'calculate_lpips', 'crop_border': 2}
+    runs = [measured(make_scores(name, Set5=[(30., 0.9)]), **more) for name, more in (
+        ('L1', {'psnr': {}, 'ssim': {}}), ('UDL', {'psnr': {}, 'ssim': {}, 'lpips': lpips}))]
+    alike = 'PSNR/SSIM on Y (ITU-R BT.601), border of 2 px cropped, SR rounded to 8 bits.'
+    assert scores.protocol_notes(runs, ['psnr', 'ssim']) == [alike]
+    assert score_table.join(runs, metrics=['psnr']).notes == (f'×2: {alike.replace("/SSIM", "")}',)
+    notes = scores.protocol_notes(runs, ['psnr', 'ssim', 'lpips'])
+    assert len(notes) == 2
+    assert not any('cannot be compared' in note for note in notes)
+    runs.append(measured(make_scores('GV', Set5=[(30., 0.9)]), psnr={}, ssim={'crop_border': 0}, lpips=lpips))
+    assert [note for note in scores.protocol_notes(runs, ['psnr', 'ssim', 'lpips']) if 'cannot' in note] == [
+        'SSIM was measured by different protocols and cannot be compared.']
+    with pytest.raises(scores.ScoresError, match='`measured` should hold'):
+        scores.check_scores({**runs[0], 'measured': {'psnr': {}}})
+
+
 def test_packaged_scores_are_plausible():
     paper = papers.load_paper()
     ranges = {'psnr': (19, 45), 'ssim': (0.6, 1), 'lpips': (0, 0.5), 'pll': (0, 4), 'sigma_psnr': (25, 45)}

@@ -2,14 +2,16 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 import numpy as np
 
 from udl_basicsr.experiments.printed import load_paper
 from udl_basicsr.experiments.record_files import read_records, record_file
+from udl_basicsr.experiments.statistics import methods_of
 from udl_basicsr.functional import image_statistics as stats
-from udl_basicsr.reports import figures, plots, variance_plots
+from udl_basicsr.reports import figures, plots, variance_plots, where
 from udl_basicsr.reports import lead as leads
 from udl_basicsr.reports.figures import Panel
 from udl_basicsr.reports.paper_tables import make_table
@@ -18,6 +20,7 @@ from udl_basicsr.reports.sigma import sigma_curve, sigma_figure, sigma_pixels
 from udl_basicsr.reports.tlw import TLWRun, open_tlw_run, tlw_maps
 from udl_basicsr.reports.tradeoff import tradeoff_dots, tradeoff_figure
 from udl_basicsr.reports.uncertainty import Report, ReportError, uncertainty_figure
+from udl_basicsr.utils.files import write_text
 from udl_basicsr.utils.json_files import read_json
 
 _WEIGHTS = {'error': 'error |x − f|', 'hr_gradient': 'HR gradient', 'lr_gradient': 'LR gradient',
@@ -233,21 +236,30 @@ def _records(folder: str, network: str | None) -> list[dict]:
     return [r for r in records if network in (None, r.get('network_id'))]
 
 
-def _of_one_scale(args) -> tuple[list[dict], int, str]:
-    """The records of one network and scale, that scale, and the label of the method asked for."""
+def _of_one_scale(args) -> tuple[list[dict], int, list[str]]:
+    """The records of one network and scale, that scale, and the labels of the reference and the method asked for."""
     records, scale = plots.one_scale(_records(args.records, args.network), args.scale)
-    return records, scale, plots.chosen_methods(records, [args.method])[args.method]
+    pair = args.reference or records[0]['reference'], args.method
+    known = plots.chosen_methods(records, pair)
+    return records, scale, [known[method] for method in pair]
+
+
+def _numbers(args, found: dict) -> None:
+    """Writes what a figure shows as numbers, where they are asked for."""
+    if args.numbers:
+        write_text(args.numbers, json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False) + '\n')
 
 
 def texture(args, look: dict) -> Path:
-    records, scale, label = _of_one_scale(args)
-    found = leads.gains_by_texture(records, args.method, args.dataset, args.gt, args.metric, scale, args.reference,
+    records, scale, labels = _of_one_scale(args)
+    found = where.gains_by_texture(records, args.method, args.dataset, args.gt, args.metric, scale, args.reference,
                                    args.steep)
-    return leads.texture_figure(found, label, args.dataset, args.out, args.metric, **look)
+    _numbers(args, found.numbers())
+    return where.texture_figure(found, labels, args.dataset, args.out, args.metric, **look)
 
 
 def deciles(args, look: dict) -> Path:
-    records, scale, _ = _of_one_scale(args)
+    records, scale, labels = _of_one_scale(args)
 
     def run(method: str) -> Run:
         plots.chosen_methods(records, [method])
@@ -256,18 +268,22 @@ def deciles(args, look: dict) -> Path:
             raise ReportError(f'--seed {args.seed}: no {file}')
         return open_run(str(file))
 
-    pair = run(args.reference or records[0]['reference']), run(args.method)
-    found = leads.errors_by_decile(*pair, run(args.uncertainty or args.method), args.dataset, args.gt)
-    return leads.deciles_figure(found, [run.label for run in pair], args.dataset, args.out, **look)
+    found = where.errors_by_decile(run(args.reference or records[0]['reference']), run(args.method),
+                                   run(args.uncertainty or args.method), args.dataset, args.gt)
+    _numbers(args, found.numbers())
+    return where.deciles_figure(found, labels, args.dataset, args.out, **look)
 
 
 def lead(args, look: dict) -> Path:
     folders = {Path(folder).name: _records(folder, args.network) for folder in args.records}
-    labels = {r['method']: r['label'] for records in folders.values() for r in records}
-    if args.method not in labels:
-        raise ReportError(f'--method {args.method}: no records of it. There are: {", ".join(labels)}')
-    datasets = args.datasets or list(dict.fromkeys(name for records in folders.values() for r in records
-                                                   for name in r['datasets']))
-    series = {name: leads.lead_points(folders, args.method, name, args.axis, args.metric) for name in datasets}
-    return leads.lead_figure({name: points for name, points in series.items() if points}, args.axis,
-                             labels[args.method], args.out, args.metric, **look)
+    every = [r for records in folders.values() for r in records]
+    labels = methods_of(every)
+    for method in args.method:
+        if method not in labels:
+            raise ReportError(f'--method {method}: no records of it. There are: {", ".join(labels)}')
+    datasets = args.datasets or list(dict.fromkeys(name for r in every for name in r['datasets']))
+    series = {name: points for name in datasets
+              if (points := leads.lead_points(folders, args.method, name, args.axis, args.metric))}
+    _numbers(args, leads.lead_numbers(series))
+    both = labels.get(every[0]['reference'], every[0]['reference']), leads.lead_label(every, args.method)
+    return leads.lead_figure(series, args.axis, both, args.out, args.metric, **look)

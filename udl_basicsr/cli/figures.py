@@ -40,6 +40,9 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument('--dataset', required=True, help="the data set's name in the tests")
         sub.add_argument('--gt', required=True, metavar='FOLDER', help='its HR images')
 
+    def numbers(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument('--numbers', metavar='FILE.json', help='write what the figure shows as numbers too')
+
     def of_one_network(sub: argparse.ArgumentParser) -> None:
         sub.add_argument('--network', metavar='ID', help='where a comparison has several')
 
@@ -141,6 +144,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument('--gt', required=True, metavar='FOLDER', help='its HR images')
         sub.add_argument('--scale', type=int, help='where there are several')
         of_one_network(sub)
+        numbers(sub)
         if sub.prog.endswith('texture'):
             sub.add_argument('--metric', default='psnr')
             sub.add_argument('--steep', type=float, default=16.,
@@ -154,8 +158,10 @@ def _parser() -> argparse.ArgumentParser:
                'scale')
     sub.add_argument('records', nargs='+', metavar='FOLDER', help='docs/results/<comparison>, of plans such as '
                      'options/compare/lead/*.yml')
-    sub.add_argument('--method', required=True, metavar='ID', help='whose lead it is')
+    sub.add_argument('--method', required=True, nargs='+', metavar='ID', help='whose lead it is; several where a '
+                     'comparison has one for each value of the axis (share.yml: UDL_12 UDL_6 UDL_3 UDL_2)')
     of_one_network(sub)
+    numbers(sub)
     sub.add_argument('--axis', required=True, choices=['budget', 'share', 'parameters', 'scale'],
                      help='what is different between the comparisons')
     sub.add_argument('--datasets', nargs='+', metavar='NAME', help='default: all that they were tested on')

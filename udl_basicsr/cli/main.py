@@ -22,6 +22,7 @@ COMMANDS = {
     'report': 'make one HTML file of a comparison or of tests',
     'figures': 'draw the figures of the papers',
     'uncertainty': 'score and draw the uncertainty of several tests',
+    'coverage': 'judge the intervals of several runs on images they were not calibrated on',
     'complexity': 'count parameters and operations of the network of an option file',
     'options': 'list the option files that come with the package, and copy them',
 }

@@ -49,6 +49,7 @@ def write_bicubic(name: str, dataset: str, gt_folder: str | Path, lq_folder: str
         raise FileNotFoundError(f'There are no PNG images in {gt_folder}. Make them by udl prepare.')
     scores = {'name': name, 'scale': scale, 'network': 'bicubic', 'weights': 'none',
               'protocol': protocol_sentence(metrics_opt, scale),
+              'measured': {'rounded': True, 'metrics': {m: without_better(opt) for m, opt in metrics_opt.items()}},
               'datasets': {dataset: {'images': images, 'mean': mean_scores(images)}},
               'metrics': facts_for_scores(metrics_opt),
               'versions': {'basicsr': version('basicsr'), 'opencv': cv2.__version__}}

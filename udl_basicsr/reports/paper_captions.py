@@ -6,11 +6,12 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from udl_basicsr.experiments.printed import HR_SIZE
+from udl_basicsr.utils.scores import protocol_notes
 
 from .paper_rows import RecordGroup, is_one_of
 
 
-def about_ours(groups: Sequence[RecordGroup]) -> list[str]:
+def about_ours(groups: Sequence[RecordGroup], metrics: Sequence[str]) -> list[str]:
     """A sentence on every network of ours: comparison, size, budget, seeds; then how all were measured."""
     if not groups:
         return ['Ours: no run with figures for this table yet.']
@@ -24,9 +25,8 @@ def about_ours(groups: Sequence[RecordGroup]) -> list[str]:
                      f'Means over the seeds ± their standard deviation.')
     records = [record for group in groups for record in group.records]
     for scale in sorted({record['scale'] for record in records}):
-        protocols = dict.fromkeys(record['protocol'] for record in records if record['scale'] == scale)
-        texts.append(f'Ours at ×{scale}: {"; or: ".join(protocols)}.' + (
-            ' These are different protocols, whose figures cannot be compared.' if len(protocols) > 1 else ''))
+        notes = protocol_notes([record for record in records if record['scale'] == scale], metrics)
+        texts.append(f'Ours at ×{scale}: {" ".join(notes)}')
     return texts
 
 

@@ -102,7 +102,7 @@ def make_table(name: str, records: Sequence[Mapping], paper: Mapping) -> PaperTa
         name, f'{layout["source"]}, {layout["number"]}. {layout["title"]}: '
               + '/'.join(_title(facts[metric], metric) for metric in metrics),
         layout['degradation'], tuple(datasets), facts, layout.get('costs', {}), lines,
-        caption=(*about_ours(groups), *about_costs(groups, layout),
+        caption=(*about_ours(groups, metrics), *about_costs(groups, layout),
                  about_printed(name, layout, rows, networks, groups, source)),
         remarks=(f'Layout. {layout["layout"]}', *suspects),
         notes=footnotes)

@@ -39,6 +39,25 @@ def tidy(ax: Axes, grid: str = 'both') -> None:
     ax.title.set(fontsize=FONT + 0.5, fontweight='bold')
 
 
+def interval(ax: Axes, at: float, difference: Mapping, colour: str, vertical: bool = False) -> None:
+    """Draws both intervals of a paired difference: the bootstrap's thick, Student's t thin.
+
+    An end that lies outside the axes, whose limits must be set before, is marked with an arrow.
+    """
+    limits = ax.get_ylim() if vertical else ax.get_xlim()
+    line = ax.vlines if vertical else ax.hlines
+    for key, width, alpha in (('seed_', 0.8, 1.), ('', 2.6, 0.55)):
+        low, high = difference[f'{key}low'], difference[f'{key}high']
+        if low != low:  # NaN: t of one seed
+            continue
+        line(at, max(low, limits[0]), min(high, limits[1]), color=colour, linewidth=width, alpha=alpha)
+        for end, outside, marker in ((limits[0], low < limits[0], 'v' if vertical else '<'),
+                                     (limits[1], high > limits[1], '^' if vertical else '>')):
+            if outside:
+                ax.plot(*((at, end) if vertical else (end, at)), marker, markersize=3.5, color=colour, clip_on=False,
+                        markeredgewidth=0)
+
+
 def one_scale(records: Sequence[Mapping], scale: int | None) -> tuple[list[Mapping], int]:
     """The records of one scale, and that scale, which must be named where there are several (ScoresError)."""
     scales = sorted({r['scale'] for r in records})
@@ -116,21 +135,19 @@ def differences_figure(records: Sequence[Mapping], out: str | Path, metric: str 
     for column, dataset in enumerate(datasets):
         ax = figure.add_axes(((left + column * each) / width, foot / height, (each - 0.42) / width,
                               (height - head - foot) / height))
+        ax.set(ylim=(len(order) - 0.4, -0.6), xlim=(min(seen) - margin, max(seen) + margin), title=dataset)
         for y, method in enumerate(order):
             result = found[method][dataset]
             if result is None:
                 continue
             ends = [sign * result[end] for end in ('low', 'high', 'seed_low', 'seed_high')]  # NaN: t of one seed
             colour = BETTER if all(end > 0 for end in ends) else WORSE if all(end < 0 for end in ends) else GRAY
-            ax.hlines(y, result['seed_low'], result['seed_high'], color=colour, linewidth=0.8)
-            ax.hlines(y, result['low'], result['high'], color=colour, linewidth=2.6, alpha=0.55)
+            interval(ax, y, result, colour)
             ax.plot(result['mean'], y, 'o', markersize=4, markeredgewidth=1, color=colour,
                     markerfacecolor='white' if colour == GRAY else colour)
             ax.text(1.02, y, f'{result["mean"]:+.{facts.decimals}f}'.replace('-', '−'), color=colour,
                     transform=ax.get_yaxis_transform(), fontsize=FONT - 0.5, va='center')
         ax.axvline(0, color='black', linewidth=0.8, zorder=0.5)
-        ax.set(ylim=(len(order) - 0.4, -0.6), xlim=(min(seen) - margin, max(seen) + margin),
-               title=dataset)
         ax.set_yticks(range(len(order)), names if column == 0 else [])
         ax.xaxis.set_major_locator(MaxNLocator(4))
         tidy(ax, 'x')

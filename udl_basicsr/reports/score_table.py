@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from udl_basicsr.experiments.printed import DATASETS, Values, dataset_name, printed_text
 from udl_basicsr.utils.metric_facts import MetricFacts
-from udl_basicsr.utils.scores import ScoresError, metric_facts
+from udl_basicsr.utils.scores import ScoresError, metric_facts, protocol_notes
 from udl_basicsr.utils.tables import markdown_table, text_table
 
 FORMATS = ('text', 'md', 'csv', 'latex')
@@ -126,11 +126,7 @@ def join(results: Iterable[Mapping], reference: Sequence[str] = (), printed: Seq
                 rows.append(Row(scale, f'− {bases[0]["name"]}', 'difference', _difference(means, _means(bases[0]))))
             rows += [Row(scale, f'− {_printed_label(row, printed)}', 'difference', _difference(means, row['values']))
                      for row in _partners(scores['name'], papers)]
-        protocols = {scores['protocol']: scores['name'] for scores in runs}
-        notes += [f'×{scale}: {protocol}.' if len(protocols) == 1 else f'×{scale}, {name}: {protocol}.'
-                  for protocol, name in protocols.items()]
-        if len(protocols) > 1:
-            notes.append(f'×{scale}: the runs were measured by different protocols and cannot be compared.')
+        notes += [f'×{scale}: {note}' for note in protocol_notes(runs, metrics)]
     return Table(tuple(datasets), {m: metric_facts(results, m) for m in metrics}, tuple(rows), tuple(notes))
 
 

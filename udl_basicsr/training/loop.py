@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from udl_basicsr.data import uncertainty_cache
 from udl_basicsr.data.loader import ValidationImages, build_dataset, seed_all, train_batches
-from udl_basicsr.metrics.facts import facts_for_scores
+from udl_basicsr.metrics.facts import facts_for_scores, without_better
 from udl_basicsr.options.parse import Parsed
 from udl_basicsr.utils.distributed import broadcast
 from udl_basicsr.utils.scores import format_scores, mean_scores, protocol_sentence, unmeasured, write_scores
@@ -203,13 +203,14 @@ def test(parsed: Parsed) -> dict:
 
 
 def _scores(model, opt: dict) -> dict:
-    metrics = opt['val'].get('metrics') or {}
+    metrics, rounded = opt['val'].get('metrics') or {}, opt['val'].get('rounded', True)
     return {
         'name': opt['name'],
         'scale': opt['scale'],
         'network': opt['network_g']['type'],
         'weights': _weights(model, opt['path']),
-        'protocol': protocol_sentence(metrics, opt['scale'], opt['val'].get('rounded', True)),
+        'protocol': protocol_sentence(metrics, opt['scale'], rounded),
+        'measured': {'rounded': rounded, 'metrics': {name: without_better(m) for name, m in metrics.items()}},
         'datasets': {name: {'images': images, 'mean': mean_scores(images)} for name, images in model.scores.items()
                      if images and metrics},
         'metrics': facts_for_scores(metrics),

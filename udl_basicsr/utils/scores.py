@@ -6,10 +6,13 @@ A run's scores are one plain dict, so that any tool can make or read one::
      'protocol': 'PSNR/SSIM on Y (ITU-R BT.601), border of 4 px cropped, SR rounded to 8 bits',
      'datasets': {'Set5': {'images': {'baby': {'psnr': 33.91, 'ssim': 0.8966}, …}, 'mean': {'psnr': …, 'ssim': …}}},
      'metrics': {'psnr': {'higher_is_better': True, 'decimals': 2, 'unit': 'dB'}, …},
+     'measured': {'rounded': True, 'metrics': {'psnr': {'type': 'calculate_psnr', 'crop_border': 4, …}, …}},
      'versions': {'udl_basicsr': '0.1.0', 'torch': '2.4.0'}}
 
 `metrics` says of each metric which way is up (None: neither, or nobody knows) and how it is printed. Scores from before
 it was kept lack it: there the usual names alone are known (:func:`udl_basicsr.utils.metric_facts.facts_by_name`).
+`measured` says how each metric was measured, and `protocol` says the same in words; of scores without `measured` the
+words are all that is known.
 
 A value that is infinite or NaN is written as null, a dash in tables, and so is the mean of its data set. Such a file is
 not read back: no table and no figure is made of what was not measured.
@@ -20,7 +23,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -128,6 +131,34 @@ def protocol_sentence(metrics_opt: Mapping[str, Mapping[str, Any]], scale: int, 
         ', SR rounded to 8 bits' if rounded else ', SR not rounded to 8 bits')
 
 
+def protocol_of(run: Mapping, metrics: Iterable[str]) -> str:
+    """How some metrics of a run were measured, in a sentence; of scores without `measured` the sentence on them all."""
+    measured = run.get('measured')
+    if measured is None:
+        return run['protocol']
+    return protocol_sentence({m: measured['metrics'][m] for m in metrics if m in measured['metrics']}, run['scale'],
+                             measured['rounded'])
+
+
+def protocol_notes(runs: Sequence[Mapping], metrics: Sequence[str]) -> list[str]:
+    """How runs of one scale were measured, and which of the metrics cannot be compared: a sentence each.
+
+    Metrics are compared one by one: runs that differ in a further metric alone are of one protocol.
+    """
+    whole: dict[str, list[str]] = {}
+    for run in runs:
+        whole.setdefault(protocol_of(run, metrics), []).append(run['name'])
+    if len({run['protocol'] for run in runs}) == 1 or len(whole) == 1:
+        return [f'{text}.' for text in whole][:1]
+    notes = [f'{", ".join(names[:3])}{f" and {len(names) - 3} more" if len(names) > 3 else ""}: {text}.'
+             for text, names in whole.items()]
+    for metric in metrics:
+        having = [run for run in runs if any(metric in d['mean'] for d in run['datasets'].values())]
+        if len({protocol_of(run, [metric]) for run in having}) > 1:
+            notes.append(f'{metric.upper()} was measured by different protocols and cannot be compared.')
+    return notes
+
+
 # ---------------------------------------------------------------- schema
 
 def check_scores(scores: Any, source: str = 'scores', finite: bool = True) -> dict:
@@ -185,6 +216,12 @@ def check_scores(scores: Any, source: str = 'scores', finite: bool = True) -> di
             read_facts(values)
         except ValueError as error:
             need(False, f'metrics.{metric}: {error}')
+    if 'measured' in scores:
+        ways = scores['measured']
+        need(isinstance(ways, Mapping) and isinstance(ways.get('rounded'), bool)
+             and isinstance(ways.get('metrics'), Mapping)
+             and all(isinstance(way, Mapping) for way in ways['metrics'].values()),
+             f'`measured` should hold `rounded` and, for each of `metrics`, its options, got {ways!r:.80}')
     return {**scores, 'datasets': datasets}
 
 

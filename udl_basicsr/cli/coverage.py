@@ -1,0 +1,69 @@
+"""Judges the intervals of several runs on images that they were not calibrated on.
+
+    udl coverage experiments/EU_x4 experiments/ESU_x4 --calibrate datasets/Set5 datasets/Set14 \
+        --halve datasets/BSD100 --out results/coverage
+
+Set5, Set14 and one half of BSD100 calibrate, the other half judges, and the halves change places. Data sets are folders
+that udl prepare has made. With --shifts also how well the mean θ tells inputs of another kind.
+"""
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from udl_basicsr.utils import exits
+
+
+@exits.command()
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description='Judges calibrated intervals on images kept apart, and prints each '
+                                     'score with its interval over images.')
+    parser.add_argument('runs', nargs='+', type=Path, metavar='RUN', help='folders of runs, experiments/<name>')
+    parser.add_argument('--calibrate', nargs='*', default=[], metavar='FOLDER', help='data sets that only calibrate')
+    parser.add_argument('--halve', required=True, metavar='FOLDER', help='data set of which each half judges once')
+    parser.add_argument('--alpha', type=float, default=0.1, help='share of pixels outside; default 0.1')
+    parser.add_argument('--within', type=float, default=16., metavar='E', help='error of the mask, in grey levels; '
+                        'default 16')
+    parser.add_argument('--shifts', action='store_true', help='also restore shifted inputs; five times as slow')
+    parser.add_argument('--device', choices=['auto', 'cpu', 'cuda'], default='auto', help='default: a GPU if there is')
+    parser.add_argument('--out', required=True, type=Path, metavar='FOLDER', help='for coverage.json and coverage.md')
+    args = parser.parse_args(argv)
+    if not 0 < args.alpha < 1:
+        parser.error(f'--alpha: expected a number between 0 and 1, got {args.alpha}')
+    from tqdm import tqdm
+
+    import udl_basicsr.register  # noqa: F401 - networks by their names
+    from udl_basicsr.deploy.calibration import networks_of
+    from udl_basicsr.deploy.infer import load_restorer
+    from udl_basicsr.deploy.judging import SHIFTS, judge, prepared_pairs
+    from udl_basicsr.deploy.kept_apart import check_apart
+    from udl_basicsr.reports.coverage import allowed, format_coverage, write_coverage
+    names = [run.resolve().name for run in args.runs]
+    if len(set(names)) < len(names):
+        parser.error(f'two runs have the same name: {", ".join(names)}')
+    judgements = []
+    for name, run in zip(names, args.runs, strict=True):
+        weights, uncertainty = networks_of(run)
+        restorer = load_restorer(weights, uncertainty=uncertainty, device=args.device)
+        scale = restorer.traits[1]
+        calibrating = [pair for root in args.calibrate for pair in prepared_pairs(root, scale)]
+        halved = prepared_pairs(args.halve, scale)
+        check_apart([*calibrating, *halved], (weights, uncertainty))
+        total = len(calibrating) + len(halved) * (1 + len(SHIFTS) * args.shifts)
+        with tqdm(total=total, desc=name, unit='image', disable=None, file=sys.stderr) as bar:
+            judgements.append(judge(name, restorer, calibrating, halved, args.alpha, args.within, args.shifts,
+                                    bar.update))
+    low, high = allowed(judgements[0], args.alpha)
+    sets = ' + '.join([*(Path(root).name for root in args.calibrate), f'half of {Path(args.halve).name}'])
+    protocol = (f'{sets} calibrate ({" and ".join(map(str, judgements[0].calibrated_on))} images), the other half '
+                f'judges, and exchanged: {len(judgements[0].images)} images judged once each. Conformal risk control, '
+                f'α = {args.alpha:g}: theory puts the expected coverage between {low:.3f} and {high:.3f}. Mean over '
+                'images of all their values in RGB, no border cropped, SR not rounded; grey levels; in brackets '
+                f'the 95 % bootstrap interval over images. Mask: within {args.within:g} grey levels. ENCE: 20 bins of '
+                'equal counts. Rescaled: θ times the mean of e/θ over the images calibrated on')
+    files = write_coverage(judgements, protocol, args.out)
+    print(format_coverage(judgements, protocol))
+    for path in files:
+        print(f'Wrote {path}')
+    return 0

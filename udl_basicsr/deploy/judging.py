@@ -1,0 +1,159 @@
+"""Judges intervals on other images than those they were calibrated on, and how well images of another kind stand out.
+
+Several sets calibrate, and one half of another; its other half judges. Then the halves change places, so that each
+image of that set is judged once, by a factor that has not seen it.
+"""
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from udl_basicsr.data.degradations import degrade_bd, degrade_bic
+from udl_basicsr.functional import intervals as I
+from udl_basicsr.functional import risk_control as R
+from udl_basicsr.functional import uncertainty as U
+
+from .calibration import judged
+from .kept_apart import ImagePair, find_pairs
+from .pictures import Pixels, read_picture
+from .restorer import Restorer
+
+SHIFTS = ('BD', 'noise', 'JPEG', 'scale')
+"""Inputs of another kind: blurred and not averaged; with Gaussian noise of 10 grey levels; compressed at quality 30;
+and shrunk by one more than the network enlarges."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What the images of one run came to.
+
+    Attributes:
+        name: Of the run.
+        factors: λ of the two halves.
+        calibrated_on: How many images, of each.
+        images: Scores by the image, see :func:`judge`.
+        auroc: By the kind of shift, see ``SHIFTS``; empty where it was not asked for.
+    """
+    name: str
+    factors: list[float]
+    calibrated_on: list[int]
+    images: dict[str, dict[str, float]]
+    auroc: dict[str, float]
+
+
+def prepared_pairs(root: str | Path, scale: int) -> list[ImagePair]:
+    """The pairs that udl prepare has made: ``GTmod<scale>`` and ``LRbicx<scale>``."""
+    return find_pairs([Path(root) / f'GTmod{scale}'], [Path(root) / f'LRbicx{scale}'])
+
+
+def judge(name: str, restorer: Restorer, calibrating: Sequence[ImagePair], halved: Sequence[ImagePair],
+          alpha: float = 0.1, within: float = 16., shifts: bool = False,
+          tick: Callable[[], None] = lambda: None) -> Judgement:
+    """Calibrates by conformal risk control and judges, twice; ``halved`` is dealt out, every second image to one half.
+
+    The scores of an image, all of its values in RGB, none cropped, f not rounded, in grey levels where they have a
+    unit: ``coverage`` and ``coverage_predicted`` (λ = 1), ``width``, ``worst_quarter`` (the largest share outside of
+    four by width), ``interval_score``, ``masked`` (share of the image within ``within`` grey levels) and
+    ``mask_risk``; ``ence``, ``crps`` (as predicted) and ``ence_rescaled``, ``crps_rescaled`` (θ times the mean of e/θ
+    over the images calibrated on); ``ause``, ``aurg``; ``theta``.
+
+    Args:
+        name: Of the run.
+        restorer: Its networks.
+        calibrating: Images of both calibrations.
+        halved: Images that calibrate once and are judged once.
+        alpha: The risk to be promised.
+        within: Error of the mask, in grey levels.
+        shifts: Whether to restore shifted inputs as well, which takes five times as long.
+        tick: Called after each picture.
+
+    Raises:
+        TooFewImagesError: For this α.
+        CalibrationError: A picture that cannot be used.
+    """
+    pairs = [*calibrating, *halved]
+    with tempfile.TemporaryDirectory() as folder:
+        files, risks, masks, ratios = [], [], [], []
+        for number, pair in enumerate(pairs):
+            prediction, error, half = judged(restorer, pair, 1 - alpha)
+            scale = np.exp(prediction.log_scale)
+            files.append(Path(folder) / f'{number}.npz')
+            np.savez(files[-1], error=error, half=half, scale=scale, spread=prediction.spread,
+                     width=(prediction.below + prediction.above).mean())
+            risks.append(R.interval_risks(error, half))
+            masks.append(R.mask_risks(error.max(2), prediction.spread, within))
+            ratios.append(U.recalibration_factor(error, scale))
+            tick()
+        factors, counts, images = [], [], {}
+        for turn in (0, 1):
+            first = len(calibrating)
+            on = [*range(first), *range(first + turn, len(pairs), 2)]
+            limit = R.risk_limit(len(on), alpha)
+            factor = R.smallest_factor([risks[i] for i in on], limit)
+            threshold = R.largest_threshold([masks[i] for i in on], limit)
+            factors.append(factor or float('inf'))
+            counts.append(len(on))
+            for i in range(first + 1 - turn, len(pairs), 2):
+                with np.load(files[i]) as stored:
+                    images[pairs[i].name] = _scores(stored, factors[-1], threshold, within, alpha,
+                                                    float(np.mean([ratios[j] for j in on])))
+    auroc = _auroc(restorer, halved, {p.name: images[p.name]['theta'] for p in halved}, tick) if shifts else {}
+    return Judgement(name, factors, counts, {pair.name: images[pair.name] for pair in halved}, auroc)
+
+
+def _scores(stored, factor: float, threshold: float, within: float, alpha: float, ratio: float) -> dict[str, float]:
+    error, half, scale, spread = (stored[key].astype(np.float64) for key in ('error', 'half', 'scale', 'spread'))
+    width, mask = factor * float(stored['width']), spread <= threshold
+    return {
+        'coverage_predicted': I.coverage(error, half), 'coverage': I.coverage(error, factor * half), 'width': width,
+        'worst_quarter': float(I.stratified_risks(error, factor * half).max()),
+        'interval_score': width + 2 / alpha * float(np.maximum(error - factor * half, 0).mean()),
+        'masked': float(mask.mean()), 'mask_risk': float((mask & (error.max(2) > within)).sum() / max(mask.sum(), 1)),
+        'ence': I.ence(error, scale), 'ence_rescaled': I.ence(error, ratio * scale),
+        'crps': I.laplace_crps(error, scale), 'crps_rescaled': I.laplace_crps(error, ratio * scale),
+        'ause': U.ause(error, scale), 'aurg': U.aurg(error, scale), 'theta': float(scale.mean())}
+
+
+# ---------------------------------------------------------------- images of another kind
+
+def shifted(picture: Pixels, original: Pixels, kind: str, scale: int, seed: int = 0) -> Pixels:
+    """An input of another kind than the network was trained on.
+
+    Args:
+        picture: The usual one, 8 bits.
+        original: Its GT, 8 bits, a multiple of ``scale`` large.
+        kind: One of ``SHIFTS``.
+        scale: Of the network.
+        seed: Of the noise.
+    """
+    lq = picture.colour
+    if kind == 'BD':
+        lq = degrade_bd(original.colour, scale)
+    elif kind == 'noise':
+        noise = np.random.default_rng(seed).normal(0, 10, lq.shape)
+        lq = (lq + noise).round().clip(0, 255).astype(np.uint8)
+    elif kind == 'JPEG':
+        coded = cv2.imencode('.jpg', lq[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 30])[1]
+        lq = cv2.imdecode(coded, cv2.IMREAD_COLOR)[..., ::-1]
+    else:
+        height, width = (side - side % (scale + 1) for side in original.colour.shape[:2])
+        lq = degrade_bic(original.colour[:height, :width], scale + 1)
+    return Pixels(np.ascontiguousarray(lq if lq.shape[2] == 3 else lq.repeat(3, 2)))
+
+
+def _auroc(restorer: Restorer, pairs: Sequence[ImagePair], usual: dict[str, float],
+           tick: Callable[[], None]) -> dict[str, float]:
+    _, scale, _ = restorer.traits
+    found: dict[str, list[float]] = {kind: [] for kind in SHIFTS}
+    for number, pair in enumerate(pairs):
+        picture, original = read_picture(pair.lq), read_picture(pair.gt)
+        for kind, values in found.items():
+            s = restorer.prediction(shifted(picture, original, kind, scale, number), 0.9).log_scale
+            values.append(float(np.exp(s).mean()))
+            tick()
+    return {kind: I.auroc([usual[pair.name] for pair in pairs], values) for kind, values in found.items()}

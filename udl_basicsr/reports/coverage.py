@@ -1,0 +1,87 @@
+"""The table of judged intervals: each run in a row, each score as its mean over images with a bootstrap interval."""
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from udl_basicsr.deploy.judging import Judgement
+from udl_basicsr.experiments.statistics import bootstrap_interval
+from udl_basicsr.utils.files import write_text
+from udl_basicsr.utils.tables import markdown_table, text_table
+
+COLUMNS = {
+    'coverage_predicted': ('coverage, λ = 1', 3),
+    'coverage': ('coverage', 3),
+    'width': ('width ↓', 2),
+    'worst_quarter': ('risk of the worst quarter ↓', 3),
+    'interval_score': ('interval score ↓', 2),
+    'masked': ('masked ↑', 3),
+    'mask_risk': ('wrong in the mask', 3),
+    'ence': ('ENCE ↓', 3),
+    'ence_rescaled': ('ENCE, θ rescaled ↓', 3),
+    'ause': ('AUSE ↓', 4),
+    'aurg': ('AURG ↑', 4),
+    'crps': ('CRPS ↓', 3),
+    'crps_rescaled': ('CRPS, θ rescaled ↓', 3),
+}
+"""Score → heading and decimals."""
+
+
+def summary(judgement: Judgement) -> dict[str, tuple[float, float, float]]:
+    """Of each score the mean over images and the ends of its 95 % interval."""
+    found = {}
+    for key in COLUMNS:
+        values = np.array([[scores[key] for scores in judgement.images.values()]])
+        found[key] = (float(values.mean()), *bootstrap_interval(values))
+    return found
+
+
+def allowed(judgement: Judgement, alpha: float) -> tuple[float, float]:
+    """Between which figures theory puts the expected coverage: 1 − α and 1 − α + 2/(n + 1).
+
+    Angelopoulos et al., Conformal Risk Control, theorems 1 and 2; the upper one for risks without jumps.
+    """
+    return 1 - alpha, 1 - alpha + 2 / (min(judgement.calibrated_on) + 1)
+
+
+def _tables(judgements: Sequence[Judgement]) -> list[tuple[list[str], list[list[str]]]]:
+    means = {j.name: summary(j) for j in judgements}
+    keys = list(COLUMNS)
+    tables = []
+    for part in (keys[:7], keys[7:]):
+        head = ['run', *(['λ'] if part == keys[:7] else []), *(COLUMNS[key][0] for key in part)]
+        rows = []
+        for j in judgements:
+            cells = []
+            for key in part:
+                digits = COLUMNS[key][1]
+                mean, low, high = means[j.name][key]
+                cells.append(f'{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]')
+            factors = [' / '.join(f'{f:.2f}' for f in j.factors)] if part == keys[:7] else []
+            rows.append([j.name, *factors, *cells])
+        tables.append((head, rows))
+    if shifts := list(dict.fromkeys(kind for j in judgements for kind in j.auroc)):
+        tables.append((['run, AUROC of mean θ', *shifts], [
+            [j.name, *(f'{j.auroc[kind]:.3f}' if kind in j.auroc else '–' for kind in shifts)] for j in judgements]))
+    return tables
+
+
+def format_coverage(judgements: Sequence[Judgement], protocol: str, markdown: bool = False) -> str:
+    """The tables, and how it was measured."""
+    table = markdown_table if markdown else text_table
+    return '\n\n'.join([*(table(*part) for part in _tables(judgements)), f'{protocol}.'])
+
+
+def write_coverage(judgements: Sequence[Judgement], protocol: str, folder: str | Path) -> list[Path]:
+    """Writes coverage.json, with the scores of each image, and coverage.md.
+
+    Returns:
+        Both files.
+    """
+    content = {'protocol': protocol, 'runs': [asdict(j) for j in judgements]}
+    return [write_text(Path(folder) / 'coverage.json', json.dumps(content, indent=1, ensure_ascii=False) + '\n'),
+            write_text(Path(folder) / 'coverage.md', format_coverage(judgements, protocol, markdown=True) + '\n')]
