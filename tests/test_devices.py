@@ -6,6 +6,7 @@ import json
 import sys
 import threading
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -230,7 +231,8 @@ def test_a_cache_in_tiles_says_where_it_was_computed(project, stage1, monkeypatc
     assert max(widths[:6]) == 28
     assert max(widths[6:]) <= 26
     for key, whole in maps['whole'].items():  # the overlap covers the receptive field
-        torch.testing.assert_close(torch.from_numpy(maps['tiles'][key]), torch.from_numpy(whole), rtol=0, atol=1e-4)
+        level = (whole.max() - whole.min()) / 65535
+        assert np.abs(maps['tiles'][key] - whole).max() < 1e-5 + 1.5 * level
 
 
 def test_a_cache_that_does_not_fit_names_the_remedy(project, stage1, monkeypatch):

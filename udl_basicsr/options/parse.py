@@ -40,6 +40,8 @@ class Parsed:
     """The options of stage 1, where ``stage1`` names its file."""
     warnings: tuple[str, ...] = field(default=())
     """What is legal but probably not meant."""
+    notes: tuple[str, ...] = field(default=())
+    """What has been decided where the file leaves it open, for the log."""
 
 
 def parse_options(file: str, *, root_path: str, is_train: bool, force_yml: Iterable[str] = (),

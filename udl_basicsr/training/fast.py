@@ -96,14 +96,13 @@ def _with(parsed: Parsed, levers: dict, fast: bool) -> Parsed:
             if 'in_memory' not in data and _fits(parsed):
                 new['datasets']['train']['in_memory'] = True
     settled = changed(replace(parsed, stage1=before), new)
-    if parsed.opt['rank'] == 0:
-        train, data = settled.flat['train'], settled.flat['datasets']['train']
-        on = [name for name, value in {
-            train.get('amp'): train.get('amp'), 'channels_last': train.get('channels_last'),
-            'fused': train['optim_g'].get('fused'), 'in_memory': data.get('in_memory'),
-            'uncertainty_cache': data.get('uncertainty_cache')}.items() if value]
-        get_root_logger().info(f"{parsed.opt['name']} is trained with {', '.join(on) or 'float32 and no lever'}.")
-    return settled
+    train, data = settled.flat['train'], settled.flat['datasets']['train']
+    on = {train.get('amp') or 'float32': True, 'channels_last': train.get('channels_last'),
+          'fused': train['optim_g'].get('fused'), 'in_memory': data.get('in_memory'),
+          'uncertainty_cache': data.get('uncertainty_cache')}
+    chosen = ', '.join(name for name, value in on.items() if value)
+    return replace(settled, notes=(*([levers['why']] if levers.get('why') else []),
+                                   f"{parsed.opt['name']} is trained with {chosen}."))
 
 
 def _fits(parsed: Parsed) -> bool:
@@ -128,8 +127,8 @@ def _decide(parsed: Parsed, fast: bool) -> dict:
     where = f"{processor.name(device)}, bf16 {'in hardware' if bf16 else 'not in hardware'}"
     types = [None, *(['bf16'] if bf16 else [])]
     if not fast:
-        get_root_logger().info(f'amp: auto is {types[-1] or "float32"} here ({where}).')
-        return {'amp': types[-1], 'channels_last': None, 'fused': None}
+        return {'amp': types[-1], 'channels_last': None, 'fused': None,
+                'why': f'train.amp: auto is {types[-1] or "float32"} here ({where}).'}
     seconds: dict[tuple, float] = {}
     can_fuse = parsed.flat['train']['optim_g']['type'] in _FUSED
     for amp, channels_last in itertools.product(reversed(types), (True, False)):
@@ -139,8 +138,8 @@ def _decide(parsed: Parsed, fast: bool) -> dict:
             break
     amp, channels_last, fused = min(seconds, key=seconds.get)
     timed = ', '.join(f'{a or "float32"}{" channels_last" if c else ""} {s:.3f}' for (a, c, _), s in seconds.items())
-    get_root_logger().info(f'--fast: {where}. Seconds a step of L1: {timed}.')
-    return {'amp': amp, 'channels_last': channels_last, 'fused': fused}
+    return {'amp': amp, 'channels_last': channels_last, 'fused': fused,
+            'why': f'--fast: {where}. Seconds a step of L1: {timed}.'}
 
 
 def seconds_a_step(parsed: Parsed, amp: str | None, channels_last: bool, fused: bool,

@@ -240,6 +240,8 @@ def _begin(parsed: Parsed, logger) -> None:
     opt['manual_seed'] = parsed.flat['manual_seed'] = broadcast(opt.get('manual_seed'))
     logger.info(get_env_info())
     logger.info(dict2str(opt))
+    for note in parsed.notes:
+        logger.info(note)
     for warning in parsed.warnings:
         logger.warning(warning)
     deterministic = RunSettings.of(opt).deterministic
