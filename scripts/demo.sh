@@ -34,8 +34,7 @@ prepare() {
 
 evaluate() {
     "$PYTHON" scripts/demo.py bicubic
-    "$PYTHON" -m udl_basicsr test -opt options/demo/test.yml --force_yml name=demo_L1 stage=plain network_u=None \
-        path:pretrain_network_u=None path:pretrain_network_g=experiments/demo_L1/models/net_g_latest.pth
+    "$PYTHON" -m udl_basicsr test -opt options/demo/train_L1.yml
     "$PYTHON" -m udl_basicsr test -opt options/demo/test.yml
 }
 

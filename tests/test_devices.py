@@ -24,6 +24,7 @@ from udl_basicsr.data.loader import build_dataset
 from udl_basicsr.functional.tlw import relaxed_bernoulli
 from udl_basicsr.options.parse import OptionError
 from udl_basicsr.training import launch, loop
+from udl_basicsr.training.log import RunLog
 from udl_basicsr.utils import distributed
 from udl_basicsr.utils.gpus import gpu_count, gpu_names
 from udl_basicsr.utils.kernels import exact_kernels
@@ -174,7 +175,7 @@ def test_deterministic_kernels_have_their_workspace_before_a_gpu_is_asked(projec
     monkeypatch.setattr(torch, 'use_deterministic_algorithms', lambda on: seen.append(
         (on, loop.os.environ.get('CUBLAS_WORKSPACE_CONFIG'))))
     for force in ((), ('deterministic=true', )):
-        loop._begin(project.parse('plain', *force), get_root_logger())
+        loop._begin(project.parse('plain', *force), RunLog(get_root_logger()))
     assert seen == [(False, None), (True, ':4096:8')]
     loop.os.environ.pop('CUBLAS_WORKSPACE_CONFIG')
 

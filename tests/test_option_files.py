@@ -91,11 +91,32 @@ def test_is_valid(file, tmp_path):
 
 
 def test_the_top_holds_what_a_user_starts_from():
-    """Two networks, three trainings, three scales, and the released form of UDL; each can be tested too."""
+    """Two networks, three trainings, three scales, and the released form of UDL; two tests, spelled out."""
     names = {f'{network}_{loss}_x{scale}.yml' for network in ('EDSR', 'EDSR-S') for loss in ('L1', 'ESU', 'UDL')
              for scale in (2, 3, 4)} | {f'{network}_UDL_released_x4.yml' for network in ('EDSR', 'EDSR-S')}
-    assert {file for file in FILES if '/' not in file} == {f'{kind}_{name}' for kind in ('train', 'test')
-                                                           for name in names}
+    assert {file for file in FILES if '/' not in file} == {
+        *(f'train_{name}' for name in names), 'test_EDSR_UDL_x4.yml', 'test_EDSR_ESU_x4.yml'}
+
+
+@pytest.mark.parametrize('file', [file for file in FILES if file.startswith('train_')])
+def test_a_training_file_is_a_test_as_well(file, tmp_path):
+    """Network, weights, scale, data sets and metrics follow from it; where a test is spelled out, they are the same."""
+    arguments = {'root_path': str(tmp_path), 'is_train': False, 'check_files': False, 'num_gpu_available': 0}
+    flat = parse_options(str(OPTIONS / file), **arguments).flat
+    trained, name = parse(file, tmp_path).flat, Path(file).stem.partition('_')[2]
+    models = f'{tmp_path}/experiments/{name}/models'
+    assert flat['path']['pretrain_network_g'] == f'{models}/net_g_latest.pth'
+    assert {key: flat[key] for key in ('name', 'scale', 'network_g')} == {
+        key: trained[key] for key in ('name', 'scale', 'network_g')}
+    assert [block['name'] for block in flat['datasets'].values()] == ['Set5', 'Set14', 'B100', 'Urban100', 'Manga109']
+    assert all(f'bicx{flat["scale"]}' in block['dataroot_lq'] for block in flat['datasets'].values())
+    assert flat['val']['metrics']['psnr']['crop_border'] == flat['scale']
+    assert flat['path'].get('pretrain_network_u') == (f'{models}/net_u_latest.pth' if '_ESU_' in file else None)
+    assert ('ause' in flat['val']['metrics']) == ('_ESU_' in file)
+    spelled_out = OPTIONS / file.replace('train_', 'test_')
+    if spelled_out.exists():
+        other = parse_options(str(spelled_out), **arguments).flat
+        assert {**other, 'path': {k: f'{tmp_path}/{v}' for k, v in other['path'].items()}} == flat
 
 
 @pytest.mark.parametrize('network', PUBLISHED)
@@ -119,7 +140,7 @@ def test_no_base_is_left_over():
         bases = content.get('_base_') or []
         bases = [bases] if isinstance(bases, str) else bases
         # the plan of a comparison names the files that its trainings and tests share, and those of its parts
-        bases += [content[key] for key in ('train', 'test') if isinstance(content.get(key), str)]
+        bases += [content[key] for key in ('train', 'test', 'tested_on') if isinstance(content.get(key), str)]
         for part in ('networks', 'first', 'methods'):
             for block in (content.get(part) or {}).values():
                 own = block.get('base', []) if isinstance(block, dict) else []

@@ -175,6 +175,8 @@ def test_debug(parse, train_opt):
     assert parsed.opt['name'] == parsed.flat['name'] == 'debug_run'
     assert (parsed.opt['val']['val_freq'], parsed.opt['logger']['print_freq']) == (8, 1)
     assert parsed.flat['val']['val_freq'] == 50
+    assert parsed.opt['train']['total_iter'] == parsed.flat['train']['total_iter'] == 16
+    assert parse(train_opt | {'name': 'debug_by_name'}).opt['train']['total_iter'] == 100
 
 
 def test_a_seed_is_drawn_and_noted(parse, train_opt):
@@ -523,6 +525,10 @@ def test_test_files(parse, train_opt, tmp_path):
     assert 'path.pretrain_network_g: missing' in refused(parse, opt, 'path=~', is_train=False)
     assert '--force_yml datasets:test_1=~' in refused(parse, opt, 'datasets:test_1:dataroot_gt=nowhere', is_train=False)
     assert 'datasets: no set to test on' in refused(parse, opt, 'datasets:test_1=~', 'datasets:x=~', is_train=False)
+    text = refused(parse, train_opt, is_train=False)  # taken as what it has trained, which is not there
+    assert text.splitlines()[0].startswith(f"{tmp_path / 'opt.yml'}: path.pretrain_network_g: no such file: "
+                                           f"{tmp_path / 'experiments/run/models/net_g_latest.pth'}; train first")
+    del train_opt['train']
     assert 'is this a training file?' in refused(parse, train_opt, is_train=False)
     assert 'has none; remove the metric' in refused(
         parse, opt, f'datasets:test_1={{name: a, type: SingleImageDataset, dataroot_lq: {tmp_path / "lq"}, '

@@ -1,4 +1,5 @@
 """Whole runs on tiny data: both stages, their files, resuming, scores, stock BasicSR and several processes."""
+import argparse
 import json
 import os
 import re
@@ -24,6 +25,7 @@ from torch.utils.data import DataLoader
 from udl_basicsr.functional.log_scale_maps import decode_log_scale
 from udl_basicsr.options.parse import parse_options
 from udl_basicsr.training import loop, stages
+from udl_basicsr.training.arguments import tested_file
 from udl_basicsr.training.history import read_history
 from udl_basicsr.utils.checkpoints import CheckpointError
 from udl_basicsr.utils.scores import CSV_FIELDS, HISTORY_FIELDS, _csv
@@ -326,6 +328,24 @@ def test_scores(project, pairs):
     pictures = {f'{n}_{kind}.png' for n in range(3) for kind in ('tested', 'log_scale')}
     assert files(results / 'visualization' / 'tiny') == pictures
 
+    # the training file, and the folder of the run wherever it lies, are enough: tested on what it was validated on
+    expected = scores['datasets']['tiny']
+    again = project.parse('udl', is_train=False)
+    assert loop.test(again)['datasets'] == {'val': expected}
+    assert 'network_u' not in again.opt
+    moved = (project.root / 'experiments' / 'udl').rename(project.root / 'elsewhere')
+    folder = parse_options(tested_file(str(moved)), root_path=str(project.root), is_train=False, num_gpu_available=0)
+    assert folder.opt['path']['pretrain_network_g'] == str(moved / 'models' / 'net_g_latest.pth')
+    assert loop.test(folder)['datasets'] == {'val': expected}
+    # of a stage that trains it, the uncertainty is tested too, with what another file says
+    (project.root / 'on.yml').write_text(yaml.safe_dump({
+        'datasets': {'test': {**blocks['datasets']['val'], 'name': '${name}'}},
+        'val': {'metrics': {'ause': {'type': 'calculate_ause', 'crop_border': '${scale}'}}}}))
+    esu = loop.test(project.parse('esu', f'tested_on={project.root / "on.yml"}', is_train=False))
+    assert (list(esu['datasets']), list(esu['metrics'])) == (['esu'], ['ause'])
+    with pytest.raises(argparse.ArgumentTypeError, match='has no option file in it; expected the folder of a run'):
+        tested_file(str(results / 'visualization'))
+
 
 # -------------------------------------------------------------------------------------------- other processes, BasicSR
 
@@ -398,6 +418,19 @@ def test_the_console_says_which_stage_it_is_and_what_to_type_next(project):
     assert done.returncode == 0, done.stderr[-2000:]
     said = re.findall(r'(?:INFO: )(Stage \d of .*)', done.stderr + done.stdout)
     assert said == ['Stage 1 of 2: esu', 'Stage 2 of 2: udl']
+    shown, rest = (done.stderr + done.stdout).split('INFO: Stage 1')[0], done.stderr + done.stdout
+    assert rest.count(' beyond the defaults:') == 1
+    # once, in YAML: what was asked for, less what is so in any case; of stage 1 what is other
+    options, other = (yaml.safe_load('\n'.join(re.findall('^  .*$', text, re.MULTILINE)))
+                      for text in shown.split('Other in the stage before'))
+    assert (options['name'], options['stage'], options['train']['total_iter']) == ('udl', 'udl', 2)
+    assert 'val' not in options
+    assert 'reduction' not in options['train']['udl_opt']
+    assert (other['name'], other['stage'], other['train']['udl_opt']) == ('esu', 'esu', None)
+    assert not {'datasets', 'network_g', 'scale'} & set(other)
+    whole = next((project.root / 'experiments' / 'udl').glob('train_udl_*.log')).read_text(encoding='utf-8')
+    for text in ('Version Information', 'find_unused_parameters', 'auto_resume: False'):
+        assert (text in rest, text in whole) == (False, text != 'find_unused_parameters')
     last = (done.stderr + done.stdout).rstrip().splitlines()[-2:]
     assert last[0].endswith('The weights are in experiments/udl/models/net_g_latest.pth. To super-resolve pictures '
                             'with them:')
@@ -410,9 +443,12 @@ def test_the_console_says_which_stage_it_is_and_what_to_type_next(project):
     assert done.returncode == 0, done.stderr[-2000:]
     assert len(files(project.root / 'sr')) >= 6
 
-    done = run('-m', 'udl_basicsr', 'train', '-opt', 'plain.yml', '--force_yml', *force, cwd=project.root)
+    done = run('-m', 'udl_basicsr', 'train', '-opt', 'plain.yml', '--debug', '--force_yml', 'train:total_iter=500000',
+               cwd=project.root)
     assert 'Stage 1 of' not in done.stderr + done.stdout
-    assert '--weights experiments/plain/models/net_g_latest.pth' in done.stderr + done.stdout
+    assert '--weights experiments/debug_plain/models/net_g_latest.pth' in done.stderr + done.stdout
+    history = [json.loads(line) for line in (project.root / 'experiments/debug_plain/history.jsonl').open()]
+    assert [entry['iter'] for entry in history if 'dataset' in entry] == [8, 16]
 
 
 def torchrun(project, *args, processes=2):

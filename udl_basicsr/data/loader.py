@@ -74,13 +74,14 @@ class ValidationImages(Dataset):
 
     Args:
         dataset (Dataset): Any of BasicSR's.
+        most (int | None): Only so many images, the first ones.
     """
 
-    def __init__(self, dataset: Dataset):
-        self.dataset, self.opt = dataset, dataset.opt
+    def __init__(self, dataset: Dataset, most: int | None = None):
+        self.dataset, self.opt, self.most = dataset, dataset.opt, most
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self.dataset) if self.most is None else min(self.most, len(self.dataset))
 
     def __getitem__(self, index: int):
         try:

@@ -227,6 +227,7 @@ class _Expansion:
         if problem := bad_name(flat['name'], LONGEST_NAME):
             raise OptionError(f'{where}: name: {describe(flat["name"])} {problem}; choose a shorter name of the plan '
                               'or shorter ids')
+        flat.pop('tested_on', None)  # the plan says what its runs are tested on
         if 'deterministic' in plan:
             flat['deterministic'] = plan['deterministic']
         flat = interpolate(flat, where)

@@ -21,7 +21,8 @@ from .trials import quietly, try_optimizer, try_scheduler, why
 _PACKAGE = __package__.split('.')[0]
 _SUPPLIED = {'metric': {'img', 'img2', 'log_scale'}, 'optimizer': {'params'}, 'scheduler': {'optimizer', 'last_epoch'}}
 _NEEDS_MORE = {'LBFGS', 'SparseAdam'}  # a closure, sparse gradients: neither is what a training step has
-_FILLED_IN = {'is_train', 'dist', 'rank', 'world_size', 'auto_resume', 'root_path'}  # by the program, at the top level
+# by the program, at the top level
+_FILLED_IN = {'is_train', 'dist', 'rank', 'world_size', 'auto_resume', 'debug', 'root_path'}
 _RUNTIME_KEYS = {'phase', 'scale'}  # BasicSR fills them into every data set
 
 

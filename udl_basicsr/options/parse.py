@@ -20,10 +20,13 @@ from udl_basicsr.utils.yaml_files import OptionError, apply_force_yml, dump_flat
 from .data_sets import Images, check_data, where
 from .keys import Findings
 from .schema import OPTIONS
+from .testing import as_test, trains
 from .trials import try_model
 from .values import Checker
 
 __all__ = ['OptionError', 'Parsed', 'apply_force_yml', 'dump_flat', 'load_yaml', 'parse_options', 'renamed']
+
+_DEBUG_ITERATIONS = 16  # of each stage: two validations, and about a minute for a small network
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,8 @@ def parse_options(file: str, *, root_path: str, is_train: bool, force_yml: Itera
         is_train: training, or test.
         force_yml: entries such as ``train:optim_g:lr=1e-4``. They do not reach the file that ``stage1`` names.
         auto_resume: put into the options as it is.
-        debug: BasicSR's debug mode: the name gets ``debug_`` before it, everything happens every few iterations.
+        debug: BasicSR's debug mode: the name gets ``debug_`` before it, everything happens every few iterations; and
+            each stage ends after 16 of them.
         rank: this process.
         world_size: number of processes.
         dist: whether there are several.
@@ -82,7 +86,11 @@ def _parse(file: str, parents: tuple[str, ...], *, root_path: str, is_train: boo
            files: bool, images: Images | None) -> Parsed:
     file = osp.abspath(osp.expanduser(file))
     root_path = osp.abspath(root_path)
-    flat = interpolate(apply_force_yml(load_yaml(file, references=False), force_yml), file)
+    flat = load_yaml(file, references=False)
+    if not is_train and trains(flat):
+        on = [entry for entry in force_yml if str(entry).startswith('tested_on=')]
+        flat = as_test(apply_force_yml(flat, on), file, root_path)
+    flat = interpolate(apply_force_yml(flat, force_yml), file)
     if isinstance(flat.get('stage1'), str):
         flat['stage1'] = osp.abspath(flat['stage1'])  # only --force_yml can have left it relative, to where we are
     _complete(flat, debug)
@@ -103,11 +111,13 @@ def _parse(file: str, parents: tuple[str, ...], *, root_path: str, is_train: boo
     if is_train and flat.get('manual_seed') is None:
         flat['manual_seed'] = random.SystemRandom().randint(1, 10000)  # leaves the global random state alone
     opt = _runtime(flat, root_path, is_train, num_gpu_available)
-    opt.update(dist=dist, rank=rank, world_size=world_size, auto_resume=auto_resume)
+    opt.update(dist=dist, rank=rank, world_size=world_size, auto_resume=auto_resume, debug=debug)
     _check_machine(opt, flat, num_gpu_available, report)
     if files:
         _check_weights(flat, promised, root_path, is_train, report)
         _check_places(opt, report)
+        if isinstance(tested_on := flat.get('tested_on'), str) and not osp.isfile(tested_on):
+            report.add('tested_on', f'no such file: {tested_on}; correct the path, or remove the key')
     if images:
         check_data(opt, root_path, report, images)
         # of models that are not ours, only their code knows what they need
@@ -122,7 +132,7 @@ def changed(parsed: Parsed, changes: dict) -> Parsed:
     """The same run with other values, which are right: they are not checked."""
     flat = merge(parsed.flat, changes)
     opt = _runtime(flat, parsed.opt['root_path'], True, parsed.opt['num_gpu'])
-    opt.update({key: parsed.opt[key] for key in ('dist', 'rank', 'world_size', 'auto_resume')})
+    opt.update({key: parsed.opt[key] for key in ('dist', 'rank', 'world_size', 'auto_resume', 'debug')})
     return replace(parsed, flat=flat, opt=opt)
 
 
@@ -133,7 +143,7 @@ def renamed(parsed: Parsed, name: str, **path: str) -> Parsed:
     flat.pop('rounds', None)
     flat.update(name=name, path={**flat['path'], **path})
     opt = _runtime(flat, parsed.opt['root_path'], True, parsed.opt['num_gpu'])
-    opt.update({key: parsed.opt[key] for key in ('dist', 'rank', 'world_size', 'auto_resume')})
+    opt.update({key: parsed.opt[key] for key in ('dist', 'rank', 'world_size', 'auto_resume', 'debug')})
     return Parsed(parsed.file, flat, opt, None, parsed.warnings)
 
 
@@ -148,6 +158,10 @@ def _complete(flat: dict, debug: bool) -> None:
     name = flat.get('name')
     if debug and isinstance(name, str) and not name.startswith('debug'):
         flat['name'] = f'debug_{name}'
+    train = flat.get('train') if debug else None
+    for key in ('total_iter', 'warmup_iter'):
+        if isinstance(train, dict) and isinstance(train.get(key), (int, float)):
+            train[key] = min(train[key], _DEBUG_ITERATIONS)
     if flat.get('num_gpu') is None:
         flat['num_gpu'] = OPTIONS['num_gpu'].default
     if flat.get('path') is None:

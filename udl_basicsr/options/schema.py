@@ -220,6 +220,8 @@ OPTIONS = _with_defaults({
                   ours=True, null=True),
     'rounds': Key(COUNT, 'go through stage 1 and stage 2 so many times, each from where the last ended',
                   ours=True, only='stage'),
+    'tested_on': Key(TEXT, 'the option file, relative to this one, whose data sets and `val` udl test takes when it is '
+                     'given this training; default: what it is validated on', null=True),
     'scale': Key(COUNT, 'upscaling factor'),
     'degradation': Key(TEXT, 'how the LR images were made, for records and tables: BI, BD, ...', ours=True),
     'num_gpu': Key(GPUS, 'auto: one where there is any; several are for torchrun', default='auto'),

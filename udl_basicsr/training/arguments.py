@@ -1,5 +1,6 @@
 """BasicSR's command line, which training and testing share."""
 import argparse
+from pathlib import Path
 
 from udl_basicsr.utils.option_files import locate
 
@@ -10,12 +11,18 @@ TESTS = 'Tests a network on the sets of an option file, and writes the table of 
 def launch_parser(does: str) -> argparse.ArgumentParser:
     """``-opt --launcher --auto_resume --debug --force_yml``, and ``--deep``, which is ours."""
     parser = argparse.ArgumentParser(description=does)
-    prefixes = ('test_', '') if does == TESTS else ('train_', '')
-    parser.add_argument('-opt', required=True, metavar='FILE', type=lambda text: option_file(text, prefixes),
-                        help='option file (YAML), or udl:NAME, one that comes with the package (udl options)')
+    if does == TESTS:
+        parser.add_argument('-opt', required=True, metavar='FILE', type=tested_file,
+                            help='option file (YAML) of a test, or of a training, or the folder of a run '
+                            '(experiments/NAME); or udl:NAME, one that comes with the package (udl options)')
+    else:
+        parser.add_argument('-opt', required=True, metavar='FILE', type=option_file,
+                            help='option file (YAML), or udl:NAME, one that comes with the package (udl options)')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none', help='job launcher')
     parser.add_argument('--auto_resume', action='store_true', help='go on from the last state of the run, if any')
-    parser.add_argument('--debug', action='store_true', help='validate and save every 8 iterations, log each')
+    parser.add_argument('--debug', action='store_true', help='a run of about a minute, to see that all of it works: '
+                        '16 iterations of each stage, validated on 2 images of each set and saved every 8, in '
+                        'debug_<name>')
     parser.add_argument('--deep', action='store_true', help='decode every image before anything begins')
     if does == TRAINS:
         parser.add_argument('--fast', action='store_true', help='turn on what the file leaves open and makes a step '
@@ -24,6 +31,17 @@ def launch_parser(does: str) -> argparse.ArgumentParser:
     parser.add_argument('--force_yml', nargs='+', default=[], metavar='KEY:KEY=VALUE',
                         help='set options over the file, e.g. train:ema_decay=0.999')
     return parser
+
+
+def tested_file(text: str) -> str:
+    """The option file of a test or a training; of a run's folder, the newest of the resolved files in it."""
+    if not Path(text).is_dir():
+        return option_file(text, ('test_', 'train_', ''))
+    files = sorted(Path(text).glob('*.yml'), key=lambda file: file.stat().st_mtime)
+    if not files:
+        raise argparse.ArgumentTypeError(f'{text}: has no option file in it; expected the folder of a run, such as '
+                                         'experiments/NAME')
+    return str(files[-1])
 
 
 def option_file(text: str, prefixes: tuple[str, ...] = ('train_', '')) -> str:

@@ -28,6 +28,11 @@ class RunLog:
         self._handler = file
         self.logger.addHandler(file)
 
+    def keep(self, text: str) -> None:
+        """Writes to the file alone, of what would fill the console."""
+        if self.logger.isEnabledFor(logging.INFO):
+            self._handler.handle(self.logger.makeRecord(self.logger.name, logging.INFO, __file__, 0, text, (), None))
+
     def close(self) -> None:
         self.logger.removeHandler(self._handler)
         self._handler.close()

@@ -17,6 +17,7 @@ from udl_basicsr.data import uncertainty_cache
 from udl_basicsr.data.loader import ValidationImages, build_dataset, seed_all, train_batches
 from udl_basicsr.metrics.facts import facts_for_scores, without_better
 from udl_basicsr.options.parse import Parsed
+from udl_basicsr.options.summary import describe_options
 from udl_basicsr.utils.distributed import broadcast
 from udl_basicsr.utils.scores import format_scores, mean_scores, protocol_sentence, unmeasured, write_scores
 from udl_basicsr.utils.settings import LoaderSettings, LoggerSettings, RunSettings, TrainSettings, ValSettings
@@ -24,9 +25,11 @@ from udl_basicsr.utils.version import __version__
 
 from .history import History, weights_digest
 from .interrupts import Interrupted, Interrupts
-from .log import init_wandb_logger, run_log
+from .log import RunLog, init_wandb_logger, run_log
 from .run_folder import make_folders, resume_state
 from .states import essence, note_changes
+
+_DEBUG_IMAGES = 2  # of each set, with --debug
 
 
 def train(parsed: Parsed, command: str = '') -> None:
@@ -46,7 +49,7 @@ def train(parsed: Parsed, command: str = '') -> None:
     opt = parsed.opt
     with run_log(opt['rank']) as log:
         logger = log.logger
-        _begin(parsed, logger)
+        _begin(parsed, log)
         state = resume_state(opt)
         start_iter = state['iter'] if state else 0
         if state and state.get('run', {}).get('manual_seed') is not None:
@@ -182,7 +185,8 @@ def test(parsed: Parsed) -> dict:
     opt = parsed.opt
     with run_log(opt['rank']) as log:
         logger = log.logger
-        _begin(parsed, logger)
+        logger.info(describe_options(parsed))
+        _begin(parsed, log)
         loaders = _loaders(opt, 'test', 'val')
         model = build_model(opt)
         make_folders(parsed, '', keep=False)
@@ -230,20 +234,21 @@ def _versions() -> dict:
 
 def _loaders(opt: dict, *phases: str) -> list[DataLoader]:
     """One loader for each ``val``, ``val_1``, ... (or ``test``, ...) block, by name, as BasicSR orders them."""
-    return [DataLoader(ValidationImages(build_dataset(block)), batch_size=1)
+    return [DataLoader(ValidationImages(build_dataset(block), most=_DEBUG_IMAGES if opt.get('debug') else None),
+                       batch_size=1)
             for key, block in sorted(opt['datasets'].items()) if key.split('_')[0] in phases]
 
 
-def _begin(parsed: Parsed, logger) -> None:
-    """What comes first in every run: one seed for all ranks, what runs here, and the options."""
+def _begin(parsed: Parsed, log: RunLog) -> None:
+    """What comes first in every run: one seed for all ranks; what runs here and all options go to the log's file."""
     opt = parsed.opt
     opt['manual_seed'] = parsed.flat['manual_seed'] = broadcast(opt.get('manual_seed'))
-    logger.info(get_env_info())
-    logger.info(dict2str(opt))
+    log.keep(get_env_info())
+    log.keep(dict2str(opt))
     for note in parsed.notes:
-        logger.info(note)
+        log.logger.info(note)
     for warning in parsed.warnings:
-        logger.warning(warning)
+        log.logger.warning(warning)
     deterministic = RunSettings.of(opt).deterministic
     if deterministic:  # before the first product on a GPU, where cuBLAS reads it
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')

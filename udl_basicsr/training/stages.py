@@ -15,6 +15,7 @@ from basicsr.utils import get_root_logger
 from udl_basicsr.data import uncertainty_cache
 from udl_basicsr.data.loader import build_dataset
 from udl_basicsr.options.parse import OptionError, Parsed, renamed
+from udl_basicsr.options.summary import describe_options
 from udl_basicsr.utils import plugins
 from udl_basicsr.utils.checkpoints import CheckpointError
 from udl_basicsr.utils.distributed import broadcast
@@ -28,6 +29,7 @@ def train(parsed: Parsed, command: str = '') -> None:
     """Trains all stages as :func:`_train_chain`, and says at the end where the weights are and what to type next."""
     # BasicSR's logger says nothing below a warning until a level is set, and the first run is announced before its own.
     get_root_logger().setLevel(logging.INFO if parsed.opt['rank'] == 0 else logging.ERROR)
+    get_root_logger().info(describe_options(parsed))
     last = _train_chain(parsed, command, _stages(parsed))
     if parsed.opt['rank'] == 0 and (text := _what_next(last)):
         get_root_logger().info(text)

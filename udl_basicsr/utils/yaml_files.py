@@ -244,8 +244,9 @@ def _load(path: str, parents: tuple[str, ...], texts: list[str]) -> dict:
         raise OptionError(f'{path}: expected `key: value` lines, got {got}')
     folder = osp.dirname(path)
     # a path is relative to the file that holds it, so it is made absolute before files are merged
-    if isinstance(opt.get('stage1'), str):
-        opt['stage1'] = osp.normpath(osp.join(folder, osp.expanduser(opt['stage1'])))
+    for key in ('stage1', 'tested_on'):
+        if isinstance(opt.get(key), str):
+            opt[key] = osp.normpath(osp.join(folder, osp.expanduser(opt[key])))
     bases = opt.pop('_base_', None) or []
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(b, str) for b in bases):
@@ -371,3 +372,8 @@ def _with_colons(keys: list[str], opt: dict) -> str | None:
 def dump_flat(flat: dict) -> str:
     """Resolved options as YAML that BasicSR's own loader reads back unchanged."""
     return yaml.dump(flat, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=False, width=110)
+
+
+def dump_compact(options: dict) -> str:
+    """The same in fewer lines, for people: blocks without further blocks in one line each."""
+    return yaml.dump(options, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=None, width=110)
