@@ -9,4 +9,8 @@ END
 environment test ruff pytest hypothesis skimage scipy spandrel safetensors onnx onnxruntime onnxscript
 step 'ruff' "$PYTHON" -m ruff check .
 step 'pytest' "$PYTHON" -m pytest "$@"
+# The tests above hide a GPU; these are for one.
+if [ $# -eq 0 ] && "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+    UDL_TEST_DEVICE=cuda step 'pytest on the GPU' "$PYTHON" -m pytest tests/gpu
+fi
 printf '\nAll checks passed in %d s.\n' "$SECONDS"
