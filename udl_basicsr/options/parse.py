@@ -259,7 +259,8 @@ def _check_machine(opt: dict, flat: dict, num_gpu_available: int, report: Findin
         report.add('num_gpu', f'{wanted} is more than the {num_gpu_available} that this machine shows; use auto')
     if opt['is_train'] and not opt['dist']:
         torchrun = 'torchrun --nproc_per_node={} -m udl_basicsr train -opt ... --launcher pytorch'
-        levers = [key for key in ('amp', 'compile') if (opt.get('train') or {}).get(key)]
+        train = opt['train'] if isinstance(opt.get('train'), dict) else {}
+        levers = [key for key in ('amp', 'compile') if train.get(key)]
         if isinstance(wanted, int) and wanted > 1 and levers:
             report.add('num_gpu', f'{wanted} GPUs of one process (DataParallel) cannot be trained with train.'
                        f'{levers[0]}; use auto, or a process for each: {torchrun.format(wanted)}')
