@@ -522,7 +522,7 @@ def tlw_folder(tmp_path):
                        folder / 'models' / f'net_{label}_{iteration}.pth')
     (folder / 'models' / 'net_w_latest.pth').write_bytes((folder / 'models' / 'net_w_9.pth').read_bytes())
     (folder / 'train_TLW.yml').write_text(yaml.safe_dump({**nets, 'train': {'tlw_opt': TLW_OPT}}))
-    (folder / 'train_TLW_1.log').write_text('16 training images, batch 4 x 1 process(es), 4 iterations an epoch\n')
+    (folder / 'history.jsonl').write_text('{"initial_weights": "a", "iters_per_epoch": 4}\n{"iter": 1}\n')
     return folder
 
 
@@ -569,9 +569,9 @@ def test_layers_of_the_weights(tlw_folder, drawn):
         assert f'mean {values.mean():.3f}' in panel.get_title()
 
 
-def test_tlw_in_iterations_needs_no_log(tlw_folder):
+def test_tlw_in_iterations_needs_no_history(tlw_folder):
     options = yaml.safe_load((tlw_folder / 'train_TLW.yml').read_text())
-    (tlw_folder / 'train_TLW_1.log').unlink()
+    (tlw_folder / 'history.jsonl').unlink()
     with pytest.raises(ReportError, match='how many iterations an epoch has'):
         tlw.open_tlw_run(tlw_folder)
     options['train']['tlw_opt'].update(k_unit='iter', k_tau=4, deterministic=True)

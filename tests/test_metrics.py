@@ -28,7 +28,7 @@ from udl_basicsr.metrics import perceptual
 from udl_basicsr.metrics.fidelity import Fidelity, y_channel
 from udl_basicsr.metrics.perceptual import _judge
 from udl_basicsr.options.parse import OptionError
-from udl_basicsr.reports.uncertainty import ReportError, read_errors
+from udl_basicsr.reports.uncertainty import ReportError, read_errors, read_images
 from udl_basicsr.training import loop, stages
 from udl_basicsr.utils.scores import protocol_sentence
 
@@ -463,7 +463,7 @@ def test_the_report(results, capsys):
     assert main([*runs, *options, '--calibrate', 'A', str(results / 'A')]) == 0
     said = capsys.readouterr().out
     assert 'B, all values of RGB pooled, border of 2 px cropped' in said
-    assert 'recalibration fitted on A.' in said
+    assert 'recalibration fitted on A; per image: ' in said
     good, half = json.loads((results / 'out' / 'uncertainty.json').read_text())['runs']
     assert (good['images'], good['values']) == (2, 2 * 56 * 66 * 3)
     assert good['recalibrated']['factor'] == pytest.approx(1, abs=0.03)
@@ -477,10 +477,21 @@ def test_the_report(results, capsys):
     assert half['scores']['ause_rmse'] == pytest.approx(F.ause(error, scale, measure='rmse'))
     assert half['scores']['spearman'] == pytest.approx(good['scores']['spearman'], abs=1e-5)  # maps in 16 bits
     assert len(good['sparsification']) == len(good['oracle']) == len(good['fractions']) == STEPS
+    # per image, and the bins of all: half of θ is as wrong everywhere as its factor says
+    images = list(read_images(results / 'results' / 'half', 'B', results / 'B', 2))
+    for key, value in (('crps', F.laplace_crps), ('ence', F.ence), ('aurg', F.aurg),
+                       ('width', lambda e, t: 2 * np.log(10) * t.mean())):
+        mean, low, high = half['by_image'][key]
+        values = [value(*pair) for pair in images]
+        assert mean == pytest.approx(np.mean(values))
+        assert min(values) - 1e-9 <= low <= mean <= high <= max(values) + 1e-9
+    assert half['by_image_recalibrated']['width'][0] == pytest.approx(
+        half['recalibrated']['factor'] * half['by_image']['width'][0])
+    np.testing.assert_allclose(np.divide(half['rmse'], half['spread']), 6, rtol=0.2)  # 3 times the error, half of θ
     csv = (results / 'out' / 'uncertainty.csv').read_text().splitlines()
     assert len(csv) == 5
     assert float(csv[3].split(',')[2]) == half['scores']['log_likelihood_laplace']
-    assert (results / 'out' / 'uncertainty.md').read_text().count('\n| ') == 4
+    assert (results / 'out' / 'uncertainty.md').read_text().count('\n| ') == 9
     assert cv2.imread(str(results / 'out' / 'uncertainty.png')).std() > 10
 
     error, _, _ = read_errors(results / 'results' / 'good', 'A', results / 'A', share=0.25)

@@ -1,6 +1,11 @@
-"""What README.md says is done, not only read."""
+"""What README.md and the notebook say is done, not only read."""
+import json
 import re
 from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pytest
+from skimage.metrics import peak_signal_noise_ratio
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / 'README.md').read_text(encoding='utf-8')
@@ -30,3 +35,23 @@ def test_the_links_of_the_pages_lead_somewhere():
 def test_the_readme_links_each_page_once():
     for page in (ROOT / 'docs').glob('*.md'):
         assert README.count(f'](docs/{page.name})') == 1, page.name
+
+
+def test_the_notebook_runs_and_its_claims_hold(monkeypatch, tmp_path):
+    """Without Jupyter, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    plt.switch_backend('Agg')
+    monkeypatch.setattr(plt, 'show', lambda: plt.close('all'))
+    names = {}
+    for cell in json.loads((ROOT / 'examples/uncertainty.ipynb').read_text(encoding='utf-8'))['cells']:
+        if cell['cell_type'] == 'code':
+            exec(compile(''.join(cell['source']), 'uncertainty.ipynb', 'exec'), names)
+    psnr = {name: peak_signal_noise_ratio(names['gt'], image.round().astype('uint8'))
+            for name, image in names['sr'].items()}
+    assert names['psnr'] == pytest.approx(psnr)
+    assert psnr['UDL'] > psnr['L1']
+    assert list(tmp_path.iterdir()) == []
+    for errors in names['by_part'].values():  # the less sure, the worse
+        assert errors[:5].max() < errors[5]
+        assert all(errors[5:-1] < errors[6:])
+    assert all(names['promised'] < names['by_part']['UDL'])

@@ -62,7 +62,8 @@ def test_validation_pads_to_what_the_network_takes(project, registered, extra):
 
 
 @pytest.mark.parametrize(('block', 'key'), [
-    ({'type': 'OmniSR', 'up_scale': 3}, 'up_scale'), ({'type': 'SAFMN', 'upscaling_factor': 3}, 'upscaling_factor'),
+    ({'type': 'OmniSR', 'up_scale': 3}, 'up_scale'),
+    ({'type': 'SAFMN', 'dim': 36, 'upscaling_factor': 3}, 'upscaling_factor'),
     ({'type': 'SwiftSRGAN', 'upscale_factor': 3}, 'upscale_factor'), ({'type': 'PLKSR'}, 'upscaling_factor')])
 def test_the_scale_is_compared_with_spandrels_names(project, block, key):
     pytest.importorskip('spandrel')

@@ -18,9 +18,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from udl_basicsr.cli.infer import weights_file
 from udl_basicsr.utils import exits
-
-from .infer import weights_file
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -2,10 +2,12 @@
 
     udl options                     # their names; each goes behind -opt udl:
     udl options copy my_options     # all of them, to start from
+    udl options schema              # a JSON Schema of their keys, with which editors complete them
 """
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -15,12 +17,18 @@ from udl_basicsr.utils import exits, option_files
 
 @exits.command()
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description='Lists the option files that come with the package, or copies them.')
-    parser.add_argument('action', nargs='?', choices=['list', 'copy'], default='list', help='default: list')
+    parser = argparse.ArgumentParser(description='Lists the option files that come with the package, copies them, or '
+                                     'prints a JSON Schema of their keys.')
+    parser.add_argument('action', nargs='?', choices=['list', 'copy', 'schema'], default='list', help='default: list')
     parser.add_argument('folder', nargs='?', type=Path, help='where copies go; it must not exist')
     args = parser.parse_args(argv)
-    if (args.folder is None) != (args.action == 'list'):
-        parser.error('copy takes a folder, list takes none')
+    if (args.folder is None) != (args.action != 'copy'):
+        parser.error('copy takes a folder, list and schema take none')
+    if args.action == 'schema':
+        import udl_basicsr.register  # noqa: F401 - networks, losses and metrics by their names
+        from udl_basicsr.options.json_schema import json_schema
+        print(json.dumps(json_schema(), indent=1))
+        return 0
     if args.action == 'list':
         print(f'In {option_files.folder()}, for -opt udl:NAME, where train_ and test_ may be left out:')
         print('\n'.join(f'  {name}' for name in option_files.names()))

@@ -40,6 +40,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                         help="HR images; default: those that the test's option file names")
     parser.add_argument('--lq', nargs='+', action='extend', default=[], type=folder_of, metavar='DATASET=FOLDER',
                         help='LR images, from which bicubic is made as well; default: likewise')
+    parser.add_argument('--intervals', nargs='+', action='extend', default=[], type=folder_of,
+                        metavar='DATASET=FOLDER', help='what udl infer --intervals made of the LR images of the data '
+                        'set: bounds and mask under the slider')
     parser.add_argument('--seed', type=between(0, 2**32), metavar='S', help='whose pictures; default: the first that '
                         'has any. The tables are over all seeds')
     parser.add_argument('--window', type=between(0, 10**5), default=224, metavar='N', help='show N x N pixels, '
@@ -58,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     from udl_basicsr.reports.uncertainty import ReportError
     from udl_basicsr.utils.files import write_text
     from udl_basicsr.utils.scores import ScoresError
-    folders: dict[str, dict[str, list[Path]]] = {'gt': {}, 'lq': {}}
+    folders: dict[str, dict[str, list[Path]]] = {'gt': {}, 'lq': {}, 'intervals': {}}
     for kind, found in folders.items():
         for name, folder in getattr(args, kind):
             found.setdefault(name, []).append(folder)
@@ -67,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
         if out.is_dir():
             raise ReportError(f'--out {out}: is a folder, expected a file')
         page, notes = make_page(args.folders, args.images, folders['gt'], folders['lq'], args.seed, args.quality,
-                                args.window)
+                                args.window, folders['intervals'])
     except (ReportError, ScoresError, OSError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2

@@ -24,16 +24,22 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--crop_border', type=int, default=0, help='pixels left out at each edge; default 0')
     parser.add_argument('--share', type=float, default=1., help='share of the values to draw, 0 to 1, where all of them'
                         ' fill the memory (some 100 bytes each); default 1')
+    parser.add_argument('--alpha', type=float, default=0.1, help='share outside the intervals f ± θ ln(1/α) whose '
+                        'coverage and width are measured; default 0.1')
     parser.add_argument('--out', required=True, metavar='FOLDER', help='for uncertainty.{json,csv,md,png}')
     args = parser.parse_args(argv)
+    import numpy as np
+
     import udl_basicsr.register  # noqa: F401 - before BasicSR is imported, for its shim
     from udl_basicsr.functional.uncertainty import recalibration_factor
-    from udl_basicsr.reports.uncertainty import ReportError, format_reports, make_report, read_errors, write_reports
+    from udl_basicsr.reports.uncertainty import ReportError, format_reports, make_report, read_images, write_reports
     names = [Path(folder).resolve().name for folder in args.results]
     if len(set(names)) < len(names):
         parser.error(f'two results folders have the same name: {", ".join(names)}')
     if not 0 < args.share <= 1:
         parser.error(f'--share: expected 0 < x ≤ 1, got {args.share}')
+    if not 0 < args.alpha < 1:
+        parser.error(f'--alpha: expected 0 < x < 1, got {args.alpha}')
     if args.crop_border < 0:
         parser.error(f'--crop_border: expected a number ≥ 0, got {args.crop_border}')
 
@@ -42,14 +48,17 @@ def main(argv: list[str] | None = None) -> int:
                 + (f'border of {args.crop_border} px cropped' if args.crop_border else 'no border cropped')
                 + (f', {args.share:g} of them drawn' if args.share < 1 else '')
                 + '; SR rounded to 8 bits, θ = exp(s), s the mean over the channels; nats and grey levels; '
-                f'recalibration fitted on {fitted_on}' + ('' if args.calibrate else ' itself'))
+                f'recalibration fitted on {fitted_on}' + ('' if args.calibrate else ' itself')
+                + f'; per image: mean and 95 % bootstrap interval over images, intervals of {1 - args.alpha:g}, ENCE '
+                'and UCE over 20 bins of equal counts')
     try:
         reports = []
         for name, folder in zip(names, args.results, strict=True):
-            error, scale, images = read_errors(folder, args.dataset, args.gt, args.crop_border, args.share)
-            fit = read_errors(folder, fitted_on, fitted_gt, args.crop_border, args.share)[:2] if args.calibrate \
-                else (error, scale)
-            reports.append(make_report(name, error, scale, images, recalibration_factor(*fit)))
+            pairs = list(read_images(folder, args.dataset, args.gt, args.crop_border, args.share))
+            fit = list(read_images(folder, fitted_on, fitted_gt, args.crop_border, args.share)) if args.calibrate \
+                else pairs
+            factor = recalibration_factor(*(np.concatenate(part) for part in zip(*fit, strict=True)))
+            reports.append(make_report(name, pairs, factor, args.alpha))
         files = write_reports(reports, protocol, args.out)
     except (ReportError, OSError) as error:
         print(f'error: {error}', file=sys.stderr)

@@ -16,9 +16,9 @@ import torch
 
 from udl_basicsr.data.images import ImageError
 from udl_basicsr.functional import risk_control as R
+from udl_basicsr.utils.errors import UdlError
 from udl_basicsr.utils.files import write_text
 from udl_basicsr.utils.json_files import JsonError, read_json
-from udl_basicsr.utils.text import MessageError
 from udl_basicsr.utils.version import __version__
 from udl_basicsr.utils.yaml_files import load_yaml
 
@@ -37,7 +37,7 @@ _KINDS = {'alpha': float, 'delta': (float, type(None)), 'images': int, 'factor':
           'versions': dict}
 
 
-class CalibrationError(MessageError):
+class CalibrationError(UdlError, RuntimeError):
     """No calibration can be made, or the one that is there cannot be used; the message says why and what to do."""
 
 

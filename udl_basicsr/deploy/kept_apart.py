@@ -10,8 +10,9 @@ from pathlib import Path
 import cv2
 
 from udl_basicsr.data.images import SUFFIXES, ImageError
+from udl_basicsr.utils.errors import UdlError
 from udl_basicsr.utils.json_files import JsonError, read_json
-from udl_basicsr.utils.text import MessageError, some
+from udl_basicsr.utils.text import some
 from udl_basicsr.utils.yaml_files import load_yaml
 
 from .pictures import read_header
@@ -19,7 +20,7 @@ from .pictures import read_header
 _MANIFEST = 'prepare.json'  # of udl prepare, beside the folders that it makes
 
 
-class KeptApartError(MessageError):
+class KeptApartError(UdlError, RuntimeError):
     """Images that cannot be calibrated or judged on; the message names them and says what was expected."""
 
 

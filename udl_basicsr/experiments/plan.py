@@ -8,7 +8,7 @@ measured too where its weights are at hand.
 """
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from os import path as osp
 from pathlib import Path
@@ -24,7 +24,7 @@ from udl_basicsr.utils.settings import RunSettings
 from udl_basicsr.utils.text import did_you_mean, nearest
 from udl_basicsr.utils.yaml_files import interpolate, merge
 
-from .plan_keys import check_plan, is_list
+from .plan_keys import Changes, PlanFile, check_plan, is_list
 from .printed import HR_SIZE, load_paper
 from .record_files import record_file
 
@@ -133,46 +133,48 @@ def read_plan(file: str | Path, root: Path, seeds: list[int] | None = None) -> P
     if problems := check_plan(plan):
         raise OptionError(f'{file}: {problem}' for problem in problems)
     size = HR_SIZE
-    if table := plan.get('table'):
+    asked = PlanFile.of(plan)
+    if table := asked.table:
         known = load_paper()['tables']
         if table not in known:
             raise OptionError(f'{file}: table: there is no {table!r} in experiments/paper_scores.json'
                               f'{did_you_mean(table, known, listing=20)}')
         size = tuple(known[table].get('size', HR_SIZE))
-    runs = tuple(_Expansion(file, plan, root, size).runs())
+    runs = tuple(_Expansion(file, asked, root, size).runs())
     names = [run.name for run in runs]
     if len({*names}) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise OptionError(f'{file}: networks, methods: two runs would be called {twice}; choose other ids')
     if not runs:
         raise OptionError(f'{file}: networks: nothing is left to be run')
-    return Plan(file, plan['name'], plan['title'], plan.get('table'), runs)
+    return Plan(file, asked.name, asked.title, asked.table, runs)
 
 
 class _Expansion:
     """The runs of a plan."""
 
-    def __init__(self, file: str, plan: dict, root: Path, size: tuple[int, int]) -> None:
+    def __init__(self, file: str, plan: PlanFile, root: Path, size: tuple[int, int]) -> None:
         self.file, self.plan, self.root, self.size = file, plan, root, size
-        self.folder = root / 'results' / plan['name'] / 'options'
-        self.shared = plan.get('lengths', 'shared') == 'shared'
+        self.folder = root / 'results' / plan.name / 'options'
+        self.shared = plan.lengths == 'shared'
         self.files: dict[str, dict] = {}
 
     def runs(self) -> Iterable[PlannedRun]:
         plan = self.plan
-        train, test = self.load(plan['train'], 'train'), self.load(plan['test'], 'test')
-        everyone = plan['seeds']
-        seeds = dict.fromkeys([*everyone, *(s for m in plan['methods'].values() for s in m.get('seeds', ()))])
-        for network, choice in plan.get('networks', {None: {}}).items():
-            for scale, changes in plan['scales'].items():
-                if scale not in choice.get('scales', plan['scales']):
+        train, test = self.load(plan.train, 'train'), self.load(plan.test, 'test')
+        seeds = dict.fromkeys([*plan.seeds, *(s for m in plan.methods.values() for s in m.seeds or ())])
+        for network, choice in plan.networks.items():
+            methods = [(order, *item) for order, item in enumerate(plan.methods.items())
+                       if choice.methods is None or item[0] in choice.methods]
+            for scale, changes in plan.scales.items():
+                if choice.scales is not None and scale not in choice.scales:
                     continue
                 given = {'scale': int(scale[1:])}
                 trained = self.own(merge(train, {**given, **changes.get('train', {})}), choice, f'networks.{network}')
                 tested = merge(test, {**given, **changes.get('test', {})})
                 for seed in seeds:
-                    for order, (method, block) in enumerate(plan['methods'].items()):
-                        if seed in block.get('seeds', everyone) and method in choice.get('methods', plan['methods']):
+                    for order, method, block in methods:
+                        if seed in (plan.seeds if block.seeds is None else block.seeds):
                             yield self.run(network, order, method, trained, tested, given['scale'], seed)
 
     def load(self, name: str, key: str) -> dict:
@@ -185,34 +187,32 @@ class _Expansion:
                 raise OptionError(f'{self.file}: {key}: {problem}' for problem in error.problems) from None
         return self.files[path]
 
-    def own(self, flat: dict, block: Mapping, where: str) -> dict:
+    def own(self, flat: dict, changes: Changes, where: str) -> dict:
         """``flat`` with what the base files and the options of a network or method say."""
-        names = block.get('base', [])
-        for name in [names] if isinstance(names, str) else names:
+        for name in changes.base:
             flat = merge(flat, self.load(name, f'{where}.base'))
-        return merge(flat, block.get('options', {}))
+        return merge(flat, changes.options)
 
     def run(self, network: str | None, order: int, method: str, train: dict, test: dict, scale: int,
             seed: int) -> PlannedRun:
-        plan, block = self.plan, self.plan['methods'][method]
-        label, prefix = block.get('label', method), f'{network}_' if network else ''
-        tail, after = f'x{scale}_seed{seed}', block.get('after')
+        plan, block = self.plan, self.plan.methods[method]
+        label, prefix = block.label or method, f'{network}_' if network else ''
+        tail, after = f'x{scale}_seed{seed}', block.after
 
         chain, before = [], 0
         if after:
-            options = {key: value for key, value in plan['first'][after].items() if key != 'base'}
-            flat = self.own(train, {**plan['first'][after], 'options': options}, f'first.{after}')
-            before = plan['first']['iterations'] if self.shared else 0
+            flat = self.own(train, plan.first[after], f'first.{after}')
+            before = plan.first_iterations or 0 if self.shared else 0
             chain.append(self.stage(f'{prefix}first_{after}_{tail}', flat, seed, before, 0))
         flat = self.own(train, block, f'methods.{method}')
         last = self.stage(f'{prefix}{method}_{tail}', flat, seed, None, before)
         chain.append(last)
         if after:
             last.flat['stage1'] = str(chain[0].file)
-        return PlannedRun(plan['name'], network or plan['title'], plan['reference'], method, label, order, scale, seed,
+        return PlannedRun(plan.name, network or plan.title, plan.reference, method, label, order, scale, seed,
                           tuple(chain), self.folder / f'test_{prefix}{method}_{tail}.yml',
                           self.test(f'{prefix}{method}_{tail}', test, chain, seed), network,
-                          plan.get('lengths', 'shared'), self.size)
+                          plan.lengths, self.size)
 
     def stage(self, name: str, flat: dict, seed: int, iterations: int | None, before: int) -> Stage:
         """The options of one stage.
@@ -223,13 +223,13 @@ class _Expansion:
         """
         plan, where = self.plan, f'{self.file}: {name}'
         self.need_blocks(flat, ('train', 'datasets', 'datasets.train', 'network_g'), where)
-        flat = {**flat, 'name': f'{plan["name"]}_{name}', 'manual_seed': seed}
+        flat = {**flat, 'name': f'{plan.name}_{name}', 'manual_seed': seed}
         if problem := bad_name(flat['name'], LONGEST_NAME):
             raise OptionError(f'{where}: name: {describe(flat["name"])} {problem}; choose a shorter name of the plan '
                               'or shorter ids')
         flat.pop('tested_on', None)  # the plan says what its runs are tested on
-        if 'deterministic' in plan:
-            flat['deterministic'] = plan['deterministic']
+        if plan.deterministic is not None:
+            flat['deterministic'] = plan.deterministic
         flat = interpolate(flat, where)
         train = flat['train']
         total = train.get('total_iter')
@@ -238,7 +238,7 @@ class _Expansion:
         if self.shared:
             if before >= total or (iterations or 0) >= total:
                 raise OptionError(f'{self.file}: first.iterations: {before or iterations} leaves none of the {total} '
-                                  f'iterations of {plan["train"]}')
+                                  f'iterations of {plan.train}')
             length = iterations or total - before
             flat['train'] = {**train, 'total_iter': length}
             if 'scheduler' in train:
@@ -266,7 +266,7 @@ class _Expansion:
         if not isinstance(metrics, dict) or not metrics:
             raise OptionError(f'{where}: val.metrics: expected a block of at least one, got {describe(metrics)}')
         # Pictures of one seed are enough to look at.
-        flat['val'] = {**flat['val'], 'save_img': seed == self.plan['seeds'][0],
+        flat['val'] = {**flat['val'], 'save_img': seed == self.plan.seeds[0],
                        'metrics': {**_lpips_if_there(last.flat['scale']), **metrics}}
         return interpolate(flat, where)
 

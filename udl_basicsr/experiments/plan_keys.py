@@ -1,8 +1,9 @@
-"""What a plan may say, and what is wrong with one."""
+"""What a plan may say, what is wrong with one, and what it says, with names and types."""
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from udl_basicsr.options import schema
@@ -61,6 +62,69 @@ _PLAN = {
         'options': Key(_BLOCK, 'and what else changes'),
     }, 'a method')}, 'by their ids', need='both'),
 }
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What changes in the options of a run: those of option files, then some more."""
+    base: tuple[str, ...] = ()
+    options: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PlanNetwork(Changes):
+    """A network of a plan."""
+    scales: tuple[str, ...] | None = None
+    """None: all that the plan has."""
+    methods: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class PlanMethod(Changes):
+    """A method of a plan."""
+    label: str | None = None
+    after: str | None = None
+    seeds: tuple[int, ...] | None = None
+    """None: those of the plan."""
+
+
+@dataclass(frozen=True)
+class PlanFile:
+    """A plan as its file has it, once :func:`check_plan` has found nothing wrong."""
+    name: str
+    title: str
+    reference: str
+    train: str
+    test: str
+    seeds: tuple[int, ...]
+    scales: dict[str, dict]
+    methods: dict[str, PlanMethod]
+    networks: dict[str | None, PlanNetwork]
+    """By their ids; None where the plan has the one of ``train`` alone."""
+    first: dict[str, Changes]
+    first_iterations: int | None = None
+    table: str | None = None
+    lengths: str = 'shared'
+    deterministic: bool | None = None
+
+    @classmethod
+    def of(cls, plan: Mapping[str, Any]) -> PlanFile:
+        first = {name: {'base': block.get('base', []), 'options': {k: v for k, v in block.items() if k != 'base'}}
+                 for name, block in _first(plan).items()}
+        texts = {key: plan[key] for key in ('name', 'title', 'reference', 'train', 'test')}
+        given = {key: plan[key] for key in ('table', 'lengths', 'deterministic') if key in plan}
+        return cls(**texts, **given, seeds=tuple(plan['seeds']), scales=plan['scales'],
+                   methods={name: PlanMethod(**_changes(block)) for name, block in plan['methods'].items()},
+                   networks={name: PlanNetwork(**_changes(block))
+                             for name, block in plan.get('networks', {None: {}}).items()},
+                   first={name: Changes(**_changes(block)) for name, block in first.items()},
+                   first_iterations=plan.get('first', {}).get('iterations'))
+
+
+def _changes(block: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a dataclass: lists as tuples, and one file as a list of it."""
+    block = {**block, 'base': [block['base']] if isinstance(block.get('base'), str) else block.get('base', [])}
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in block.items()}
 
 
 class _PlanChecker(KeyChecker):

@@ -19,7 +19,7 @@ from .signatures import call_problems, describe, keys_needed, keys_read, names_c
 from .trials import quietly, try_optimizer, try_scheduler, why
 
 _PACKAGE = __package__.split('.')[0]
-_SUPPLIED = {'metric': {'img', 'img2', 'log_scale'}, 'optimizer': {'params'}, 'scheduler': {'optimizer', 'last_epoch'}}
+SUPPLIED = {'metric': {'img', 'img2', 'log_scale'}, 'optimizer': {'params'}, 'scheduler': {'optimizer', 'last_epoch'}}
 _NEEDS_MORE = {'LBFGS', 'SparseAdam'}  # a closure, sparse gradients: neither is what a training step has
 # by the program, at the top level
 _FILLED_IN = {'is_train', 'dist', 'rank', 'world_size', 'auto_resume', 'debug', 'root_path'}
@@ -217,7 +217,7 @@ class KeyChecker:
         for key in [k for k in arguments if self.lenient and not (others or k in known_here or nearest(k, known_here))]:
             self.stray(f'{where}.{key}', f'{name} has no such argument; it is left out')
             del block[key], arguments[key]
-        for key, problem in call_problems(target, arguments, _SUPPLIED.get(what, ()),
+        for key, problem in call_problems(target, arguments, SUPPLIED.get(what, ()),
                                           optional=None if kind.partial else ()):
             self.report.add(f'{where}.{key}', problem)
         if what == 'optimizer' and 'lr' not in arguments:

@@ -6,7 +6,7 @@ import fnmatch
 import math
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ class Kind:
     accepts: Callable[[Any], bool]
     convert: Callable[[Any], Any] | None = None
     """Applied to accepted values: BasicSR's own files write ``!!float 5e3`` where a count is meant."""
+    json: dict[str, Any] = field(default_factory=dict)
+    """The same as JSON Schema, as far as it can be said there."""
 
 
 @dataclass(frozen=True)
@@ -77,11 +79,12 @@ def _is_count(value: Any) -> bool:
 
 
 def integer(low: int, label: str = '') -> Kind:
-    return Kind(label or f'integer ≥ {low}', lambda v: _is_count(v) and v >= low, int)
+    return Kind(label or f'integer ≥ {low}', lambda v: _is_count(v) and v >= low, int,
+                {'type': 'integer', 'minimum': low})
 
 
 def one_of(*choices: str) -> Kind:
-    return Kind(' | '.join(choices), lambda v: isinstance(v, str) and v in choices)
+    return Kind(' | '.join(choices), lambda v: isinstance(v, str) and v in choices, json={'enum': [*choices]})
 
 
 def _is_folder_name(value: Any) -> bool:
@@ -89,19 +92,27 @@ def _is_folder_name(value: Any) -> bool:
         and not any(c in value for c in '/\\\0:*?"<>|\n')
 
 
-BOOL = Kind('true | false', lambda v: isinstance(v, bool))
-TEXT = Kind('text', lambda v: isinstance(v, str) and v != '')
-FOLDER_NAME = Kind('name of a folder: text without / \\ : * ? " < > | and not . or ..', _is_folder_name)
-POSITIVE = Kind('number > 0', lambda v: _is_number(v) and v > 0)
-DECAY = Kind('number, 0 ≤ x < 1', lambda v: _is_number(v) and 0 <= v < 1)
-NAMES = Kind('list of text', lambda v: isinstance(v, list) and all(isinstance(i, str) for i in v))
+_TEXT = {'type': 'string', 'minLength': 1}
+BOOL = Kind('true | false', lambda v: isinstance(v, bool), json={'type': 'boolean'})
+TEXT = Kind('text', lambda v: isinstance(v, str) and v != '', json=_TEXT)
+FOLDER_NAME = Kind('name of a folder: text without / \\ : * ? " < > | and not . or ..', _is_folder_name, json=_TEXT)
+POSITIVE = Kind('number > 0', lambda v: _is_number(v) and v > 0, json={'type': 'number', 'exclusiveMinimum': 0})
+DECAY = Kind('number, 0 ≤ x < 1', lambda v: _is_number(v) and 0 <= v < 1,
+             json={'type': 'number', 'minimum': 0, 'exclusiveMaximum': 1})
+NAMES = Kind('list of text', lambda v: isinstance(v, list) and all(isinstance(i, str) for i in v),
+             json={'type': 'array', 'items': {'type': 'string'}})
 ANY = Kind('anything', lambda v: True)
 COUNT = integer(1)
 FREQUENCY = integer(1, 'iterations, integer ≥ 1')
-LENGTH = Kind('iterations, integer, 1 ≤ x ≤ 10⁹', lambda v: _is_count(v) and 1 <= v <= 10**9, int)
-GPUS = Kind('auto | integer ≥ 0', lambda v: v == 'auto' or (_is_int(v) and v >= 0))
-SEED = Kind('integer, 0 ≤ x < 2³²', lambda v: _is_int(v) and 0 <= v < 2**32)
-CHANNELS = Kind('list of numbers, one per channel', lambda v: isinstance(v, list) and all(map(_is_number, v)))
+LENGTH = Kind('iterations, integer, 1 ≤ x ≤ 10⁹', lambda v: _is_count(v) and 1 <= v <= 10**9, int,
+              {'type': 'integer', 'minimum': 1, 'maximum': 10**9})
+GPUS = Kind('auto | integer ≥ 0', lambda v: v == 'auto' or (_is_int(v) and v >= 0),
+            json={'anyOf': [{'enum': ['auto']}, {'type': 'integer', 'minimum': 0}]})
+SEED = Kind('integer, 0 ≤ x < 2³²', lambda v: _is_int(v) and 0 <= v < 2**32,
+            json={'type': 'integer', 'minimum': 0, 'maximum': 2**32 - 1})
+CHANNELS = Kind('list of numbers, one per channel', lambda v: isinstance(v, list) and all(map(_is_number, v)),
+                json={'type': 'array', 'items': {'type': 'number'}})
+
 
 def _with_defaults(table: dict[str, Key], settings: type[Settings]) -> dict[str, Key]:
     """The table with the defaults of its typed view."""

@@ -37,8 +37,7 @@ def _beyond_defaults(block: dict, table: dict[str, schema.Key]) -> dict:
                 value = _beyond_defaults(value, kind)
             if not value:
                 continue
-        elif value is None or (kind is schema.BOOL and value is False and not key.startswith('strict_load')) \
-                or (kind is schema.GPUS and value == 'auto'):
+        elif value is None or (entry and _same(entry.default, value) and key != 'stage'):  # which everybody looks for
             continue
         shown[key] = value
     return shown

@@ -259,12 +259,13 @@ def _hash(text: str) -> str:
 
 def make_page(folders: Sequence[str | Path], images: Sequence[str] = (), gt: Mapping[str, Sequence[Path]] | None = None,
               lq: Mapping[str, Sequence[Path]] | None = None, seed: int | None = None, quality: int | None = None,
-              window: int = WINDOW) -> tuple[str, list[str]]:
+              window: int = WINDOW,
+              intervals: Mapping[str, Sequence[Path]] | None = None) -> tuple[str, list[str]]:
     """Makes the page.
 
     Args:
         folders: Folders of records, ``docs/results/<comparison>``, or of test runs, ``results/<name>``.
-        images, gt, lq, seed, quality, window: As :func:`choose_pictures` says.
+        images, gt, lq, seed, quality, window, intervals: As :func:`choose_pictures` says.
 
     Returns:
         The HTML, and what its pictures are and what was left out, a sentence each.
@@ -274,7 +275,7 @@ def make_page(folders: Sequence[str | Path], images: Sequence[str] = (), gt: Map
     """
     groups = read_groups(folders)
     curves = [curve for group in groups if (curve := curves_of(group))]
-    pictures, span, notes = choose_pictures(groups, images, gt, lq, seed, quality, window)
+    pictures, span, notes = choose_pictures(groups, images, gt, lq, seed, quality, window, intervals=intervals)
     title = _title(groups)
     if pictures:
         names = dict.fromkeys(p['name'] for p in pictures)

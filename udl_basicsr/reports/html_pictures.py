@@ -16,6 +16,7 @@ from PIL import Image
 from udl_basicsr.data.degradations import resize_bicubic
 
 from .figures import busiest_box
+from .html_bounds import bounds
 from .html_groups import Group, first_metric, unit
 from .pictures import Run, read_partner
 from .uncertainty import ReportError
@@ -33,7 +34,7 @@ class Layer:
     """One picture that the slider can show.
 
     Attributes:
-        key: What it is chosen by: `method:<id>`, `gt`, `bicubic` or `lq`.
+        key: What it is chosen by: `method:<id>`, `gt`, `bicubic`, `lq`, `lower`, `upper` or `within`.
         label: How it is printed.
         image: (H, W, 3) uint8 RGB; the LQ is smaller by the scale.
         scores: Of the whole image; empty for GT and LQ.
@@ -98,7 +99,7 @@ def _partner(folders: Sequence[Path], image: str, what: str, size: tuple[int, in
 
 
 def _layers(group: Group, dataset: str, image: str, seed: int | None, gt: Sequence[Path],
-            lq: Sequence[Path]) -> tuple[Layer, ...]:
+            lq: Sequence[Path], intervals: Sequence[Path]) -> tuple[Layer, ...]:
     """Every version of an image that there is, the methods first; empty where no method kept it."""
     if any(Path(part).name != part or part in ('', '..') for part in (dataset, image)):
         return ()  # a name that leads elsewhere: no picture of ours
@@ -126,6 +127,7 @@ def _layers(group: Group, dataset: str, image: str, seed: int | None, gt: Sequen
                 raise ReportError(f'{dataset}/{image}: {layer.label} has a picture of {array.shape[1]}×'
                                   f'{array.shape[0]} pixels, {layers[0].label} one of {size[1]}×{size[0]}. They are '
                                   'not of one test: make them again')
+    layers += [Layer(key, label, array, {}) for key, label, array in bounds(intervals, image, size)]
     truth = _partner(gt, image, 'GT', size)
     if any(n % group.scale for n in size):
         lq = ()
@@ -216,7 +218,8 @@ def _encoded(picture: Picture, quality: int | None) -> dict:
 def choose_pictures(groups: Sequence[Group], wanted: Sequence[str] = (), gt: Mapping[str, Sequence[Path]] | None = None,
                     lq: Mapping[str, Sequence[Path]] | None = None, seed: int | None = None,
                     quality: int | None = None, window: int = WINDOW,
-                    limit: int = LIMIT) -> tuple[list[dict], tuple[float, float] | None, list[str]]:
+                    limit: int = LIMIT, intervals: Mapping[str, Sequence[Path]] | None = None,
+                    ) -> tuple[list[dict], tuple[float, float] | None, list[str]]:
     """Reads, cuts and encodes the pictures of a page.
 
     Args:
@@ -229,6 +232,7 @@ def choose_pictures(groups: Sequence[Group], wanted: Sequence[str] = (), gt: Map
         quality: Of WebP with loss; None: without.
         window: Side of the part that is shown of larger pictures; 0: all of it.
         limit: Bytes of all pictures that were not asked for by name.
+        intervals: Folders of ``udl infer --intervals`` for each data set.
 
     Returns:
         The pictures for the script, the range of s that their maps' colours span, and what was left out, in words.
@@ -236,14 +240,14 @@ def choose_pictures(groups: Sequence[Group], wanted: Sequence[str] = (), gt: Map
     Raises:
         ReportError: A picture that was asked for does not exist, or pictures that do not belong together.
     """
-    gt, lq = dict(gt or {}), dict(lq or {})
+    gt, lq, intervals = dict(gt or {}), dict(lq or {}), dict(intervals or {})
     names = {f'{d}/{i}' for g in groups for d in g.datasets for i in _order(g, d)}
     for name in wanted:
         if name not in names:
             near = sorted(names)
             shown = ', '.join(near[:20]) + (f' and {len(near) - 20} more' if len(near) > 20 else '')
             raise ReportError(f'--images: there is no {name}. There are: {shown}')
-    for what, given in (('--gt', gt), ('--lq', lq)):
+    for what, given in (('--gt', gt), ('--lq', lq), ('--intervals', intervals)):
         known = list(dict.fromkeys(d for g in groups for d in g.datasets))
         for name, folders in given.items():
             if name not in known:
@@ -267,7 +271,8 @@ def choose_pictures(groups: Sequence[Group], wanted: Sequence[str] = (), gt: Map
         candidates.sort(key=lambda c: c[0])  # stable: the first of every set, then the second
     chosen, maps, notes, left_out, total, without = [], [], [], [], 0, []
     for _, group, dataset, image, roots in candidates:
-        layers = _layers(group, dataset, image, seed, *(roots[k].get(dataset, ()) for k in roots))
+        layers = _layers(group, dataset, image, seed, *(roots[k].get(dataset, ()) for k in roots),
+                         intervals.get(dataset, ()))
         if not layers:
             without.append(f'{dataset}/{image}')
             continue

@@ -13,6 +13,7 @@ from udl_basicsr.deploy.export import build_loaded
 from udl_basicsr.functional.image_statistics import to_tensor
 from udl_basicsr.functional.tlw import relaxed_bernoulli
 from udl_basicsr.losses.tlw_loss import TLWLoss
+from udl_basicsr.training.history import read_history
 from udl_basicsr.utils.yaml_files import load_yaml
 
 from .uncertainty import ReportError
@@ -28,7 +29,7 @@ class TLWRun:
         folder: `experiments/<name>`.
         options: Its resolved option file.
         iterations: Those with a checkpoint of both networks, ascending.
-        iters_per_epoch: As the log says; None where `k_unit` is `iter`.
+        iters_per_epoch: As the history says; None where `k_unit` is `iter`.
     """
     folder: Path
     options: dict
@@ -95,11 +96,11 @@ def open_tlw_run(folder: str | Path) -> TLWRun:
                           'Train with logger.save_checkpoint_freq')
     options, per_epoch = found[0], None
     if options['train']['tlw_opt'].get('k_unit', _DEFAULTS['k_unit'].default) == 'epoch':
-        logs = ''.join(p.read_text(encoding='utf-8', errors='replace') for p in sorted(folder.glob('train_*.log')))
-        told = re.search(r'([\d,]+) iterations an epoch', logs)
-        if not told:
-            raise ReportError(f'{folder}: no train_*.log says how many iterations an epoch has, which k follows')
-        per_epoch = int(told[1].replace(',', ''))
+        head = next(iter(read_history(folder / 'history.jsonl')), {})
+        per_epoch = head.get('iters_per_epoch')
+        if not isinstance(per_epoch, int) or per_epoch < 1:
+            raise ReportError(f'{folder}/history.jsonl: its first line does not say how many iterations an epoch has '
+                              '(iters_per_epoch), which k follows. Write it there, as the log has it')
     return TLWRun(folder, options, both, per_epoch)
 
 

@@ -9,16 +9,19 @@ import csv
 import io
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import cv2
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from udl_basicsr.data.images import SUFFIXES
+from udl_basicsr.experiments.statistics import bootstrap_interval
+from udl_basicsr.functional import intervals as I
 from udl_basicsr.functional import uncertainty as F
 from udl_basicsr.functional.log_scale_maps import decode_log_scale
 from udl_basicsr.metrics.uncertainty import ROUNDING, error_and_scale
@@ -37,6 +40,18 @@ COLUMNS = {
     'spearman': ('Spearman ↑', 4),
     'calibration_error': ('calibration error ↓', 4),
     'mae': ('mean |e|', 3),
+}
+# score → heading and decimals, of the mean over images and its interval
+BY_IMAGE = {
+    'picp': ('coverage', 3),
+    'width': ('width ↓', 2),
+    'interval_score': ('interval score ↓', 2),
+    'worst_quarter': ('risk of the worst quarter ↓', 3),
+    'crps': ('CRPS ↓', 3),
+    'ence': ('ENCE ↓', 3),
+    'uce': ('UCE ↓', 1),
+    'ause': ('AUSE ↓', 4),
+    'aurg': ('AURG ↑', 4),
 }
 _COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#000000')  # of Okabe and Ito
 _GRAY = '#888888'
@@ -58,6 +73,10 @@ class Report:
         recalibrated: With θ multiplied by `factor`.
         fractions: Shares of removed pixels in [0, 1), for `sparsification` and its `oracle` (MAE, 1 at their begin).
         levels: Expected coverages, for `coverage` and `coverage_recalibrated`.
+        spread: Predicted σ in grey levels, of 20 bins of equally many values.
+        rmse: The error's root mean square in each.
+        by_image: Keys of `BY_IMAGE`: the mean over images and the ends of its 95 % interval.
+        by_image_recalibrated: With θ multiplied by `factor`. Files of an earlier version lack the last four.
     """
     name: str
     images: int
@@ -70,6 +89,10 @@ class Report:
     levels: list[float]
     coverage: list[float]
     coverage_recalibrated: list[float]
+    spread: list[float] = field(default_factory=list)
+    rmse: list[float] = field(default_factory=list)
+    by_image: dict[str, list[float]] = field(default_factory=dict)
+    by_image_recalibrated: dict[str, list[float]] = field(default_factory=dict)
 
 
 # ---------------------------------------------------------------- reading
@@ -92,7 +115,14 @@ def _gt_file(folder: Path, image: str) -> Path:
 
 def read_errors(results: str | Path, dataset: str, gt: str | Path, crop_border: int = 0,
                 share: float = 1.) -> tuple[np.ndarray, np.ndarray, int]:
-    """The errors and scales of all values of a data set.
+    """The errors and scales of all values of a data set, flat, and the number of images; as :func:`read_images`."""
+    pairs = list(read_images(results, dataset, gt, crop_border, share))
+    return np.concatenate([error for error, _ in pairs]), np.concatenate([scale for _, scale in pairs]), len(pairs)
+
+
+def read_images(results: str | Path, dataset: str, gt: str | Path, crop_border: int = 0,
+                share: float = 1.) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The errors and scales of the values of each image.
 
     Args:
         results: The folder of a test run, `results/<name>`.
@@ -101,8 +131,8 @@ def read_errors(results: str | Path, dataset: str, gt: str | Path, crop_border: 
         crop_border: Pixels left out at each edge.
         share: Share of the values that is drawn at random (always the same), for sets that fill the memory.
 
-    Returns:
-        e and θ in 0–255 units, flat, and the number of images.
+    Yields:
+        e and θ in 0–255 units, flat.
 
     Raises:
         ReportError: Images that are missing, ambiguous or of another size.
@@ -117,7 +147,7 @@ def read_errors(results: str | Path, dataset: str, gt: str | Path, crop_border: 
     if len(endings) != 1:
         raise ReportError(f'{folder}: expected one SR image <image>_<name>.png beside each <image>_log_scale.png, '
                           f'found {", ".join(sorted(endings)) or "none"} as <name>')
-    ending, generator, errors, scales = endings.pop(), np.random.default_rng(0), [], []
+    ending, generator = endings.pop(), np.random.default_rng(0)
     for image, path in maps.items():
         sr = _read(folder / f'{image}_{ending}.png', cv2.IMREAD_COLOR)
         try:
@@ -128,15 +158,37 @@ def read_errors(results: str | Path, dataset: str, gt: str | Path, crop_border: 
         except ValueError as error:
             raise ReportError(f'{path}: {error}') from error
         drawn = generator.random(pair[0].shape) < share
-        errors.append(pair[0][drawn])
-        scales.append(pair[1][drawn])
-    return np.concatenate(errors), np.concatenate(scales), len(maps)
+        yield pair[0][drawn], pair[1][drawn]
 
 
 # ---------------------------------------------------------------- scores
 
-def make_report(name: str, error: np.ndarray, scale: np.ndarray, images: int, factor: float) -> Report:
-    """Computes everything; `factor` is that of the recalibration."""
+def _by_image(pairs: Sequence[tuple[np.ndarray, np.ndarray]], factor: float, alpha: float) -> dict[str, list[float]]:
+    scores = {key: [] for key in BY_IMAGE}
+    for error, scale in pairs:
+        scale = factor * scale
+        half = I.laplace_half_width(scale, alpha)
+        for key, value in {
+                'picp': I.coverage(error, half, ROUNDING), 'width': float(2 * half.mean()),
+                'interval_score': I.interval_score(error, half, alpha),
+                'worst_quarter': float(I.stratified_risks(error, half, rounding=ROUNDING).max()),
+                'crps': I.laplace_crps(error, scale), 'ence': I.ence(error, scale), 'uce': I.uce(error, scale),
+                'ause': F.ause(error, scale), 'aurg': F.aurg(error, scale)}.items():
+            scores[key].append(value)
+    return {key: [float(np.mean(values)), *bootstrap_interval(np.array([values]))] for key, values in scores.items()}
+
+
+def make_report(name: str, pairs: Sequence[tuple[np.ndarray, np.ndarray]], factor: float,
+                alpha: float = 0.1) -> Report:
+    """Computes everything.
+
+    Args:
+        name: Of the run.
+        pairs: :func:`read_images`.
+        factor: Of the recalibration.
+        alpha: Of the intervals whose coverage and width are measured.
+    """
+    error, scale = (np.concatenate(part) for part in zip(*pairs, strict=True))
     fractions = np.arange(F.STEPS) / F.STEPS
     curves = {measure: (F.sparsification_curve(error, scale, measure=measure), F.oracle_curve(error, measure=measure))
               for measure in ('mae', 'rmse')}
@@ -152,8 +204,10 @@ def make_report(name: str, error: np.ndarray, scale: np.ndarray, images: int, fa
                   'calibration_error': float(np.abs(observed - F.LEVELS).mean()), 'mae': float(error.mean()), **ranking}
         return {key: values[key] for key in COLUMNS}
 
-    return Report(name, images, error.size, scores(1., coverage[0]), scores(factor, coverage[1]), fractions.tolist(),
-                  *(curve.tolist() for curve in curves['mae']), F.LEVELS.tolist(), *(c.tolist() for c in coverage))
+    return Report(name, len(pairs), error.size, scores(1., coverage[0]), scores(factor, coverage[1]),
+                  fractions.tolist(), *(curve.tolist() for curve in curves['mae']), F.LEVELS.tolist(),
+                  *(c.tolist() for c in coverage), *(part.tolist() for part in I.binned_spread(error, scale)),
+                  _by_image(pairs, 1., alpha), _by_image(pairs, factor, alpha))
 
 
 def _rows(reports: Sequence[Report]) -> list[tuple[str, dict[str, float]]]:
@@ -166,9 +220,17 @@ def _cells(reports: Sequence[Report]) -> tuple[list[str], list[list[str]]]:
                     for name, scores in _rows(reports)]
 
 
+def _image_cells(reports: Sequence[Report]) -> tuple[list[str], list[list[str]]]:
+    rows = [row for r in reports
+            for row in ((r.name, r.by_image), (f'{r.name}, recalibrated', r.by_image_recalibrated))]
+    return ['run, per image', *(heading for heading, _ in BY_IMAGE.values())], [
+        [name, *('{0:.{3}f} [{1:.{3}f}, {2:.{3}f}]'.format(*scores[key], digits)
+                 for key, (_, digits) in BY_IMAGE.items())] for name, scores in rows]
+
+
 def format_reports(reports: Sequence[Report], protocol: str) -> str:
-    """The table for the terminal, and how it was measured."""
-    return f'{text_table(*_cells(reports))}\n{protocol}.'
+    """The tables for the terminal, and how it was measured."""
+    return f'{text_table(*_cells(reports))}\n\n{text_table(*_image_cells(reports))}\n{protocol}.'
 
 
 def write_reports(reports: Sequence[Report], protocol: str, folder: str | Path) -> list[Path]:
@@ -184,21 +246,22 @@ def write_reports(reports: Sequence[Report], protocol: str, folder: str | Path) 
     content = {'protocol': protocol, 'runs': [asdict(report) for report in reports]}
     return [write_text(folder / 'uncertainty.json', json.dumps(content, indent=2, ensure_ascii=False) + '\n'),
             write_text(folder / 'uncertainty.csv', text.getvalue()),
-            write_text(folder / 'uncertainty.md', f'{markdown_table(*_cells(reports))}\n\n{protocol}.\n'),
+            write_text(folder / 'uncertainty.md', '\n\n'.join([
+                markdown_table(*_cells(reports)), markdown_table(*_image_cells(reports)), f'{protocol}.\n'])),
             uncertainty_figure(reports, folder / 'uncertainty.png')]
 
 
 # ---------------------------------------------------------------- the figure
 
 def uncertainty_figure(reports: Sequence[Report], out: str | Path, dpi: int = 150) -> Path:
-    """Draws the sparsification curves and the calibration curves, as predicted and recalibrated, of all runs.
+    """Draws sparsification, calibration as predicted and recalibrated, and error against predicted spread, of all runs.
 
     Returns:
         Path: `out`.
     """
-    figure = Figure(figsize=(13, 4.6), dpi=dpi, facecolor='white', layout='constrained')
+    figure = Figure(figsize=(17, 4.6), dpi=dpi, facecolor='white', layout='constrained')
     FigureCanvasAgg(figure)
-    left, middle, right = figure.subplots(1, 3)
+    left, middle, right, last = figure.subplots(1, 4)
     colours = [_COLOURS[i % len(_COLOURS)] for i in range(len(reports))]
     for report, colour in zip(reports, colours, strict=True):
         percent = 100 * np.array(report.fractions)
@@ -210,6 +273,16 @@ def uncertainty_figure(reports: Sequence[Report], out: str | Path, dpi: int = 15
             times = '' if ax is middle else f', θ × {scores["factor"]:.2f}'
             ax.plot(report.levels, observed, color=colour, linewidth=1.8,
                     label=f'{report.name}{times}: error {scores["calibration_error"]:.3f}')
+        if not report.spread:
+            continue
+        last.loglog(report.spread, report.rmse, color=colour, linewidth=1.8, marker='o', markersize=3,
+                    label=f'{report.name}: ENCE per image {report.by_image["ence"][0]:.2f}')
+    ends = [min(*last.get_xlim(), *last.get_ylim()), max(*last.get_xlim(), *last.get_ylim())]
+    last.plot(ends, ends, color=_GRAY, linewidth=1, linestyle=':', zorder=0)
+    last.set(title='Error against predicted spread', xlabel='predicted σ = √2 θ, grey levels',
+             ylabel='RMSE of the bin, grey levels', xlim=ends, ylim=ends, aspect='equal')
+    for axis in (last.xaxis, last.yaxis):
+        axis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter='{x:g}', minor_locator=NullLocator())
     left.axhline(1, color=_GRAY, linewidth=1, linestyle=':', label='chance')
     left.plot([], [], color=_GRAY, linewidth=1, linestyle=(0, (4, 2)), label='oracle: by the true error')
     left.set(title='Sparsification', xlabel='most uncertain pixels removed, %', xlim=(0, 100),
@@ -220,7 +293,7 @@ def uncertainty_figure(reports: Sequence[Report], out: str | Path, dpi: int = 15
                aspect='equal')
     middle.text(0.03, 0.97, 'above: θ too large', color=_GRAY, fontsize=8, va='top')
     middle.text(0.97, 0.03, 'below: θ too small', color=_GRAY, fontsize=8, ha='right')
-    for ax in (left, middle, right):
+    for ax in (left, middle, right, last):
         ax.grid(color='#e6e6e6', linewidth=0.6)
         ax.set_axisbelow(True)
         ax.spines[['top', 'right']].set_visible(False)

@@ -1,8 +1,8 @@
 """What a run logs, in numbers: ``experiments/<name>/history.jsonl``, one JSON object a line.
 
-The log is for people; this is for curves. The first line says what was trained from what, the others are
-``{"iter": 200, "l_pix": 0.03, ...}`` and ``{"iter": 500, "dataset": "Set5", "psnr": 29.1, ...}``. A run that is resumed
-goes on in the same file, from which the iterations that are trained again are taken out first.
+The log is for people; this is for curves. The first line says from which weights, and how many iterations an epoch has;
+the others are ``{"iter": 200, "l_pix": 0.03, ...}`` and ``{"iter": 500, "dataset": "Set5", "psnr": 29.1, ...}``. A run
+that is resumed goes on in the same file, from which the iterations that are trained again are taken out first.
 """
 import hashlib
 import json
@@ -35,6 +35,8 @@ class History:
 
     def __init__(self, path: Path, start_iter: int, head: dict, validates_again: bool = False):
         kept = [line for line in read_history(path) if line.get('iter', 0) <= start_iter] if start_iter else []
+        if kept:
+            kept[0] = {**head, **kept[0]}  # what a head did not say before
         if validates_again:
             kept = [line for line in kept if not ('dataset' in line and line.get('iter') == start_iter)]
         self._path = write_text(path, ''.join(_line(entry) for entry in kept or [head]))

@@ -65,7 +65,7 @@ def train(parsed: Parsed, command: str = '') -> None:
         sampler, batches = train_batches(train_set, opt, start_iter)
         model.iters_per_epoch = sampler.iters_per_epoch  # for schedules in epochs
         network = getattr(model, 'net_g', None)  # models of other kinds may call theirs otherwise
-        head = {'initial_weights': network and weights_digest(network)}
+        head = {'initial_weights': network and weights_digest(network), 'iters_per_epoch': sampler.iters_per_epoch}
         if state:
             model.resume_training(state)
             note_changes(state, _run(train_set, opt, options))

@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator
 
 from .errors import FAILED, MISUSED, UdlError
 
-__all__ = ['FAILED', 'MISUSED', 'Terminated', 'command', 'explain', 'of_signal', 'print_anything', 'sigterm_as_ctrl_c']
+__all__ = ['FAILED', 'MISUSED', 'NO_BASICSR', 'Terminated', 'command', 'explain', 'of_signal', 'print_anything',
+           'sigterm_as_ctrl_c']
 
 NO_BASICSR = 'BasicSR is not installed. Install it with: python -m udl_install_basicsr'
 _OF_FILES = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
