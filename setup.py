@@ -62,7 +62,7 @@ setup(
         'spandrel': SPANDREL,
         'export': EXPORT,
         'demo': ['scikit-image>=0.22'],
-        'test': ['hypothesis>=6.100', 'pytest>=8.0', 'ruff>=0.6', 'scikit-image>=0.22',
+        'test': ['hypothesis>=6.100', 'playwright>=1.65', 'pytest>=8.0', 'ruff>=0.6', 'scikit-image>=0.22',
                  *SPANDREL, *EXPORT],
         'docs': ['mkdocs>=1.6', 'mkdocs-material>=9.5', 'mkdocstrings[python]>=0.26',
                  'ruff>=0.6'],

@@ -74,11 +74,11 @@ environment() {
     # Compiling all of torch takes longer than compiling what is imported when it is.
     export PIP_NO_COMPILE=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_QUIET=1
     if ! "$PYTHON" -m pip --version > /dev/null 2>&1; then
-        local base options=()
+        local base options=(--clear)
         base="$(find_python)"
         # A torch that is there is used, such as one for CPUs alone, which is far smaller.
-        can_import "$base" torch torchvision.ops && options=(--system-site-packages)
-        step "Making the environment .venv with $("$base" --version)" "$base" -m venv --clear "${options[@]}" .venv
+        can_import "$base" torch torchvision.ops && options+=(--system-site-packages)
+        step "Making the environment .venv with $("$base" --version)" "$base" -m venv "${options[@]}" .venv
     fi
     step 'Installing BasicSR and torch (about 2 minutes, 5.4 GB)' "$PYTHON" udl_install_basicsr.py
     step 'Installing udl_basicsr' "$PYTHON" -m pip install -e ".[$extra]"

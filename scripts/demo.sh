@@ -27,9 +27,9 @@ train() {
 
 prepare() {
     "$PYTHON" scripts/demo.py photos
-    "$PYTHON" -m udl_basicsr prepare datasets/demo/photos/train --out datasets/demo/train --scale 2 --sub-images 160
+    "$PYTHON" -m udl_basicsr prepare datasets/demo/photos/train --out datasets/demo/train --scale 2 --sub_images 160
     "$PYTHON" -m udl_basicsr prepare datasets/demo/photos/val --out datasets/demo/val --scale 2
-    "$PYTHON" -m udl_basicsr prepare datasets/demo/photos/test --out datasets/demo/test --scale 2 --report-bicubic
+    "$PYTHON" -m udl_basicsr prepare datasets/demo/photos/test --out datasets/demo/test --scale 2 --report_bicubic
 }
 
 evaluate() {

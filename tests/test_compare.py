@@ -113,7 +113,7 @@ def test_the_summary_says_what_was_found():
     records = [record('L1', 0, {'a': 30.}), record('UDL', 0, {'a': 30.25}), record('EU', 0, {'a': 29.}, label='EU!')]
     lines = statistics.format_summary(records).splitlines()
     assert any(line.split()[:3] == ['UDL', '1', '30.25'] and '+0.25 [+0.25, +0.25]' in line for line in lines)
-    assert any(line.split()[:3] == ['EU!', '1', '29.00'] and '-1.00' in line for line in lines)
+    assert any(line.split()[:3] == ['EU!', '1', '29.00'] and '−1.00' in line for line in lines)
 
 
 # ------------------------------------------------------------------------------------------------------ order of crops

@@ -1,4 +1,5 @@
 """Weights in and out: the same pixels as the other programs' networks, written here anew from their description."""
+import hashlib
 import json
 import os
 import re
@@ -19,6 +20,7 @@ from udl_basicsr.deploy import edsr_format, export
 from udl_basicsr.options.parse import parse_options
 from udl_basicsr.training import loop
 from udl_basicsr.utils.checkpoints import CheckpointError, load_network, read_checkpoint, save_atomic
+from udl_basicsr.utils.version import __version__
 
 ROOT = Path(__file__).parents[1]
 
@@ -436,6 +438,14 @@ def test_safetensors_bit_for_bit(tmp_path, capsys):
             if value.dtype != torch.bfloat16 else torch.equal(back[key], value)
     with safetensors.safe_open(tmp_path / 'm.safetensors', 'pt') as file:
         assert file.metadata() == {'format': 'pt'}
+    # and back, of a network that nobody here knows: as BasicSR keeps weights
+    run(capsys, tmp_path / 'm.safetensors', '--out', tmp_path / 'back.pth')
+    again = torch.load(tmp_path / 'back.pth', weights_only=True)
+    assert list(again) == ['params']
+    assert again['params'].keys() == weights.keys()
+    for key, value in weights.items():
+        assert again['params'][key].dtype == value.dtype
+        assert torch.equal(again['params'][key].nan_to_num(5), value.nan_to_num(5))
 
 
 def test_safetensors_know_their_network_and_train_on(tmp_path, capsys, project):
@@ -459,6 +469,10 @@ def test_safetensors_know_their_network_and_train_on(tmp_path, capsys, project):
     load_network(model.net_g, out, None)  # param_key: ~ as well
     run(capsys, out, '--to', 'edsr', '--out', tmp_path / 'e.pt')  # needs no --opt
     assert (tmp_path / 'e.pt').exists()
+
+    run(capsys, out, '--out', tmp_path / 'net_g.pth')
+    for key, value in torch.load(tmp_path / 'net_g.pth', weights_only=True)['params'].items():
+        assert torch.equal(value, model.net_g.state_dict()[key])
 
     out.write_bytes(out.read_bytes()[:-40])
     with pytest.raises(CheckpointError, match=r'x\.safetensors: cannot be read as safetensors'):
@@ -503,6 +517,13 @@ def test_onnx(tmp_path, capsys, name, sizes):
     assert 'opset 18' in notes
     assert ('one image at a time' in notes) == (name in ('SwinIR', 'HAT'))
     session = runtime.InferenceSession(str(tmp_path / 'g.onnx'), providers=['CPUExecutionProvider'])
+    said = session.get_modelmeta().custom_metadata_map  # as another program reads it
+    assert {key: said[key] for key in ('scale', 'colour', 'layout', 'udl_basicsr', 'weights_sha256')} == {
+        'scale': str(network_g.get('upscale', 4)), 'colour': 'RGB', 'layout': 'NCHW', 'udl_basicsr': __version__,
+        'weights_sha256': hashlib.sha256((tmp_path / 'g.pth').read_bytes()).hexdigest()}
+    assert '16-bit pixels / 65535' in said['range']
+    assert said['mean'].startswith('none')
+    assert json.loads(said['network']) == network_g
     for n, h, w in sizes:
         lq = torch.rand(n, 3, h, w)
         close(torch.from_numpy(session.run(['sr'], {'lq': lq.numpy()})[0]), net(lq))

@@ -66,6 +66,13 @@ def test_each_half_is_judged_by_the_other(run, capsys):
                 assert scores[key] == pytest.approx(value, rel=2e-3, abs=1e-3), key
     assert judged['auroc'].keys() == set(SHIFTS)
     assert all(0 <= value <= 1 for value in judged['auroc'].values())
+    least = min(judged['images'], key=lambda name: judged['images'][name]['coverage'])
+    assert judged['least_covered'] == least
+    number = int(least.split('/')[1])
+    e, half = pairs['B', number]
+    np.testing.assert_allclose(judged['coverage_map'], F.coverage_map(e, judged['factors'][1 - number % 2] * half),
+                               atol=0.01)
+    assert cv2.imread(str(out / 'coverage.png')).std() > 10
     means = np.mean([scores['coverage'] for scores in judged['images'].values()])
     assert f'{means:.3f} [' in said
     assert (out / 'coverage.md').read_text().count('| x |') == 3

@@ -476,7 +476,7 @@ def test_benchmark_table_joins_metric_by_metric(paper):
     assert differences['− EDSR L1 † TLW']['Set5'] == {'psnr': pytest.approx(32. - 30.6984), 'ssim': None}  # has LPIPS
     text = score_table.render(table, 'md')
     assert '| EDSR L1 † TLW | ×4 | 30.6984/– |' in text
-    assert '| − EDSR L1 † UDL | ×4 | -0.50/-0.0150 | -0.50/– |' in text
+    assert '| − EDSR L1 † UDL | ×4 | −0.50/−0.0150 | −0.50/– |' in text
 
 
 @pytest.mark.parametrize(('run', 'expected'), [
@@ -543,3 +543,14 @@ def test_wrong_input_ends_with_2(records, main, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         main([])
     assert stop.value.code == 2
+
+
+def test_latex_speaks_to_the_reader_alone(records, paper):
+    """A caption says what the figures are; where they were read stands below, and nobody is told to edit files."""
+    for name in paper['tables']:
+        for ours in (records, []):
+            latex = paper_tables.render(paper_tables.make_table(name, ours, paper), 'latex')
+            caption = next(line for line in latex.splitlines() if line.startswith('\\caption'))
+            assert 'read from' not in caption
+            assert not re.search(r'\b(Add|Compare|paper\\_scores|json)\b', latex)
+            assert '−' not in latex

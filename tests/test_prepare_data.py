@@ -192,21 +192,25 @@ def deep_rgb(img):
     (encode(COLOUR), COLOUR, []),
     (encode(COLOUR, 'BMP'), COLOUR, []),
     (encode(GRAY), np.dstack([GRAY] * 3), ['gray stored as RGB']),
+    (encode(COLOUR, 'TIFF', compression='tiff_lzw'), COLOUR, []),
+    (encode(OPAQUE, 'TIFF'), COLOUR, ['opaque alpha channel dropped']),
+    (encode(COLOUR, 'WEBP', lossless=True), COLOUR, []),
     (encode(OPAQUE), COLOUR, ['opaque alpha channel dropped']),
     (encode(PALETTE), np.asarray(PALETTE.convert('RGB')), ['palette stored as RGB']),
     (png16(DEEP[..., :3]), deep_rgb(DEEP), ['16 bits rounded to 8']),
     (png16(DEEP), deep_rgb(DEEP), ['16 bits rounded to 8', 'opaque alpha channel dropped']),
     (png16(DEEP[..., 0]), deep_rgb(DEEP[..., [0, 0, 0]]), ['16 bits rounded to 8', 'gray stored as RGB']),
-], ids=['rgb', 'bmp', 'gray', 'alpha', 'palette', 'rgb16', 'rgba16', 'gray16'])
+], ids=['rgb', 'bmp', 'gray', 'tiff', 'tiff with alpha', 'webp', 'alpha', 'palette', 'rgb16', 'rgba16', 'gray16'])
 def test_what_is_converted(data, expected, notes):
     img, said = decode_rgb(data)
     assert np.array_equal(img, expected)
     assert said == notes
 
 
-def test_jpeg_orientation_is_applied():
-    upright, _ = decode_rgb(encode(COLOUR, 'JPEG'))
-    turned, notes = decode_rgb(encode(COLOUR, 'JPEG', exif=TURNED))
+@pytest.mark.parametrize('kind', ['JPEG', 'TIFF', 'WEBP'])
+def test_orientation_is_applied(kind):
+    upright, _ = decode_rgb(encode(COLOUR, kind))
+    turned, notes = decode_rgb(encode(COLOUR, kind, exif=TURNED))
     assert np.array_equal(turned, np.rot90(upright, -1))
     assert notes == ['EXIF orientation applied']
 
@@ -216,7 +220,11 @@ BAD_FILES = {
     'text': (b'no image', 'damaged, truncated or something else'),
     'half a PNG': (encode(COLOUR)[:2000], 'truncated'),
     'half a JPEG': (encode(COLOUR, 'JPEG')[:800], 'truncated'),
-    'GIF': (encode(COLOUR, 'GIF'), 'cannot be read as PNG, JPEG or BMP'),
+    'GIF': (encode(COLOUR, 'GIF'), 'cannot be read as PNG, JPEG, BMP, WebP or TIFF of 8 bits'),
+    'TIFF of 16 bits': (cv2.imencode('.tif', DEEP[..., :3])[1].tobytes(), 'read of a PNG alone'),
+    'gray TIFF of 16 bits': (cv2.imencode('.tif', DEEP[..., 0])[1].tobytes(), 'read of a PNG alone'),
+    'TIFF of two pages': (encode(COLOUR, 'TIFF', save_all=True, append_images=[Image.fromarray(COLOUR[::-1])]),
+                          'holds several'),
     'CMYK': (encode(COLOUR, 'JPEG', 'CMYK'), 'colour mode CMYK'),
     'animation': (encode(COLOUR, save_all=True, append_images=[Image.fromarray(COLOUR[::-1])]), 'holds several'),
     'transparency': (encode(GLASS), 'transparent pixels'),
@@ -243,7 +251,7 @@ def test_all_bad_files_are_named_at_once_and_nothing_is_written(source, out, cap
     for index, (data, _) in enumerate(BAD_FILES.values()):
         (source / f'bad{index}.png').write_bytes(data)
     (source / 'small.png').write_bytes(encode(COLOUR[:31]))
-    (source / 'scan.tif').write_bytes(b'')
+    (source / 'scan.gif').write_bytes(b'')
     (source / '0.JPG').write_bytes(encode(COLOUR, 'JPEG'))
     (source / 'gone.png').symlink_to('nowhere.png')
     (source / 'notes.txt').write_text('no image, no matter')
@@ -252,7 +260,7 @@ def test_all_bad_files_are_named_at_once_and_nothing_is_written(source, out, cap
     for index in range(len(BAD_FILES)):
         assert f'bad{index}.png: ' in said
     assert 'small.png: is 48x31, x4 needs at least 32x32' in said
-    assert 'scan.tif: .tif files are not read' in said
+    assert 'scan.gif: .gif files are not read' in said
     assert '0.JPG, 0.png: would all be written as one PNG' in said
     assert 'gone.png: cannot be opened (No such file' in said
     assert 'notes.txt' not in said

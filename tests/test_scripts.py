@@ -2,6 +2,7 @@
 import argparse
 import importlib.util
 import inspect
+import shlex
 import sys
 from pathlib import Path
 
@@ -44,6 +45,24 @@ def test_help_of_every_command(program, monkeypatch):
         with pytest.raises(SystemExit) as stop:  # and as it is asked for
             argparse.ArgumentParser.parse_known_args(parser, ['--help'])
         assert stop.value.code == 0
+        # one spelling, BasicSR's; torch.distributed.launch gives --local-rank
+        flags = {flag for action in parser._actions for flag in action.option_strings} - {'--local-rank'}
+        assert not [flag for flag in flags if '-' in flag.lstrip('-')]
+    if program.parent.name == 'cli':
+        the_examples_of_the_help_can_be_typed(caught.value.args[0], program.stem)
+
+
+def the_examples_of_the_help_can_be_typed(parser, command):
+    lines = parser.format_help().partition('\nexamples:\n')[2].replace('\\\n', ' ').splitlines()
+    assert lines
+    for line in lines:
+        udl, name, *words = shlex.split(line, comments=True)
+        assert (udl, name) == ('udl', command)
+        words = words[:words.index('--import')] if '--import' in words else words
+        expected = parser.parse_known_args(words)
+        assert expected[1] == []
+        other = [word.replace('_', '-') if word.startswith('--') else word for word in words]
+        assert parser.parse_known_args(other) == expected
 
 
 def test_figures_has_a_command_for_every_kind():

@@ -14,7 +14,7 @@ DOES = 'Computes the uncertainty of the training images once, for stage udl.'
 
 
 def main(argv: list[str] | None = None) -> int:
-    launch_parser(DOES).parse_args(argv)  # --help and what is mistyped wait for nothing
+    launch_parser(DOES, __doc__).parse_args(argv)  # --help and what is mistyped wait for nothing
     import udl_basicsr.register  # noqa: F401 - networks, losses and metrics by their names
     from udl_basicsr.training import launch, stages
     return launch.run(stages.cache_uncertainty, is_train=True, does=DOES, argv=argv)

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from udl_basicsr.cli.infer import weights_file
 from udl_basicsr.utils import exits
+from udl_basicsr.utils.command_line import CommandParser
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -38,7 +39,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             raise argparse.ArgumentTypeError(f'expected a number between 0 and 1, got {text!r}')
         return value
 
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
+        told=__doc__,
         description='Finds the factor that makes the intervals of an uncertainty network true of images, and writes it '
         'beside net_u.', epilog='Images must be like those that will be restored, and never trained on. '
         'See docs/UNCERTAINTY.md.')
@@ -53,11 +55,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                         help='errors in grey levels for which masks are calibrated; default 4 8 16 32')
     parser.add_argument('--weights', type=weights_file, metavar='FILE', help='net_g_*')
     parser.add_argument('--uncertainty', type=weights_file, metavar='FILE', help='net_u_*')
-    parser.add_argument('-opt', metavar='YAML', help="of the networks; default: the option file in the weights' run")
-    parser.add_argument('--param-key', metavar='KEY', help='entry of net_g; default: params_ema, else params')
+    parser.add_argument('-opt', '--opt', metavar='YAML',
+                        help="of the networks; default: the option file in the weights' run")
+    parser.add_argument('--param_key', metavar='KEY', help='entry of net_g; default: params_ema, else params')
     parser.add_argument('--tile', type=int, metavar='N', help='restore tiles of N x N input pixels: less memory')
     parser.add_argument('--overlap', type=int, default=32, metavar='M', help='input pixels around each; default 32')
-    parser.add_argument('--self-ensemble', action='store_true', help='as in udl infer, which then needs it as well')
+    parser.add_argument('--self_ensemble', action='store_true', help='as in udl infer, which then needs it as well')
     parser.add_argument('--amp', choices=['bf16', 'fp16'], help='likewise')
     parser.add_argument('--device', choices=['auto', 'cpu', 'cuda'], default='auto', help='default: a GPU if there is')
     parser.add_argument('--out', type=Path, metavar='FILE', help='default: net_u_*.calibration.json beside net_u')

@@ -17,11 +17,12 @@ from pathlib import Path
 
 from udl_basicsr.training.arguments import option_file
 from udl_basicsr.utils import exits
+from udl_basicsr.utils.command_line import CommandParser
 
 
 @exits.command('Run the same command again; it goes on where it stopped.')
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description='Trains, tests and compares losses.')
+    parser = CommandParser(told=__doc__, description='Trains, tests and compares losses.')
     parser.add_argument('plan', type=lambda text: Path(option_file(text)),
                         help='YAML file, such as options/compare/tiny_x4.yml, or udl:papers/udl-5')
     parser.add_argument('--only', nargs='+', default=[], metavar='WORD', help='only the runs of these networks, scales '

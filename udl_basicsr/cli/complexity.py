@@ -5,15 +5,14 @@
 """
 from __future__ import annotations
 
-import argparse
-
 from udl_basicsr.training.arguments import option_file
 from udl_basicsr.utils import exits
+from udl_basicsr.utils.command_line import CommandParser
 
 
 @exits.command()
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description='Counts the parameters of networks, and the multiply-accumulate '
+    parser = CommandParser(told=__doc__, description='Counts the parameters of networks, and the multiply-accumulate '
                                      'operations of one HR image, as the papers do.')
     parser.add_argument('files', nargs='+', type=option_file, metavar='FILE', help='option files with network_g and '
                         'scale, or udl:NAME')

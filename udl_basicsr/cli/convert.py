@@ -1,8 +1,8 @@
 """Converts weights between this package and other programs, and exports them as safetensors or ONNX.
 
 Examples:
-    udl convert edsr_x4.pt --out net_g.pth                      EDSR-PyTorch
-    udl convert model_best.pt --out net_g.pth --out_u net_u.pth the UDL authors' weights
+    udl convert edsr_x4.pt --out net_g.pth                    # EDSR-PyTorch
+    udl convert model_best.pt --out net_g.pth --out_u net_u.pth   # the UDL authors'
     udl convert carn.pth --scale 4 --out net_g.pth
     udl convert experiments/x/models/net_g_latest.pth --out net_g.onnx
     udl convert experiments/x/models/net_u_latest.pth --out edsr.pt --to udl
@@ -13,15 +13,16 @@ else to the standard error.
 """
 from __future__ import annotations
 
-import argparse
 import sys
 
 from udl_basicsr.utils import exits
+from udl_basicsr.utils.command_line import CommandParser
 
 
 @exits.command()
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
+        told=__doc__,
         description='Converts weights from and to other programs, and exports them as safetensors or ONNX.',
         epilog="Understood: the UDL authors' weights (udl, udl_two), EDSR-PyTorch's (edsr), CARN-pytorch's (carn, "
         'carn_m), and ours.')
@@ -31,7 +32,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--to', choices=['udl', 'udl_two', 'edsr'], help='from our EDSR into this format')
     parser.add_argument('--out_u', metavar='FILE', help='where net_u goes, from formats udl and udl_two')
     parser.add_argument('--in_u', metavar='FILE', help='our net_u, for --to udl_two beside net_g')
-    parser.add_argument('--opt', metavar='YAML', help="option file with our network_g; default: the one in the run's "
+    parser.add_argument('-opt', '--opt', metavar='YAML',
+                        help="option file with our network_g; default: the one in the run's "
                         'folder, or what a .safetensors says')
     parser.add_argument('--param_key', help='entry with the weights; default: params_ema, else params, state_dict, ...')
     parser.add_argument('--res_scale', type=float, help="of an EDSR from elsewhere; default: 0.1 for the UDL authors' "

@@ -8,16 +8,17 @@ that udl prepare has made. With --shifts also how well the mean θ tells inputs 
 """
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 from udl_basicsr.utils import exits
+from udl_basicsr.utils.command_line import CommandParser
 
 
 @exits.command()
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description='Judges calibrated intervals on images kept apart, and prints each '
+    parser = CommandParser(told=__doc__,
+                           description='Judges calibrated intervals on images kept apart, and prints each '
                                      'score with its interval over images.')
     parser.add_argument('runs', nargs='+', type=Path, metavar='RUN', help='folders of runs, experiments/<name>')
     parser.add_argument('--calibrate', nargs='*', default=[], metavar='FOLDER', help='data sets that only calibrate')
@@ -27,7 +28,8 @@ def main(argv: list[str] | None = None) -> int:
                         'default 16')
     parser.add_argument('--shifts', action='store_true', help='also restore shifted inputs; five times as slow')
     parser.add_argument('--device', choices=['auto', 'cpu', 'cuda'], default='auto', help='default: a GPU if there is')
-    parser.add_argument('--out', required=True, type=Path, metavar='FOLDER', help='for coverage.json and coverage.md')
+    parser.add_argument('--out', required=True, type=Path, metavar='FOLDER', help='for coverage.json, coverage.md and '
+                        'coverage.png')
     args = parser.parse_args(argv)
     if not 0 < args.alpha < 1:
         parser.error(f'--alpha: expected a number between 0 and 1, got {args.alpha}')
@@ -61,8 +63,9 @@ def main(argv: list[str] | None = None) -> int:
                 f'α = {args.alpha:g}: theory puts the expected coverage between {low:.3f} and {high:.3f}. Mean over '
                 'images of all their values in RGB, no border cropped, SR not rounded; grey levels; in brackets '
                 f'the 95 % bootstrap interval over images. Mask: within {args.within:g} grey levels. ENCE: 20 bins of '
-                'equal counts. Rescaled: θ times the mean of e/θ over the images calibrated on')
-    files = write_coverage(judgements, protocol, args.out)
+                'equal counts. Rescaled: θ times the mean of e/θ over the images calibrated on. ENCE and CRPS take '
+                'θ for the scale of a Laplace distribution, whatever the head')
+    files = write_coverage(judgements, protocol, args.alpha, args.out)
     print(format_coverage(judgements, protocol))
     for path in files:
         print(f'Wrote {path}')

@@ -15,10 +15,11 @@ import argparse
 import sys
 
 from udl_basicsr.utils import exits
+from udl_basicsr.utils.command_line import CommandParser
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description='Draws the figures of the papers.')
+    parser = CommandParser(told=__doc__, description='Draws the figures of the papers.')
     kinds = parser.add_subparsers(dest='kind', required=True, metavar='KIND')
 
     def kind(name: str, told: str, width: bool = True) -> argparse.ArgumentParser:

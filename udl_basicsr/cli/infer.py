@@ -1,12 +1,12 @@
 """Super-resolves pictures: files and folders in, files out. No ground truth is needed.
 
 Examples:
-    udl infer photo.jpg --out sr                                   with the small networks that come with the package
+    udl infer photo.jpg --out sr                                 # with the small networks that come with the package
     udl infer photos --out photos_x4 --weights experiments/EDSR_UDL_x4/models/net_g_latest.pth
     udl infer a.png b.jpg --out sr --weights net_g.safetensors -opt options/train_EDSR_UDL_x4.yml
     udl infer photos --out sr --weights experiments/EDSR_UDL_x4/models/net_g_latest.pth \\
         --uncertainty experiments/EDSR_ESU_x4/models/net_u_latest.pth
-    ... --uncertainty net_u_latest.pth --intervals --within 8     # after udl calibrate: lower, upper, θ, mask
+    udl infer photos --out sr --intervals --within 8              # after udl calibrate: lower, upper, θ, mask
 
 Gray, transparency, 16 bits, EXIF orientation and (but for 16-bit TIFF) the colour profile are kept. Started again, it
 goes on where it stopped: what lies in the folder of the results is not made again without --overwrite. Which weights
@@ -22,6 +22,7 @@ import sys
 from pathlib import Path
 
 from udl_basicsr.utils import exits
+from udl_basicsr.utils.command_line import CommandParser
 from udl_basicsr.utils.shipped_weights import SCALES, locate_weights
 
 
@@ -42,10 +43,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             return int(text)
         return convert
 
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
+        told=__doc__,
         description='Super-resolves pictures. What was made before is not made again; pictures that fail are listed.',
         epilog='The folder of the results remembers in .udl_infer.json which weights, options of the networks, '
-        '--self-ensemble and --amp made them (--tile, --overlap and --device are no matter). With others the command '
+        '--self_ensemble and --amp made them (--tile, --overlap and --device are no matter). With others the command '
         'is refused, as it is where results are there and nothing says what made them: give another --out or --suffix, '
         'or --overwrite. Exit status: 0; 1 when a picture failed; 2 when something is wrong with the command, the '
         "networks or the pictures' headers, and nothing was done.")
@@ -57,8 +59,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                         'package, with its uncertainty')
     parser.add_argument('--scale', type=int, choices=SCALES, metavar='N',
                         help='of the networks that come with the package: 2, 3 or 4; default 4')
-    parser.add_argument('-opt', metavar='YAML', help="option file with network_g; default: the one in the weights' run")
-    parser.add_argument('--param-key', metavar='KEY',
+    parser.add_argument('-opt', '--opt', metavar='YAML',
+                        help="option file with network_g; default: the one in the weights' run")
+    parser.add_argument('--param_key', metavar='KEY',
                         help='entry of the weights; default: params_ema where there is one, else params')
     parser.add_argument('--uncertainty', type=weights_file, metavar='FILE',
                         help='net_u_*.pth: also write s, -2 (black) to 6 (white), as <name>_log_scale.png, 16 bits')
@@ -70,7 +73,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--tile', type=whole(8), metavar='N', help='restore tiles of N x N input pixels: less memory')
     parser.add_argument('--overlap', type=whole(0), metavar='M', default=32,
                         help='input pixels around each tile that the network sees as well; default 32')
-    parser.add_argument('--self-ensemble', action='store_true', help='mean over the 8 flips and turns; 8 times as slow')
+    parser.add_argument('--self_ensemble', action='store_true', help='mean over the 8 flips and turns; 8 times as slow')
     parser.add_argument('--amp', choices=['bf16', 'fp16'], help='compute in 16 bits; default: float32')
     parser.add_argument('--device', choices=['auto', 'cpu', 'cuda'], default='auto', help='default: a GPU if there is')
     parser.add_argument('--suffix', default='', metavar='TEXT', help='results are <name>_<TEXT>; default: <name>')

@@ -6,19 +6,19 @@
 """
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import sys
 from pathlib import Path
 
 from udl_basicsr.utils import exits, option_files
+from udl_basicsr.utils.command_line import CommandParser
 
 
 @exits.command()
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description='Lists the option files that come with the package, copies them, or '
-                                     'prints a JSON Schema of their keys.')
+    parser = CommandParser(told=__doc__, description='Lists the option files that come with the package, copies them, '
+                           'or prints a JSON Schema of their keys.')
     parser.add_argument('action', nargs='?', choices=['list', 'copy', 'schema'], default='list', help='default: list')
     parser.add_argument('folder', nargs='?', type=Path, help='where copies go; it must not exist')
     args = parser.parse_args(argv)

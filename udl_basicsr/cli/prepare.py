@@ -1,7 +1,7 @@
 """From a folder of HR images to the paired folders that BasicSR trains and tests on. See docs/DATA.md.
 
-    udl prepare path/to/Set5 --out datasets/Set5 --scale 2 3 4 --report-bicubic
-    udl prepare path/to/DIV2K_train_HR --out datasets/DIV2K --scale 4 --sub-images 480 --lmdb
+    udl prepare path/to/Set5 --out datasets/Set5 --scale 2 3 4 --report_bicubic
+    udl prepare path/to/DIV2K_train_HR --out datasets/DIV2K --scale 4 --sub_images 480 --lmdb
 """
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from udl_basicsr.utils import exits
+from udl_basicsr.utils.command_line import CommandParser
 
 if TYPE_CHECKING:
     from udl_basicsr.data.prepare import Job
@@ -31,27 +32,28 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             raise argparse.ArgumentTypeError(f'expected a whole number above 0, got {text!r}')
         return int(text)
 
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
+        told=__doc__,
         description='Makes mod-cropped HR images and their LR versions, in the folders that BasicSR expects. '
         'A run that was interrupted goes on when it is started again.')
-    parser.add_argument('source', type=Path, help='folder of HR images: PNG, JPEG, BMP')
+    parser.add_argument('source', type=Path, help='folder of HR images: PNG, JPEG, BMP, TIFF, WebP')
     parser.add_argument('--out', type=Path, required=True, help='folder in which GTmod<s>, LRbicx<s>, ... are made')
     parser.add_argument('--scale', type=scale, nargs='+', default=[2, 3, 4], help='default: 2 3 4')
     parser.add_argument('--degradation', nargs='+', choices=['bic', 'bd'], default=['bic'],
                         help='bic: MATLAB bicubic (default); bd: 11x11 Gaussian blur of sigma 1.6, then nearest')
-    parser.add_argument('--sub-images', type=positive, metavar='SIZE',
+    parser.add_argument('--sub_images', type=positive, metavar='SIZE',
                         help='also cut square sub-images of this side in HR pixels, into <folder>_sub')
     parser.add_argument('--step', type=positive, help='distance of neighbouring sub-images; default: half their side')
     parser.add_argument('--lmdb', action='store_true', help='also make LMDBs, of the sub-images where there are any')
     parser.add_argument('--workers', type=positive, help='processes; default: one per CPU, and per 16 images')
-    parser.add_argument('--report-bicubic', action='store_true',
+    parser.add_argument('--report_bicubic', action='store_true',
                         help="print plain bicubic upsampling's PSNR and SSIM, to compare with published figures")
     args = parser.parse_args(argv)
     if args.step and not args.sub_images:
-        parser.error('--step is the distance of sub-images: give --sub-images too')
+        parser.error('--step is the distance of sub-images: give --sub_images too')
     if args.sub_images:
         args.step = args.step or args.sub_images // 2
-        for name, value in (('--sub-images', args.sub_images), ('--step', args.step)):
+        for name, value in (('--sub_images', args.sub_images), ('--step', args.step)):
             if wrong := [s for s in args.scale if value % s]:
                 parser.error(f'{name} {value} is no multiple of scale {wrong[0]}, so LR and HR would not line up')
     return args

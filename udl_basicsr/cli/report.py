@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from udl_basicsr.utils import exits
+from udl_basicsr.utils.command_line import CommandParser
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -30,7 +31,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             return int(text)
         return convert
 
-    parser = argparse.ArgumentParser(description='Makes one self-contained HTML file of a comparison or of test runs.')
+    parser = CommandParser(told=__doc__,
+                           description='Makes one self-contained HTML file of a comparison or of test runs.')
     parser.add_argument('folders', nargs='+', metavar='FOLDER', help='docs/results/<comparison>, with the records of '
                         'udl compare, or results/<name>, with the scores.json of test.py')
     parser.add_argument('--out', metavar='FILE', help='default: report.html in the first folder')

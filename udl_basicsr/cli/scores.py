@@ -5,16 +5,16 @@ Example:
 """
 from __future__ import annotations
 
-import argparse
 import sys
 from dataclasses import replace
 
 from udl_basicsr.utils import exits
+from udl_basicsr.utils.command_line import CommandParser
 
 
 @exits.command()
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description='Joins the scores of several runs into one table.')
+    parser = CommandParser(told=__doc__, description='Joins the scores of several runs into one table.')
     parser.add_argument('results', nargs='+', help='results folders, or their scores.json; scales may differ')
     parser.add_argument('--reference', nargs='+', default=[], metavar='RUN',
                         help='names of runs, one per scale, that the others are compared with')

@@ -8,11 +8,11 @@ Example:
 """
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 from udl_basicsr.utils import exits
+from udl_basicsr.utils.command_line import CommandParser
 
 
 def listing(paper: dict) -> str:
@@ -30,7 +30,7 @@ def listing(paper: dict) -> str:
 
 @exits.command()
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Makes the papers' tables of our comparisons.")
+    parser = CommandParser(told=__doc__, description="Makes the papers' tables of our comparisons.")
     parser.add_argument('records', nargs='*', help='folders of records, docs/results/<comparison>')
     parser.add_argument('--table', nargs='+', metavar='TABLE', help='which, e.g. udl-5 (default: all; see --list)')
     parser.add_argument('--format', choices=['md', 'text', 'csv', 'latex'], default='md')

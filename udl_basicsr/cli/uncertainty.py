@@ -6,16 +6,16 @@ Example:
 """
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 from udl_basicsr.utils import exits
+from udl_basicsr.utils.command_line import CommandParser
 
 
 @exits.command()
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description='Scores the uncertainty of several runs and draws its curves.')
+    parser = CommandParser(told=__doc__, description='Scores the uncertainty of several runs and draws its curves.')
     parser.add_argument('results', nargs='+', help='results folders of tests with val.save_img: true')
     parser.add_argument('--dataset', required=True, help="the data set's name in those tests")
     parser.add_argument('--gt', required=True, metavar='FOLDER', help='its HR images')

@@ -18,9 +18,9 @@ from PIL import Image, ImageOps
 
 from udl_basicsr.utils.errors import UdlError
 
-SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp')
+SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp')
 # Refused by name; anything else in a folder (text files, thumbnails' caches) is no image and is passed over.
-OTHER_IMAGE_SUFFIXES = ('.tif', '.tiff', '.gif', '.webp', '.ppm', '.pgm', '.jp2', '.heic', '.avif', '.npy', '.exr')
+OTHER_IMAGE_SUFFIXES = ('.gif', '.ppm', '.pgm', '.jp2', '.heic', '.avif', '.npy', '.exr')
 ORIENTATION = 0x0112  # EXIF tag
 MAX_PIXELS = 2**27
 """More than any photograph has; a file of a few kilobytes can unpack to any size."""
@@ -194,10 +194,10 @@ def _unpacked(kind: bytes, content: bytes, most: int) -> int:
 
 
 def decode_rgb(data: bytes) -> tuple[np.ndarray, list[str]]:
-    """Decodes the bytes of a PNG, JPEG or BMP file.
+    """Decodes the bytes of a PNG, JPEG, BMP, TIFF or WebP file.
 
-    Gray and palette images become RGB, 16-bit values are rounded to 8 bits (v / 257), an alpha channel that is opaque
-    everywhere is dropped, and a JPEG's EXIF orientation is applied. Embedded colour profiles are ignored, as they are
+    Gray and palette images become RGB, 16-bit values of a PNG are rounded to 8 bits (v / 257), an alpha channel that is
+    opaque everywhere is dropped, and an EXIF orientation is applied. Embedded colour profiles are ignored, as they are
     by OpenCV and hence by BasicSR.
 
     Args:
@@ -217,28 +217,32 @@ def decode_rgb(data: bytes) -> tuple[np.ndarray, list[str]]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # of DecompressionBombWarning our own limit is below
-            img = Image.open(io.BytesIO(data), formats=('PNG', 'JPEG', 'BMP'))
+            img = Image.open(io.BytesIO(data), formats=('PNG', 'JPEG', 'BMP', 'TIFF', 'WEBP'))
             if img.width * img.height > MAX_PIXELS or max(img.size) > MAX_SIDE:
                 raise Image.DecompressionBombError
-            several = getattr(img, 'is_animated', False)
-            img.load()
+            several, deep = getattr(img, 'is_animated', False), _bits_of_tiff(img) > 8
+            said = img.getexif().get(ORIENTATION, 1)
+            img.load()  # which turns a TIFF
             orientation = img.getexif().get(ORIENTATION, 1)
     except Image.DecompressionBombError as error:
         raise ImageError(f'is larger than the {MAX_PIXELS} pixels, and {MAX_SIDE} a side, that are read: cut it into '
                          'smaller images') from error
     except Exception as error:  # damaged files make Pillow raise almost anything: OSError, SyntaxError, struct.error
-        raise ImageError('cannot be read as PNG, JPEG or BMP, it is damaged, truncated or something else '
-                         f'({str(error).partition("<")[0].strip()}): fetch it again or remove it') from error
+        reason = str(error).partition('<')[0].strip()
+        raise ImageError('cannot be read as PNG, JPEG, BMP, WebP or TIFF of 8 bits, it is damaged, truncated or '
+                         f'something else ({reason}): fetch it again or remove it') from error
     if several:
         raise ImageError(_SEVERAL)
     # Pillow reads 16-bit RGB as 8-bit by cutting off the low byte, so that the header has to be asked.
     if img.format == 'PNG' and data[24] == 16:
         return _decode_16_bit(data, plain=orientation == 1 and 'transparency' not in img.info)
+    if deep:  # Pillow cuts the low bytes off
+        raise ImageError('has 16 bits a channel, which are read of a PNG alone: save it as PNG')
     if img.mode not in ('1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA'):
         raise ImageError(f'has the colour mode {img.mode}, expected gray or RGB: convert it to an RGB PNG')
 
     notes = []
-    if orientation != 1:
+    if said != 1:
         img = ImageOps.exif_transpose(img)
         notes.append('EXIF orientation applied')
     if img.mode in ('LA', 'PA', 'RGBA') or 'transparency' in img.info:
@@ -250,6 +254,11 @@ def decode_rgb(data: bytes) -> tuple[np.ndarray, list[str]]:
     elif img.mode == 'P':
         notes.append('palette stored as RGB')
     return np.asarray(img.convert('RGB')), notes
+
+
+def _bits_of_tiff(img: Image.Image) -> int:
+    bits = img.tag_v2.get(258, 8) if img.format == 'TIFF' else 8
+    return max(bits) if isinstance(bits, tuple) else bits
 
 
 def _decode_16_bit(data: bytes, plain: bool) -> tuple[np.ndarray, list[str]]:

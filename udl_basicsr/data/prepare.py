@@ -178,7 +178,7 @@ def _size_problems(job: Job, name: str, record: dict) -> Iterator[str]:
     if min(height, width) < need:
         yield f'{name}: is {width}x{height}, x{max(job.scales)} needs at least {need}x{need}; remove it'
     elif job.sub_size and min(height, width) < job.sub_size:
-        yield f'{name}: is {width}x{height} and gives no sub-image of {job.sub_size}; choose smaller --sub-images'
+        yield f'{name}: is {width}x{height} and gives no sub-image of {job.sub_size}; choose smaller --sub_images'
 
 
 def _place_problems(job: Job, manifest: dict | None, records: dict) -> Iterator[str]:

@@ -30,7 +30,7 @@ from .restorer import Prediction, Restorer
 WITHIN = (4., 8., 16., 32.)
 """Errors in grey levels for which a mask is calibrated where no others are asked for."""
 _FORMAT = {'made_by': 'udl_basicsr calibrate', 'format': 1}
-_IDENTITY = {'weights_hash': '--weights', 'uncertainty_hash': '--uncertainty', 'self_ensemble': '--self-ensemble',
+_IDENTITY = {'weights_hash': '--weights', 'uncertainty_hash': '--uncertainty', 'self_ensemble': '--self_ensemble',
              'amp': '--amp'}
 _KINDS = {'alpha': float, 'delta': (float, type(None)), 'images': int, 'factor': float, 'limit': float,
           'mean_risk': float, 'mean_width': float, 'within': dict, 'networks': dict, 'data': list, 'training': dict,

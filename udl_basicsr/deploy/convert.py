@@ -123,18 +123,20 @@ def convert_file(source: str | Path, out: str | Path, *, to: str | None = None, 
         raise ConversionError(f'{out}: --out and --out_u must differ')
     refuse_existing(out, out_u, force=force)
     weights, key = read_weights(source, param_key)
+    pth = Path(out).suffix in _SUFFIXES[:2]
+    back = pth and to is None and Path(source).suffix == '.safetensors'  # of any network, as BasicSR has it
     try:
         kind = detect(weights)
         if kind not in OURS and to is not None:
             raise ConversionError(f'seems to be {FORMATS[kind]}; --to {to} takes a checkpoint of ours. Convert it '
                                   'without --to first')
-        if kind in OURS and to is None and Path(out).suffix in _SUFFIXES[:2]:
+        if kind in OURS and to is None and pth and not back:
             raise ConversionError(f'holds weights of {OURS[kind]} already. --to udl, udl_two or edsr converts them, '
                                   'and so does a name of .safetensors or .onnx')
     except ConversionError as error:
-        if to is not None or Path(out).suffix in _SUFFIXES[:2]:
+        if to is not None or (pth and not back):
             raise ConversionError(f'{source}: {error}') from None
-        kind = None  # any network can be exported
+        kind = None  # any network can be exported, and taken back from safetensors
     read = f'{source}: {(FORMATS | OURS).get(kind, "a network of another kind")}' + (f", its '{key}'" if key else '')
 
     if kind in FORMATS:
@@ -145,9 +147,9 @@ def convert_file(source: str | Path, out: str | Path, *, to: str | None = None, 
         if out_u is not None and ours.params_u is None:
             raise ConversionError(f'{source}: has no uncertainty head, so there is nothing for --out_u')
         blocks = ours.blocks if out_u else {'network_g': ours.blocks['network_g']}
-        _write(ours.params, out, blocks)
+        _write(ours.params, out, blocks, source)
         if out_u is not None:
-            _write(ours.params_u, out_u, blocks)
+            _write(ours.params_u, out_u, blocks, source)
         left = ours.params_u is not None and out_u is None
         return blocks, (read, *ours.notes, *['its uncertainty head is left out; --out_u keeps it' for _ in range(left)])
 
@@ -167,7 +169,7 @@ def convert_file(source: str | Path, out: str | Path, *, to: str | None = None, 
         label = 'u' if kind == 'UncertaintyNet' and Path(out).suffix != '.onnx' else 'g'
         if blocks.get(f'network_{label}'):
             build_loaded(source, blocks, key, label)
-        report = _write(weights, out, blocks)
+        report = _write(weights, out, blocks, source)
         return blocks, (read, *report)
 
     if (kind == 'UncertaintyNet') != (to == 'udl'):
@@ -189,11 +191,11 @@ def convert_file(source: str | Path, out: str | Path, *, to: str | None = None, 
     return {'network_g': blocks['network_g']}, (read, *notes)
 
 
-def _write(params: Weights, path: str | Path, blocks: dict) -> list[str]:
+def _write(params: Weights, path: str | Path, blocks: dict, source: str | Path) -> list[str]:
     if Path(path).suffix == '.safetensors':
         export_safetensors(params, path, blocks)
     elif Path(path).suffix == '.onnx':
-        report = export_onnx(build_converted(blocks['network_g'], params), path)
+        report = export_onnx(build_converted(blocks['network_g'], params), path, source, blocks['network_g'])
         return [f'opset {report.opset}, {report.exporter} exporter, '
                 + ('batch, height and width' if report.dynamic_batch else 'height and width (one image at a time)')
                 + f' dynamic; onnxruntime differs from torch by {report.difference:.1e} on '

@@ -5,6 +5,7 @@ where the newer one (dynamo) needs a minute, and on BasicSR's networks their gra
 freeze a size of the example into the graph; that is found by the comparison at other sizes, and the next way is tried.
 """
 import contextlib
+import hashlib
 import importlib
 import json
 import logging
@@ -23,6 +24,7 @@ from udl_basicsr.options.network_values import check_networks
 from udl_basicsr.utils.checkpoints import ParamKey, check_fit, network_weights, safetensors_metadata
 from udl_basicsr.utils.errors import UdlError
 from udl_basicsr.utils.files import written_aside
+from udl_basicsr.utils.version import __version__
 from udl_basicsr.utils.yaml_files import load_yaml, read_block
 
 OPSET = 18
@@ -191,16 +193,24 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 
 # ----------------------------------------------------------------------------------------------------------- ONNX
-def export_onnx(network: nn.Module, path: str | Path) -> OnnxReport:
+def export_onnx(network: nn.Module, path: str | Path, weights: str | Path | None = None, block: dict | None = None
+                ) -> OnnxReport:
     """Writes a network as ONNX: ``lq`` (N, C, h, w) to ``sr`` (N, C, H, W), pixels in [0, 1], h and w dynamic.
 
     The file is kept only after onnxruntime has given what torch gives, to 1e-5 of a pixel (where pixels exceed 1 in
     size, of the largest), at two or more sizes that differ from the example's. The batch is dynamic where the network
     allows it, else 1.
 
+    Whoever runs the file needs to know more than its graph says. The metadata have ``scale``, ``layout``, ``colour``,
+    the ``range`` of the pixels (8-bit ones divided by 255, 16-bit ones by 65535), ``mean`` (subtracted inside the
+    graph, if at all), ``udl_basicsr`` (the version), ``network`` (its options as JSON) and ``weights_sha256``, of the
+    file ``weights``.
+
     Args:
         network: In float32 on the CPU; put in evaluation mode.
         path: Where to, ``.onnx``.
+        weights: The file that its weights come from.
+        block: The options it was built from.
 
     Raises:
         ExportError: onnx or onnxruntime is missing, or no graph with dynamic sizes gives the same pixels; the message
@@ -221,12 +231,27 @@ def export_onnx(network: nn.Module, path: str | Path) -> OnnxReport:
                 shapes, difference, fixed = _compare(runtime, network, aside, images, dynamic_batch)
                 if not difference <= TOLERANCE:  # so that NaN fails as well
                     raise ExportError(f'differs by {difference:.1e} from torch')
+                _describe(aside, *images[_EXAMPLE], weights, block)
             return OnnxReport(exporter, OPSET, dynamic_batch, shapes, difference, (*refused, *fixed))
         except Exception as error:  # exporters and runtimes raise whatever their libraries do
             failures.append(f'{exporter} exporter, batch {"dynamic" if dynamic_batch else "of 1"}: '
                             f'{_first_line(error)}')
     raise ExportError('\n  '.join([f'{path}: {type(network).__name__} cannot be exported with dynamic sizes; nothing '
                                    f"was kept. Expected torch's pixels to {TOLERANCE:g}, tried:", *failures]))
+
+
+def _describe(path: Path, image: Tensor, out: Tensor, weights: str | Path | None, block: dict | None) -> None:
+    """Puts the metadata into an ONNX file."""
+    onnx = importlib.import_module('onnx')
+    model = onnx.load(str(path))
+    onnx.helper.set_model_props(model, {
+        'scale': str(out.shape[-1] // image.shape[-1]), 'layout': 'NCHW',
+        'colour': 'RGB' if image.shape[1] == 3 else 'Y',
+        'range': '0 to 1: 8-bit pixels / 255, 16-bit pixels / 65535; clip what comes out',
+        'mean': 'none to be subtracted: what the network subtracts is in the graph', 'udl_basicsr': __version__,
+        **({'network': json.dumps(block)} if block else {}),
+        **({'weights_sha256': hashlib.sha256(Path(weights).read_bytes()).hexdigest()} if weights else {})})
+    onnx.save(model, str(path))
 
 
 def _images(network: nn.Module) -> tuple[dict, list, Exception | None]:

@@ -99,7 +99,7 @@ def differences(there: dict, now: dict) -> list[str]:
         if isinstance(old, dict) and isinstance(new, dict) and needs in there and needs in now:
             found += [f'  {block}.{key}: {old.get(key, "not set")} there, {new.get(key, "not set")} now'
                       for key in dict.fromkeys([*old, *new]) if old.get(key) != new.get(key)]
-    for key, option in (('self_ensemble', '--self-ensemble'), ('amp', '--amp')):
+    for key, option in (('self_ensemble', '--self_ensemble'), ('amp', '--amp')):
         if there.get(key) != now[key]:
             old, new = ({None: 'no', False: 'no', True: 'yes'}.get(e.get(key), e.get(key)) for e in (there, now))
             found.append(f'  {option}: {old} there, {new} now')

@@ -38,12 +38,16 @@ class Judgement:
         calibrated_on: How many images, of each.
         images: Scores by the image, see :func:`judge`.
         auroc: By the kind of shift, see ``SHIFTS``; empty where it was not asked for.
+        least_covered: The image of which most lies outside.
+        coverage_map: Of it: the share inside in windows of 16×16 pixels.
     """
     name: str
     factors: list[float]
     calibrated_on: list[int]
     images: dict[str, dict[str, float]]
     auroc: dict[str, float]
+    least_covered: str
+    coverage_map: list[list[float]]
 
 
 def prepared_pairs(root: str | Path, scale: int) -> list[ImagePair]:
@@ -89,7 +93,7 @@ def judge(name: str, restorer: Restorer, calibrating: Sequence[ImagePair], halve
             masks.append(R.mask_risks(error.max(2), prediction.spread, within))
             ratios.append(U.recalibration_factor(error, scale))
             tick()
-        factors, counts, images = [], [], {}
+        factors, counts, images, least, where = [], [], {}, '', []
         for turn in (0, 1):
             first = len(calibrating)
             on = [*range(first), *range(first + turn, len(pairs), 2)]
@@ -102,8 +106,12 @@ def judge(name: str, restorer: Restorer, calibrating: Sequence[ImagePair], halve
                 with np.load(files[i]) as stored:
                     images[pairs[i].name] = _scores(stored, factors[-1], threshold, within, alpha,
                                                     float(np.mean([ratios[j] for j in on])))
+                    if not least or images[pairs[i].name]['coverage'] < images[least]['coverage']:
+                        least = pairs[i].name
+                        where = I.coverage_map(stored['error'], factors[-1] * stored['half']).tolist()
     auroc = _auroc(restorer, halved, {p.name: images[p.name]['theta'] for p in halved}, tick) if shifts else {}
-    return Judgement(name, factors, counts, {pair.name: images[pair.name] for pair in halved}, auroc)
+    return Judgement(name, factors, counts, {pair.name: images[pair.name] for pair in halved}, auroc,
+                     least, where)
 
 
 def _scores(stored, factor: float, threshold: float, within: float, alpha: float, ratio: float) -> dict[str, float]:

@@ -95,6 +95,21 @@ def bootstrap_interval(values: np.ndarray, samples: int = SAMPLES, level: float 
     return float(low), float(high)
 
 
+def value_at(curve: Mapping[int, float], iteration: int) -> float | None:
+    """What a curve has at an iteration, by a straight line between its points; None outside them.
+
+    Methods of two stages are validated at other iterations than those of one.
+
+    Example:
+        >>> value_at({100: 20., 200: 30.}, 150), value_at({100: 20., 200: 30.}, 250)
+        (25.0, None)
+    """
+    if not curve or not min(curve) <= iteration <= max(curve):
+        return None
+    at = sorted(curve)
+    return float(np.interp(iteration, at, [curve[i] for i in at]))
+
+
 def methods_of(records: Iterable[Mapping]) -> dict[str, str]:
     """Ids and labels of the methods: the reference first, then by the order in the comparison's file, if kept."""
     found: dict[str, tuple] = {}
@@ -107,7 +122,8 @@ def difference_cell(result: Mapping | None) -> str:
     """``+0.12 [+0.05, +0.19]``, or a dash."""
     if result is None:
         return '–'
-    mean, low, high = (f'{result[key]:+.{result["facts"].decimals}f}' for key in ('mean', 'low', 'high'))
+    mean, low, high = (f'{result[key]:+.{result["facts"].decimals}f}'.replace('-', '−')
+                       for key in ('mean', 'low', 'high'))
     return f'{mean} [{low}, {high}]'
 
 

@@ -7,6 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from udl_basicsr.deploy.judging import Judgement
 from udl_basicsr.experiments.statistics import bootstrap_interval
@@ -76,12 +78,38 @@ def format_coverage(judgements: Sequence[Judgement], protocol: str, markdown: bo
     return '\n\n'.join([*(table(*part) for part in _tables(judgements)), f'{protocol}.'])
 
 
-def write_coverage(judgements: Sequence[Judgement], protocol: str, folder: str | Path) -> list[Path]:
-    """Writes coverage.json, with the scores of each image, and coverage.md.
+def coverage_figure(judgements: Sequence[Judgement], alpha: float, out: str | Path, dpi: int = 150) -> Path:
+    """Draws the coverage of each image, from the least to the best, and where the least covered one is not covered.
 
     Returns:
-        Both files.
+        Path: ``out``.
+    """
+    figure = Figure(figsize=(5 + 4 * len(judgements), 4), dpi=dpi, facecolor='white', layout='constrained')
+    FigureCanvasAgg(figure)
+    first, *others = figure.subplots(1, 1 + len(judgements), squeeze=False)[0]
+    for judgement in judgements:
+        first.plot(sorted(scores['coverage'] for scores in judgement.images.values()), label=judgement.name)
+    first.axhline(1 - alpha, color='#888888', linewidth=1, linestyle=':')
+    first.set(title='Coverage of each image', xlabel='images, from the least covered', ylabel='share inside')
+    first.legend(fontsize=8, frameon=False)
+    for ax, judgement in zip(others, judgements, strict=True):
+        drawn = ax.imshow(judgement.coverage_map, cmap='viridis', vmin=0, vmax=1)
+        ax.set(xticks=[], yticks=[], title=f'{judgement.name}\n{judgement.least_covered}, in 16×16 px')
+        ax.title.set(fontsize=9)
+    figure.colorbar(drawn, ax=others, label='share inside', shrink=0.8)
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=dpi)
+    return out
+
+
+def write_coverage(judgements: Sequence[Judgement], protocol: str, alpha: float, folder: str | Path) -> list[Path]:
+    """Writes coverage.json, with the scores of each image, coverage.md and coverage.png.
+
+    Returns:
+        The files.
     """
     content = {'protocol': protocol, 'runs': [asdict(j) for j in judgements]}
     return [write_text(Path(folder) / 'coverage.json', json.dumps(content, indent=1, ensure_ascii=False) + '\n'),
-            write_text(Path(folder) / 'coverage.md', format_coverage(judgements, protocol, markdown=True) + '\n')]
+            write_text(Path(folder) / 'coverage.md', format_coverage(judgements, protocol, markdown=True) + '\n'),
+            coverage_figure(judgements, alpha, Path(folder) / 'coverage.png')]

@@ -1,40 +1,29 @@
 """One HTML file of a comparison or of test runs: tables, intervals, curves, and pictures to compare by hand.
 
-The page is self-contained: its pictures, style and script are in it, a content security policy forbids it to load
-anything or to run any script but its own, and whatever comes from a file is escaped. Layout and script lie in
-``templates/``; the tables and intervals are plain HTML that needs no script.
+The page is self-contained: its pictures, style and script are in it, and a content security policy forbids it to load
+anything or to run any script but its own. Its templates lie in ``templates/``; they escape whatever they are given, and
+nothing but the packaged style and script is exempt. Here is what they are given; tables and intervals need no script.
 """
 from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
 from importlib.resources import files
 from pathlib import Path
-from string import Template
 from typing import Any
 
+import jinja2
 import numpy as np
+from markupsafe import Markup
 
 from udl_basicsr.experiments.statistics import means
+from udl_basicsr.utils.scores import protocol_notes
 
 from .html_curves import curves_of
-from .html_groups import (
-    AHEAD,
-    BEHIND,
-    OPEN,
-    Group,
-    difference_text,
-    digits_of,
-    first_metric,
-    interval_text,
-    read_groups,
-    unit,
-)
-from .html_intervals import colour_of, forest, intervals_in_words
+from .html_groups import AHEAD, BEHIND, OPEN, Group, difference_view, digits_of, first_metric, read_groups, unit
+from .html_intervals import forest, intervals_in_words
 from .html_pictures import WINDOW, choose_pictures, theta_ticks
 from .score_table import places
 
@@ -71,7 +60,7 @@ def _stages(record: Mapping) -> str:
     return ' → '.join(f'{s.get("name", "")} {s["iterations"]}' for s in record.get('stages') or [])
 
 
-def _cards(group: Group) -> str:
+def _cards(group: Group) -> list[dict]:
     """A card for each data set: the best mean, and its difference from the reference."""
     metric, cards = first_metric(group), []
     facts = group.facts(metric) if metric else None
@@ -81,176 +70,116 @@ def _cards(group: Group) -> str:
         if not found or (len(found) > 1 and not facts.sign):
             continue
         best = max(found, key=lambda m: facts.sign * found[m])
-        difference = group.difference(best, dataset, metric)
         seeds = len({r['seed'] for r in group.of(best)})
-        fewer = f', {_count(seeds, "seed")}' if seeds < len({r['seed'] for r in group.records}) else ''
-        lines = [f'<p class="set">{escape(dataset)}</p>',
-                 f'<p class="big">{facts.text(found[best])}<span>{escape(unit(facts))}</span></p>',
-                 f'<p class="who"><i class="swatch {colour_of(group, best)}"></i>{escape(group.methods[best])}'
-                 f'{", the highest mean" if len(found) > 1 and facts.higher_is_better else ""}{fewer}</p>']
-        if difference:
-            lines.append(f'<p class="delta {difference["verdict"]}">{difference_text(difference)}'
-                         f'{escape(unit(facts))} <span>{interval_text(difference)}</span></p>')
-        cards.append(f'<div class="card">{"".join(lines)}</div>')
-    return f'<div class="cards">{"".join(cards)}</div>'
+        tail = ', the highest mean' if len(found) > 1 and facts.higher_is_better else ''
+        tail += f', {_count(seeds, "seed")}' if seeds < len({r['seed'] for r in group.records}) else ''
+        cards.append({'dataset': dataset, 'value': facts.text(found[best]), 'unit': unit(facts),
+                      'style': group.style(best), 'label': group.methods[best], 'tail': tail,
+                      'difference': difference_view(group.difference(best, dataset, metric))})
+    return cards
 
 
-def _summary(group: Group) -> str:
+def _verdicts(group: Group) -> dict | None:
     """In words: which methods' intervals lie above or below zero on every data set."""
     metric = first_metric(group)
     if group.reference is None or metric is None or not group.facts(metric).sign:
-        return ''
-    kinds: dict[str, list[str]] = {AHEAD: [], BEHIND: [], OPEN: []}
+        return None
+    kinds: dict[str, list[str]] = {AHEAD: [], OPEN: [], BEHIND: []}
     for method, label in group.methods.items():
         found = [d for name in group.datasets if (d := group.difference(method, name, metric))]
         seen = {d['verdict'] for d in found}
         if found:
             kinds[seen.pop() if len(seen) == 1 else OPEN].append(label)
-    where = 'on every data set' if len(group.datasets) > 1 else f'on {escape(group.datasets[0])}'
-    reference = escape(group.methods[group.reference])
-
+    where = 'on every data set' if len(group.datasets) > 1 else f'on {group.datasets[0]}'
+    reference = group.methods[group.reference]
     titles = {AHEAD: f'Ahead of {reference} {where}', OPEN: 'Undecided, or not the same on all',
               BEHIND: f'Behind {reference} {where}'}
-    rows = ''.join(f'<dt>{title}</dt><dd class="{kind}">'
-                   + (''.join(f'<span>{escape(label)}</span>' for label in kinds[kind]) or 'none') + '</dd>'
-                   for kind, title in titles.items())
-    return (f'<dl class="verdicts">{rows}</dl><p class="note">Ahead and behind: zero lies outside '
-            f'{intervals_in_words(group)}, for {escape(group.facts(metric).title(metric))}.</p>')
-
-
-def _header(groups: Sequence[Group], title: str) -> str:
-    parts = [f'<h1>{escape(title)}</h1>']
-    for group in groups:
-        if len(groups) > 1:
-            parts.append(f'<h2>{escape(group.title)}</h2>')
-        facts = ''.join(f'<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>' for name, value in _facts(group))
-        parts += [f'<dl class="facts">{facts}</dl>', _cards(group), _summary(group)]
-    return ''.join(parts)
+    return {'kinds': [(kind, titles[kind], labels) for kind, labels in kinds.items()],
+            'note': f'Ahead and behind: zero lies outside {intervals_in_words(group)}, for '
+                    f'{group.facts(metric).title(metric)}.'}
 
 
 # ---------------------------------------------------------------- tables
 
-def _table(group: Group, metric: str) -> str:
+def _table(group: Group, metric: str) -> dict:
     datasets = [name for name in group.datasets if any(metric in r['datasets'][name]['mean'] for r in group.records
                                                        if name in r['datasets'])]
     values = {name: {m: v for m in group.methods if (v := means(group.records, m, name, metric, group.scale))}
               for name in datasets}
     facts = group.facts(metric)
     ranks = {name: places({m: v['mean'] for m, v in values[name].items()}, facts) for name in datasets}
-    head = ''.join(f'<th scope="col" aria-sort="none"><button type="button">{escape(name)}</button></th>'
-                   for name in ['Method', *datasets])
-    rows = []
-    for method, label in group.methods.items():
-        runs = group.of(method)
-        cells = [f'<th scope="row" data-v="{escape(label)}"><span><i class="swatch {colour_of(group, method)}"></i>'
-                 f'{escape(label)}</span>'
-                 + (f'<small>{_count(len(runs), "seed")}{", reference" if method == group.reference else ""}</small>'
-                    if group.trained else '') + '</th>']
-        for name in datasets:
-            value = values[name].get(method)
-            if value is None:
-                cells.append('<td data-v="">–</td>')
-                continue
-            text = facts.text(value['mean'])
-            tag = {1: 'b', 2: 'u'}.get(ranks[name].get(method), 'span')
-            text = f'<{tag}>{text}</{tag}>'
-            if math.isfinite(value['sd']):
-                text += f' <small class="sd">±{value["sd"]:.{digits_of(facts)}f}</small>'
-            difference = group.difference(method, name, metric)
-            if difference:
-                text += (f'<small class="{difference["verdict"]}">{difference_text(difference)} '
-                         f'<span>{interval_text(difference)}</span></small>')
-            cells.append(f'<td data-v="{value["mean"]!r}">{text}</td>')
-        rows.append(f'<tr{" class=reference" if method == group.reference else ""}>{"".join(cells)}</tr>')
+
+    def cell(method: str, name: str) -> dict | None:
+        value = values[name].get(method)
+        return value and {
+            'value': repr(value['mean']), 'text': facts.text(value['mean']),
+            'tag': {1: 'b', 2: 'u'}.get(ranks[name].get(method), 'span'),
+            'sd': f'±{value["sd"]:.{digits_of(facts)}f}' if math.isfinite(value['sd']) else '',
+            'difference': difference_view(group.difference(method, name, metric))}
+
+    rows = [{'label': label, 'style': group.style(method), 'reference': method == group.reference,
+             'told': (_count(len(group.of(method)), 'seed') + (', reference' if method == group.reference else '')
+                      if group.trained else ''),
+             'cells': [cell(method, name) for name in datasets]} for method, label in group.methods.items()]
     how = 'Mean over seeds and images, ± standard deviation over seeds' if group.trained else 'Mean over images'
     if group.reference:
-        how += (f'; below it the difference from {escape(group.methods[group.reference])} with its 95 % bootstrap '
-                'interval')
-    marks = 'Best in bold, second-best underlined. ' if len(group.methods) > 1 and facts.sign else ''
-    title = escape(facts.title(metric))
-    return (f'<div class="scroll" tabindex="0" role="region" aria-label="Table of {title}">'
-            f'<table class="sortable"><caption><div><b>{title}</b>, {escape(group.title)}. '
-            f'{how}. {marks}The headings sort.</div></caption><thead><tr>{head}</tr></thead>'
-            f'<tbody>{"".join(rows)}</tbody></table></div>')
+        how += f'; below it the difference from {group.methods[group.reference]} with its 95 % bootstrap interval'
+    marks = ' Best in bold, second-best underlined.' if len(group.methods) > 1 and facts.sign else ''
+    return {'title': facts.title(metric), 'told': f'{group.title}. {how}.{marks} The headings sort.',
+            'head': ['Method', *datasets], 'rows': rows}
 
 
-def _image_table(group: Group, dataset: str) -> str:
+def _image_table(group: Group, dataset: str) -> dict:
     """The scores of each image, for a few runs."""
     runs = [r for r in group.records if dataset in r['datasets']]
     facts = {metric: group.facts(metric) for metric in group.metrics}
     columns = [(r, metric) for metric in facts for r in runs if metric in r['datasets'][dataset]['mean']]
     several = len({r['method'] for r in runs}) > 1
-    head = ''.join(f'<th scope="col" aria-sort="none"><button type="button">{escape(text)}</button></th>' for text in [
-        'Image', *(f'{facts[metric].title(metric)}{" " + r["label"] if several else ""}' for r, metric in columns)])
     rows = []
     for image in dict.fromkeys(name for r in runs for name in r['datasets'][dataset]['images']):
-        cells = [r['datasets'][dataset]['images'].get(image, {}).get(metric) for r, metric in columns]
-        rows.append(f'<tr><th scope="row" data-v="{escape(image)}">{escape(image)}</th>' + ''.join(
-            f'<td data-v="{"" if value is None else repr(value)}">{facts[metric].text(value)}</td>'
-            for value, (_, metric) in zip(cells, columns, strict=True)) + '</tr>')
-    return (f'<details><summary>{escape(dataset)}, image by image</summary><div class="scroll" tabindex="0" '
-            f'role="region" aria-label="Scores of each image of {escape(dataset)}"><table class="sortable"><thead><tr>'
-            f'{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div></details>')
+        scores = [(r['datasets'][dataset]['images'].get(image, {}).get(metric), metric) for r, metric in columns]
+        rows.append({'label': image, 'cells': [
+            {'value': '' if value is None else repr(value), 'text': facts[metric].text(value)}
+            for value, metric in scores]})
+    return {'dataset': dataset, 'rows': rows, 'head': [
+        'Image', *(f'{facts[metric].title(metric)}{" " + r["label"] if several else ""}' for r, metric in columns)]}
 
 
-def _results(groups: Sequence[Group]) -> str:
-    parts = []
-    for number, group in enumerate(groups):
-        if len(groups) > 1:
-            parts.append(f'<h2>{escape(group.title)}</h2>')
-        metrics = group.metrics
-        if len(metrics) > 1:
-            first = first_metric(group)
-            choices = ''.join(f'<label><input type="radio" name="metric{number}" value="{escape(m)}"'
-                              f'{" checked" if m == first else ""}><span>{escape(group.facts(m).title(m))}</span>'
-                              '</label>'
-                              for m in metrics)
-            parts.append(f'<fieldset class="tabs" data-tabs hidden><legend>Metric</legend>{choices}</fieldset>')
-        parts += [f'<div class="of-metric" data-metric="{escape(m)}">{forest(group, m)}{_table(group, m)}</div>'
-                  for m in metrics]
-        if len(group.records) <= 3:
-            parts += [_image_table(group, dataset) for dataset in group.datasets]
-    return ''.join(parts)
-
-
-def _runs(groups: Sequence[Group]) -> str:
-    """What was run, when, on what, and with which versions."""
-    parts = []
-    for group in groups:
-        header = ['Method', 'Stages and iterations', 'Seeds', 'Minutes a run', 'Machine', 'Date', 'Commit']
-        rows = []
-        for method, label in group.methods.items():
-            runs = group.of(method)
-            seconds = [r['seconds'] for r in runs if 'seconds' in r]
-            rows.append([label, _some(map(_stages, runs)),
-                         ', '.join(str(r['seed']) for r in runs) if group.trained else '',
-                         f'{np.mean(seconds) / 60:.1f}' if seconds else '',
-                         *(_some(r.get(key) for r in runs) for key in ('machine', 'date', 'commit'))])
-        kept = [i for i in range(len(header)) if any(row[i] for row in rows)]
-        if len(kept) > 1:
-            cells = ''.join('<tr>' + ''.join(f'<{"th scope=row" if not i else "td"}>{escape(row[i] or "–")}</'
-                                             f'{"td" if i else "th"}>' for i in kept) + '</tr>' for row in rows)
-            parts.append('<div class="scroll" tabindex="0" role="region" aria-label="Runs"><table class="plain">'
-                         f'<caption><div>{escape(group.title)}</div></caption><thead><tr>'
-                         + ''.join(f'<th scope="col">{header[i]}</th>' for i in kept)
-                         + f'</tr></thead><tbody>{cells}</tbody></table></div>')
-        protocols = dict.fromkeys(r['protocol'] for r in group.records)
-        versions = dict.fromkeys(', '.join(f'{k} {v}' for k, v in r['versions'].items()) for r in group.records)
-        parts += [f'<p class="note">{escape(text)}.</p>' for text in (*protocols, *versions) if text]
-        if len(protocols) > 1:
-            parts.append('<p class="note"><b>These runs were measured by different protocols and cannot be '
-                         'compared.</b></p>')
-    return ''.join(parts)
+def _runs(group: Group) -> dict:
+    """What was run, when, on what, with which versions, and how it was measured."""
+    header = ['Method', 'Stages and iterations', 'Seeds', 'Minutes a run', 'Machine', 'Date', 'Commit']
+    rows = []
+    for method, label in group.methods.items():
+        runs = group.of(method)
+        seconds = [r['seconds'] for r in runs if 'seconds' in r]
+        rows.append([label, _some(map(_stages, runs)),
+                     ', '.join(str(r['seed']) for r in runs) if group.trained else '',
+                     f'{np.mean(seconds) / 60:.1f}' if seconds else '',
+                     *(_some(r.get(key) for r in runs) for key in ('machine', 'date', 'commit'))])
+    kept = [i for i in range(len(header)) if any(row[i] for row in rows)]
+    versions = dict.fromkeys(', '.join(f'{k} {v}' for k, v in r['versions'].items()) for r in group.records)
+    return {'head': [header[i] for i in kept], 'rows': [[row[i] or '–' for i in kept] for row in rows],
+            'notes': [*protocol_notes(group.records, group.metrics), *(f'{text}.' for text in versions if text)]}
 
 
 # ---------------------------------------------------------------- page
 
-def _safe_json(value: Any) -> str:
-    """JSON for a script element: no text in it can end the element or begin a comment."""
-    text = json.dumps(value, ensure_ascii=False, separators=(',', ':'), allow_nan=False)
-    for sign in '<>&\u2028\u2029':
-        text = text.replace(sign, f'\\u{ord(sign):04x}')
-    return text
+def _view(group: Group) -> dict[str, Any]:
+    """All of a group that the templates show."""
+    return {'title': group.title, 'facts': _facts(group), 'cards': _cards(group), 'verdicts': _verdicts(group),
+            'first': first_metric(group), 'runs': _runs(group),
+            'metrics': [{'id': m, 'title': group.facts(m).title(m), 'forest': forest(group, m),
+                         'table': _table(group, m)} for m in group.metrics],
+            'images': [_image_table(group, d) for d in group.datasets] if len(group.records) <= 3 else []}
+
+
+def templates() -> jinja2.Environment:
+    """The environment of the page's templates: it escapes everything, and an unknown name is an error."""
+    env = jinja2.Environment(loader=jinja2.PackageLoader('udl_basicsr.reports'), autoescape=True,
+                             undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    # `tojson` writes no sign that could end a script element or begin a comment.
+    env.policies['json.dumps_kwargs'] = {'ensure_ascii': False, 'separators': (',', ':'), 'allow_nan': False}
+    return env
 
 
 def _hash(text: str) -> str:
@@ -288,18 +217,14 @@ def make_page(folders: Sequence[str | Path], images: Sequence[str] = (), gt: Map
     else:
         notes.insert(0, 'There are no pictures here, only scores. They are made by: ' + groups[0].remedy)
 
-    templates = files('udl_basicsr.reports') / 'templates'
-    page, style, script = ((templates / f'report.{kind}').read_text(encoding='utf-8')
-                           for kind in ('html', 'css', 'js'))
-    data = {'curves': curves, 'pictures': pictures, 'ticks': theta_ticks(*span) if span else []}
+    style, script = ((files('udl_basicsr.reports') / 'templates' / f'report.{kind}').read_text(encoding='utf-8')
+                     for kind in ('css', 'js'))
     policy = (f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}; "
               "base-uri 'none'; form-action 'none'")
-    return Template(page).substitute(
-        policy=policy, title=escape(title), style=style, script=script, header=_header(groups, title),
-        results=_results(groups), runs=_runs(groups), data=_safe_json(data),
-        bare='' if pictures else 'bare', no_curves='' if curves else 'hidden',
-        no_pictures='' if pictures else 'hidden',
-        notes=''.join(f'<p class="note">{escape(note)}</p>' for note in notes)), notes
+    return templates().get_template('report.html').render(
+        policy=policy, title=title, groups=[_view(group) for group in groups], notes=notes,
+        data={'curves': curves, 'pictures': pictures, 'ticks': theta_ticks(*span) if span else []},
+        style=Markup(style), script=Markup(script)), notes
 
 
 def _extreme(group: Group) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from udl_basicsr.experiments.statistics import value_at
 from udl_basicsr.utils.scores import ScoresError
 
 from .html_groups import Group
@@ -36,9 +37,12 @@ def _curve(runs: Mapping[int, Mapping], base: Mapping[int, Mapping], metric: str
     line = {'iter': iterations}
     values = np.array([[mine[seed][i] for i in iterations] for seed in mine])
     line |= {'mean': _short(values.mean(0)), 'low': _short(values.min(0)), 'high': _short(values.max(0))}
-    if theirs and all(i in run for run in theirs.values() for i in iterations):
-        delta = np.array([[mine[seed][i] - theirs[seed][i] for i in iterations] for seed in theirs])
-        line |= {'delta': _short(delta.mean(0)), 'delta_low': _short(delta.min(0)), 'delta_high': _short(delta.max(0))}
+    there = {i: [value_at(run, i) for run in theirs.values()] for i in iterations} if theirs else {}
+    both = [i for i, values in there.items() if None not in values]
+    if both:
+        delta = np.array([[mine[seed][i] - there[i][n] for i in both] for n, seed in enumerate(theirs)])
+        line |= {'delta_iter': both, 'delta': _short(delta.mean(0)), 'delta_low': _short(delta.min(0)),
+                 'delta_high': _short(delta.max(0))}
     return line
 
 
@@ -84,5 +88,6 @@ def curves_of(group: Group) -> dict | None:
         stages = group.of(method)[0].get('stages') or []
         ends = np.cumsum([s['iterations'] for s in stages])
         switches.append([int(end) for end in ends[:-1]])
-    return {'title': group.title, 'charts': charts, 'methods': list(group.methods.values()), 'switches': switches,
+    return {'title': group.title, 'charts': charts, 'methods': list(group.methods.values()),
+            'styles': [group.style(method) for method in group.methods], 'switches': switches,
             'reference': list(group.methods).index(group.reference) if group.reference else None}

@@ -11,6 +11,8 @@ from udl_basicsr.experiments.statistics import methods_of, paired_difference
 from udl_basicsr.utils.metric_facts import MetricFacts
 from udl_basicsr.utils.scores import ScoresError, metric_facts, read_scores
 
+from .method_styles import class_of
+
 AHEAD, BEHIND, OPEN = 'ahead', 'behind', 'open'  # also the classes that templates/report.css colours
 
 
@@ -56,6 +58,10 @@ class Group:
     @property
     def metrics(self) -> list[str]:
         return list(dict.fromkeys(m for r in self.records for d in r['datasets'].values() for m in d['mean']))
+
+    def style(self, method: str) -> str:
+        """The classes of a method's colour and dashes, see :mod:`.method_styles`."""
+        return class_of(list(self.methods).index(method))
 
     def facts(self, metric: str) -> MetricFacts:
         return metric_facts(self.records, metric)
@@ -153,6 +159,12 @@ def difference_text(difference: Mapping) -> str:
 def interval_text(difference: Mapping) -> str:
     """The bootstrap interval of a paired difference."""
     return '[{}, {}]'.format(*(signed(difference[end], digits_of(difference['facts'])) for end in ('low', 'high')))
+
+
+def difference_view(difference: Mapping | None) -> dict | None:
+    """What a template shows of a paired difference."""
+    return difference and {'verdict': difference['verdict'], 'text': difference_text(difference),
+                           'unit': unit(difference['facts']), 'interval': interval_text(difference)}
 
 
 def verdict(difference: Mapping, trained: bool = True) -> str:

@@ -3,23 +3,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from html import escape
 
 import numpy as np
 
-from .html_groups import Group, difference_text, interval_text, signed
-
-COLOURS = 16  # of methods, as in templates/report.css; further ones begin anew
+from .html_groups import Group, difference_text, digits_of, interval_text, signed
 
 
 def intervals_in_words(group: Group) -> str:
     if not group.trained:
         return 'the 95 % interval over images, which says nothing of other seeds'
     return 'both 95 % intervals: that over seeds and images, and that over seeds'
-
-
-def colour_of(group: Group, method: str) -> str:
-    return f'm{list(group.methods).index(method) % COLOURS}'
 
 
 def axis_ticks(low: float, high: float, count: int = 4) -> list[float]:
@@ -48,14 +41,14 @@ def axis_range(intervals: Sequence[tuple[float, float]]) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def forest(group: Group, metric: str) -> str:
+def forest(group: Group, metric: str) -> dict | None:
     """A panel for each data set: dots and intervals of the differences from the reference, on one axis for all."""
     results = {name: {m: d for m in group.methods if (d := group.difference(m, name, metric))}
                for name in group.datasets}
     results = {name: found for name, found in results.items() if found}
     every = [d for found in results.values() for d in found.values()]
     if not every:
-        return ''
+        return None
     usual = max(d['seeds'] for d in every)
     low, high = axis_range([(d['low'], d['high']) for d in every])
     ticks = axis_ticks(low, high)
@@ -68,47 +61,31 @@ def forest(group: Group, metric: str) -> str:
     def x(value: float) -> str:
         return f'{100 * (min(max(value, low), high) - low) / (high - low):.2f}%'
 
-    def line(kind: str, start: float, end: float) -> str:
-        return f'<line class="{kind}" x1="{x(start)}" x2="{x(end)}" y1="50%" y2="50%"/>'
+    def row(method: str, d: dict) -> dict:
+        seeds = [d['seed_low'], d['seed_high']] if math.isfinite(d.get('seed_low', math.nan)) else []
+        says = (f'{group.methods[method]}: {difference_text(d)}, 95 % interval {interval_text(d)}'
+                + (f', ahead on {d["ahead"]} of {d["pairs"]} pairs of seed and image' if facts.sign else '')
+                + (', over seeds [{}, {}]'.format(*(signed(end, digits_of(facts)) for end in seeds)) if seeds else ''))
+        ends = [d['low'], d['high'], *seeds]
+        return {'label': group.methods[method] + ('' if d['seeds'] == usual else f' ({d["seeds"]})'),
+                'style': group.style(method), 'verdict': d['verdict'], 'says': says, 'text': difference_text(d),
+                'seeds': [x(end) for end in seeds], 'interval': [x(d['low']), x(d['high'])],
+                'dot': x(d['mean']) if low <= d['mean'] <= high else None,
+                'beyond': [min(ends) < low, max(ends) > high]}
 
-    grid = ''.join(f'<line class="{"zero" if tick == 0 else "grid"}" x1="{x(tick)}" x2="{x(tick)}" y1="0" y2="100%"/>'
-                   for tick in ticks)
-    panels = []
-    for name, found in results.items():
-        rows = []
-        for method in order:
-            if method not in found:
-                continue
-            d, kind = found[method], found[method]['verdict']
-            marks = []
-            if math.isfinite(d.get('seed_low', math.nan)):
-                marks.append(line('seeds', d['seed_low'], d['seed_high']))
-            marks.append(line('interval', d['low'], d['high']))
-            if low <= d['mean'] <= high:
-                marks.append(f'<circle cx="{x(d["mean"])}" cy="50%" r="4.5"/>')
-            else:
-                sign, anchor, place = ('◀', 'start', '0') if d['mean'] < low else ('▶', 'end', '100%')
-                marks.append(f'<text class="off" x="{place}" y="50%" dy=".35em" text-anchor="{anchor}">{sign}</text>')
-            says = (f'{group.methods[method]}: {difference_text(d)}, 95 % interval {interval_text(d)}'
-                    + (f', ahead on {d["ahead"]} of {d["pairs"]} pairs of seed and image' if facts.sign else ''))
-            rows.append(
-                f'<li><span class="name"><i class="swatch {colour_of(group, method)}"></i>'
-                f'{escape(group.methods[method])}{"" if d["seeds"] == usual else " ({})".format(d["seeds"])}</span>'
-                f'<svg class="{kind}" role="img" aria-label="{escape(says)}"><title>{escape(says)}</title>{grid}'
-                f'{"".join(marks)}</svg><span class="num {kind}">{difference_text(d)}</span></li>')
-        labels = ''.join(f'<text x="{x(tick)}" y="14" text-anchor="middle">'
-                         f'{"0" if tick == 0 else signed(tick, tick_digits)}</text>' for tick in ticks)
-        panels.append(f'<figure class="panel"><figcaption>{escape(name)}</figcaption><ul>{"".join(rows)}'
-                      f'<li class="axis" aria-hidden="true"><span></span><svg>{labels}</svg><span></span></li></ul>'
-                      '</figure>')
     fewer = f' In brackets: seeds, where they are not {usual}.' if any(d['seeds'] != usual for d in every) else ''
-    better = {1: ' <small>better →</small>', -1: ' <small>← better</small>', 0: ''}[facts.sign]
     if group.trained:
-        note = ('Line: 95 % bootstrap interval over seeds and images. Pale band: 95 % interval of Student’s t over the '
+        note = ('Thick: 95 % bootstrap interval over seeds and images. Thin: 95 % interval of Student’s t over the '
                 'seeds, on these very images; one seed has none, and decides nothing.')
     else:
-        note = 'Line: 95 % bootstrap interval over images, for these very weights.'
-    note += f' Coloured and filled: zero lies outside {intervals_in_words(group)}. ◀ ▶: beyond the axis.{fewer}'
-    return (f'<h3>{escape(facts.title(metric))} minus that of {escape(group.methods[group.reference])}'
-            f'{escape(f" ({facts.unit})") if facts.unit else ""}{better}</h3>'
-            f'<div class="forest">{"".join(panels)}</div><p class="note">{note}</p>')
+        note = 'Thick: 95 % bootstrap interval over images, for these very weights.'
+    return {
+        'title': f'{facts.title(metric)} minus that of {group.methods[group.reference]}'
+                 + (f' ({facts.unit})' if facts.unit else ''),
+        'better': {1: 'better →', -1: '← better', 0: ''}[facts.sign],
+        'ticks': [{'x': x(tick), 'zero': not tick, 'text': signed(tick, tick_digits) if tick else '0'}
+                  for tick in ticks],
+        'panels': [{'dataset': name, 'rows': [row(m, found[m]) for m in order if m in found]}
+                   for name, found in results.items()],
+        'note': f'{note} Coloured and filled: zero lies outside {intervals_in_words(group)}. ◀ ▶: it goes on beyond '
+                f'the axis.{fewer}'}

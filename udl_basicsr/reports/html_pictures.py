@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import yaml
-from basicsr.metrics import calculate_psnr
+from basicsr.metrics import calculate_metric
 from PIL import Image
 
 from udl_basicsr.data.degradations import resize_bicubic
@@ -142,12 +142,15 @@ def _layers(group: Group, dataset: str, image: str, seed: int | None, gt: Sequen
 
 
 def _bicubic_scores(group: Group, bicubic: np.ndarray, truth: np.ndarray | None) -> dict[str, float]:
-    """PSNR of the bicubic image, where the runs were measured by the papers' protocol, which is computed here."""
-    usual = f'on Y (ITU-R BT.601), border of {group.scale} px cropped'
-    if truth is None or not all(r['protocol'].startswith('PSNR') and usual in r['protocol'] for r in group.records):
+    """PSNR and SSIM of the bicubic image, where the runs say how theirs were measured, and all the same."""
+    if truth is None or not all('measured' in r for r in group.records):
         return {}
-    return {'psnr': float(calculate_psnr(bicubic[..., ::-1], truth[..., ::-1], crop_border=group.scale,
-                                         test_y_channel=True))}
+    scores = {}
+    for metric in group.metrics:
+        ways = [r['measured']['metrics'][metric] for r in group.records if metric in r['measured']['metrics']]
+        if ways and ways.count(ways[0]) == len(ways) and ways[0].get('type') in ('calculate_psnr', 'calculate_ssim'):
+            scores[metric] = float(calculate_metric({'img': bicubic[..., ::-1], 'img2': truth[..., ::-1]}, ways[0]))
+    return scores
 
 
 def _cut(picture: Picture, window: int) -> Picture:
@@ -202,7 +205,7 @@ def _encoded(picture: Picture, quality: int | None) -> dict:
     height, width = picture.layers[-1].image.shape[:2]
     facts = {metric: picture.group.facts(metric) for metric in picture.group.metrics}
     layers = [{'key': layer.key, 'label': layer.label, 'src': encode(layer.image, quality), 'scores': [
-        facts[m].text(layer.scores[m]) + (unit(facts[m]) or f' {facts[m].title(m)}')
+        f'{facts[m].title(m)} {facts[m].text(layer.scores[m])}{unit(facts[m])}'
         for m in facts if m in layer.scores]}
         for layer in picture.layers]
     part = '' if (width, height) == picture.whole else f'{width}×{height} of {picture.whole[0]}×{picture.whole[1]} px'

@@ -11,7 +11,8 @@ from udl_basicsr.experiments.statistics import methods_of, paired_difference
 from udl_basicsr.utils.scores import ScoresError
 
 from .figures import WIDTH, new_figure, save
-from .plots import COLOURS, GRAY, interval, tidy
+from .method_styles import COLOURS, GRAY
+from .plots import interval, tidy
 
 AXES = {'budget': 'iterations in all', 'share': 'share of stage 1 in all iterations',
         'parameters': 'parameters of the network', 'scale': 'scale'}

@@ -62,11 +62,9 @@ def _natural(text: str) -> list:
 def about_printed(name: str, layout: Mapping, rows: Sequence[Mapping], networks: Mapping, groups: Sequence[RecordGroup],
                    source: Mapping) -> str:
     if not rows:
-        return (f'Printed: not transcribed. Add the rows of {source["title"]}, {layout["number"]}, to '
-                f'experiments/paper_scores.json with table: {name}, and where they were read to read_from of the '
-                'table.')
+        return f'Printed: {source["title"]}, {layout["number"]}, whose figures are not known here.'
     strange = [group.network for group in groups
                if not any(is_one_of(group, network, names) for network, names in networks.items())]
     return (f'Printed: {source["title"]}, {layout["number"]}, {source["url"]}; read from {layout["read_from"]}. '
             + (f'{" and ".join(dict.fromkeys(strange))} is no network of the paper. ' if strange else '')
-            + 'Compare the differences between the losses where data or budget are not those of the paper.')
+            + 'Where data or budget are not those of the paper, only the differences between the losses compare.')

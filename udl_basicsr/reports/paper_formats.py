@@ -141,7 +141,7 @@ def _raised(mark: str, fmt: str) -> str:
 
 def _latex(table: PaperTable, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = ['% needs the packages booktabs and graphicx', '\\begin{table}', '\\centering',
-             f'\\caption{{{latex_text(" ".join([f"{table.title}.", *table.caption]))}}}',
+             f'\\caption{{{latex_text(" ".join([f"{table.title}.", *table.caption[:-1]]))}}}',
              f'\\label{{tab:{table.name}}}', '\\resizebox{\\textwidth}{!}{%',
              f'\\begin{{tabular}}{{{"lclc" + "c" * (len(header) - 4)}}}', '\\toprule',
              ' & '.join(map(latex_text, header)) + ' \\\\']
@@ -152,7 +152,7 @@ def _latex(table: PaperTable, header: Sequence[str], rows: Sequence[Sequence[str
         previous = line.scale, line.network
         lines.append(' & '.join(row) + ' \\\\')
     lines += ['\\bottomrule', '\\end{tabular}}']
-    below = [*map(latex_text, [*table.remarks, _about_marks(table.lines, 'latex')]),
+    below = [*map(latex_text, [table.caption[-1], *table.remarks, _about_marks(table.lines, 'latex')]),
              *(f'{_raised(mark, "latex")} {latex_text(text)}' for mark, text in table.notes.items())]
     lines += ['\\par\\footnotesize', *(f'{text}\\par' for text in below)]
     return '\n'.join([*lines, '\\end{table}']) + '\n'

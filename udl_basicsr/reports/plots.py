@@ -9,23 +9,16 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from udl_basicsr.experiments.statistics import methods_of, paired_difference
+from udl_basicsr.experiments.statistics import methods_of, paired_difference, value_at
 from udl_basicsr.functional.image_statistics import error_map
 from udl_basicsr.utils.metric_facts import MetricFacts
 from udl_basicsr.utils.scores import ScoresError, metric_facts
 
 from .figures import WIDTH, Panel, crop, draw_grid, new_figure, save
+from .method_styles import BETTER, COLOURS, GRAY, WORSE, style_of
 from .tlw import TLWMaps, TLWRun
 
-COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9')  # of Okabe and Ito; black: the reference
-BETTER, WORSE, GRAY = COLOURS[0], COLOURS[1], '#777777'
-_DASHES = ('-', (0, (4, 1.5)), (0, (1, 1)))
 FONT = 7.
-
-
-def style_of(number: int) -> dict:
-    """Colour and dashes of the curve of that number: 18 that can be told apart, the first six by colour alone."""
-    return {'color': COLOURS[number % len(COLOURS)], 'linestyle': _DASHES[number // len(COLOURS) % len(_DASHES)]}
 
 
 def tidy(ax: Axes, grid: str = 'both') -> None:
@@ -155,8 +148,8 @@ def differences_figure(records: Sequence[Mapping], out: str | Path, metric: str 
         ax.spines['left'].set_visible(False)
     reference_label = methods_of(records).get(reference, reference)
     middle = (left + (width - left) / 2) / width
-    figure.text(middle, 0.27 / height, f'{metric.upper()} minus that of {reference_label}, ×{scale}{_in_unit(facts)}'
-                + (' (lower is better)' if sign < 0 else ''), fontsize=FONT, ha='center')
+    told = f'{facts.title(metric)} minus that of {reference_label}, ×{scale}{_in_unit(facts)}'
+    figure.text(middle, 0.27 / height, told, fontsize=FONT, ha='center')
     figure.text(middle, 0.09 / height, f'thick: 95 % over {usual} seed{"s" * (usual > 1)} and the images, bootstrap'
                 + ('; thin: 95 % over the seeds, t' if usual > 1 else '') + '; hollow: 0 not ruled out, or one seed',
                 fontsize=FONT - 0.5, color=GRAY, ha='center')
@@ -220,16 +213,17 @@ def curves_figure(records: Sequence[Mapping], dataset: str, out: str | Path, met
             ax.plot(points, values.mean(0), linewidth=1.3, marker='o', markersize=2, label=label, **style)
             ax.fill_between(points, values.min(0), values.max(0), color=style['color'], alpha=0.12, linewidth=0)
 
-    for number, (method, by_seed) in enumerate(curves.items()):
-        style = {'color': 'black', 'linestyle': '-'} if method == reference else \
-            style_of(number - (reference in list(curves)[:number]))
+    others = [m for m in methods_of(records) if m != reference]  # of all, so that a choice keeps their colours
+    for method, by_seed in curves.items():
+        style = {'color': 'black', 'linestyle': '-'} if method == reference else style_of(others.index(method))
         line(left, by_seed, labels[method], style)
-        paired = {seed: {i: value - base[seed][i] for i, value in curve.items() if i in base[seed]}
+        paired = {seed: {i: value - there for i, value in curve.items()
+                         if (there := value_at(base[seed], i)) is not None}
                   for seed, curve in by_seed.items() if seed in base}
         if method != reference and paired:
             line(right, paired, labels[method], style)
     facts = metric_facts(records, metric)
-    left.set(ylabel=metric.upper() + _in_unit(facts), xlabel='iteration', title=f'{dataset} ×{scale}')
+    left.set(ylabel=facts.title(metric) + _in_unit(facts), xlabel='iteration', title=f'{dataset} ×{scale}')
     right.axhline(0, color='black', linewidth=0.8, zorder=0.5)
     right.set(xlabel='iteration', title=f'difference from {methods_of(records).get(reference, reference)}')
     for ax in (left, right):

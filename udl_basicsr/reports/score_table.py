@@ -177,7 +177,7 @@ def render(table: Table, fmt: str = 'text') -> str:
         for metric, facts in table.facts.items():
             value = values.get(metric)
             if row.kind == 'difference' and value is not None:
-                parts.append(f'{value:+.{facts.decimals}f}')
+                parts.append(f'{value:+.{facts.decimals}f}'.replace('-', '−'))
                 continue
             place = ranks(table, row.scale, dataset, metric).get(row.label) if row.kind == 'run' else None
             text = printed_text(value, facts) if row.kind == 'paper' else facts.text(value)
@@ -225,5 +225,6 @@ def _latex(table: Table, header: Sequence[str], rows: Sequence[Sequence[str]]) -
         if source.scale != previous:
             lines.append('\\midrule')
         previous = source.scale
-        lines.append(' & '.join([*map(latex_text, row[:2]), *(cell.replace('–', '--') for cell in row[2:])]) + ' \\\\')
+        cells = (cell.replace('–', '--').replace('−', '$-$') for cell in row[2:])  # numbers, marks and LaTeX of ours
+        lines.append(' & '.join([*map(latex_text, row[:2]), *cells]) + ' \\\\')
     return '\n'.join([*lines, '\\bottomrule', '\\end{tabular}', *(f'% {note}' for note in table.notes)]) + '\n'

@@ -18,7 +18,8 @@ from udl_basicsr.training.history import read_history
 from udl_basicsr.utils.yaml_files import load_yaml
 
 from .figures import WIDTH, new_figure, save
-from .plots import style_of, tidy
+from .method_styles import style_of
+from .plots import tidy
 from .uncertainty import ReportError
 
 LOGGED = 'sigma_mean'

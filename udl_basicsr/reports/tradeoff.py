@@ -14,8 +14,9 @@ from udl_basicsr.utils.metric_facts import facts_by_name
 from udl_basicsr.utils.scores import ScoresError
 
 from .figures import WIDTH, new_figure, save
+from .method_styles import COLOURS
 from .paper_rows import PaperTable
-from .plots import COLOURS, tidy
+from .plots import tidy
 
 UNITS = {'runtime': ('run time, ms', 1.), 'macs': ('multiply-accumulate operations, G', 1e9)}
 

@@ -9,7 +9,8 @@ import numpy as np
 from udl_basicsr.functional.image_statistics import log_histogram, logarithmic_edges, peaks, variance_ratio
 
 from .figures import WIDTH, new_figure, save
-from .plots import FONT, style_of, tidy
+from .method_styles import style_of
+from .plots import FONT, tidy
 
 
 def variances_figure(gt: np.ndarray, runs: Mapping[str, np.ndarray], patch_size: int, out: str | Path,

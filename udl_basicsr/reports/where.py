@@ -19,8 +19,9 @@ from udl_basicsr.utils.metric_facts import MetricFacts
 from udl_basicsr.utils.scores import ScoresError, metric_facts
 
 from .figures import WIDTH, new_figure, save
+from .method_styles import BETTER, COLOURS, GRAY, WORSE
 from .pictures import Run, read_partner, same_size
-from .plots import BETTER, COLOURS, GRAY, WORSE, tidy
+from .plots import tidy
 
 TENTHS = 10
 MEASURES = {'share': 'pixels with texture or an edge, %', 'gradient': 'mean gradient of luma, grey levels'}

@@ -2,21 +2,22 @@
 import argparse
 from pathlib import Path
 
+from udl_basicsr.utils.command_line import CommandParser
 from udl_basicsr.utils.option_files import locate
 
 TRAINS = 'Trains what an option file says, all its stages.'
 TESTS = 'Tests a network on the sets of an option file, and writes the table of its scores.'
 
 
-def launch_parser(does: str) -> argparse.ArgumentParser:
+def launch_parser(does: str, told: str | None = None) -> argparse.ArgumentParser:
     """``-opt --launcher --auto_resume --debug --force_yml``, and ``--deep``, which is ours."""
-    parser = argparse.ArgumentParser(description=does)
+    parser = CommandParser(description=does, told=told)
     if does == TESTS:
-        parser.add_argument('-opt', required=True, metavar='FILE', type=tested_file,
+        parser.add_argument('-opt', '--opt', required=True, metavar='FILE', type=tested_file,
                             help='option file (YAML) of a test, or of a training, or the folder of a run '
                             '(experiments/NAME); or udl:NAME, one that comes with the package (udl options)')
     else:
-        parser.add_argument('-opt', required=True, metavar='FILE', type=option_file,
+        parser.add_argument('-opt', '--opt', required=True, metavar='FILE', type=option_file,
                             help='option file (YAML), or udl:NAME, one that comes with the package (udl options)')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none', help='job launcher')
     parser.add_argument('--auto_resume', action='store_true', help='go on from the last state of the run, if any')

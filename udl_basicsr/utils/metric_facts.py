@@ -50,7 +50,7 @@ class MetricFacts:
             >>> MetricFacts(False).title('lpips')
             'LPIPS ↓'
         """
-        return metric.upper() + (' ↓' if self.higher_is_better is False else '')
+        return metric.upper().replace('_', ' ') + (' ↓' if self.higher_is_better is False else '')
 
     def text(self, value: float | None) -> str:
         """A value as it is printed; a dash where there is none, or none that is finite."""

@@ -47,8 +47,7 @@ for (const tabs of document.querySelectorAll('[data-tabs]')) {
 
 // ---------------------------------------------------------------- curves
 
-const colour = index => `m${index % 16}`;
-const dashed = index => index % 16 > 8 ? ' dashed' : '';
+const swatch = style => make('svg', {class: `swatch ${style}`, 'aria-hidden': 'true'}, make('path', {d: 'M0 4H22'}));
 const signed = (value, digits) => {
   const text = Math.abs(value).toFixed(digits);
   return (Number(text) ? value > 0 ? '+' : '−' : '') + text;
@@ -69,11 +68,11 @@ function logTicks(low, high) {
 }
 
 function curves(box) {
-  const off = new Set(), {methods, charts, switches} = box;
+  const off = new Set(), {methods, charts, switches} = box, colour = index => box.styles[index];
   let chart = charts[0], near = null, at = null;
   const pick = make('select', {'aria-label': 'Curve', onchange: () => { chart = charts[pick.value]; at = null; update(); }},
     ...charts.map((c, i) => make('option', {value: i}, c.title)));
-  const minus = make('input', {type: 'checkbox', onchange: () => update()});
+  const minus = make('input', {type: 'checkbox', checked: '', onchange: () => update()});
   const minusBox = make('label', {class: 'check'}, minus, box.reference === null ? '' : `minus ${methods[box.reference]}`);
   const svg = make('svg', {role: 'application', tabindex: 0}), read = make('div', {class: 'read', hidden: '', 'aria-live': 'polite'});
   const said = make('p', {class: 'note', 'aria-live': 'polite'});
@@ -85,7 +84,7 @@ function curves(box) {
     onclick: () => { off.has(index) ? off.delete(index) : off.add(index); draw(); },
     onpointerenter: () => { near = index; draw(); }, onpointerleave: () => { near = null; draw(); },
     onfocus: event => { if (event.target.matches(':focus-visible')) { near = index; draw(); } }, onblur: () => { near = null; draw(); },
-  }, make('i', {class: `swatch ${colour(index)}`}), name));
+  }, swatch(colour(index)), name));
   const all = make('button', {type: 'button', onclick: () => {
     if (off.size) off.clear(); else chart.lines.forEach(line => off.add(line.m));
     draw();
@@ -96,7 +95,7 @@ function curves(box) {
   function update() {
     minusBox.hidden = !chart.delta;
     svg.setAttribute('aria-label', `${chart.title} over the iterations. Left and right read the values.`);
-    const seeds = chart.delta && minus.checked ? 'paired by seed, ' : '';
+    const seeds = chart.delta && minus.checked ? `paired by seed, ${methods[box.reference]} by straight lines between its validations; ` : '';
     said.textContent = `${chart.title}: mean over seeds, ${seeds}pale: from the lowest to the highest seed. ○: where a second stage begins.`;
     draw();
   }
@@ -108,7 +107,8 @@ function curves(box) {
       button.hidden = !chart.lines.some(line => line.m === index);
       button.setAttribute('aria-pressed', String(!off.has(index)));
     });
-    const lines = chart.lines.filter(line => line[key] && !off.has(line.m));
+    const lines = chart.lines.filter(line => line[key] && !off.has(line.m))
+      .map(line => delta ? {...line, iter: line.delta_iter} : line);
     svg.replaceChildren();
     svg.setAttribute('height', height);
     plot = null;
@@ -117,14 +117,15 @@ function curves(box) {
       svg.append(make('text', {x: width / 2, y: height / 2, 'text-anchor': 'middle'}, 'No line is shown'));
       return;
     }
-    const values = lines.flatMap(line => [...line[from], ...line[to]]), steps = lines.flatMap(line => line.iter);
+    const few = lines.length < 4;  // else the ranges are shown one at a time, and need not all be in view
+    const values = lines.flatMap(line => few ? [...line[from], ...line[to]] : line[key]), steps = lines.flatMap(line => line.iter);
     const log = chart.log && values.every(v => v > 0);
     let low = Math.min(...values), high = Math.max(...values);
     if (high - low < 1e-9) { low -= .01; high += .01; }
     if (log) { low /= 1.05; high *= 1.05; } else { const pad = .04 * (high - low); low -= pad; high += pad; }
     const first = Math.min(...steps), last = Math.max(...steps), scale = log ? Math.log : v => v;
     const x = i => left + (i - first) / Math.max(last - first, 1) * (width - left - right);
-    const y = v => top + (scale(high) - scale(v)) / (scale(high) - scale(low)) * (height - top - bottom);
+    const y = v => top + clamp((scale(high) - scale(v)) / (scale(high) - scale(low)), 0, 1) * (height - top - bottom);
     const linear = linearTicks(low, high, 7);
     const ticks = log ? logTicks(low, high) : linear.ticks;
     for (const tick of ticks) {
@@ -138,9 +139,9 @@ function curves(box) {
     for (const line of [...lines].sort((a, b) => (a.m === near) - (b.m === near))) {
       const dim = near !== null && near !== line.m ? ' dim' : '', point = (v, i) => `${x(line.iter[i]).toFixed(1)} ${y(v).toFixed(1)}`;
       const path = line[key].map(point).join('L'), group = make('g', {class: `${colour(line.m)}${dim}`});
-      if (near === line.m || lines.length < 4)
+      if (near === line.m || few)
         group.append(make('path', {class: 'range', d: `M${line[to].map(point).join('L')}L${line[from].map(point).reverse().join('L')}Z`}));
-      group.append(make('path', {class: `line ${colour(line.m)}${dashed(line.m)}`, d: `M${path}`}));
+      group.append(make('path', {class: `line ${colour(line.m)}`, d: `M${path}`}));
       for (const end of switches[line.m]) {
         const i = line.iter.findIndex(step => step >= end);
         if (i >= 0) group.append(make('circle', {class: 'switch', cx: x(line.iter[i]), cy: y(line[key][i]), r: 3.5}));
@@ -165,7 +166,7 @@ function curves(box) {
       ...here.map(h => make('circle', {class: `dot ${colour(h.m)}`, cx: x(at), cy: y(h.v), r: 3.5})));
     const digits = chart.digits + (delta ? 1 : 0);
     read.replaceChildren(make('p', {}, make('b', {}, `${at.toLocaleString('en').replaceAll(',', ' ')} iterations`)),
-      ...here.map(h => make('p', {}, make('i', {class: `swatch ${colour(h.m)}`}), make('em', {}, methods[h.m]),
+      ...here.map(h => make('p', {}, swatch(colour(h.m)), make('em', {}, methods[h.m]),
         make('span', {}, delta ? signed(h.v, digits) : h.v.toFixed(digits)))));
     const right = x(at) > plot.width / 2;
     read.style.left = right ? 'auto' : `${x(at) + 24}px`;
@@ -226,7 +227,7 @@ function viewer() {
   ...(new Set(pictures.map(q => q.group)).size > 1 ? [make('span', {}, p.group)] : []))));
 
   const layer = side => picture.layers.find(l => l.key === chosen[side]) || picture.layers[0];
-  const text = l => l.scores.join(' · ') || (l.key === 'lq' ? `1/${picture.scale} of the size` : '');
+  const text = l => l.scores.map(score => score.replaceAll(' ', '\u00a0')).join(' · ') || (l.key === 'lq' ? `1/${picture.scale} of the size` : '');
 
   function open(index) {
     picture = pictures[index];
@@ -247,7 +248,7 @@ function viewer() {
     strip = picture.layers.map(l => {
       const img = make('img', {src: l.src, alt: '', draggable: 'false'}), view = make('span', {class: 'view'}, img, ...(l.map ? [make('span', {class: 'badge', title: 'has an uncertainty'}, 'θ')] : []));
       const button = make('button', {type: 'button', onclick: event => choose(event.shiftKey ? 'a' : 'b', l.key)},
-        view, make('span', {class: 'what'}, make('b', {title: l.label}, l.label), make('small', {}, (l.scores[0] ?? text(l)) || '\u00a0')));
+        view, make('span', {class: 'what'}, make('b', {}, l.label), make('small', {}, (l.scores[0] ?? text(l)) || '\u00a0')));
       return {l, img, view, button};
     });
     byId('strip').replaceChildren(...strip.map(s => s.button));
@@ -285,7 +286,7 @@ function viewer() {
     const any = panes.some(pane => layer(pane.side).map), shown = mode !== 'difference' && any ? Number(byId('opacity').value) : 0;
     byId('map-box').hidden = mode === 'difference' || !picture.layers.some(l => l.map);
     byId('opacity').disabled = !any;
-        byId('map-box').querySelector('output').textContent = any ? `${byId('opacity').value} %` : 'none here, see θ';
+    byId('map-box').querySelector('output').textContent = any ? `${byId('opacity').value} %` : 'none here, see θ';
     byId('colours').hidden = !shown;
     byId('gain-box').hidden = mode !== 'difference';
     byId('gain-box').querySelector('output').textContent = `×${byId('gain').value}`;
