@@ -1,13 +1,18 @@
 #!/usr/bin/env bash
-# Lints the code and runs the tests. Arguments go to pytest: bash scripts/test.sh -k losses
+# Lints the code, checks the types of the rooms that are clean, and runs the tests. Arguments go to pytest: bash scripts/test.sh -k losses
 source "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
 
 cat << 'END'
-Checks udl_basicsr: makes or reuses the environment .venv, runs ruff, then pytest.
+Checks udl_basicsr: makes or reuses the environment .venv, runs ruff, pyright, then pytest.
 The first call installs (about 3 minutes, 6 GB); the tests take a few minutes on 2 cores.
 END
-environment test ruff pytest hypothesis skimage scipy spandrel safetensors onnx onnxruntime onnxscript
+environment test ruff pytest hypothesis playwright skimage scipy spandrel safetensors onnx onnxruntime onnxscript
 step 'ruff' "$PYTHON" -m ruff check .
+if can_import "$PYTHON" basedpyright; then  # pyright, with Node.js in its wheel
+    step 'pyright' "$PYTHON" -m basedpyright --pythonpath "$PYTHON" --level error
+else
+    echo 'pyright is left out: it is not installed (pip install basedpyright)'
+fi
 step 'pytest' "$PYTHON" -m pytest "$@"
 # The tests above hide a GPU; these are for one.
 if [ $# -eq 0 ] && "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then

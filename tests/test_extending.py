@@ -1,4 +1,5 @@
 """docs/EXTENDING.md, followed to the letter in an empty folder: its files, its commands, and the lines it counts."""
+import json
 import os
 import re
 import subprocess
@@ -31,6 +32,7 @@ COMMANDS = [line for language, _, text in blocks() if language == 'bash' for lin
     ('a loss', ['my_sr/losses.py'], [['mine.yml']]),
     ('a network', ['my_sr/networks.py'], [['mynet_esu.yml', 'mynet_udl.yml']]),
     ('a metric', ['my_sr/metrics.py'], [['best.yml']]),
+    ('a stage', ['my_sr/stages.py'], [['joint.yml']]),
     ("a paper's table", [], [['test.yml', 'plan.yml'], ['my_paper.json']]),
 ])
 def test_the_page_counts_its_lines(what, python, others):
@@ -56,4 +58,6 @@ def test_the_page_can_be_followed(tmp_path):
     assert (tmp_path / 'experiments/tiny_best/models/net_g_best.pth').exists()
     assert (tmp_path / 'sr/0.png').exists()
     assert 'MyNet' in said[-3]
+    assert (tmp_path / 'experiments/tiny_joint/models/net_u_latest.pth').exists()
+    assert 'random' in json.loads((tmp_path / 'results/tiny_joint/scores.json').read_text())['datasets']
     assert re.findall(r'printed +(\S+)', said[-1]) == ['20.11', '20.15']

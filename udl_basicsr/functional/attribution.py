@@ -112,4 +112,5 @@ def error_changes(images: list[Bins], samples: int = 2000) -> tuple[Change, Chan
     drawn = of((weights @ sums.reshape(count, -1)).reshape(samples, *sums.shape[1:]))
     values = of(sums.sum(axis=0))
     low, high = np.nanquantile(drawn, (0.025, 0.975), axis=1)
-    return tuple(Change(*of_kind) for of_kind in zip(values, low, high, strict=True))
+    absolute, square, saved = (Change(*of_kind) for of_kind in zip(values, low, high, strict=True))
+    return absolute, square, saved

@@ -140,10 +140,12 @@ class QuantileDistribution(Distribution):
     @staticmethod
     def distances(raw: Tensor) -> tuple[Tensor, Tensor]:
         """From the image down to the lower and up to the upper quantile, each (N, C, H, W)."""
-        return tuple((1 + _promoted(raw)).chunk(2, dim=1))
+        below, above = (1 + _promoted(raw)).chunk(2, dim=1)
+        return below, above
 
     def log_scale(self, raw):
-        mean = sum(self.distances(raw)) / 2
+        below, above = self.distances(raw)
+        mean = (below + above) / 2
         return (mean / -math.log1p(-self.trained_level)).clamp_min(torch.finfo(mean.dtype).tiny).log()
 
     def variance(self, raw):

@@ -119,8 +119,9 @@ def binned_spread(error: np.ndarray, scale: np.ndarray, bins: int = BINS) -> tup
     if error.size < bins:
         raise ValueError(f'bins: expected at most as many as there are values, {error.size}, got {bins}')
     order = np.argsort(scale, kind='stable')
-    return tuple(np.sqrt([part.mean() for part in np.array_split(values[order], bins)])
-                 for values in (2 * scale**2, error**2))
+    predicted, observed = (np.sqrt([part.mean() for part in np.array_split(values[order], bins)])
+                           for values in (2 * scale**2, error**2))
+    return predicted, observed
 
 
 def ence(error: np.ndarray, scale: np.ndarray, bins: int = BINS) -> float:

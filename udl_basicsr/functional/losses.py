@@ -144,7 +144,8 @@ def luma(img: Tensor, gray: str = 'bt601') -> Tensor:
         return img
     if channels != 3:
         raise ValueError(f'expected a gray or an RGB image (N, 1 or 3, H, W), got {tuple(img.shape)}')
-    return sum(weight * img[:, c:c + 1] for c, weight in enumerate(LUMA[gray]))
+    red, green, blue = LUMA[gray]
+    return red * img[:, :1] + green * img[:, 1:2] + blue * img[:, 2:]
 
 
 def sobel_maps(img: Tensor, border: str = 'replicate') -> Tensor:

@@ -130,9 +130,9 @@ DATASET = {
                          "name of the LR file made from the GT's, such as '{}x4'", default='{}'),
     'io_backend': Key({'type': Key(one_of('disk', 'lmdb', 'memcached'), 'where the images lie', need='both'),
                        '*': Key(ANY, 'further arguments of the backend')}, 'how images are read'),
-    'gt_size': Key(COUNT, 'side of the HR training patch; a multiple of scale'),
-    'use_hflip': Key(BOOL, 'random horizontal flips'),
-    'use_rot': Key(BOOL, 'random vertical flips and transposition'),
+    'gt_size': Key(COUNT, 'side of the HR training patch, a multiple of scale; a training set of pairs needs it'),
+    'use_hflip': Key(BOOL, 'random horizontal flips; a training set of pairs needs it'),
+    'use_rot': Key(BOOL, 'random vertical flips and transposition; a training set of pairs needs it'),
     'mean': Key(CHANNELS, 'subtracted from the images', null=True),
     'std': Key(CHANNELS, 'the images are divided by it', null=True),
 }
@@ -224,9 +224,10 @@ NETWORK_U = {
 OPTIONS = _with_defaults({
     'name': Key(FOLDER_NAME, 'name of the experiment, and of its folder', need='both'),
     'model_type': Key(TEXT, "a class of MODEL_REGISTRY: UDLModel, TLWModel, or BasicSR's SRModel, ...", need='both'),
-    'stage': Key(one_of(*STAGES), 'UDLModel, which is trained with one: plain trains with ordinary losses, esu learns '
-                 'the uncertainty, udl weights with it, sigma learns a sigma branch that shares the features',
-                 ours=True, only='stage'),
+    # a package of one's own may add a row to the table of stages
+    'stage': Key(replace(one_of(*STAGES), accepts=lambda v: isinstance(v, str) and v in STAGES),
+                 'UDLModel, which is trained with one: plain trains with ordinary losses, esu learns the uncertainty, '
+                 'udl weights with it, sigma learns a sigma branch that shares the features', ours=True, only='stage'),
     'stage1': Key(TEXT, 'the option file of stage 1, relative to this file: trained first when its weights are missing',
                   ours=True, null=True),
     'rounds': Key(COUNT, 'go through stage 1 and stage 2 so many times, each from where the last ended',

@@ -203,15 +203,17 @@ def curves_figure(records: Sequence[Mapping], dataset: str, out: str | Path, met
         raise ScoresError(f'no record has a curve of {metric} on {dataset}. There are: '
                           f'{", ".join(sorted(there)) or "none"}')
     base = validation_curves(records, reference, dataset, metric)
-    figure = new_figure(width, 2.5, dpi)
-    left, right = (figure.add_axes((x, 0.16, 0.3, 0.74)) for x in (0.07, 0.44))
+    height = max(2.5, 0.155 * (len(curves) + 1))  # as high as the names of all methods
+    figure = new_figure(width, height, dpi)
+    left, right = (figure.add_axes((x, 0.4 / height, 0.3, 1 - 0.65 / height)) for x in (0.07, 0.44))
 
     def line(ax: Axes, by_seed: Mapping[int, Mapping[int, float]], label: str, style: dict) -> None:
         points = sorted(set.intersection(*(set(curve) for curve in by_seed.values())))
         values = np.array([[curve[i] for i in points] for curve in by_seed.values()])
         if points:
             ax.plot(points, values.mean(0), linewidth=1.3, marker='o', markersize=2, label=label, **style)
-            ax.fill_between(points, values.min(0), values.max(0), color=style['color'], alpha=0.12, linewidth=0)
+            ax.fill_between(points, values.min(0), values.max(0), color=style['color'], linewidth=0,
+                            alpha=min(0.12, 1 / len(curves)))
 
     others = [m for m in methods_of(records) if m != reference]  # of all, so that a choice keeps their colours
     for method, by_seed in curves.items():

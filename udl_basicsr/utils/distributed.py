@@ -117,7 +117,7 @@ def _fresh_store() -> dict:
     the dead ones there, and gloo cannot connect (as in pytorch/pytorch#135712). On several machines the number of
     restarts is not the same everywhere; there ``--rdzv_backend=c10d`` makes a new store.
     """
-    from torch.distributed import PrefixStore
+    from torch.distributed import PrefixStore  # pyright: ignore[reportPrivateImportUsage] - documented by torch
     from torch.distributed.rendezvous import rendezvous
 
     restart = os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')

@@ -70,7 +70,7 @@ def metric_facts(runs: Iterable[Mapping], metric: str) -> MetricFacts:
     return facts_by_name(metric) if found is None else found
 
 
-def _is_finite(value: float | None) -> bool:
+def _is_finite(value: Any) -> bool:
     return value is not None and math.isfinite(value)
 
 
@@ -84,7 +84,9 @@ def mean_scores(images: Mapping[str, Mapping[str, float | None]]) -> dict[str, f
     if not images:
         return {}
     columns = {metric: [image[metric] for image in images.values()] for metric in next(iter(images.values()))}
-    return {metric: math.fsum(column) / len(column) if all(map(_is_finite, column)) else None
+    finite = {metric: [value for value in column if value is not None and math.isfinite(value)]
+              for metric, column in columns.items()}
+    return {metric: math.fsum(finite[metric]) / len(column) if len(finite[metric]) == len(column) else None
             for metric, column in columns.items()}
 
 
@@ -179,7 +181,7 @@ def check_scores(scores: Any, source: str = 'scores', finite: bool = True) -> di
         if not condition:
             raise ScoresError(f'{source}: {what}. test.py writes such scores; run it again.')
 
-    def floats(values: Any, where: str) -> dict[str, float]:
+    def floats(values: Any, where: str) -> dict[str, float | None]:
         need(isinstance(values, Mapping), f'{where} should map metrics to numbers, got {values!r}')
         for metric, value in values.items():
             need(value is None or (isinstance(value, Real) and not isinstance(value, bool)),

@@ -16,5 +16,5 @@ def install_torchvision_shim() -> None:
         return
     from torchvision.transforms.functional import rgb_to_grayscale
     shim = types.ModuleType(name, 'Stand-in made by udl_basicsr for BasicSR.')
-    shim.rgb_to_grayscale = rgb_to_grayscale
+    shim.__dict__['rgb_to_grayscale'] = rgb_to_grayscale
     sys.modules[name] = shim

@@ -12,6 +12,7 @@ from os import path as osp
 from typing import Any
 
 import yaml
+from yaml.composer import ComposerError
 
 from .errors import MISUSED, UdlError
 from .text import did_you_mean
@@ -57,12 +58,11 @@ class _Loader(yaml.SafeLoader):
         super().fetch_flow_collection_start(token_class)
 
     def refuse_depth(self) -> None:
-        raise yaml.composer.ComposerError(None, None, f'more than {_MAX_DEPTH} blocks within one another',
-                                          self.get_mark())
+        raise ComposerError(None, None, f'more than {_MAX_DEPTH} blocks within one another', self.get_mark())
 
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
         """A key that stands twice in one block is refused, also in one that is only merged into another."""
-        node = super().compose_mapping_node(anchor)
+        node = super().compose_mapping_node(anchor)  # pyright: ignore[reportArgumentType] - its stub is wrong
         seen: set[tuple[str, str]] = set()
         for key_node, _ in node.value:
             if key_node.tag not in ('tag:yaml.org,2002:str', 'tag:yaml.org,2002:merge'):
@@ -131,7 +131,7 @@ _Loader.yaml_constructors = {
     **{tag: _scalar(yaml.SafeLoader.yaml_constructors[tag]) for tag in _SCALARS},
     **{tag: yaml.SafeLoader.yaml_constructors[tag] for tag in ('tag:yaml.org,2002:seq', 'tag:yaml.org,2002:map')},
 }
-_Loader.add_constructor(None, _refuse_tag)
+_Loader.add_constructor(None, _refuse_tag)  # pyright: ignore[reportArgumentType] - PyYAML's word for any other
 _Loader.add_implicit_resolver('tag:yaml.org,2002:float', _FLOAT, list('-+.0123456789'))
 
 
