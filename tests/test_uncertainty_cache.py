@@ -589,7 +589,7 @@ def test_the_command_line(ready, monkeypatch, capsys):
 def test_the_command_says_what_is_missing(project):
     with pytest.raises(OptionError, match='uncertainty_cache: missing; name a folder, or add --force_yml'):
         stages.cache_uncertainty(project.parse('udl'))
-    with pytest.raises(CheckpointError, match=r'net_u_latest.pth: missing.*train.py -opt .*esu.yml'):
+    with pytest.raises(CheckpointError, match=r'net_u_latest.pth: missing.*udl train -opt .*esu.yml'):
         stages.cache_uncertainty(project.parse('udl', f'{KEY}={project.root}/s'))
     assert not (project.root / 's').exists()
     assert not (project.root / 'experiments').exists()
