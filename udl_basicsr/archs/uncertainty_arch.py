@@ -108,9 +108,10 @@ class UncertaintyNet(nn.Module):
             tuple: mean (N, C, H, W) in [0, 1], and s (N, C, H, W), natural log of the Laplace scale in 0-255 units; or
                 what else the head puts out, (N, maps*C, H, W).
         """
-        if self._kept is not None:
+        if self._kept is not None and self.mean_network.training:
             self._kept.clear()
             mean, features = self.mean_network(lq), self._kept[-1]
+            self._kept.clear()
         else:
             features, mean = self._run_backbone(lq, stop_at_tap=False)
         if self.detach in ('features', 'all'):
@@ -145,11 +146,17 @@ class UncertaintyNet(nn.Module):
         return out if to_log_scale is None else to_log_scale(out)
 
     def keep_hook(self) -> 'UncertaintyNet':
-        """Hooks the tap for good, for torch.compile, which knows only the hooks that are there when it traces."""
+        """Hooks the tap for good, for torch.compile, which knows only the hooks that are there when it traces.
+
+        In training alone: the mean network is validated by itself, and its features are then nobody's.
+        """
         self._kept = []
-        tap = self.mean_network.get_submodule(self.tap)
-        tap.register_forward_pre_hook(
-            lambda _, args, kwargs: self._kept.append(first_tensor(args, kwargs)), with_kwargs=True)
+
+        def keep(tap, args, kwargs):
+            if tap.training:
+                self._kept.append(first_tensor(args, kwargs))
+
+        self.mean_network.get_submodule(self.tap).register_forward_pre_hook(keep, with_kwargs=True)
         return self
 
     def _log_scale(self, features: Tensor, lq: Tensor) -> Tensor:
@@ -162,12 +169,13 @@ class UncertaintyNet(nn.Module):
         seen = []
 
         def hook(module, args, kwargs):
-            if module is not tap:  # DataParallel's replicas share their hooks; each sees to its own module
-                return
             seen.append(first_tensor(args, kwargs))
             if stop_at_tap and len(seen) == self._tap_calls:
                 raise _TapReached
 
+        # DataParallel's replicas, one a thread, share the dictionaries of their hooks; here each gets its own.
+        for hooks in ('_forward_pre_hooks', '_forward_pre_hooks_with_kwargs'):
+            setattr(tap, hooks, getattr(tap, hooks).copy())
         # Hooked for this call only: ``mean_network`` used alone must neither run the hook nor keep features alive.
         handle = tap.register_forward_pre_hook(hook, with_kwargs=True)
         try:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from udl_basicsr.archs.ensemble_arch import EnsembleNet
 from udl_basicsr.data.images import ImageError
+from udl_basicsr.functional import inference
 from udl_basicsr.functional.log_scale_maps import encode_log_scale
-from udl_basicsr.models import inference
 from udl_basicsr.utils.checkpoints import EMA_FIRST, ParamKey
 from udl_basicsr.utils.kernels import exact_kernels
 

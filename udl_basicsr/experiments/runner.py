@@ -112,7 +112,9 @@ def make(run: PlannedRun, out: Path, root: Path, log: Path, gpu: str | None, fir
     for stage in run.stages[:-1] if first_only else run.stages:
         if not stage.weights(root, 'g').exists():
             whole, began = not done(root, stage), time.time()
-            _command(['train.py', '-opt', str(stage.file), '--auto_resume'], stages.train, True, root)
+            # A GPU else rounds as its kernels happen to run, and a run that was stopped would differ from another.
+            exact = [] if gpu is None or 'deterministic' in stage.flat else ['--force_yml', 'deterministic=true']
+            _command(['train.py', '-opt', str(stage.file), '--auto_resume', *exact], stages.train, True, root)
             step, memory = 1000 * (time.time() - began) / stage.iterations if whole else None, peak_memory()
     if not first_only:
         _command(['test.py', '-opt', str(run.test_file)], lambda parsed, _: loop.test(parsed), False, root)

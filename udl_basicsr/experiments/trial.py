@@ -169,7 +169,7 @@ def _photograph(name: str, side: int) -> np.ndarray:
 
 # ---------------------------------------------------------------- the work
 
-def run_trial(runs: Sequence[PlannedRun], folder: Path, gpus: list[int | None]) -> int:
+def run_trial(runs: Sequence[PlannedRun], folder: Path, gpus: list[str | None]) -> int:
     """Goes through the cells, says how each ended, and prints the table of all.
 
     Returns:

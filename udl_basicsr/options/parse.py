@@ -8,13 +8,12 @@ import contextlib
 import random
 from collections.abc import Iterable
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os import path as osp
 from typing import Any
 
-import torch
-
 from udl_basicsr.utils.checkpoints import unpacks
+from udl_basicsr.utils.gpus import gpu_count
 from udl_basicsr.utils.shipped_weights import locate_weights
 from udl_basicsr.utils.yaml_files import OptionError, apply_force_yml, dump_flat, interpolate, load_yaml, merge
 
@@ -44,6 +43,8 @@ class Parsed:
     """The options of stage 1, where ``stage1`` names its file or says what it changes in this one."""
     warnings: tuple[str, ...] = field(default=())
     """What is legal but probably not meant."""
+    notes: tuple[str, ...] = field(default=())
+    """What has been decided where the file leaves it open, for the log."""
 
 
 def parse_options(file: str, *, root_path: str, is_train: bool, force_yml: Iterable[str] = (),
@@ -76,7 +77,7 @@ def parse_options(file: str, *, root_path: str, is_train: bool, force_yml: Itera
     """
     return _parse(file, (), root_path=root_path, is_train=is_train, force_yml=tuple(force_yml or ()),
                   auto_resume=auto_resume, debug=debug, rank=rank, world_size=world_size, dist=dist,
-                  num_gpu_available=torch.cuda.device_count() if num_gpu_available is None else num_gpu_available,
+                  num_gpu_available=gpu_count() if num_gpu_available is None else num_gpu_available,
                   files=check_files, images=Images(deep=deep and rank == 0) if check_files and check_images else None)
 
 
@@ -125,6 +126,14 @@ def _parse(file: str, parents: tuple[str, ...], *, root_path: str, is_train: boo
     if report.problems or report.elsewhere:
         raise _error(file, report)
     return Parsed(file, flat, opt, stage1, tuple(f'{file}: {w}' for w in report.warnings))
+
+
+def changed(parsed: Parsed, changes: dict) -> Parsed:
+    """The same run with other values, which are right: they are not checked."""
+    flat = merge(parsed.flat, changes)
+    opt = _runtime(flat, parsed.opt['root_path'], True, parsed.opt['num_gpu'])
+    opt.update({key: parsed.opt[key] for key in ('dist', 'rank', 'world_size', 'auto_resume', 'debug')})
+    return replace(parsed, flat=flat, opt=opt)
 
 
 def renamed(parsed: Parsed, name: str, **path: str) -> Parsed:
@@ -220,7 +229,7 @@ def _runtime(flat: dict, root_path: str, is_train: bool, num_gpu_available: int)
     opt = deepcopy(flat)
     opt.update(is_train=is_train, root_path=root_path)
     if opt['num_gpu'] == 'auto':
-        opt['num_gpu'] = num_gpu_available
+        opt['num_gpu'] = min(num_gpu_available, 1)
     for key, dataset in opt['datasets'].items():
         dataset['phase'] = key.split('_')[0]
         if 'scale' in opt:
@@ -253,12 +262,22 @@ def _check_machine(opt: dict, flat: dict, num_gpu_available: int, report: Findin
     wanted = flat['num_gpu']
     if isinstance(wanted, int) and wanted > num_gpu_available:
         report.add('num_gpu', f'{wanted} is more than the {num_gpu_available} that this machine shows; use auto')
+    if opt['is_train'] and not opt['dist']:
+        torchrun = 'torchrun --nproc_per_node={} -m udl_basicsr train -opt ... --launcher pytorch'
+        train = opt['train'] if isinstance(opt.get('train'), dict) else {}
+        levers = [key for key in ('amp', 'compile') if train.get(key)]
+        if isinstance(wanted, int) and wanted > 1 and levers:
+            report.add('num_gpu', f'{wanted} GPUs of one process (DataParallel) cannot be trained with train.'
+                       f'{levers[0]}; use auto, or a process for each: {torchrun.format(wanted)}')
+        elif wanted == 'auto' and num_gpu_available > 1:
+            report.warnings.append(f'num_gpu: auto trains on one of the {num_gpu_available} GPUs here. For all of '
+                                   f'them: {torchrun.format(num_gpu_available)}')
     train = opt['datasets'].get('train', {})
     if train.get('prefetch_mode') == 'cuda':
         if opt['num_gpu'] == 0 or not num_gpu_available:
             report.add('datasets.train.prefetch_mode', 'cuda needs a GPU, and none is used here; use cpu or ~')
-        if train.get('pin_memory') is not True:
-            report.add('datasets.train.pin_memory', 'must be true with prefetch_mode: cuda')
+        if train.get('pin_memory') is False:
+            report.add('datasets.train.pin_memory', 'must not be false with prefetch_mode: cuda')
 
 
 def _weights_file(text: str) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from udl_basicsr.models.stage_table import STAGES
+from udl_basicsr.utils.distributed import TIMEOUT
 from udl_basicsr.utils.settings import (
     LoaderSettings,
     LoggerSettings,
@@ -146,7 +147,7 @@ LOADER = _with_defaults({
                       'ended', ours=True),
     'dataset_enlarge_ratio': Key(COUNT, 'lengthens an epoch, for small data sets'),
     'use_shuffle': Key(BOOL, 'accepted as in the files of BasicSR, where training data are always shuffled'),
-    'prefetch_mode': Key(one_of('cpu', 'cuda'), 'cuda needs a GPU and pin_memory: true', null=True),
+    'prefetch_mode': Key(one_of('cpu', 'cuda'), 'cuda needs a GPU', null=True),
     'num_prefetch_queue': Key(COUNT, 'batches held ready by prefetch_mode cpu'),
     'pin_memory': Key(BOOL, 'copy batches to the GPU from page-locked memory'),
     'in_memory': Key(BOOL, 'hold the decoded training images in memory, 8 bits a value: a sample then costs a '
@@ -195,7 +196,8 @@ TRAIN = _with_defaults({
     'grad_clip': Key(POSITIVE, 'largest norm of the gradient', ours=True, null=True),
     'skip_nonfinite': Key(integer(0), 'leave out so many steps in a row whose loss or gradient is not finite; 0 '
                           'stops at the first', ours=True),
-    'amp': Key(one_of('bf16', 'fp16'), 'mixed precision', ours=True, null=True),
+    'amp': Key(one_of('bf16', 'fp16', 'auto'), 'mixed precision; auto: bf16 where it is in hardware', ours=True,
+               null=True),
     'channels_last': Key(BOOL, 'memory format', ours=True),
     'compile': Key(BOOL, 'torch.compile', ours=True),
 }, TrainSettings)
@@ -237,7 +239,7 @@ OPTIONS = _with_defaults({
                      'given this training; default: what it is validated on', null=True),
     'scale': Key(COUNT, 'upscaling factor'),
     'degradation': Key(TEXT, 'how the LR images were made, for records and tables: BI, BD, ...', ours=True),
-    'num_gpu': Key(GPUS, 'auto: all that are visible', default='auto'),
+    'num_gpu': Key(GPUS, 'auto: one where there is any; several are for torchrun', default='auto'),
     'manual_seed': Key(SEED, 'default: drawn', null=True),
     'deterministic': Key(BOOL, 'deterministic kernels, slower'),
     'find_unused_parameters': Key(BOOL, 'for DistributedDataParallel'),
@@ -254,8 +256,10 @@ OPTIONS = _with_defaults({
     'train': Key(TRAIN, 'training', need='train'),
     'val': Key(VAL, 'validation and test', need='test'),
     'logger': Key(LOGGER, 'logging and checkpoints', need='train'),
-    'dist_params': Key({'backend': Key(one_of('nccl', 'gloo'), 'default: nccl, gloo without GPUs'),
-                        'port': Key(integer(1), 'port of the first process (slurm)')}, 'several processes'),
+    'dist_params': Key({'backend': Key(one_of('nccl', 'gloo'), 'default: nccl on GPUs and gloo for all else'),
+                        'port': Key(integer(1), 'port of the first process (slurm)'),
+                        'timeout': Key(COUNT, 'minutes that processes wait for one another, as for the cache that '
+                                       'the first makes', default=TIMEOUT)}, 'several processes'),
 }, RunSettings)
 
 
