@@ -10,8 +10,8 @@ from test_infer import SMALL, Run, pixels
 from udl_basicsr.archs import UncertaintyNet
 from udl_basicsr.archs.ensemble_arch import EnsembleNet
 from udl_basicsr.functional.ensembles import mean_and_variance, total_log_scale
+from udl_basicsr.functional.inference import self_ensembled
 from udl_basicsr.functional.log_scale_maps import decode_log_scale
-from udl_basicsr.models.inference import self_ensembled
 
 
 def test_moments_are_numpys_however_far_from_zero():
