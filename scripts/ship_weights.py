@@ -25,26 +25,27 @@ LOSSES = {'L1': 'L1', 'UDL': 'UDL, after ESU', 'ESU': 'ESU: the image and its un
 DATA = 'T91 and BSDS400, the 484 images with no side under 128 pixels; bicubic LR'
 CARD = """# Model card
 
-Small networks for a first look: EDSR with {network}. `udl infer PICTURE --out FOLDER` uses `UDL_x4`, with
-the uncertainty of `ESU_x4`, if you name no weights{other_scales}. Wherever weights are named, also in option files, `udl:UDL_x4` means
-the file of that name in this folder.
+Small networks for a first look: EDSR with {network}. `udl infer PICTURE --out FOLDER` uses `UDL_x4`, with the
+uncertainty of `ESU_x4`, if you name no weights{other_scales}. Wherever weights are named, also in option files,
+`udl:UDL_x4` means the file of that name in this folder.
 
 {table}
 
-PSNR in dB and SSIM on the Y channel, border cropped by the scale, SR rounded to 8 bits, mean over the images. The row of
-ESU scores the image that it predicts beside its uncertainty. `udl test -opt udl:small/weights` repeats the row of UDL at ×4;
-add {other_tests}`--force_yml path:pretrain_network_g=udl:L1_x4` for that of L1.
+PSNR in dB and SSIM on the Y channel, border cropped by the scale, SR rounded to 8 bits, mean over the images. The row
+of ESU scores the image that it predicts beside its uncertainty. `udl test -opt udl:small/weights` repeats the row of
+UDL at ×4; add {other_tests}`--force_yml path:pretrain_network_g=udl:L1_x4` for that of L1.
 
-**Training.** {data}. Random crops of {crop} LR pixels,
-flips and turns, batch {batch}, Adam with a learning rate of {rate} that falls by a cosine in each stage, float32. The
-metadata of each file hold the options, the scores, the commit and a hash of the weights.
+**Training.** {data}. Random crops of {crop} LR pixels, flips and turns, batch {batch}, Adam with a learning rate of
+{rate} that falls by a cosine in each stage, float32. The metadata of each file hold the options, the scores, the
+commit and a hash of the weights.
 
-**Use.** For trying the software and for teaching. The networks have a seventh of EDSR-S's weights and were trained for about
-a hundredth of the UDL paper's iterations. They know only photographs that were reduced by bicubic interpolation: noise, blur
-and JPEG blocks stay. Do not quote their scores; train networks of a published size for that.
+**Use.** For trying the software and for teaching. The networks have a seventh of EDSR-S's weights and were trained
+for about a hundredth of the UDL paper's iterations. They know only photographs that were reduced by bicubic
+interpolation: noise, blur and JPEG blocks stay. Do not quote their scores; train networks of a published size for
+that.
 
-**The uncertainty** is s, the log of the scale of the error. It comes from the ESU network and describes ESU's image, not
-UDL's. It is not calibrated.
+**The uncertainty** is s, the log of the scale of the error. It comes from the ESU network and describes ESU's image,
+not UDL's. It is not calibrated.
 
 **Licence.** The same as the repository's. The training images are public benchmark sets for research.
 
