@@ -184,6 +184,12 @@ TURNED = Image.Exif()
 TURNED[0x0112] = 6
 
 
+def test_a_prepared_file_that_cannot_be_read_back_is_named(tmp_path):
+    job = prepare_module.Job(tmp_path, tmp_path, scales=(2, ))
+    with pytest.raises(PreparationError, match='GTmod2/a.png: cannot be read back'):
+        prepare_module.bicubic_scores(job, ['a.png'], Workers(1))
+
+
 def deep_rgb(img):
     return np.round(img[..., 2::-1] / 257).astype(np.uint8)
 

@@ -36,7 +36,7 @@ def resize_bicubic(img: np.ndarray, factor: float) -> np.ndarray:
     Returns:
         (H * factor, W * factor, C) uint8.
     """
-    return to_uint8(imresize(img.astype(np.float32), factor))
+    return to_uint8(np.asarray(imresize(img.astype(np.float32), factor)))
 
 
 def degrade_bic(img: np.ndarray, scale: int) -> np.ndarray:
@@ -67,7 +67,7 @@ def degrade_bd(img: np.ndarray, scale: int) -> np.ndarray:
     Returns:
         (H / scale, W / scale, C) uint8.
     """
-    blurred = cv2.GaussianBlur(img.astype(np.float64), (BLUR_SIZE, BLUR_SIZE), BLUR_SIGMA, BLUR_SIGMA,
+    blurred = cv2.GaussianBlur(img.astype(np.float64), (BLUR_SIZE, BLUR_SIZE), sigmaX=BLUR_SIGMA, sigmaY=BLUR_SIGMA,
                                borderType=cv2.BORDER_REPLICATE)
     return to_uint8(blurred[scale // 2::scale, scale // 2::scale])
 

@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, TiffImagePlugin
 
 from udl_basicsr.utils.errors import UdlError
 
@@ -257,7 +257,7 @@ def decode_rgb(data: bytes) -> tuple[np.ndarray, list[str]]:
 
 
 def _bits_of_tiff(img: Image.Image) -> int:
-    bits = img.tag_v2.get(258, 8) if img.format == 'TIFF' else 8
+    bits = img.tag_v2.get(258, 8) if isinstance(img, TiffImagePlugin.TiffImageFile) else 8
     return max(bits) if isinstance(bits, tuple) else bits
 
 

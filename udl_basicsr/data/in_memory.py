@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from basicsr.data.paired_image_dataset import PairedImageDataset
@@ -37,6 +38,7 @@ class PairsInMemory(PairedImageDataset):
     Args:
         opt (dict): Of PairedImageDataset.
     """
+    opt: dict[str, Any]
 
     def __init__(self, opt: dict):
         super().__init__(opt)
@@ -61,10 +63,10 @@ class PairsInMemory(PairedImageDataset):
 
         def hold(paths: dict) -> tuple[int, int] | None:
             try:
-                pair = [imfrombytes(client.get(paths[f'{key}_path'], key)) for key in ('gt', 'lq')]
+                gt, lq = (imfrombytes(client.get(paths[f'{key}_path'], key)) for key in ('gt', 'lq'))
             except Exception:  # OpenCV and the backends raise almost anything for a broken image
                 return None
-            return None if any(image is None for image in pair) else tuple(map(images.add, pair))
+            return None if gt is None or lq is None else (images.add(gt), images.add(lq))
 
         with ThreadPoolExecutor(spare_threads(processes)) as threads:
             try:
@@ -81,18 +83,20 @@ class PairsInMemory(PairedImageDataset):
 
     def __getitem__(self, index: int) -> dict:
         pair = self._pairs[index] if self._pairs and self.opt['phase'] == 'train' else None
-        if pair is None:
+        if pair is None or self._images is None:
             return super().__getitem__(index)
         opt, paths = self.opt, self.paths[index]
-        pair = paired_random_crop(*map(self._images.__getitem__, pair), opt['gt_size'], opt['scale'], paths['gt_path'])
+        gt, lq = (self._images[number] for number in pair)
+        pair = paired_random_crop(gt, lq, opt['gt_size'], opt['scale'], paths['gt_path'])
         # BasicSR flips in place: here a copy, which the change of type makes.
-        gt, lq = augment([image.astype(np.float32) / 255. for image in pair], opt['use_hflip'], opt['use_rot'])
+        gt, lq = (np.asarray(image).astype(np.float32) / 255. for image in pair)
+        gt, lq = augment([gt, lq], opt['use_hflip'], opt['use_rot'])
         if opt.get('color') == 'y':
             gt, lq = (bgr2ycbcr(image, y_only=True)[..., None] for image in (gt, lq))
         gt, lq = img2tensor([gt, lq], bgr2rgb=True, float32=True)
         if self.mean is not None or self.std is not None:
-            for image in (lq, gt):
-                normalize(image, self.mean, self.std, inplace=True)
+            for image in (lq, gt):  # as BasicSR does; one without the other is torchvision's error
+                normalize(image, self.mean, self.std, inplace=True)  # pyright: ignore[reportArgumentType]
         return {'lq': lq, 'gt': gt, **paths}
 
 

@@ -27,12 +27,13 @@ from udl_basicsr.utils.settings import LoaderSettings
 
 from .images import BrokenImageError, ImageError, read_header
 from .in_memory import PairsInMemory, processes_here
+from .kinds import ImageDataset
 from .workers import start_method
 
 _BROKEN_IN_A_ROW = 20
 
 
-def build_dataset(options: dict) -> Dataset:
+def build_dataset(options: dict) -> ImageDataset:
     """BasicSR's, with its images by name: it takes them as the file system lists them, which differs by machine.
 
     With ``in_memory: true`` it can hold them; :func:`train_batches` has them read.
@@ -57,7 +58,7 @@ def seed_all(*key: int, devices: bool = True) -> None:
     (torch.manual_seed if devices else torch.default_generator.manual_seed)(seed % 2**63)
 
 
-def _problem(dataset: Dataset, index: int, error: Exception, purpose: str) -> str:
+def _problem(dataset: ImageDataset, index: int, error: Exception, purpose: str) -> str:
     """Which file of a sample cannot be read, and why."""
     paths = getattr(dataset, 'paths', None) or {}
     entry = paths[index] if index < len(paths) else index
@@ -77,7 +78,7 @@ class ValidationImages(Dataset):
         most (int | None): Only so many images, the first ones.
     """
 
-    def __init__(self, dataset: Dataset, most: int | None = None):
+    def __init__(self, dataset: ImageDataset, most: int | None = None):
         self.dataset, self.opt, self.most = dataset, dataset.opt, most
 
     def __len__(self) -> int:
@@ -127,7 +128,7 @@ class SeededDataset(Dataset):
         seed (int): ``manual_seed`` of the YAML.
     """
 
-    def __init__(self, dataset: Dataset, seed: int):
+    def __init__(self, dataset: ImageDataset, seed: int):
         self.dataset = dataset
         self.seed = seed
         self.opt = dataset.opt
@@ -196,7 +197,7 @@ class TrainBatches(Sampler):
         return self.total_iter - self.start_iter
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order, epoch = None, None
+        order, epoch = [], -1
         for iteration in range(self.first_iter + self.start_iter, self.first_iter + self.total_iter):
             if iteration // self.iters_per_epoch != epoch:
                 epoch = iteration // self.iters_per_epoch
@@ -233,7 +234,7 @@ class _DevicePrefetcher(CUDAPrefetcher):
         return batch
 
 
-def train_batches(dataset: Dataset, opt: dict, start_iter: int = 0) -> tuple[TrainBatches, Iterator[dict]]:
+def train_batches(dataset: ImageDataset, opt: dict, start_iter: int = 0) -> tuple[TrainBatches, Iterator[dict]]:
     """The training data from ``start_iter`` on, as the YAML's ``datasets.train`` asks for, in memory if it says so.
 
     Returns:

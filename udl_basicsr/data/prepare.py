@@ -84,7 +84,7 @@ def _targets(job: Job, name: str, record: dict, kind: str, scale: int) -> Iterat
     height, width = (side - side % scale for side in (record['height'], record['width']))
     shrink = 1 if kind == 'GT' else scale
     yield Target(folder / f'{stem}.png', 0, 0, height // shrink, width // shrink)
-    if job.sub_size:
+    if job.sub_size and job.sub_step:
         side = job.sub_size // shrink
         for index, corner in enumerate(sub_image_corners(height, width, job.sub_size, job.sub_step), 1):
             top, left = (position // shrink for position in corner)
@@ -131,6 +131,8 @@ def _prepare_image(job: Job, name: str, record: dict) -> None:
 
 def _score_bicubic(gt_path: Path, lq_path: Path, scale: int) -> tuple[float, float]:
     gt, lq = cv2.imread(str(gt_path)), cv2.imread(str(lq_path))
+    if gt is None or lq is None:
+        raise PreparationError([f'{gt_path if gt is None else lq_path}: cannot be read back; delete it and run again'])
     options = {'crop_border': scale, 'test_y_channel': True}
     sr = resize_bicubic(lq, scale)
     return calculate_psnr(sr, gt, **options), calculate_ssim(sr, gt, **options)
@@ -237,7 +239,7 @@ def prepare(job: Job, workers: Workers) -> dict[str, dict]:
              if name not in known or _digest((job.source / name).read_bytes()) != known[name]['sha256']]
     found = dict(zip(fresh, workers.map(_inspect, [(job.source / name,) for name in fresh], 'checking'), strict=True))
     problems += [problem for problem in found.values() if isinstance(problem, str)]
-    records = {name: found.get(name, known.get(name)) for name in names if not isinstance(found.get(name), str)}
+    records = {name: record for name in names if not isinstance(record := found.get(name) or known[name], str)}
     problems += [problem for name, record in records.items() for problem in _size_problems(job, name, record)]
     # Images that are refused are reported as such, not as gone.
     refused = {name: known[name] for name in names if name in known and name not in records}
@@ -311,6 +313,8 @@ def bicubic_scores(job: Job, names: list[str], workers: Workers) -> dict[tuple[s
     tasks = [(job.folder('GT', scale) / file, job.folder(kind, scale) / file, scale)
              for kind, scale in keys for file in files]
     scores = workers.map(_score_bicubic, tasks, 'bicubic')
-    return {key: tuple(sum(column) / len(files) for column in
-                       zip(*scores[index * len(files):(index + 1) * len(files)], strict=True))
-            for index, key in enumerate(keys)}
+    means = {}
+    for index, key in enumerate(keys):
+        psnr, ssim = zip(*scores[index * len(files):(index + 1) * len(files)], strict=True)
+        means[key] = sum(psnr) / len(files), sum(ssim) / len(files)
+    return means

@@ -41,7 +41,7 @@ class SharedImages:
         Raises:
             OSError: There is no room for it.
         """
-        rest = memoryview(np.ascontiguousarray(image)).cast('B')
+        rest = np.ascontiguousarray(image).data.cast('B')
         with self._lock:
             while rest:
                 rest = rest[self._file.write(rest):]

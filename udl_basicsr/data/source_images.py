@@ -9,6 +9,7 @@ from basicsr.utils import FileClient
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from .kinds import PairedDataset
 from .uncertainty_maps import CacheError
 
 
@@ -16,13 +17,13 @@ class WholeImages(Dataset):
     """The LR images of a training set, each whole and once, as the network gets them, and what identifies each.
 
     Args:
-        dataset (Dataset): PairedImageDataset or a class of its kind, from folders, a list or LMDB, not read from yet.
+        dataset (PairedDataset): PairedImageDataset or a class of its kind, not read from yet.
 
     Attributes:
         indices (dict): Name of the LR image (its path in ``dataroot_lq``, or its key) to an index of ``dataset``.
     """
 
-    def __init__(self, dataset: Dataset):
+    def __init__(self, dataset: PairedDataset):
         # The same set in validation: neither cropped nor flipped, but read and normalised alike.
         self.dataset = copy.copy(dataset)
         self.dataset.opt = {**dataset.opt, 'phase': 'val'}

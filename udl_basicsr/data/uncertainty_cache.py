@@ -16,6 +16,7 @@ import random
 from collections.abc import Callable
 from os import path as osp
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -23,16 +24,19 @@ import torch.distributed as dist
 from basicsr.archs import build_network
 from basicsr.data.transforms import augment, paired_random_crop
 from basicsr.utils import get_root_logger
-from torch import Tensor, nn
+from basicsr.utils.dist_util import get_dist_info
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
+from udl_basicsr.archs import UncertaintyNet
 from udl_basicsr.functional import inference
 from udl_basicsr.utils.checkpoints import CheckpointError, load_network
 from udl_basicsr.utils.files import write_atomically
 from udl_basicsr.utils.kernels import exact_kernels
 from udl_basicsr.utils.settings import ValSettings, strict_load
 
+from .kinds import ImageDataset, PairedDataset
 from .source_images import WholeImages
 from .uncertainty_maps import (
     KEY,
@@ -160,14 +164,14 @@ class UncertaintyCache:
 
     # ------------------------------------------------------------------ making one
 
-    def build(self, network: nn.Module, images: WholeImages, device: torch.device, workers: int = 0,
+    def build(self, network: UncertaintyNet, images: WholeImages, device: torch.device, workers: int = 0,
               tile: dict | None = None) -> None:
         """Computes what is missing, each process its share, and writes the manifest when all is there.
 
         Maps are written whole or not at all and noted one by one, so that a build that was interrupted goes on.
 
         Args:
-            network (nn.Module): With ``log_scale(lq)``; frozen, in eval mode.
+            network (UncertaintyNet): Frozen, in eval mode.
             images (WholeImages): The LR images.
             device (torch.device): Where to compute.
             workers (int): Loader processes.
@@ -179,7 +183,7 @@ class UncertaintyCache:
         """
         self.computed = {'device': torch.cuda.get_device_name(device) if device.type == 'cuda' else str(device),
                          'precision': 'float32', 'tile': tile}
-        rank, world_size = _rank()
+        rank, world_size = get_dist_info()
         noted = self._noted()
         numbers = list(range(rank, len(images), world_size))
         done = {name: noted[name] for name in (images.names[i] for i in numbers) if name in noted and
@@ -276,12 +280,12 @@ class UncertaintyDataset(Dataset):
     run once more on the map from the same random state, and must leave the same state behind.
 
     Args:
-        dataset (Dataset): PairedImageDataset or a class of its kind, in training.
+        dataset (PairedDataset): PairedImageDataset or a class of its kind, in training.
         cache (UncertaintyCache): Its maps, read.
         images (WholeImages): Their names.
     """
 
-    def __init__(self, dataset: Dataset, cache: UncertaintyCache, images: WholeImages):
+    def __init__(self, dataset: PairedDataset, cache: UncertaintyCache, images: WholeImages):
         self.dataset, self.cache, self.opt, self.paths = dataset, cache, dataset.opt, dataset.paths
         self.names = [images.name(index) for index in range(len(dataset))]
 
@@ -306,15 +310,15 @@ class UncertaintyDataset(Dataset):
         patch, _ = paired_random_crop(levels, lq, self.opt['gt_size'], scale, name)
         patch = augment(np.array(patch), self.opt['use_hflip'], self.opt['use_rot'])  # a copy: flipped in place
         entry = self.cache.maps[name]
-        levels = np.ascontiguousarray(patch.transpose(2, 0, 1))
+        levels = np.ascontiguousarray(np.asarray(patch).transpose(2, 0, 1))
         return torch.from_numpy(dequantise(levels, entry['low'], entry['high']))
 
 
-def prepare(dataset: Dataset, opt: dict, device: torch.device) -> UncertaintyDataset:
+def prepare(dataset: ImageDataset, opt: dict, device: torch.device) -> UncertaintyDataset:
     """The training set with the cache that ``datasets.train.uncertainty_cache`` asks for, made first where it is not.
 
     Args:
-        dataset (Dataset): What ``datasets.train`` says, not read from yet.
+        dataset (ImageDataset): What ``datasets.train`` says, not read from yet.
         opt (dict): Runtime options of a stage ``udl`` whose stage-1 weights are there.
         device (torch.device): Where to compute.
 
@@ -325,24 +329,23 @@ def prepare(dataset: Dataset, opt: dict, device: torch.device) -> UncertaintyDat
     options, path = opt['datasets']['train'], opt['path']
     block = {'backbone': opt['network_g'], **opt['network_u']}
     network = build_network(block).eval().requires_grad_(False)
-    load_network(network, path['pretrain_network_u'], path.get('param_key_u', 'params'),
-                 strict_load(path, 'u'))
+    load_network(network, path['pretrain_network_u'], path.get('param_key_u', 'params'), strict_load(path, 'u'))
     made_by = {
         'weights': fingerprint(network),
         'network': block,
         'scale': opt['scale'],
         'input': {key: options.get(key) for key in ('type', 'mean', 'std', 'color')},
     }
-    images = WholeImages(dataset)
+    pairs = cast(PairedDataset, dataset)  # with no other kind do the options ask for a cache
+    images = WholeImages(pairs)
     cache = UncertaintyCache(_folder(options, made_by), made_by)
-    if together(lambda: cache.verify(images) if _rank()[0] == 0 else None)[0]:
+    if together(lambda: cache.verify(images) if get_dist_info()[0] == 0 else None)[0]:
         together(cache.read)
         how = ', '.join(f'{key} {value}' for key, value in cache.computed.items() if value) or 'where is not noted'
         get_root_logger().info(f'{cache.folder}: the uncertainty of {len(cache.maps)} images is there ({how}).')
     else:
-        cache.build(network, images, device, options.get('num_worker_per_gpu', 0),
-                    ValSettings.of(opt.get('val')).tile)
-    return UncertaintyDataset(dataset, cache, images)
+        cache.build(network, images, device, options.get('num_worker_per_gpu', 0), ValSettings.of(opt.get('val')).tile)
+    return UncertaintyDataset(pairs, cache, images)
 
 
 def _folder(options: dict, made_by: dict) -> str:
@@ -371,12 +374,6 @@ def _some(names: list[str]) -> str:
     return ', '.join(names[:_SHOWN]) + (f', ... ({len(names)} in all)' if len(names) > _SHOWN else '')
 
 
-def _rank() -> tuple[int, int]:
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
-
-
 def together(action: Callable) -> list:
     """Acts in every process; what fails in one is raised in all, where the others would wait for it in vain.
 
@@ -388,9 +385,9 @@ def together(action: Callable) -> list:
         result = action()
     except CheckpointError as error:
         problem = error
-    outcomes = [(result, problem and str(problem))]
-    if _rank()[1] > 1:
-        mine, outcomes = outcomes[0], [None] * _rank()[1]
+    outcomes: list[Any] = [(result, problem and str(problem))]
+    if get_dist_info()[1] > 1:
+        mine, outcomes = outcomes[0], [None] * get_dist_info()[1]
         dist.all_gather_object(outcomes, mine)
     if problem is not None:
         raise problem

@@ -32,8 +32,9 @@ def _start_worker() -> None:
     torch.set_num_threads(1)
 
     def follow_parent():
-        multiprocessing.parent_process().join()
-        os._exit(1)
+        if parent := multiprocessing.parent_process():
+            parent.join()
+            os._exit(1)
     threading.Thread(target=follow_parent, daemon=True).start()
 
 
@@ -109,4 +110,5 @@ class Workers:
         for child in multiprocessing.active_children():
             if child not in self.others:
                 child.terminate()
-        self.pool.shutdown(wait=True, cancel_futures=True)
+        if self.pool:
+            self.pool.shutdown(wait=True, cancel_futures=True)
