@@ -186,7 +186,7 @@ TURNED[0x0112] = 6
 
 def test_a_prepared_file_that_cannot_be_read_back_is_named(tmp_path):
     job = prepare_module.Job(tmp_path, tmp_path, scales=(2, ))
-    with pytest.raises(PreparationError, match='GTmod2/a.png: cannot be read back'):
+    with pytest.raises(PreparationError, match=r'GTmod2/a\.png: cannot be read back'):
         prepare_module.bicubic_scores(job, ['a.png'], Workers(1))
 
 

@@ -68,9 +68,9 @@ class StepGuard:
         if not self.late:
             scaler.step(optimizer)
             return
-        optimizer.found_inf = self.left_out
+        optimizer.found_inf = self.left_out  # pyright: ignore[reportAttributeAccessIssue] - torch's scaler does so
         optimizer.step()
-        del optimizer.found_inf
+        del optimizer.found_inf  # pyright: ignore[reportAttributeAccessIssue]
 
     def end(self, note: Any) -> None:
         """Late: sends the answer on its way to the host, with what is to be known of this iteration if it is bad."""

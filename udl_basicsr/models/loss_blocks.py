@@ -27,7 +27,7 @@ def build_loss(key: str, block: dict) -> nn.Module:
     try:
         return build_registered(block)
     except URLError as error:  # BasicSR's PerceptualLoss, which fetches VGG through torchvision
-        weights = torchvision.models.get_model_weights(block.get('vgg_type', 'vgg19')).DEFAULT.url.rsplit('/', 1)[-1]
+        weights = torchvision.models.get_model_weights(block.get('vgg_type', 'vgg19'))['DEFAULT'].url.rsplit('/', 1)[-1]
         raise CheckpointError(f'train.{key}: {block["type"]} needs weights that cannot be downloaded ({error.reason}). '
                               f'Put {weights} into {Path(torch.hub.get_dir()) / "checkpoints"}') from error
 

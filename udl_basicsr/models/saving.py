@@ -1,6 +1,8 @@
 """What every model shares when it is saved and goes on: checkpoints and training states."""
 from pathlib import Path
 
+import torch
+
 from udl_basicsr.utils.checkpoints import save_atomic
 from udl_basicsr.utils.settings import LoggerSettings
 
@@ -11,7 +13,14 @@ _POSITION = ('last_epoch', '_step_count', 'base_lrs', '_last_lr')  # of a schedu
 
 
 class SavedModel(ValidatedModel):
-    """Keeps what :meth:`networks_to_save` names, and a training state beside it."""
+    """Keeps what :meth:`networks_to_save` names, and a training state beside it.
+
+    Attributes:
+        scaler (torch.amp.GradScaler): Of the step; at rest but for ``fp16``.
+        run (dict): What the loop wants to find again in a training state.
+    """
+    scaler: torch.amp.GradScaler
+    run: dict
 
     def networks_to_save(self) -> dict:
         """``{label: {param_key: network}}`` for ``<label>_<iter>.pth``."""

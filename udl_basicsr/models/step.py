@@ -4,10 +4,12 @@ Built on BasicSR's SRModel, whose faults are mended where they are (file:line of
 ``train_pipeline`` can drive these models as well as ours.
 """
 import contextlib
+import functools
 import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from copy import deepcopy
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -52,7 +54,7 @@ class StepModel(SavedModel):
         # A copy: BasicSR pops keys out of the options (sr_model.py:113, base_model.py:114), which are not ours.
         BaseModel.__init__(self, deepcopy(opt))
         self.settings = TrainSettings.of(self.opt.get('train'))
-        self.amp_dtype = _AMP_DTYPES.get(self.settings.amp)
+        self.amp_dtype = _AMP_DTYPES.get(self.settings.amp or '')
         self.memory_format = torch.channels_last if self.settings.channels_last else torch.contiguous_format
         self.scores = {}
         self.inputs, self.entries = set(), {}
@@ -134,11 +136,11 @@ class StepModel(SavedModel):
 
     def model_to_device(self, net: nn.Module) -> nn.Module:
         """To the device, compiled and wrapped as asked for. BasicSR's (base_model.py:98) needs a GPU for DDP."""
-        net = net.to(self.device, memory_format=self.memory_format)
+        net = net.to(self.device).to(memory_format=self.memory_format)
         if not self.is_train:
             return net
         if self.settings.compile:
-            net = torch.compile(net.keep_hook() if isinstance(net, UncertaintyNet) else net)
+            net = cast(nn.Module, torch.compile(net.keep_hook() if isinstance(net, UncertaintyNet) else net))
         if self.opt['dist']:
             device_ids = [torch.cuda.current_device()] if self.device.type == 'cuda' else None
             unused = self.opt.get('find_unused_parameters', RunSettings.find_unused_parameters)
@@ -182,7 +184,7 @@ class StepModel(SavedModel):
         optimizer = getattr(torch.optim, optim_type, None)
         if not (inspect.isclass(optimizer) and issubclass(optimizer, torch.optim.Optimizer)):
             raise ValueError(f'train.optim_g.type: torch.optim has no optimiser {optim_type!r}')
-        return optimizer(params, lr, **kwargs)
+        return optimizer(params, lr, **kwargs)  # pyright: ignore[reportArgumentType] - each takes a rate
 
     def setup_optimizers(self) -> None:
         options = dict(self.opt['train']['optim_g'])
@@ -206,7 +208,7 @@ class StepModel(SavedModel):
         self.given = {key: data[key].to(self.device, non_blocking=True) for key in self.inputs if key in data}
         self.images = data.get('lq_path', ())
 
-    def losses(self, pred: Tensor, own: dict[str, dict] | None = None, **inputs: Tensor) -> dict:
+    def losses(self, pred: Tensor, own: dict[Any, dict] | None = None, /, **inputs: Tensor) -> dict:
         """The losses of :attr:`listed` by their log names, in float32 outside of autocast.
 
         Args:
@@ -285,6 +287,7 @@ class StepModel(SavedModel):
         """
         means: dict[str, Tensor] = {}
         batch = len(self.lq)
+        assert self.gt is not None  # of a training set
         parts = list(zip(self.lq.chunk(self.accumulate), self.gt.chunk(self.accumulate), strict=True))
         given = {key: value.chunk(self.accumulate) for key, value in self.given.items()}
         for number, (lq, gt) in enumerate(parts, 1):
@@ -294,7 +297,7 @@ class StepModel(SavedModel):
                         waiting.enter_context(network.no_sync())
                 losses, figures = compute_losses(lq, gt, **{key: part[number - 1] for key, part in given.items()})
                 share = len(lq) / batch
-                self.scaler.scale(sum(losses.values()) * share).backward()
+                self.scaler.scale(functools.reduce(torch.add, losses.values()) * share).backward()
             for name, value in {**losses, **figures}.items():
                 means[name] = means.get(name, 0) + value.detach() * share
         self._log |= means
@@ -338,11 +341,11 @@ class StepModel(SavedModel):
         averages, own = list(self.net_g_ema.parameters()), list(self.net_g.parameters())
         if self.guard.late:  # only the device knows whether there was a step
             share = (1 - decay) * (1 - self.guard.left_out)
-            torch._foreach_mul_(averages, 1 - share)
-            torch._foreach_add_(averages, torch._foreach_mul(own, share))
+            torch._foreach_mul_(averages, 1 - share)  # pyright: ignore[reportPrivateImportUsage] - as torch.optim does
+            torch._foreach_add_(averages, torch._foreach_mul(own, share))  # pyright: ignore[reportPrivateImportUsage]
         else:
-            torch._foreach_mul_(averages, decay)
-            torch._foreach_add_(averages, own, alpha=1 - decay)
+            torch._foreach_mul_(averages, decay)  # pyright: ignore[reportPrivateImportUsage]
+            torch._foreach_add_(averages, own, alpha=1 - decay)  # pyright: ignore[reportPrivateImportUsage]
         for ema, own in zip(self.net_g_ema.buffers(), self.net_g.buffers(), strict=True):
             ema.copy_(own)
 

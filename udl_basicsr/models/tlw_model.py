@@ -1,6 +1,7 @@
 """Trainable loss weights (Mellatshahi and Kasaei, arXiv 2301.10575)."""
 import contextlib
 from copy import deepcopy
+from typing import cast
 
 import torch
 from basicsr.archs import build_network
@@ -8,6 +9,7 @@ from basicsr.data import build_dataset
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
 
+from udl_basicsr.losses.tlw_loss import TLWLoss
 from udl_basicsr.utils.settings import LoaderSettings
 
 from .step import StepModel
@@ -56,7 +58,7 @@ class TLWModel(StepModel):
     def init_training_settings(self) -> None:
         super().init_training_settings()
         self.trained_w.train()
-        self.tlw = self.listed.pop('tlw_opt')  # which has its own place in an iteration
+        self.tlw = cast(TLWLoss, self.listed.pop('tlw_opt'))  # which has its own place in an iteration
         self.tlw.build_judge()
         self.tlw.to(self.device)
 

@@ -1,9 +1,12 @@
 """The two stages of uncertainty-driven training (Ning et al., NeurIPS 2021, section 3.3)."""
+from typing import cast
+
 import torch
 from basicsr.archs import build_network
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor
 
+from udl_basicsr.archs import UncertaintyNet
 from udl_basicsr.functional.losses import floor_share
 from udl_basicsr.utils.checkpoints import EMA_FIRST, CheckpointError
 from udl_basicsr.utils.kernels import exact_kernels
@@ -53,6 +56,7 @@ class UDLModel(StepModel):
             self.net_u = build_network(
                 _network_u(self.opt['network_g'], self.opt['network_u'], stage, train))
         if self.trains_u and self.is_train:
+            assert self.net_u is not None  # such a stage has the block network_u
             self.net_g = self.net_u.mean_network
             self.trained = self.model_to_device(self.net_u)
             self.print_network(self.net_u)
@@ -86,6 +90,7 @@ class UDLModel(StepModel):
         if self.detach != 'all':
             return super().clipped_apart(label)
         # In one norm the head would shorten the steps of a mean network that is to know nothing of it.
+        assert self.net_u is not None
         head = {'grad_norm_u': list(self.net_u.head.parameters())}
         return head if self.head_alone else {'grad_norm': list(self.net_g.parameters()), **head}
 
@@ -97,15 +102,16 @@ class UDLModel(StepModel):
         gives, own = self.stage.gives, {}
         if gives is None:
             return super().compute_losses(lq, gt, **given)
+        net_u = cast(UncertaintyNet, self.net_u)  # of such a stage, but where s is cached
         with self.autocast():
             if self.trains_u:
                 self.output, raw = self.trained(lq)
-                uncertainty = self.net_u.distribution.log_scale(raw) if gives == 'log_scale' else raw
+                uncertainty = net_u.distribution.log_scale(raw) if gives == 'log_scale' else raw
                 own = {self.stage.loss: {gives: raw}}  # all that the head says; the others get s
             else:
                 # First, so that what it needs is given back before the trained network keeps its own for the backward.
                 with torch.no_grad():
-                    uncertainty = given[gives] if gives in given else self.net_u.log_scale(lq)
+                    uncertainty = given[gives] if gives in given else net_u.log_scale(lq)
                 self.output = self.trained(lq)
         losses = self.losses(self.output, own, **{**given, 'target': gt, 'lq': lq, gives: uncertainty})
         uncertainty = uncertainty.detach().float()

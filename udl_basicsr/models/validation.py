@@ -8,6 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Container
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,6 +47,7 @@ class ValidatedModel(SRModel):
         scores (dict): ``{data set: {image: {metric: value}}}`` of the last validation, as they were measured: a PSNR
             may be infinite. Images whose output was not finite are not among them.
     """
+    scores: dict[str, dict[str, dict[str, float]]]
 
     @property
     def val(self) -> ValSettings:
@@ -55,6 +57,10 @@ class ValidatedModel(SRModel):
     def log_scale(self, lq: Tensor) -> Tensor | None:
         """s of one image for pictures and metrics, or None where the model has no uncertainty."""
         return None
+
+    def save_networks(self, iteration: int | str) -> None:
+        """Saves the networks under a number or a name."""
+        raise NotImplementedError
 
     def restoring(self, network) -> inference.Restore:
         """``network`` on a whole image: padded to a size it takes, tiled and self-ensembled as the YAML says."""
@@ -196,14 +202,14 @@ class ValidatedModel(SRModel):
         """
         if not output.isfinite().all():
             return image, 'output'
-        sr = tensor2img([output])
+        sr = _image(output)
         if path is not None:
             _write_image(sr, path)
         if not self.val.rounded:
-            sr = 255 * tensor2img([output], out_type=np.float32)
+            sr = 255 * _image(output, np.float32)
         if log_scale is not None and not np.isfinite(log_scale).all():
             return image, 'uncertainty'
-        return image, None if gt is None else self._measure(sr, tensor2img([gt]), log_scale)
+        return image, None if gt is None else self._measure(sr, _image(gt), log_scale)
 
     def _measure(self, sr: np.ndarray, gt: np.ndarray, log_scale: np.ndarray | None) -> dict:
         """Every metric of ``val.metrics`` on one image; s (C, H, W) goes to those with a parameter ``log_scale``."""
@@ -266,6 +272,11 @@ class ValidatedModel(SRModel):
             if best['iter'] == current_iter:
                 get_root_logger().info(f'Best {rule["metric"]} on {dataset} so far: {best["val"]:.4f}. Saved as best.')
                 self.save_networks('best')
+
+
+def _image(output: Tensor, kind: Any = np.uint8) -> np.ndarray:
+    """(H, W, C) in BGR: 8 bits, or floats in [0, 1]."""
+    return np.asarray(tensor2img([output], out_type=kind))
 
 
 def _arguments(block: dict) -> Container[str]:

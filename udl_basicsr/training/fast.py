@@ -46,9 +46,9 @@ def settle(parsed: Parsed, fast: bool) -> Parsed:
     if not all(_is_ours(stage) for stage in chain):
         get_root_logger().warning('--fast is for UDLModel and TLWModel: this model is trained as its file says')
         return parsed
-    levers = next((kept for stage in chain if (kept := _kept(stage))), None)
-    if levers is None:
-        levers = _decide(parsed, fast) if parsed.opt['rank'] == 0 else None
+    levers: dict = next((kept for stage in chain if (kept := _kept(stage))), {})
+    if not levers and parsed.opt['rank'] == 0:
+        levers = _decide(parsed, fast)
     return _with(parsed, broadcast(levers), fast)
 
 
@@ -136,7 +136,7 @@ def _decide(parsed: Parsed, fast: bool) -> dict:
         seconds[levers] = seconds_a_step(parsed, *levers)
         if seconds[levers] > _LONGEST:
             break
-    amp, channels_last, fused = min(seconds, key=seconds.get)
+    amp, channels_last, fused = min(seconds, key=seconds.__getitem__)
     timed = ', '.join(f'{a or "float32"}{" channels_last" if c else ""} {s:.3f}' for (a, c, _), s in seconds.items())
     return {'amp': amp, 'channels_last': channels_last, 'fused': fused,
             'why': f'--fast: {where}. Seconds a step of L1: {timed}.'}

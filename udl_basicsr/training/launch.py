@@ -88,7 +88,8 @@ def _act(action: Callable[..., None], args: argparse.Namespace, is_train: bool, 
 def _dist_params(file: str, force_yml: Sequence[str] | None) -> dict:
     """What is needed before the options can be checked, since those depend on the number of processes."""
     flat = apply_force_yml(load_yaml(file, references=False), force_yml or ())
-    params = flat.get('dist_params') if isinstance(flat.get('dist_params'), dict) else {}
+    params = flat.get('dist_params')
+    params = params if isinstance(params, dict) else {}
     known = {key: params[key] for key in ('backend', 'port') if key in params}
     if schema.COUNT.accepts(params.get('timeout')):  # else the check of the options says it
         known['timeout'] = params['timeout']

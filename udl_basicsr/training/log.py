@@ -16,14 +16,15 @@ class RunLog:
 
     def __init__(self, logger: logging.Logger):
         self.logger = logger
-        self._handler = MemoryHandler(capacity=100_000, flushLevel=logging.CRITICAL + 1)
+        self._early = MemoryHandler(capacity=100_000, flushLevel=logging.CRITICAL + 1)
+        self._handler: logging.Handler = self._early
         logger.addHandler(self._handler)
 
     def to_file(self, path) -> None:
         """Writes what was said so far, and all that follows, to ``path``."""
         file = logging.FileHandler(path, 'w', encoding='utf-8')
         file.setFormatter(logging.Formatter('%(asctime)s %(levelname)s: %(message)s'))
-        self._handler.setTarget(file)
+        self._early.setTarget(file)
         self.close()
         self._handler = file
         self.logger.addHandler(file)
@@ -54,7 +55,7 @@ def init_wandb_logger(opt: dict) -> None:
     """BasicSR's, also where ``wandb.util.generate_id`` is gone (logger.py:138; wandb >= 0.31)."""
     import uuid
 
-    import wandb
+    import wandb  # pyright: ignore[reportMissingImports] - need not be there
     from basicsr.utils import logger
     if not hasattr(wandb.util, 'generate_id'):
         wandb.util.generate_id = lambda: uuid.uuid4().hex[:8]

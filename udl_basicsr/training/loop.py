@@ -3,6 +3,7 @@ import datetime
 import os
 import time
 from pathlib import Path
+from typing import cast
 
 import basicsr
 import numpy
@@ -193,7 +194,8 @@ def test(parsed: Parsed) -> dict:
         if opt['rank'] == 0:
             log.to_file(Path(opt['path']['log']) / f"test_{opt['name']}_{get_time_str()}.log")
         for loader in loaders:
-            logger.info(f"Testing {loader.dataset.opt['name']}: {len(loader.dataset)} images.")
+            images = cast(ValidationImages, loader.dataset)
+            logger.info(f"Testing {images.opt['name']}: {len(images)} images.")
             model.validation(loader, opt['name'], None, ValSettings.of(opt['val']).save_img)
         scores = _scores(model, opt)
         if opt['rank'] == 0 and scores['datasets']:

@@ -71,22 +71,24 @@ def _train_chain(parsed: Parsed, command: str, total: int) -> Parsed:
         Parsed: Of the last run.
     """
     rounds = RunSettings.of(parsed.opt).rounds
-    if parsed.stage1 is not None:
-        path = parsed.opt['path']
+    path, before = parsed.opt['path'], parsed.stage1
+    if before is not None:
         needed = [path[key] for key in ('pretrain_network_g', 'pretrain_network_u') if path.get(key)]
         missing = broadcast([weights for weights in needed if not Path(weights).exists()])
         if missing:
-            get_root_logger().info(f'Stage 1 comes first ({missing[0]} is missing): {parsed.stage1.file}')
+            get_root_logger().info(f'Stage 1 comes first ({missing[0]} is missing): {before.file}')
             # A stage 1 that was interrupted goes on where it was.
-            _train_chain(replace(parsed.stage1, opt={**parsed.stage1.opt, 'auto_resume': True}), command, total)
+            _train_chain(replace(before, opt={**before.opt, 'auto_resume': True}), command, total)
         else:
             get_root_logger().info(f'Stage 1 is there: {", ".join(needed)}')
     number = _stages(parsed) - 2 * (rounds - 1)
     _train_unless_done(parsed, command, (number, total), may_be_done=rounds > 1)
 
-    mean, uncertainty = parsed, path['pretrain_network_u'] if rounds > 1 else None
+    if before is None or rounds == 1:
+        return parsed
+    mean, uncertainty = parsed, path['pretrain_network_u']
     for again in range(2, rounds + 1):
-        first = renamed(parsed.stage1, f"{parsed.stage1.opt['name']}_round{again}",
+        first = renamed(before, f"{before.opt['name']}_round{again}",
                         pretrain_network_g=_latest(mean, 'g'), pretrain_network_u=uncertainty)
         first.opt['auto_resume'] = parsed.opt['auto_resume']
         _train_unless_done(first, command, (number + 1, total))
@@ -115,8 +117,8 @@ def cache_uncertainty(parsed: Parsed, command: str = '') -> None:
                            '--force_yml datasets:train:uncertainty_cache=auto here and when training'])
     weights = opt['path']['pretrain_network_u']
     if not Path(weights).exists():
-        raise CheckpointError(f'{weights}: missing, since stage 1 has not been trained. Train it first: '
-                              f'udl train -opt {parsed.stage1.file}')
+        first = f' Train it first: udl train -opt {parsed.stage1.file}' if parsed.stage1 else ''
+        raise CheckpointError(f'{weights}: missing, since stage 1 has not been trained.{first}')
     with run_log(opt['rank']):
         device = torch.device('cuda' if opt['num_gpu'] else 'cpu')
         uncertainty_cache.prepare(build_dataset(opt['datasets']['train']), opt, device)

@@ -4,8 +4,8 @@ A state comes from a disk, and what the disk gives may be anything. What is odd 
 optimiser, or never; here it is found before anything is made, so that the run can resume from the state before it.
 """
 import math
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeGuard
 
 import torch
 from basicsr.utils import get_root_logger
@@ -143,19 +143,20 @@ def _problems_of_schedulers(schedulers: list, optimizers: list, iteration: int) 
 
 
 def _problems_of_scaler(scaler: dict) -> Iterator[str]:
-    kinds = {'scale': _is_number, 'growth_factor': _is_number, 'backoff_factor': _is_number,
-             'growth_interval': _is_integer, '_growth_tracker': _is_integer}
+    kinds: dict[str, Callable[[Any], TypeGuard[float]]] = {
+        'scale': _is_number, 'growth_factor': _is_number, 'backoff_factor': _is_number,
+        'growth_interval': _is_integer, '_growth_tracker': _is_integer}
     for key, accepts in kinds.items() if scaler else ():
         value = scaler.get(key)
         if not accepts(value) or (value <= 0 and key != '_growth_tracker'):
             yield f'scaler: {key}: expected a number > 0, got {_shown(value)}'
 
 
-def _is_integer(value: Any) -> bool:
+def _is_integer(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 2**63 \
         and math.isfinite(value)
 
