@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from udl_basicsr.archs.uncertainty_arch import UncertaintyNet
 from udl_basicsr.data.images import ImageError
 from udl_basicsr.functional.log_scale_maps import encode_log_scale
 from udl_basicsr.models import inference
@@ -60,8 +61,7 @@ class Restorer:
     """
     network: nn.Module
     """The mean network: 1 channel (Y of YCbCr) or 3 (RGB) in [0, 1]."""
-    uncertainty: nn.Module | None = None
-    """An UncertaintyNet."""
+    uncertainty: UncertaintyNet | None = None
     tile: int | None = None
     """In low-quality pixels; None takes each picture whole."""
     overlap: int = 32
@@ -137,7 +137,8 @@ class Restorer:
     def log_scale(self, picture: Pixels, tick: Callable[[], None]) -> Pixels:
         """The map of s, the mean over the channels, as :func:`encode_log_scale` has it; arguments as :meth:`sr`."""
         image = self._image(_rgb(picture.colour))
-        return log_scale_picture(self._whole(self.uncertainty.log_scale, image, tick)[0].numpy().transpose(1, 2, 0))
+        s = self._whole(self._needed_uncertainty().log_scale, image, tick)
+        return log_scale_picture(s[0].numpy().transpose(1, 2, 0))
 
     def prediction(self, picture: Pixels, level: float, tick: Callable[[], None] = lambda: None) -> Prediction:
         """The picture, its intervals of a level by the head's own word, and s. What is gray is averaged over R, G, B.
@@ -151,11 +152,12 @@ class Restorer:
             ImageError: As :meth:`sr`.
             InferenceError: The networks restore Y alone, which says nothing of R, G and B.
         """
+        network = self._needed_uncertainty()
         if self.traits[0] == 1:
             raise InferenceError(['a network of one channel (Y) has no intervals of R, G and B; expected one of three'])
 
         def maps(lq: Tensor) -> Tensor:
-            return torch.cat([*self.uncertainty.interval(lq, level), self.uncertainty.log_scale(lq)], dim=1)
+            return torch.cat([*network.interval(lq, level), network.log_scale(lq)], dim=1)
 
         colour = picture.colour
         planes = self._planes(colour, tick)
@@ -164,6 +166,11 @@ class Restorer:
                                    for part in np.split(stacked, 3, axis=2))
         return Prediction(planes, below.clip(min=_LEAST), above.clip(min=_LEAST), log_scale)
 
+    def _needed_uncertainty(self) -> UncertaintyNet:
+        if self.uncertainty is None:
+            raise InferenceError(['s and intervals are what an uncertainty network says; give one (net_u_*)'])
+        return self.uncertainty
+
     def _planes(self, colour: np.ndarray, tick: Callable[[], None]) -> np.ndarray:
         """(h, w, 1 or 3) integers to (H, W, the same) floats; black is 0 and white 1."""
         rgb = _rgb(colour)
@@ -171,9 +178,9 @@ class Restorer:
         if sr.shape[2] == 1:
             cb_cr = (rgb @ _YCBCR.T + _YCBCR_OFFSET)[..., 1:]
             size = sr.shape[1::-1]
-            planes = [np.asarray(Image.fromarray(cb_cr[..., i].astype(np.float32)).resize(size, Image.BICUBIC))
+            planes = [Image.fromarray(cb_cr[..., i].astype(np.float32)).resize(size, Image.Resampling.BICUBIC)
                       for i in range(2)]
-            sr = (np.dstack([sr[..., 0], *planes]) - _YCBCR_OFFSET) @ np.linalg.inv(_YCBCR).T
+            sr = (np.dstack([sr[..., 0], *map(np.asarray, planes)]) - _YCBCR_OFFSET) @ np.linalg.inv(_YCBCR).T
         return sr if colour.shape[2] == 3 else sr.mean(axis=2, keepdims=True)
 
     def _alpha(self, alpha: np.ndarray, tick: Callable[[], None]) -> np.ndarray:
@@ -198,11 +205,12 @@ class Restorer:
     def _whole(self, network: inference.Restore, image: Tensor, tick: Callable[[], None]) -> Tensor:
         _, scale, multiple = self.traits
 
-        def run(lq: Tensor) -> Tensor:
+        def restored(lq: Tensor) -> Tensor:
             out = self._forward(network, lq)
             tick()
             return out
 
+        run: inference.Restore = restored
         if multiple > 1:
             run = inference.padded(run, multiple, scale)
         if self.tile:
@@ -227,7 +235,7 @@ class Restorer:
 
     def _forward(self, network: inference.Restore, lq: Tensor) -> Tensor:
         device = torch.device(self.device)
-        short = torch.autocast(device.type, _AMP.get(self.amp), enabled=self.amp is not None)
+        short = torch.autocast(device.type, _AMP.get(self.amp or ''), enabled=self.amp is not None)
         with torch.no_grad(), exact_kernels(), short:
             return network(lq.to(device)).float().cpu()
 
@@ -258,16 +266,18 @@ def load_restorer(weights: str | Path, *, opt: str | Path | None = None, uncerta
     if device == 'auto':
         device = 'cuda' if torch.cuda.is_available() else 'cpu'
     blocks = _options(weights, opt)
-    networks = [build_loaded(weights, blocks, param_key)]
+    network, network_u = build_loaded(weights, blocks, param_key), None
     made_by = {'weights': weights, 'network_g': blocks['network_g']}
     if uncertainty is not None:
         blocks = _options(uncertainty, opt)
         if 'network_u' not in blocks:
             raise ExportError(f'{uncertainty}: which network is it? Its options have no network_u; give -opt with the '
                               'option file of the run that trained it')
-        networks.append(build_loaded(uncertainty, blocks, 'params', 'u'))
+        network_u = build_loaded(uncertainty, blocks, 'params', 'u')
+        if not isinstance(network_u, UncertaintyNet):
+            raise ExportError(f'{uncertainty}: is a {type(network_u).__name__}; expected an UncertaintyNet')
         made_by |= {'uncertainty': uncertainty, 'network_u': {'backbone': blocks['network_g'], **blocks['network_u']}}
-    return Restorer(*networks, device=device, made_by=made_by, **options)
+    return Restorer(network, network_u, device=device, made_by=made_by, **options)
 
 
 def _options(weights: str | Path, opt: str | Path | None) -> dict:
