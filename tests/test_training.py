@@ -24,8 +24,7 @@ from torch.utils.data import DataLoader
 
 from udl_basicsr.functional.log_scale_maps import decode_log_scale
 from udl_basicsr.options.parse import parse_options
-from udl_basicsr.training import loop, stages
-from udl_basicsr.training.arguments import tested_file
+from udl_basicsr.training import arguments, loop, stages
 from udl_basicsr.training.history import read_history
 from udl_basicsr.utils.checkpoints import CheckpointError
 from udl_basicsr.utils.scores import CSV_FIELDS, HISTORY_FIELDS, _csv
@@ -334,7 +333,8 @@ def test_scores(project, pairs):
     assert loop.test(again)['datasets'] == {'val': expected}
     assert 'network_u' not in again.opt
     moved = (project.root / 'experiments' / 'udl').rename(project.root / 'elsewhere')
-    folder = parse_options(tested_file(str(moved)), root_path=str(project.root), is_train=False, num_gpu_available=0)
+    folder = parse_options(arguments.tested_file(str(moved)), root_path=str(project.root), is_train=False,
+                           num_gpu_available=0)
     assert folder.opt['path']['pretrain_network_g'] == str(moved / 'models' / 'net_g_latest.pth')
     assert loop.test(folder)['datasets'] == {'val': expected}
     # of a stage that trains it, the uncertainty is tested too, with what another file says
@@ -344,7 +344,7 @@ def test_scores(project, pairs):
     esu = loop.test(project.parse('esu', f'tested_on={project.root / "on.yml"}', is_train=False))
     assert (list(esu['datasets']), list(esu['metrics'])) == (['esu'], ['ause'])
     with pytest.raises(argparse.ArgumentTypeError, match='has no option file in it; expected the folder of a run'):
-        tested_file(str(results / 'visualization'))
+        arguments.tested_file(str(results / 'visualization'))
 
 
 # -------------------------------------------------------------------------------------------- other processes, BasicSR
