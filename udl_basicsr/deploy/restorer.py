@@ -24,7 +24,7 @@ from .pictures import Pixels
 
 # A network that takes no size but multiples of something takes multiples of one of these.
 _MULTIPLES = (1, 2, 4, 8, 16, 32, 64, 3, 5, 6, 7, 9, 10, 12, 24, 48)
-_AMP = {'bf16': torch.bfloat16, 'fp16': torch.float16}
+_AMP: dict[str | None, torch.dtype] = {'bf16': torch.bfloat16, 'fp16': torch.float16}
 # ITU-R BT.601 from RGB in [0, 1]: Y in [16, 235]/255, as MATLAB's rgb2ycbcr and BasicSR's `color: y` have it.
 _YCBCR = np.array([[65.481, 128.553, 24.966], [-37.797, -74.203, 112.], [112., -93.786, -18.214]]) / 255
 _YCBCR_OFFSET = np.array([16., 128., 128.]) / 255
@@ -238,7 +238,7 @@ class Restorer:
 
     def _forward(self, network: inference.Restore, lq: Tensor) -> Tensor:
         device = torch.device(self.device)
-        short = torch.autocast(device.type, _AMP.get(self.amp or ''), enabled=self.amp is not None)
+        short = torch.autocast(device.type, _AMP.get(self.amp), enabled=self.amp is not None)
         with torch.no_grad(), exact_kernels(), short:
             return network(lq.to(device)).float().cpu()
 

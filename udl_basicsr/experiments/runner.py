@@ -7,7 +7,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -141,7 +141,8 @@ class Event:
     seconds: float = 0.  # of its processes; of stage 1, that of the run that it was trained for
 
 
-def make_all(runs: list[PlannedRun], out: Path, root: Path, gpus: list[str | None]) -> Iterator[Event]:
+def make_all(runs: list[PlannedRun], out: Path, root: Path, gpus: list[str | None],
+             ) -> Generator[Event, None, None]:
     """Makes the records that are missing, one run on each of ``gpus`` (see :func:`gpu_names`; None is the CPU).
 
     Every run has a process of its own, so that one that fails takes no other with it. When this generator is closed,
@@ -150,7 +151,7 @@ def make_all(runs: list[PlannedRun], out: Path, root: Path, gpus: list[str | Non
     Yields:
         Event: Each end of a run, and some ten times a minute how far the others are.
     """
-    context = multiprocessing.get_context('forkserver' if sys.platform != 'win32' else 'spawn')
+    context = multiprocessing.get_context('spawn' if sys.platform == 'win32' else 'forkserver')
     context.set_forkserver_preload([__name__])
     waiting = [run for run in runs if not run.record(out).exists()]
     free, busy, spent = list(gpus), {}, dict.fromkeys((run.name for run in waiting), 0.)
