@@ -281,6 +281,28 @@ def test_validation_gives_stock_basicsrs_figures(project):
     assert ours == pytest.approx(stock.metric_results['psnr'], abs=1e-4)
 
 
+def test_gray_images_train_both_stages(project):
+    """One channel, Y of BT.601; the score is that of pixels computed here."""
+    base = project.root / '_base_.yml'
+    options = yaml.safe_load(base.read_text())
+    options['network_g'] |= {'type': 'MSRResNet', 'num_in_ch': 1, 'num_out_ch': 1}  # EDSR subtracts a mean RGB
+    for data in options['datasets'].values():
+        data['color'] = 'y'
+    base.write_text(yaml.safe_dump(options))
+    parsed = train(project, 'udl', 'train:total_iter=4')
+    model = build_network(parsed.opt['network_g'])
+    model.load_state_dict(project.weights('udl'))
+    scores = []
+    for path in (project.pairs / 'val' / 'lq').glob('*.png'):
+        lq, gt = (cv2.imread(str(project.pairs / 'val' / kind / path.name)) @ (24.966, 128.553, 65.481) / 255 + 16
+                  for kind in ('lq', 'gt'))
+        with torch.no_grad():
+            sr = 255 * model(torch.tensor(lq[None, None] / 255, dtype=torch.float32)).clamp(0, 1)[0, 0].numpy()
+        error = (sr.round() - gt.round())[2:-2, 2:-2]
+        scores.append(10 * np.log10(255**2 / (error**2).mean()))
+    assert float(re.findall(r'# psnr: (\S+)', project.log('udl'))[-1]) == pytest.approx(np.mean(scores), abs=1e-3)
+
+
 def test_tensorboard_shows_the_losses_and_s(project):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     train(project, 'esu', 'logger:use_tb_logger=true')
