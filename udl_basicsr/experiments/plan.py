@@ -281,9 +281,9 @@ class _Expansion:
     @staticmethod
     def need_blocks(flat: dict, keys: Iterable[str], where: str) -> None:
         for key in keys:
-            value = flat
+            value: Any = flat
             for part in key.split('.'):
-                value = value.get(part)
+                value = value.get(part) if isinstance(value, dict) else None
             if not isinstance(value, dict):
                 raise OptionError(f'{where}: {key}: expected a block of keys, got {describe(value)}')
 
