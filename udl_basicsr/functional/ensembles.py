@@ -27,18 +27,18 @@ def mean_and_variance(members: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: No member.
     """
-    members = iter(members)
-    first = next(members, None)
-    if first is None:
+    remaining = iter(members)
+    like = next(remaining, None)
+    if like is None:
         raise ValueError('expected at least one member of the ensemble, got none')
-    mean, count = first.double().clone(), 1
-    squares = torch.zeros_like(mean)
-    for count, member in enumerate(members, 2):
+    mean = like.double().clone()
+    count, squares = 1, torch.zeros_like(mean)
+    for count, member in enumerate(remaining, 2):
         value = member.double()
         difference = value - mean
         mean += difference / count
         squares += difference * (value - mean)
-    return mean.to(first), (squares / count).to(first)
+    return mean.to(like), (squares / count).to(like)
 
 
 def total_log_scale(spread_variance: Tensor, mean_square_scale: Tensor | float = 0.) -> Tensor:

@@ -39,16 +39,17 @@ def tiled(restore: Restore, tile: int, overlap: int, scale: int) -> Restore:
 
     def run(lq: Tensor) -> Tensor:
         height, width = lq.shape[-2:]
-        out = lq.new_empty(0)  # what the first tile becomes says how many channels there are
+        out = None
         for top in range(0, height, tile):
             for left in range(0, width, tile):
                 bottom, right = min(top + tile, height), min(left + tile, width)
                 y0, x0 = max(top - overlap, 0), max(left - overlap, 0)
                 part = restore(lq[..., y0:min(bottom + overlap, height), x0:min(right + overlap, width)])
-                if not out.numel():
+                if out is None:
                     out = part.new_empty(*part.shape[:2], height * scale, width * scale)
                 out[..., top * scale:bottom * scale, left * scale:right * scale] = part[
                     ..., (top - y0) * scale:(bottom - y0) * scale, (left - x0) * scale:(right - x0) * scale]
+        assert out is not None  # an image has a pixel
         return out
 
     return run
@@ -58,7 +59,7 @@ def self_ensembled(restore: Restore) -> Restore:
     """The mean over the eight flips and rotations of the input, each turned back (x8 self-ensemble of EDSR)."""
 
     def run(lq: Tensor) -> Tensor:
-        total = torch.zeros(())
+        total = lq.new_zeros(())
         for flip in (False, True):
             for turns in range(4):
                 turned = torch.rot90(lq.flip(-1) if flip else lq, turns, (-2, -1))
