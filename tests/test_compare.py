@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -378,3 +379,6 @@ def test_a_stage_between_has_iterations_of_its_own_and_shares_what_comes_before(
     assert [stage.flat.get('stage1') for stage in chain] == [None, *(str(stage.file) for stage in chain[:-1])]
     assert kept.data_order(chain) == kept.data_order(runs['L1'].stages)
     runner.check([runs['UDL']], file.parent, str(file))
+    wrong = replace(runs['UDL'], test_flat={**runs['UDL'].test_flat, 'colour': 1})
+    with pytest.raises(OptionError, match=r'^plan\.yml: \w+: colour: '):
+        runner.check([wrong], file.parent, 'plan.yml')

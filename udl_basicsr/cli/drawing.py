@@ -36,7 +36,7 @@ class _Pictures:
         self.sr = [run.sr(self.dataset, self.image) for run in self.runs]
         self.gt = read_partner(args.gt, self.image)
         same_size({'the GT': self.gt, **{run.source: sr for run, sr in zip(self.runs, self.sr, strict=True)}})
-        self.box = _box(args.box, self.gt)
+        self.box = None if args.box is None else _box(args.box, self.gt)
         self.lq, self.scale = None, self.runs[0].scale
         if getattr(args, 'lq', None):
             self.lq = read_partner(args.lq, self.image, 'LQ')
@@ -54,13 +54,14 @@ class _Pictures:
         return run.caption(self.dataset, self.image)
 
 
-def _box(given: list[int] | None, image) -> tuple[int, int, int, int] | None:
-    if given is None:
-        return None
+def _box(given: list[int], image) -> tuple[int, int, int, int]:
     if len(given) not in (1, 4) or min(given) < 0 or min(given[-2:]) < 1:
         raise ReportError(f'--box {" ".join(map(str, given))}: expected LEFT TOP WIDTH HEIGHT in pixels of the GT, or '
                           'the side of a square that is put where the detail is')
-    box = stats.busiest_box(image, given[0]) if len(given) == 1 else tuple(given)
+    if len(given) == 1:
+        return stats.busiest_box(image, given[0])
+    left, top, width, height = given
+    box = left, top, width, height
     try:
         figures.crop(image, box)
     except ValueError as error:
@@ -78,14 +79,13 @@ def _wrapped(panels: list[Panel], columns: int | None, most: int = 5) -> list[li
 # ---------------------------------------------------------------- kinds
 
 def crops(args, look: dict) -> Path:
-    args.box = args.box or [96]
     p = _Pictures(args)
     panels = [Panel(f'{run.label}\n{p.caption(run)}', sr) for run, sr in zip(p.runs, p.sr, strict=True)]
     if p.lq is not None:
         panels.insert(0, Panel('low resolution\npixels repeated', stats.nearest(p.lq, p.scale)))
     panels.append(Panel('ground truth\nPSNR / SSIM', p.gt))
     whole = Panel(f'{p.dataset}: {p.image}, ×{p.scale}', p.gt)
-    return figures.comparison_figure(panels, p.box, args.out, [whole], args.columns, **look)
+    return figures.comparison_figure(panels, p.box or _box([96], p.gt), args.out, [whole], args.columns, **look)
 
 
 def errors(args, look: dict) -> Path:
@@ -115,7 +115,8 @@ def uncertainty(args, look: dict) -> Path:
 def weights(args, look: dict) -> Path:
     args.runs = [args.run, args.uncertainty or args.run]
     p = _Pictures(args)
-    found = stats.weight_maps(p.sr[0], p.gt, p.lq, p.log_scale(p.runs[1]), args.scaling, args.offset, args.min_over)
+    found = stats.weight_maps(p.sr[0], p.gt, p.lq,  # pyright: ignore[reportArgumentType] - --lq is required
+                              p.log_scale(p.runs[1]), args.scaling, args.offset, args.min_over)
     panels = [Panel('ground truth\n10 % of the pixels bear', p.cut(p.gt))]
     panels += [Panel(f'{_WEIGHTS[name]}\n{stats.top_share(weight):.0%} of the weight'.replace('%', ' %'), p.cut(weight),
                      'weight') for name, weight in found.items()]

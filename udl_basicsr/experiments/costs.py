@@ -29,6 +29,7 @@ from .complexity import count_macs, run_time
 from .plan import PlannedRun, Stage
 
 _ON_CPU = (180, 320)
+_AMP: dict[str | None, torch.dtype] = {'bf16': torch.bfloat16, 'fp16': torch.float16}
 _CROP = 48
 _WHOLE = 392  # side of a square of 480×320 pixels, as many images of BSDS have, where whole ones are trained on
 _BACKWARD = 3  # forward and backward in forwards: gradients to the input and to the weights cost one each
@@ -123,7 +124,9 @@ def _side(flat: Mapping) -> int:
 
 def judge_of(loss: Mapping | None) -> tuple[str, str | None] | None:
     """Backbone and file of weights of the LPIPS that judges in ``train.tlw_opt``; None where there is none."""
-    target = lookup('loss', loss.get('type')) if isinstance(loss, dict) else None
+    if not isinstance(loss, dict):
+        return None
+    target = lookup('loss', loss.get('type'))
     known = parameters(target)[0] if target else {}
     if 'judge' not in known:
         return None
@@ -135,7 +138,7 @@ def judge_of(loss: Mapping | None) -> tuple[str, str | None] | None:
 def device_speed(amp: str | None) -> float:
     """Operations a second of this machine in training, from about a second of convolutions of 64 channels."""
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    dtype = {'bf16': torch.bfloat16, 'fp16': torch.float16}.get(amp)
+    dtype = _AMP.get(amp)
     with quietly(), torch.enable_grad(), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
         net = nn.Sequential(*(nn.Conv2d(64, 64, 3, padding=1) for _ in range(4))).to(device)
         image = torch.rand(8, 64, _CROP, _CROP, device=device)
@@ -153,7 +156,7 @@ def device_speed(amp: str | None) -> float:
 @functools.lru_cache(maxsize=64)
 def _network_speed(network: str, side: int, batch: int, amp: str | None, device: torch.device) -> float:
     """Operations a second of a network's own steps, from about a second of them, without the optimiser."""
-    block, dtype = json.loads(network), {'bf16': torch.bfloat16, 'fp16': torch.float16}.get(amp)
+    block, dtype = json.loads(network), _AMP.get(amp)
     channels = block.get('num_in_ch', block.get('backbone', {}).get('num_in_ch', 3))
     chosen, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True  # as in training
     try:

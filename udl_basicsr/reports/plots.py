@@ -2,8 +2,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import zip_longest
+from itertools import chain, repeat
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -21,7 +22,7 @@ from .tlw import TLWMaps, TLWRun
 FONT = 7.
 
 
-def tidy(ax: Axes, grid: str = 'both') -> None:
+def tidy(ax: Axes, grid: Literal['both', 'x', 'y'] = 'both') -> None:
     ax.grid(axis=grid, color='#e6e6e6', linewidth=0.6)
     ax.set_axisbelow(True)
     ax.spines[['top', 'right']].set_visible(False)
@@ -262,7 +263,8 @@ def tlw_figure(run: TLWRun, maps: Sequence[TLWMaps], gt: np.ndarray, out: str | 
     unit, foot = 'epoch' if run.iters_per_epoch else 'iteration', 1.55
 
     def maps_of(kind: str, values: Iterable[np.ndarray], titles: Sequence[str] = ()) -> list[Panel]:
-        return [Panel(title, crop(value, box), kind) for value, title in zip_longest(values, titles, fillvalue='')]
+        named = zip(values, chain(titles, repeat('')), strict=False)  # which goes on without names
+        return [Panel(title, crop(value, box), kind) for value, title in named]
 
     titles = [f'iteration {m.iteration}\nk = {m.k:.3f}' for m in maps]
     figure = draw_grid([[Panel('ground truth', crop(gt, box)),

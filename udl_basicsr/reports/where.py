@@ -167,7 +167,8 @@ def errors_by_decile(reference: Run, method: Run, uncertainty: Run, dataset: str
                       *(attribution.luma_error(picture, target)[inside].astype(np.float32) for picture in pictures)])
     edges = np.quantile(np.concatenate([s.ravel() for s, *_ in found]), np.linspace(0, 1, TENTHS + 1))
     sums = [attribution.error_sums(s, a.astype(np.float64), b.astype(np.float64), edges[1:-1]) for s, a, b in found]
-    pixels, ours, theirs = (sum(getattr(one, name) for one in sums) for name in ('pixels', 'method', 'reference'))
+    pixels, ours, theirs = (np.sum([getattr(one, name) for one in sums], axis=0)
+                            for name in ('pixels', 'method', 'reference'))
     with np.errstate(invalid='ignore'):  # s of one value: some tenths are empty
         return Deciles(len(found), edges, theirs / pixels, ours / pixels, *attribution.error_changes(sums))
 
@@ -193,8 +194,7 @@ def deciles_figure(deciles: Deciles, labels: Sequence[str], dataset: str, out: s
                              (axes[2], deciles.saved, 'of all squared error, %')):
         sign = -1 if change is deciles.saved else 1  # less error is better, more that is saved as well
         ends = 100 * np.stack([change.low, change.high])
-        colours = [BETTER if better else WORSE if worse else GRAY for better, worse in zip(
-            (sign * ends < 0).all(axis=0), (sign * ends > 0).all(axis=0), strict=True)]
+        colours = [BETTER if (pair < 0).all() else WORSE if (pair > 0).all() else GRAY for pair in (sign * ends).T]
         ax.axhline(0, color='black', linewidth=0.8)
         ax.vlines(tenths, *ends, color=colours, linewidth=1.6)
         ax.scatter(tenths, 100 * change.value, s=12, c=colours, zorder=3)
