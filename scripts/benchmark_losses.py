@@ -84,13 +84,16 @@ def main(argv: list[str] | None = None) -> int:
     batch, size = train['batch_size_per_gpu'], train['gt_size']
     data = {'lq': torch.rand(batch, 3, size // scale, size // scale), 'gt': torch.rand(batch, 3, size, size)}
 
+    on_gpu = models['L1'].device.type == 'cuda'
+    if on_gpu:
+        data = {key: value.pin_memory() for key, value in data.items()}
+
     samples = paired({name: step(model, data) for name, model in models.items()}, args.rounds, title='losses')
     ratios_to_l1 = {name: ratios(seconds, samples['L1']) for name, seconds in samples.items()}
     rows = []
     for name, values in sorted(ratios_to_l1.items(), key=lambda item: statistics.median(item[1])):
         low, middle, high = quartiles(values)
         rows.append([name, f'{middle:.2f}', f'{low:.2f} to {high:.2f}'])
-    on_gpu = models['L1'].device.type == 'cuda'
     device = torch.cuda.get_device_name() if on_gpu else f'CPU, {torch.get_num_threads()} thread(s)'
     print(f'{opt["network_g"]["type"]} x{scale}, batch {batch} of {size // scale}x{size // scale}, {device}, '
           f'{args.rounds} rounds\n')

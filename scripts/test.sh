@@ -14,4 +14,8 @@ else
     echo 'pyright is left out: it is not installed (pip install basedpyright)'
 fi
 step 'pytest' "$PYTHON" -m pytest "$@"
+# The tests above hide a GPU; these are for one.
+if [ $# -eq 0 ] && "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+    UDL_TEST_DEVICE=cuda step 'pytest on the GPU' "$PYTHON" -m pytest tests/gpu
+fi
 printf '\nAll checks passed in %d s.\n' "$SECONDS"

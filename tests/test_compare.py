@@ -267,6 +267,9 @@ def test_a_run_that_another_process_trains_is_named_and_has_not_failed(plan, cap
     ({'methods': {'L1': {'label': 'a'}}}, 'methods.L1.options: missing'),
     ({'methods': {'L1': {'after': 'EU', 'options': {}}}}, "methods.L1.after: 'EU' is not under first"),
     ({'methods': {'../L1': {'options': {}}}}, 'expected a name of letters'),
+    ({'first': {'iterations': 4, 'L1': {'after': 'head'}, 'head': {}}},
+     'first.L1.after: expected a stage of first that stands before this one'),
+    ({'first': {'iterations': 4, 'L1': {}, 'head': {'iterations': 0}}}, 'first.head.iterations: expected integer ≥ 1'),
     ({'first': {'iterations': 6, 'L1': {'stage': 'plain'}},
       'methods': {'L1': {'after': 'L1', 'options': {}}}}, 'first.iterations: 6 leaves none of the 6 iterations'),
 ])
@@ -305,7 +308,9 @@ def test_the_plans_of_the_repository_can_be_read():
         assert len({r.name for r in runs}) == len(runs)
         totals = {r.scale: set() for r in runs}
         for r in runs:
-            totals[r.scale].add(sum(stage.iterations for stage in r.stages))
+            # of what is refined the last stage counts: a head that is trained before leaves the network as it is
+            counted = r.stages[-1:] if file.stem.startswith('refine') else r.stages
+            totals[r.scale].add(sum(stage.iterations for stage in counted))
         assert all(len(budgets) == 1 for budgets in totals.values())  # the same budget for all
 
 
@@ -358,3 +363,19 @@ def test_what_takes_some_sizes_alone_can_be_measured():
     block = {'type': 'SwinIR', 'upscale': 2, 'embed_dim': 8, 'depths': [1], 'num_heads': [2], 'window_size': 8,
              'img_size': 8, 'upsampler': 'pixelshuffledirect'}
     assert complexity.run_time(block, 2, (12, 12), repeats=1, device='cpu') > 0
+
+
+def test_a_stage_between_has_iterations_of_its_own_and_shares_what_comes_before(plan):
+    content = plan.content
+    head = {'after': 'L1', 'iterations': 1, 'stage': 'esu',
+            'train': {'likelihood_opt': {'type': 'EULoss', 'detach': 'all'}}}
+    udl = content['methods']['UDL'] | {'after': 'head'}
+    file = plan(first={**content['first'], 'head': head}, methods={**content['methods'], 'UDL': udl})
+    runs = {run.method: run for run in plans.read_plan(file, file.parent).runs}
+    chain = runs['UDL'].stages
+    assert [(stage.name, stage.iterations, stage.flat['datasets']['train'].get('first_iter')) for stage in chain] == [
+        ('trial_first_L1_x2_seed7', 4, None), ('trial_first_head_x2_seed7', 1, 4), ('trial_UDL_x2_seed7', 1, 5)]
+    assert chain[0] == runs['twice'].stages[0]
+    assert [stage.flat.get('stage1') for stage in chain] == [None, *(str(stage.file) for stage in chain[:-1])]
+    assert kept.data_order(chain) == kept.data_order(runs['L1'].stages)
+    runner.check([runs['UDL']], file.parent, str(file))

@@ -400,6 +400,7 @@ import sys
 import torch, torch.distributed as dist, udl_basicsr
 from udl_basicsr.utils import distributed
 from udl_basicsr.options.parse import parse_options
+from udl_basicsr.training.loop import _loaders
 from basicsr.models import build_model
 distributed.init_dist('pytorch')
 rank = dist.get_rank()
@@ -421,6 +422,15 @@ for number in (1, 2):
         print(f'rank {rank} stopped: {error}', file=report)
     if rank == 1:
         hook.remove()
+reduce, reductions = dist.all_reduce, []
+dist.all_reduce = lambda *args: reductions.append(args) or reduce(*args)
+model.asked_to_stop = lambda: rank == 1
+model.feed_data(data)
+model.optimize_parameters(3)
+print(f'rank {rank} stops: {model.guard.stop}, {len(reductions)} reduction', file=report)
+model.net_g.register_buffer('seen', torch.full((), 5. + rank))  # as batch norm, of its own images
+model.validation(_loaders(parsed.opt, 'val')[0], 3, None)
+print(f'rank {rank} validates with {model.net_g.seen.item():g}', file=report)
 dist.barrier()
 dist.destroy_process_group()
 """
@@ -511,7 +521,7 @@ def test_processes_that_do_not_meet_say_so(project):
     assert 'Traceback' not in child.text()
 
 
-def test_all_ranks_leave_out_the_same_step(project):
+def test_ranks_agree_on_steps_signals_and_buffers(project):
     script = project.root / 'ranks.py'
     script.write_text(_TWO_RANKS)
     done = subprocess.run(
@@ -520,9 +530,11 @@ def test_all_ranks_leave_out_the_same_step(project):
         capture_output=True, text=True, timeout=240, env={**os.environ, 'OMP_NUM_THREADS': '1'})
     assert done.returncode == 0, done.stderr[-3000:]
     for rank in (0, 1):
-        step, stopped = (project.root / f'rank{rank}.txt').read_text().splitlines()
+        step, stopped, asked, validated = (project.root / f'rank{rank}.txt').read_text().splitlines()
         assert step == f'rank {rank} step 1: skipped 1, unchanged True'
         assert stopped.startswith(f'rank {rank} stopped')
         assert 'rank 0: l_pix 0.' in stopped
         assert 'rank 1: l_pix inf' in stopped
         assert 'images rank1.png, rank1.png' in stopped
+        assert asked == f'rank {rank} stops: True, 1 reduction'  # one tells of the step and of the signal to rank 1
+        assert validated == f'rank {rank} validates with 5'  # what rank 0 saves

@@ -229,10 +229,12 @@ def test_loader_processes_are_forked_unless_there_are_several_ranks(own, monkeyp
     """And not as Python would by itself."""
     default = multiprocessing.get_start_method(allow_none=True)
     multiprocessing.set_start_method('forkserver', force=True)
+    before = set(multiprocessing.active_children())  # of other tests, about to end
     try:
         batches = loaded(own, num_worker_per_gpu=1)
         next(batches)
-        assert [type(child).__name__ for child in multiprocessing.active_children()] == ['ForkProcess']
+        started = set(multiprocessing.active_children()) - before
+        assert [type(child).__name__ for child in started] == ['ForkProcess']
         assert len(list(batches)) == 17
     finally:
         multiprocessing.set_start_method(default, force=True)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from basicsr.archs import build_network
 from basicsr.models import build_model
 from conftest import photograph
 from invented import invented_record
@@ -47,6 +48,7 @@ TINY = {
             'num_feat': 8},
     'VDSR': {'num_conv': 3, 'num_feat': 8},
     'CARN': {'num_block': 1, 'num_feat': 8},
+    'CARN_M': {'num_block': 1, 'num_feat': 8},
 }
 
 
@@ -335,8 +337,16 @@ def train(parsed, iterations: int = 2):
 @pytest.mark.parametrize('file', TO_TRAIN)
 def test_trains(file, tmp_path):
     flat, force = parse(file, tmp_path).flat, []
+    if isinstance(flat.get('stage1'), dict):  # on weights of somebody's
+        theirs = build_network(tiny(file, tmp_path).opt['network_g']).state_dict()
+        torch.save({'params': theirs}, tmp_path / 'their.pth')
+        stage1 = tiny(file, tmp_path, f'stage1:path:pretrain_network_g={tmp_path / "their.pth"}').stage1
+    elif flat.get('stage1'):
+        stage1 = tiny(flat['stage1'], tmp_path)
+    elif flat['path'].get('pretrain_network_g'):
+        force.append('path:pretrain_network_g=~')
     if flat.get('stage1'):
-        model = train(tiny(flat['stage1'], tmp_path), 1)
+        model = train(stage1, 1)
         weights = {'pretrain_network_g': model.net_g, 'pretrain_network_u': model.net_u}
         force.append('stage1=~')  # whose network would not be the tiny one
         for key in flat['path'].keys() & weights.keys():  # what the checker had this stage read

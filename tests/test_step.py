@@ -9,8 +9,8 @@ import torch
 from basicsr.models.sr_model import SRModel
 from conftest import assert_same_weights, batch
 
+from udl_basicsr.functional import inference
 from udl_basicsr.functional.log_scale_maps import decode_log_scale, encode_log_scale
-from udl_basicsr.models import inference
 from udl_basicsr.utils.checkpoints import CheckpointError
 
 

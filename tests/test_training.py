@@ -24,8 +24,7 @@ from torch.utils.data import DataLoader
 
 from udl_basicsr.functional.log_scale_maps import decode_log_scale
 from udl_basicsr.options.parse import parse_options
-from udl_basicsr.training import loop, stages
-from udl_basicsr.training.arguments import tested_file
+from udl_basicsr.training import arguments, loop, stages
 from udl_basicsr.training.history import read_history
 from udl_basicsr.utils.checkpoints import CheckpointError
 from udl_basicsr.utils.scores import CSV_FIELDS, HISTORY_FIELDS, Scores, SetScores, _csv
@@ -283,6 +282,28 @@ def test_validation_gives_stock_basicsrs_figures(project):
     assert ours == pytest.approx(stock.metric_results['psnr'], abs=1e-4)
 
 
+def test_gray_images_train_both_stages(project):
+    """One channel, Y of BT.601; the score is that of pixels computed here."""
+    base = project.root / '_base_.yml'
+    options = yaml.safe_load(base.read_text())
+    options['network_g'] |= {'type': 'MSRResNet', 'num_in_ch': 1, 'num_out_ch': 1}  # EDSR subtracts a mean RGB
+    for data in options['datasets'].values():
+        data['color'] = 'y'
+    base.write_text(yaml.safe_dump(options))
+    parsed = train(project, 'udl', 'train:total_iter=4')
+    model = build_network(parsed.opt['network_g'])
+    model.load_state_dict(project.weights('udl'))
+    scores = []
+    for path in (project.pairs / 'val' / 'lq').glob('*.png'):
+        lq, gt = (cv2.imread(str(project.pairs / 'val' / kind / path.name)) @ (24.966, 128.553, 65.481) / 255 + 16
+                  for kind in ('lq', 'gt'))
+        with torch.no_grad():
+            sr = 255 * model(torch.tensor(lq[None, None] / 255, dtype=torch.float32)).clamp(0, 1)[0, 0].numpy()
+        error = (sr.round() - gt.round())[2:-2, 2:-2]
+        scores.append(10 * np.log10(255**2 / (error**2).mean()))
+    assert float(re.findall(r'# psnr: (\S+)', project.log('udl'))[-1]) == pytest.approx(np.mean(scores), abs=1e-3)
+
+
 def test_tensorboard_shows_the_losses_and_s(project):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     train(project, 'esu', 'logger:use_tb_logger=true')
@@ -335,7 +356,8 @@ def test_scores(project, pairs):
     assert loop.test(again).datasets == {'val': expected}
     assert 'network_u' not in again.opt
     moved = (project.root / 'experiments' / 'udl').rename(project.root / 'elsewhere')
-    folder = parse_options(tested_file(str(moved)), root_path=str(project.root), is_train=False, num_gpu_available=0)
+    folder = parse_options(arguments.tested_file(str(moved)), root_path=str(project.root), is_train=False,
+                           num_gpu_available=0)
     assert folder.opt['path']['pretrain_network_g'] == str(moved / 'models' / 'net_g_latest.pth')
     assert loop.test(folder).datasets == {'val': expected}
     # of a stage that trains it, the uncertainty is tested too, with what another file says
@@ -345,7 +367,7 @@ def test_scores(project, pairs):
     esu = loop.test(project.parse('esu', f'tested_on={project.root / "on.yml"}', is_train=False))
     assert (list(esu.datasets), list(esu.metrics)) == (['esu'], ['ause'])
     with pytest.raises(argparse.ArgumentTypeError, match='has no option file in it; expected the folder of a run'):
-        tested_file(str(results / 'visualization'))
+        arguments.tested_file(str(results / 'visualization'))
 
 
 # -------------------------------------------------------------------------------------------- other processes, BasicSR

@@ -249,7 +249,7 @@ def test_both_stages_through_the_entry_point(project):
     stages.train(project.parse('udl', f'{KEY}={cache}', 'name=again'), '')
     assert_same_weights(project.weights('again'), straight)
     assert {p: p.stat().st_mtime_ns for p in cache.iterdir()} == before
-    assert 'uncertainty of 6 training images is there' in project.log('again')
+    assert 'uncertainty of 6 images is there' in project.log('again')
 
     # resumed: bit for bit; and with loader processes
     models = project.root / 'experiments/udl/models'
@@ -589,7 +589,7 @@ def test_the_command_line(ready, monkeypatch, capsys):
 def test_the_command_says_what_is_missing(project):
     with pytest.raises(OptionError, match='uncertainty_cache: missing; name a folder, or add --force_yml'):
         stages.cache_uncertainty(project.parse('udl'))
-    with pytest.raises(CheckpointError, match=r'net_u_latest.pth: missing.*train.py -opt .*esu.yml'):
+    with pytest.raises(CheckpointError, match=r'net_u_latest.pth: missing.*udl train -opt .*esu.yml'):
         stages.cache_uncertainty(project.parse('udl', f'{KEY}={project.root}/s'))
     assert not (project.root / 's').exists()
     assert not (project.root / 'experiments').exists()

@@ -37,12 +37,13 @@ def tables(report: Mapping) -> str:
             parts.append(text_table(['ratio', 'median', 'quartiles'], [
                 [key, *_cells(values)] for key, values in result['figures'].items()]))
     for name, result in report['validation'].items():
+        cpu = f", in processor time {statistics.median(result['cpu_ratios']):.2f} : 1" if who['device'] == 'cpu' else ''
         parts.append(f"validation with {name}, {result['images']} images: BasicSR "
                      f"{statistics.median(result['seconds']['basicsr']):.3f} s, ours "
                      f"{statistics.median(result['seconds']['ours']):.3f} s, the network alone "
                      f"{statistics.median(result['seconds']['network']):.3f} s; beyond it "
-                     f"{statistics.median(result['ratios']):.2f} : 1, in processor time "
-                     f"{statistics.median(result['cpu_ratios']):.2f} : 1; figures differ by {result['difference']:.1e}")
+                     f"{statistics.median(result['ratios']):.2f} : 1{cpu}; "
+                     f"figures differ by {result['difference']:.1e}")
     if report['data']:
         parts.append(text_table(['training data', 'share waiting', 's waiting', 's a step in all'], [
             [name, f"{v['share']:.1%}", f"{v['wait']:.4f}", f"{v['step']:.4f}"] for name, v in report['data'].items()]))

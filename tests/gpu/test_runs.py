@@ -11,6 +11,7 @@ import torch
 import yaml
 from conftest import assert_same_weights
 
+from udl_basicsr.cli import train as command
 from udl_basicsr.data import uncertainty_cache
 from udl_basicsr.data.loader import build_dataset
 from udl_basicsr.training import stages
@@ -34,6 +35,18 @@ def test_how_data_reach_the_device_does_not_change_what_is_trained(project, forc
     train(project, 'plain', *_EXACT)
     train(project, 'plain', *_EXACT, *force, 'name=other')
     assert_same_weights(project.weights('other'), project.weights('plain'))
+
+
+@needs_cuda
+def test_a_fast_run_is_in_bf16_and_late(project, monkeypatch):
+    monkeypatch.chdir(project.root)
+    assert command.main(['-opt', 'udl.yml', '--fast']) == 0
+    said = project.log('udl')
+    assert torch.cuda.get_device_name() in said
+    expected = 'bf16' if torch.cuda.get_device_capability() >= (8, 0) else 'float32'
+    for stage in ('esu', 'udl'):
+        assert f'{stage} is trained with {expected}' in project.log(stage)
+    assert all(value.isfinite().all() for value in project.weights('udl').values())
 
 
 @pytest.mark.parametrize('stage', ['plain', 'esu', 'udl', 'sigma', 'tlw'])

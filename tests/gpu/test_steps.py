@@ -93,10 +93,13 @@ def test_compiled_steps(project, stage):
     assert there.get_current_log()['grad_norm'] > 0
 
 
+@pytest.mark.parametrize('optimizer', ['{type: Adam, lr: 0.001}', '{type: Adam, lr: 0.001, fused: true}'])
 @pytest.mark.parametrize('amp', ['~', 'bf16', 'fp16'])
-def test_a_step_that_is_not_finite_is_left_out(project, amp):
+def test_a_step_that_is_not_finite_is_left_out(project, amp, optimizer):
     project.make_stage1()
-    model = project.model('udl', f'train:amp={amp}', 'train:skip_nonfinite=2', 'train:ema_decay=0.9')
+    model = project.model('udl', f'train:amp={amp}', 'train:skip_nonfinite=2', 'train:ema_decay=0.9',
+                          f'train:optim_g={optimizer}')
+    assert model.guard.late == (CUDA and 'fused' in optimizer and amp != 'fp16')
     steps(model, 1, 20)
     before = {name: value.clone() for name, value in model.net_g.state_dict().items()}
     model.feed_data({**batch(), 'lq': torch.full((4, 3, 16, 16), torch.nan), 'lq_path': ['bad.png']})
@@ -108,12 +111,15 @@ def test_a_step_that_is_not_finite_is_left_out(project, amp):
 
 
 @needs_cuda
-@pytest.mark.parametrize('amp', ['~', 'bf16', 'fp16'])
+@pytest.mark.parametrize('amp', ['~', 'bf16'])
 @pytest.mark.parametrize('stage', STAGES)
 def test_a_step_waits_for_nothing(project, stage, amp):
     """torch raises at whatever waits for the device. Calls 1, 2, 4, 8 of a loss look whether s is on its floor."""
+    fused = ['train:optim_g={type: Adam, lr: 0.001, fused: true}']
+    if stage == 'tlw':
+        fused.append('train:optim_w={type: Adam, lr: 0.0001, fused: true}')
     model = steps(project.twins(stage, f'train:amp={amp}', 'train:ema_decay=0.9', 'train:grad_clip=1',
-                                'train:channels_last=true')[1], 1, 8)
+                                'train:skip_nonfinite=2', 'train:channels_last=true', *fused)[1], 1, 8)
     pinned = {key: value.pin_memory() for key, value in batch(9).items()}
     torch.cuda.set_sync_debug_mode('error')
     try:

@@ -9,6 +9,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
 from udl_basicsr.functional.distributions import Distribution, LaplaceDistribution
+from udl_basicsr.functional.losses import DETACH, check_choice
 from udl_basicsr.utils.text import first_line
 
 from . import udl_head_arch  # noqa: F401  registers the head that is built when none is named
@@ -36,6 +37,10 @@ class UncertaintyNet(nn.Module):
         tap (str | None): Name of a module of the backbone, as in ``named_modules()``. None takes the backbone's own
             default: its class attribute ``default_tap``, a name or several of which the first that runs is taken. Our
             own networks and spandrel's have it; those of BasicSR's are in ``traits``.
+        detach (str): With ``'features'`` and ``'all'`` no gradient goes from the head into the backbone, with
+            ``'none'`` and ``'mean'`` it does. What goes into the image is the affair of the losses, whose ``detach``
+            has the same names.
+        freeze (bool): The backbone is a constant: its weights take no gradient, and it stays in eval mode.
 
     Attributes:
         mean_network (nn.Module): The bare backbone, unchanged.
@@ -46,6 +51,7 @@ class UncertaintyNet(nn.Module):
         TapError: No such tap (the message lists those that exist), or a tap whose input is not a feature map; or a
             built head that does not fit.
         TypeError: A backbone or a head that is neither.
+        ValueError: Unknown ``detach``.
 
     Example:
         >>> import torch
@@ -56,29 +62,42 @@ class UncertaintyNet(nn.Module):
         (1, 3, 16, 16)
     """
 
-    def __init__(self, backbone: dict | nn.Module, head: dict | nn.Module | None = None, tap: str | None = None):
+    def __init__(self, backbone: dict | nn.Module, head: dict | nn.Module | None = None, tap: str | None = None,
+                 detach: str = 'none', freeze: bool = False):
         super().__init__()
+        check_choice('detach', detach, DETACH)
         for name, given in (('backbone', backbone), ('head', {} if head is None else head)):
             if not isinstance(given, (dict, nn.Module)):
                 raise TypeError(f'{name}: expected {{type: ..., ...}} or a network, got {type(given).__name__}')
         built = isinstance(backbone, nn.Module)
         self.mean_network = backbone if built else build_network(backbone)
-        found = find_tap(self.mean_network, {'type': type(backbone).__name__} if built else backbone, tap)
-        self.tap, self.scale, self._tap_calls = found.name, found.scale, found.calls
-        self._kept = None
-        if isinstance(head, nn.Module):
-            _check_head(head, found, next(self.mean_network.parameters(), torch.zeros(0)))
-            self.head = head
-            return
-        self.head = build_network({
-            'type': 'UDLHead',
-            **(head or {}),
-            'num_in_ch': found.channels,
-            'num_out_ch': found.out_channels,
-            'scale': found.enlargement,
-        })
-        if built and (weights := next(self.mean_network.parameters(), None)) is not None:
-            self.head.to(weights)  # the device and the type of the numbers
+        self.detach, self.freeze, self._kept = detach, freeze, None
+        # What is random after this is what it would be without a head: the same noise, the same dropout.
+        with torch.random.fork_rng(devices=[]):
+            found = find_tap(self.mean_network, {'type': type(backbone).__name__} if built else backbone, tap)
+            self.tap, self.scale, self._tap_calls = found.name, found.scale, found.calls
+            if isinstance(head, nn.Module):
+                _check_head(head, found, next(self.mean_network.parameters(), torch.zeros(0)))
+                self.head = head
+            else:
+                self.head = build_network({
+                    'type': 'UDLHead',
+                    **(head or {}),
+                    'num_in_ch': found.channels,
+                    'num_out_ch': found.out_channels,
+                    'scale': found.enlargement,
+                })
+                if built and (weights := next(self.mean_network.parameters(), None)) is not None:
+                    self.head.to(weights)  # the device and the type of the numbers
+        if freeze:
+            self.mean_network.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> 'UncertaintyNet':
+        """As of any network, but for a backbone that is frozen: batch norm would go on learning."""
+        super().train(mode)
+        if self.freeze:
+            self.mean_network.eval()
+        return self
 
     def forward(self, lq: Tensor) -> tuple[Tensor, Tensor]:
         """
@@ -89,11 +108,14 @@ class UncertaintyNet(nn.Module):
             tuple: mean (N, C, H, W) in [0, 1], and s (N, C, H, W), natural log of the Laplace scale in 0-255 units; or
                 what else the head puts out, (N, maps*C, H, W).
         """
-        if self._kept is not None:
+        if self._kept is not None and self.mean_network.training:
             self._kept.clear()
             mean, features = self.mean_network(lq), self._kept[-1]
+            self._kept.clear()
         else:
             features, mean = self._run_backbone(lq, stop_at_tap=False)
+        if self.detach in ('features', 'all'):
+            features = features.detach()
         return mean, self._log_scale(features, lq)
 
     @property
@@ -124,11 +146,17 @@ class UncertaintyNet(nn.Module):
         return out if to_log_scale is None else to_log_scale(out)
 
     def keep_hook(self) -> 'UncertaintyNet':
-        """Hooks the tap for good, for torch.compile, which knows only the hooks that are there when it traces."""
+        """Hooks the tap for good, for torch.compile, which knows only the hooks that are there when it traces.
+
+        In training alone: the mean network is validated by itself, and its features are then nobody's.
+        """
         self._kept = []
-        tap = self.mean_network.get_submodule(self.tap)
-        tap.register_forward_pre_hook(
-            lambda _, args, kwargs: self._kept.append(first_tensor(args, kwargs)), with_kwargs=True)
+
+        def keep(tap, args, kwargs):
+            if tap.training:
+                self._kept.append(first_tensor(args, kwargs))
+
+        self.mean_network.get_submodule(self.tap).register_forward_pre_hook(keep, with_kwargs=True)
         return self
 
     def _log_scale(self, features: Tensor, lq: Tensor) -> Tensor:
@@ -141,12 +169,13 @@ class UncertaintyNet(nn.Module):
         seen = []
 
         def hook(module, args, kwargs):
-            if module is not tap:  # DataParallel's replicas share their hooks; each sees to its own module
-                return
             seen.append(first_tensor(args, kwargs))
             if stop_at_tap and len(seen) == self._tap_calls:
                 raise _TapReached
 
+        # DataParallel's replicas, one a thread, share the dictionaries of their hooks; here each gets its own.
+        for hooks in ('_forward_pre_hooks', '_forward_pre_hooks_with_kwargs'):
+            setattr(tap, hooks, getattr(tap, hooks).copy())
         # Hooked for this call only: ``mean_network`` used alone must neither run the hook nor keep features alive.
         handle = tap.register_forward_pre_hook(hook, with_kwargs=True)
         try:

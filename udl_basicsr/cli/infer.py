@@ -74,6 +74,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--overlap', type=whole(0), metavar='M', default=32,
                         help='input pixels around each tile that the network sees as well; default 32')
     parser.add_argument('--self_ensemble', action='store_true', help='mean over the 8 flips and turns; 8 times as slow')
+    parser.add_argument('--spread', action='store_true', help='with --self_ensemble: how far the 8 differ is a part of '
+                        's and of the intervals')
+    parser.add_argument('--member', nargs='+', action='append', default=[], type=weights_file, metavar='FILE',
+                        help='a further network, as one of another seed: net_g, and net_u where --uncertainty is '
+                        'given; once for each. The picture is the mean of all, and how far they differ is a part of s')
     parser.add_argument('--amp', choices=['bf16', 'fp16'], help='compute in 16 bits; default: float32')
     parser.add_argument('--device', choices=['auto', 'cpu', 'cuda'], default='auto', help='default: a GPU if there is')
     parser.add_argument('--suffix', default='', metavar='TEXT', help='results are <name>_<TEXT>; default: <name>')
@@ -112,7 +117,8 @@ def main(argv: list[str] | None = None) -> int:
                          overwrite=args.overwrite)
         restorer = load_restorer(
             args.weights, opt=args.opt, uncertainty=args.uncertainty, param_key=args.param_key or EMA_FIRST,
-            device=args.device, tile=args.tile, overlap=args.overlap, self_ensemble=args.self_ensemble, amp=args.amp)
+            members=args.member, spread=args.spread, device=args.device, tile=args.tile, overlap=args.overlap,
+            self_ensemble=args.self_ensemble, amp=args.amp)
         writer = None if args.intervals is None else \
             load_writer(args.intervals or file_beside(args.uncertainty), restorer, args.within)
         record = check_folder(args.out, args.suffix, plan, restorer, args.overwrite, writer and writer.made_by)

@@ -27,10 +27,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
+from udl_basicsr.functional import inference
 from udl_basicsr.utils.checkpoints import CheckpointError, load_network
 from udl_basicsr.utils.files import write_atomically
 from udl_basicsr.utils.kernels import exact_kernels
-from udl_basicsr.utils.settings import strict_load
+from udl_basicsr.utils.settings import ValSettings, strict_load
 
 from .source_images import WholeImages
 from .uncertainty_maps import (
@@ -59,6 +60,7 @@ class UncertaintyCache:
         made_by (dict): What s depends on beside the images: weights, network, scale, normalisation; plain values.
 
     Attributes:
+        computed (dict): Where and how it was computed, for people: what differs there moves s by less than a level.
         maps (dict): Name of the LR image to ``{size, bytes, low, high, digest, stamp, crc}``; empty until ``read``.
             Caches of earlier versions have no ``crc``.
     """
@@ -66,7 +68,7 @@ class UncertaintyCache:
     def __init__(self, folder: str | Path, made_by: dict):
         self.folder = Path(folder)
         self.made_by = json.loads(json.dumps(made_by))
-        self.maps = {}
+        self.computed, self.maps = {}, {}
         self._compared: set[str] = set()  # maps whose checksum this process has compared
 
     def path(self, name: str) -> Path:
@@ -86,6 +88,7 @@ class UncertaintyCache:
         try:
             manifest = json.loads(path.read_text(encoding='utf-8'))
             made_by, self.maps = dict(manifest['made_by']), dict(manifest['maps'])
+            self.computed = dict(manifest.get('computed', {}))
             for name, entry in self.maps.items():
                 if wrong := what_is_wrong(entry):
                     raise ValueError(f'{name}: {", ".join(wrong)} missing or wrong')
@@ -157,7 +160,8 @@ class UncertaintyCache:
 
     # ------------------------------------------------------------------ making one
 
-    def build(self, network: nn.Module, images: WholeImages, device: torch.device, workers: int = 0) -> None:
+    def build(self, network: nn.Module, images: WholeImages, device: torch.device, workers: int = 0,
+              tile: dict | None = None) -> None:
         """Computes what is missing, each process its share, and writes the manifest when all is there.
 
         Maps are written whole or not at all and noted one by one, so that a build that was interrupted goes on.
@@ -167,10 +171,14 @@ class UncertaintyCache:
             images (WholeImages): The LR images.
             device (torch.device): Where to compute.
             workers (int): Loader processes.
+            tile (dict | None): ``{size, overlap}``, as ``val.tile``.
 
         Raises:
-            CacheError: The folder cannot be written, or s is not finite. In every process if in one.
+            CacheError: The folder cannot be written, an image does not fit into the memory of the device, or s is not
+                finite. In every process if in one.
         """
+        self.computed = {'device': torch.cuda.get_device_name(device) if device.type == 'cuda' else str(device),
+                         'precision': 'float32', 'tile': tile}
         rank, world_size = _rank()
         noted = self._noted()
         numbers = list(range(rank, len(images), world_size))
@@ -189,13 +197,22 @@ class UncertaintyCache:
 
         def compute() -> dict:
             network.to(device)
+            restore = network.log_scale
+            if tile:
+                restore = inference.tiled(restore, tile['size'], tile['overlap'], network.scale)
             note('')  # ends a line that a killed process left unfinished
             with torch.inference_mode(), exact_kernels():
                 loader = DataLoader(Subset(images, rest), batch_size=None, num_workers=workers,
                                     multiprocessing_context=start_method() if workers else None)
                 for name, lq, source in tqdm(loader, 'uncertainty', unit='image', disable=rank != 0,
                                              dynamic_ncols=True):
-                    done[name] = self._write(name, network.log_scale(lq[None].to(device))[0]) | source
+                    try:
+                        log_scale = restore(lq[None].to(device))[0]
+                    except torch.OutOfMemoryError as error:
+                        size = 'a smaller val.tile.size' if tile else 'val.tile: {size: 128, overlap: 32}'
+                        raise CacheError(f'{name}: its pixels do not fit into the memory of {self.computed["device"]}: '
+                                         f'give {size}') from error
+                    done[name] = self._write(name, log_scale) | source
                     note(json.dumps({'made_by': self.made_by, 'name': name, **done[name]}))
             return done
 
@@ -233,7 +250,7 @@ class UncertaintyCache:
         return noted
 
     def _finish(self, maps: dict) -> None:
-        manifest = {'made_by': self.made_by, 'maps': dict(sorted(maps.items()))}
+        manifest = {'made_by': self.made_by, 'computed': self.computed, 'maps': dict(sorted(maps.items()))}
         with self._writing():
             write_atomically(self.folder / MANIFEST, json.dumps(manifest, indent=0).encode())
             for path in self.folder.glob('part_*.jsonl'):
@@ -320,9 +337,11 @@ def prepare(dataset: Dataset, opt: dict, device: torch.device) -> UncertaintyDat
     cache = UncertaintyCache(_folder(options, made_by), made_by)
     if together(lambda: cache.verify(images) if _rank()[0] == 0 else None)[0]:
         together(cache.read)
-        get_root_logger().info(f'{cache.folder}: the uncertainty of {len(cache.maps)} training images is there.')
+        how = ', '.join(f'{key} {value}' for key, value in cache.computed.items() if value) or 'where is not noted'
+        get_root_logger().info(f'{cache.folder}: the uncertainty of {len(cache.maps)} images is there ({how}).')
     else:
-        cache.build(network, images, device, options.get('num_worker_per_gpu', 0))
+        cache.build(network, images, device, options.get('num_worker_per_gpu', 0),
+                    ValSettings.of(opt.get('val')).tile)
     return UncertaintyDataset(dataset, cache, images)
 
 

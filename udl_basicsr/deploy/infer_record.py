@@ -22,7 +22,7 @@ NAME = '.udl_infer.json'
 def describe(restorer: Restorer) -> dict:
     """What decides the pixels that a restorer makes, as JSON has it."""
     made_by = {**restorer.made_by, 'weights_hash': fingerprint(restorer.network),
-               'self_ensemble': restorer.self_ensemble, 'amp': restorer.amp}
+               'self_ensemble': restorer.self_ensemble, 'spread': restorer.spread, 'amp': restorer.amp}
     if restorer.uncertainty is not None:
         made_by['uncertainty_hash'] = fingerprint(restorer.uncertainty)
     return json.loads(json.dumps(made_by, default=str))
@@ -99,8 +99,8 @@ def differences(there: dict, now: dict) -> list[str]:
         if isinstance(old, dict) and isinstance(new, dict) and needs in there and needs in now:
             found += [f'  {block}.{key}: {old.get(key, "not set")} there, {new.get(key, "not set")} now'
                       for key in dict.fromkeys([*old, *new]) if old.get(key) != new.get(key)]
-    for key, option in (('self_ensemble', '--self_ensemble'), ('amp', '--amp')):
-        if there.get(key) != now[key]:
+    for key, option in (('self_ensemble', '--self_ensemble'), ('spread', '--spread'), ('amp', '--amp')):
+        if (there.get(key) or None) != (now[key] or None):  # older records lack what was not there yet
             old, new = ({None: 'no', False: 'no', True: 'yes'}.get(e.get(key), e.get(key)) for e in (there, now))
             found.append(f'  {option}: {old} there, {new} now')
     found += [f'  {option}: {there[key]} there, {now[key]} now' for key, option in

@@ -1,6 +1,6 @@
 """Networks as they run on pictures: padded, in tiles, gray or in colour, with their transparency."""
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from udl_basicsr.archs.ensemble_arch import EnsembleNet
 from udl_basicsr.data.images import ImageError
+from udl_basicsr.functional import inference
 from udl_basicsr.functional.log_scale_maps import encode_log_scale
-from udl_basicsr.models import inference
 from udl_basicsr.utils.checkpoints import EMA_FIRST, ParamKey
 from udl_basicsr.utils.kernels import exact_kernels
 
@@ -66,6 +67,8 @@ class Restorer:
     """In low-quality pixels; None takes each picture whole."""
     overlap: int = 32
     self_ensemble: bool = False
+    spread: bool = False
+    """The networks turn the image themselves, since how far the eight differ is a part of their s."""
     amp: str | None = None
     """``bf16`` or ``fp16``."""
     device: str = 'cpu'
@@ -207,7 +210,7 @@ class Restorer:
             run = inference.padded(run, multiple, scale)
         if self.tile:
             run = inference.tiled(run, self.tile, self.overlap, scale)
-        if self.self_ensemble:
+        if self.self_ensemble and not self.spread:
             run = inference.self_ensembled(run)
         size = 'x'.join(map(str, image.shape[:1:-1]))
         try:
@@ -238,6 +241,7 @@ def log_scale_picture(log_scale: np.ndarray) -> Pixels:
 
 
 def load_restorer(weights: str | Path, *, opt: str | Path | None = None, uncertainty: str | Path | None = None,
+                  members: Sequence[Sequence[str | Path]] = (), spread: bool = False,
                   param_key: ParamKey = EMA_FIRST, device: str = 'auto', **options) -> Restorer:
     """Builds the networks that checkpoints belong to.
 
@@ -246,6 +250,9 @@ def load_restorer(weights: str | Path, *, opt: str | Path | None = None, uncerta
         opt: The option file with ``network_g``, and ``network_u`` for ``uncertainty``. None finds those of each
             checkpoint's run, see :func:`find_options`.
         uncertainty: ``net_u_*``.
+        members: Further networks, ``(net_g_*, net_u_*)`` each, or ``(net_g_*, )`` without ``uncertainty``: the picture
+            is the mean of all, and how far they differ is a part of s.
+        spread: So is how far the eight of ``self_ensemble`` differ.
         param_key: Entry of ``weights``, see :func:`~udl_basicsr.utils.checkpoints.network_weights`.
         device: ``auto``, ``cpu`` or ``cuda``.
         **options: ``tile``, ``overlap``, ``self_ensemble``, ``amp`` of :class:`Restorer`.
@@ -257,6 +264,29 @@ def load_restorer(weights: str | Path, *, opt: str | Path | None = None, uncerta
         raise InferenceError(['--device cuda: this machine shows no GPU; use auto or cpu'])
     if device == 'auto':
         device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    if spread and not options.get('self_ensemble'):
+        raise InferenceError(['--spread: of the eight flips and turns; give --self_ensemble with it'])
+    files = 1 if uncertainty is None else 2
+    for member in members:
+        if len(member) != files:
+            raise InferenceError([f'--member {" ".join(map(str, member))}: expected '
+                                  f'{"net_g" if files == 1 else "net_g and net_u"}, as --weights has'])
+    networks, made_by = _load(weights, uncertainty, opt, param_key)
+    if members or spread:
+        others = [_load(*member, *[None] * (2 - files), opt, param_key) for member in members]
+        parts = zip(networks, *(found for found, _ in others), strict=True)
+        networks = [EnsembleNet(*map(list, parts), flips=spread)] * files
+        traits = {Restorer(network, device=device).traits[:2] for network in networks[0].networks}
+        if len(traits) > 1:
+            raise InferenceError(['--member: expected networks of one scale and number of channels, got '
+                                  + ' and '.join(f'x{scale} of {channels}' for channels, scale in sorted(traits))])
+        made_by |= {'members': [list(map(str, member)) for member in members]}
+    return Restorer(*networks, device=device, made_by=made_by, spread=spread, **options)
+
+
+def _load(weights: str | Path, uncertainty: str | Path | None, opt: str | Path | None,
+          param_key: ParamKey) -> tuple[list[nn.Module], dict]:
+    """The mean network, and the UncertaintyNet where there is one; and the files and blocks of both."""
     blocks = _options(weights, opt)
     networks = [build_loaded(weights, blocks, param_key)]
     made_by = {'weights': weights, 'network_g': blocks['network_g']}
@@ -267,7 +297,7 @@ def load_restorer(weights: str | Path, *, opt: str | Path | None = None, uncerta
                               'option file of the run that trained it')
         networks.append(build_loaded(uncertainty, blocks, 'params', 'u'))
         made_by |= {'uncertainty': uncertainty, 'network_u': {'backbone': blocks['network_g'], **blocks['network_u']}}
-    return Restorer(*networks, device=device, made_by=made_by, **options)
+    return networks, made_by
 
 
 def _options(weights: str | Path, opt: str | Path | None) -> dict:

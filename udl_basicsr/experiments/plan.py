@@ -8,6 +8,7 @@ measured too where its weights are at hand.
 """
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from os import path as osp
@@ -200,19 +201,24 @@ class _Expansion:
         tail, after = f'x{scale}_seed{seed}', block.after
 
         chain, before = [], 0
-        if after:
-            flat = self.own(train, plan.first[after], f'first.{after}')
-            before = plan.first_iterations or 0 if self.shared else 0
-            chain.append(self.stage(f'{prefix}first_{after}_{tail}', flat, seed, before, 0))
+        for name in self.stages_before(after):
+            first = plan.first[name]
+            flat = self.own(train, first, f'first.{name}')
+            length = (first.iterations or plan.first_iterations or 0) if self.shared else 0
+            chain.append(self.stage(f'{prefix}first_{name}_{tail}', flat, seed, length, before))
+            before += length
         flat = self.own(train, block, f'methods.{method}')
-        last = self.stage(f'{prefix}{method}_{tail}', flat, seed, None, before)
-        chain.append(last)
-        if after:
-            last.flat['stage1'] = str(chain[0].file)
+        chain.append(self.stage(f'{prefix}{method}_{tail}', flat, seed, None, before))
+        for earlier, later in itertools.pairwise(chain):
+            later.flat['stage1'] = str(earlier.file)
         return PlannedRun(plan.name, network or plan.title, plan.reference, method, label, order, scale, seed,
                           tuple(chain), self.folder / f'test_{prefix}{method}_{tail}.yml',
                           self.test(f'{prefix}{method}_{tail}', test, chain, seed), network,
                           plan.lengths, self.size)
+
+    def stages_before(self, after: str | None) -> list[str]:
+        """The stages of ``first`` that a method comes after, in the order in which they are trained."""
+        return [] if after is None else [*self.stages_before(self.plan.first[after].after), after]
 
     def stage(self, name: str, flat: dict, seed: int, iterations: int | None, before: int) -> Stage:
         """The options of one stage.
@@ -236,9 +242,9 @@ class _Expansion:
         if not schema.COUNT.accepts(total):
             raise OptionError(f'{where}: train.total_iter: expected {schema.COUNT.label}, got {describe(total)}')
         if self.shared:
-            if before >= total or (iterations or 0) >= total:
-                raise OptionError(f'{self.file}: first.iterations: {before or iterations} leaves none of the {total} '
-                                  f'iterations of {plan.train}')
+            if before + (iterations or 0) >= total:
+                raise OptionError(f'{self.file}: first.iterations: {before + (iterations or 0)} leaves none of the '
+                                  f'{total} iterations of {plan.train}')
             length = iterations or total - before
             flat['train'] = {**train, 'total_iter': length}
             if 'scheduler' in train:
@@ -256,7 +262,8 @@ class _Expansion:
         flat |= {'model_type': 'UDLModel', 'network_g': last.flat['network_g']}
         flat.pop('network_u', None)
         flat['path'].pop('pretrain_network_u', None)
-        source = {'udl': chain[0], 'esu': last, 'sigma': last}.get(stage if isinstance(stage, str) else None)
+        source = {'udl': chain[-2] if len(chain) > 1 else None, 'esu': last,
+                  'sigma': last}.get(stage if isinstance(stage, str) else None)
         if source and 'network_u' in last.flat:
             flat['network_u'] = last.flat['network_u']
             flat['path']['pretrain_network_u'] = str(source.weights(self.root, 'u'))

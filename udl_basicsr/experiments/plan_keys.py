@@ -1,6 +1,7 @@
 """What a plan may say, what is wrong with one, and what it says, with names and types."""
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -89,6 +90,14 @@ class PlanMethod(Changes):
 
 
 @dataclass(frozen=True)
+class PlanFirst(Changes):
+    """A stage that methods, or other such stages, come after."""
+    after: str | None = None
+    iterations: int | None = None
+    """None: those of the plan."""
+
+
+@dataclass(frozen=True)
 class PlanFile:
     """A plan as its file has it, once :func:`check_plan` has found nothing wrong."""
     name: str
@@ -101,7 +110,7 @@ class PlanFile:
     methods: dict[str, PlanMethod]
     networks: dict[str | None, PlanNetwork]
     """By their ids; None where the plan has the one of ``train`` alone."""
-    first: dict[str, Changes]
+    first: dict[str, PlanFirst]
     first_iterations: int | None = None
     table: str | None = None
     lengths: str = 'shared'
@@ -109,7 +118,9 @@ class PlanFile:
 
     @classmethod
     def of(cls, plan: Mapping[str, Any]) -> PlanFile:
-        first = {name: {'base': block.get('base', []), 'options': {k: v for k, v in block.items() if k != 'base'}}
+        own = {'base', 'after', 'iterations'}
+        first = {name: {**{k: block[k] for k in own & block.keys()},
+                        'options': {k: v for k, v in block.items() if k not in own}}
                  for name, block in _first(plan).items()}
         texts = {key: plan[key] for key in ('name', 'title', 'reference', 'train', 'test')}
         given = {key: plan[key] for key in ('table', 'lengths', 'deterministic') if key in plan}
@@ -117,7 +128,7 @@ class PlanFile:
                    methods={name: PlanMethod(**_changes(block)) for name, block in plan['methods'].items()},
                    networks={name: PlanNetwork(**_changes(block))
                              for name, block in plan.get('networks', {None: {}}).items()},
-                   first={name: Changes(**_changes(block)) for name, block in first.items()},
+                   first={name: PlanFirst(**_changes(block)) for name, block in first.items()},
                    first_iterations=plan.get('first', {}).get('iterations'))
 
 
@@ -156,6 +167,12 @@ def check_plan(plan: dict) -> list[str]:
     for name, block in first.items():
         if not _FILES.accepts(block.get('base', 'none')):
             add(f'first.{name}.base', f'expected {_FILES.label}, got {describe(block["base"])}')
+        earlier = [*itertools.takewhile(lambda other, name=name: other != name, first)]
+        if block.get('after') not in (None, *earlier):  # so that there is no circle
+            add(f'first.{name}.after', f'expected a stage of first that stands before this one, got '
+                f'{describe(block["after"])}')
+        if not schema.COUNT.accepts(block.get('iterations', 1)):
+            add(f'first.{name}.iterations', f'expected {schema.COUNT.label}, got {describe(block["iterations"])}')
     for name in plan['scales']:
         if not re.fullmatch(r'x[1-9]\d?', name):
             add(f'scales.{name}', 'expected x2, x3, x4, ... and a block of what it changes in train and test')
@@ -179,6 +196,9 @@ def check_plan(plan: dict) -> list[str]:
     own = plan.get('lengths') == 'own'
     if first and not own and 'iterations' not in plan['first']:
         add('first.iterations', 'missing; expected an integer, the length of stage 1')
+    for name, block in first.items() if own else ():
+        if 'iterations' in block:
+            add(f'first.{name}.iterations', 'belongs to lengths: shared; set its train.total_iter, and remove this')
     if own and 'iterations' in plan.get('first', {}):
         add('first.iterations', 'belongs to lengths: shared; set train.total_iter of each stage, and remove this')
     count = len(plan['scales']) * max(1, len(networks)) * sum(

@@ -51,8 +51,8 @@ def check(runs: Iterable[PlannedRun], root: Path, file: str, data: bool = True) 
             if not data:
                 tested['val'] = {**tested['val'], 'metrics': without_lpips_weights(tested['val']['metrics'])}
             files = [Path(folder, name) for name in (*(stage.file.name for stage in run.stages), run.test_file.name)]
-            if len(chain) > 1:
-                chain[-1]['stage1'] = str(files[0])
+            for file, later in zip(files, chain[1:], strict=False):
+                later['stage1'] = str(file)
             names = {f'{path}:': f'{file}: {path.stem}:' for path in files}
             for path, flat in zip(files, (*chain, tested), strict=True):
                 path.write_text(dump_flat(flat), encoding='utf-8')
@@ -99,7 +99,7 @@ def make(run: PlannedRun, out: Path, root: Path, log: Path, gpu: str | None, fir
 
     Args:
         gpu: Which one it sees, as ``CUDA_VISIBLE_DEVICES`` names it; None leaves that as it is.
-        first_only: Trains the stage before and nothing else.
+        first_only: Trains the stages before the last and nothing else.
     """
     end_with_parent()
     if gpu is not None:
@@ -109,10 +109,12 @@ def make(run: PlannedRun, out: Path, root: Path, log: Path, gpu: str | None, fir
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     started, step, memory = time.time(), None, None
-    for stage in run.stages[:1] if first_only else run.stages:
+    for stage in run.stages[:-1] if first_only else run.stages:
         if not stage.weights(root, 'g').exists():
             whole, began = not done(root, stage), time.time()
-            _command(['train.py', '-opt', str(stage.file), '--auto_resume'], stages.train, True, root)
+            # A GPU else rounds as its kernels happen to run, and a run that was stopped would differ from another.
+            exact = [] if gpu is None or 'deterministic' in stage.flat else ['--force_yml', 'deterministic=true']
+            _command(['train.py', '-opt', str(stage.file), '--auto_resume', *exact], stages.train, True, root)
             step, memory = 1000 * (time.time() - began) / stage.iterations if whole else None, peak_memory()
     if not first_only:
         _command(['test.py', '-opt', str(run.test_file)], lambda parsed, _: loop.test(parsed), False, root)
@@ -155,16 +157,16 @@ def make_all(runs: list[PlannedRun], out: Path, root: Path, gpus: list[str | Non
     try:
         while waiting or busy:
             for run in list(waiting):
-                first = run.stages[0]
-                in_work = {name for name, *_ in busy.values()}
-                if not free or first.name in in_work:  # another run trains the stage that both begin with
+                missing = {stage.name for stage in run.stages[:-1] if not stage.weights(root, 'g').exists()}
+                in_work = {name for names, *_ in busy.values() for name in names}
+                if not free or missing & in_work:  # another run trains a stage that both begin with
                     continue
                 gpu = free.pop(0)
-                alone = len(run.stages) > 1 and not first.weights(root, 'g').exists()
+                alone = bool(missing)
                 log = root / 'results' / run.plan / 'logs' / f'{run.name}.log'
                 process = context.Process(target=make, args=(run, out, root, log, gpu, alone))
                 process.start()
-                busy[process] = (first.name if alone else run.name, run, gpu, alone, log)
+                busy[process] = (missing or {run.name}, run, gpu, alone, log)
                 spent[run.name] -= time.time()
                 waiting.remove(run)
             done = [p for p in busy if not p.is_alive()]
@@ -174,7 +176,7 @@ def make_all(runs: list[PlannedRun], out: Path, root: Path, gpus: list[str | Non
                 spent[run.name] += time.time()
                 free.append(gpu)
                 if alone and process.exitcode == 0:
-                    waiting.insert(0, run)  # its first stage is there: now the rest
+                    waiting.insert(0, run)  # what it begins with is there: now the rest
                 else:
                     yield Event(run, process.exitcode or 0, log=log, seconds=spent[run.name])
             if not done and busy:

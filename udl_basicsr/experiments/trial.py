@@ -17,6 +17,7 @@ import numpy as np
 
 from udl_basicsr.data.degradations import DEGRADATIONS, resize_bicubic
 from udl_basicsr.data.images import decode_rgb, encode_png
+from udl_basicsr.models.stage_table import trains_head_alone
 from udl_basicsr.options.keys import lookup
 from udl_basicsr.options.parse import OptionError
 from udl_basicsr.options.signatures import parameters
@@ -114,8 +115,10 @@ def _on_trial(run: PlannedRun, folder: Path, side: int) -> PlannedRun:
             flat['datasets'][key] = block
         flat['train'] = {key: _random_judge(value) for key, value in of.flat['train'].items()
                          if key not in ('accumulate', 'compile', 'warmup_iter')} | {'total_iter': ITERATIONS}
+        # without weights of elsewhere, but for a head that is trained on nothing else
         flat['path'] = {key: value for key, value in (of.flat.get('path') or {}).items()
-                        if not key.startswith('pretrain_')}
+                        if not key.startswith('pretrain_')
+                        or trains_head_alone(flat.get('stage', 'plain'), flat['train'])}
         if isinstance(flat.get('val'), dict):
             flat['val'] = {**flat['val'], 'val_freq': ITERATIONS, 'save_img': False,
                            'metrics': without_lpips_weights(flat['val'].get('metrics') or {})}
@@ -166,7 +169,7 @@ def _photograph(name: str, side: int) -> np.ndarray:
 
 # ---------------------------------------------------------------- the work
 
-def run_trial(runs: Sequence[PlannedRun], folder: Path, gpus: list[int | None]) -> int:
+def run_trial(runs: Sequence[PlannedRun], folder: Path, gpus: list[str | None]) -> int:
     """Goes through the cells, says how each ended, and prints the table of all.
 
     Returns:

@@ -18,6 +18,7 @@ THRESHOLDS = ('mean', 'none')
 MEAN_OVER = ('image', 'batch')
 NOISES = ('gaussian', 'laplace')
 BORDERS = ('replicate', 'zeros')
+DETACH = ('none', 'mean', 'features', 'all')
 
 #: Weights of red, green and blue in a gray image: ITU-R BT.601, and as the released program of GV has them.
 LUMA = {'bt601': (0.299, 0.587, 0.114), 'released': (0.2989, 0.5870, 0.1140)}

@@ -57,7 +57,7 @@ def relaxed_bernoulli(prob: Tensor, temperature: float, samples: int) -> Tensor:
         Tensor: (samples, *prob.shape), in [0, 1].
     """
     # Unvalidated, which would read the tensor back; RelaxedBernoulli itself always validates. It clamps probabilities.
-    logits = LogitRelaxedBernoulli(prob.new_tensor(temperature), probs=prob, validate_args=False)
+    logits = LogitRelaxedBernoulli(prob.new_full((), temperature), probs=prob, validate_args=False)
     return torch.sigmoid(logits.rsample((samples, )))
 
 

@@ -1,4 +1,4 @@
-"""EU, ESU, GRAM, a Gaussian likelihood, UDL and the weight maps UDL is compared with. Formulas: ``functional.py``.
+"""EU, ESU, GRAM and other likelihoods; UDL and the weight maps UDL is compared with. Formulas: ``functional``.
 
 Ning et al., Uncertainty-Driven Loss for Single Image Super-Resolution, NeurIPS 2021.
 """
@@ -10,7 +10,9 @@ from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from udl_basicsr.functional import likelihoods
 from udl_basicsr.functional import losses as F
+from udl_basicsr.functional.distributions import DISTRIBUTIONS, check_level
 
 from .base import WeightedLoss, check_shapes, full_precision
 
@@ -41,27 +43,59 @@ class _FloorWatch:
                 f'{share:.0%} of log_scale lies on the ELU floor (s = -1): {self.consequence} Likely cause: {cause}.')
 
 
-class _LikelihoodLoss(WeightedLoss):
-    """A negative log-likelihood with two terms, which the training log shows apart."""
+class LikelihoodLoss(WeightedLoss):
+    """What trains an uncertainty head: two terms, which the training log shows apart.
+
+    Args:
+        loss_weight (float): Weight of the loss.
+        img_range (float): Residuals are multiplied by this before they meet s; 255 for pixels in [0, 1].
+        reduction (str): ``'none'``, ``'mean'`` or ``'sum'``.
+        detach (str): What this loss does not train: ``'none'``: it trains all that it can reach; ``'mean'``: not the
+            image, whose error is a constant; ``'features'``: not the features that the head reads, which UDLModel sees
+            to, as does ``UncertaintyNet(detach=...)``; ``'all'``: neither. With ``'all'`` and another loss for the
+            image the mean network is trained as if there were no head (Stirn et al., Faithful Heteroscedastic
+            Regression, arXiv 2212.09184); with no other loss UDLModel freezes it and trains the head alone.
+
+    Raises:
+        ValueError: ``img_range`` that is not positive, an unknown ``reduction`` or ``detach``.
+
+    Attributes:
+        distribution (str): Of the heads that it trains, a name in
+            :data:`~udl_basicsr.functional.distributions.DISTRIBUTIONS`.
+    """
 
     needs = ('log_scale', )
+    distribution = 'laplace'
 
-    def __init__(self, loss_weight: float = 1.0, img_range: float = 255., reduction: str = 'mean'):
+    def __init__(self, loss_weight: float = 1.0, img_range: float = 255., reduction: str = 'mean',
+                 detach: str = 'none'):
         super().__init__(loss_weight, reduction)
         if not img_range > 0:
             raise ValueError(f'img_range: expected a positive number (255 for pixels in [0, 1]), got {img_range!r}')
-        self.img_range = img_range
+        F.check_choice('detach', detach, F.DETACH)
+        self.img_range, self.detach = img_range, detach
         self._watch_floor = _FloorWatch('the uncertainty says nothing there.')
 
     def pixel_terms(self, error: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor]:
+        """The two terms (N, C, H, W) of e (or of x - f, where :meth:`_error` is one with a sign) and s."""
         raise NotImplementedError
 
+    def _error(self, pred: Tensor, target: Tensor) -> Tensor:
+        return torch.abs(target - pred)
+
     @full_precision
-    def terms(self, pred: Tensor, target: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor]:
-        """The two weighted and reduced terms, (fidelity, log term); ``forward`` is their sum."""
-        check_shapes(pred=pred, target=target, log_scale=log_scale)
-        self._watch_floor(log_scale, self.img_range)
-        fidelity, log_term = self.pixel_terms(self.img_range * torch.abs(target - pred), log_scale)
+    def terms(self, pred: Tensor, target: Tensor, log_scale: Tensor) -> tuple[Tensor, ...]:
+        """The weighted and reduced terms, (fidelity, log term); ``forward`` is their sum."""
+        maps = DISTRIBUTIONS[self.distribution].maps
+        check_shapes(pred=pred, target=target, **({'log_scale': log_scale} if maps == 1 else {}))
+        if log_scale.shape != (expected := (len(pred), maps * pred.shape[1], *pred.shape[2:])):
+            raise ValueError(f'log_scale: expected what a head of distribution {self.distribution} puts out, '
+                             f'{expected}, got {tuple(log_scale.shape)}')
+        if self.distribution == 'laplace':
+            self._watch_floor(log_scale, self.img_range)
+        if self.detach in ('mean', 'all'):
+            pred = pred.detach()
+        fidelity, log_term = self.pixel_terms(self.img_range * self._error(pred, target), log_scale)
         return self._reduce(fidelity), self._reduce(log_term)
 
     def forward(self, pred: Tensor, target: Tensor, log_scale: Tensor, **kwargs) -> Tensor:
@@ -69,7 +103,8 @@ class _LikelihoodLoss(WeightedLoss):
         Args:
             pred (Tensor): f(y), (N, C, H, W), in [0, 1].
             target (Tensor): x, same shape and range.
-            log_scale (Tensor): s, same shape, natural log of the Laplace scale in 0-255 units.
+            log_scale (Tensor): What the head puts out: s, same shape, natural log of the Laplace scale in 0-255 units;
+                or the maps of another ``distribution``, (N, maps*C, H, W).
 
         Returns:
             Tensor: A scalar, or (N, C, H, W) with ``reduction='none'``. float32 whatever the autocast.
@@ -77,18 +112,15 @@ class _LikelihoodLoss(WeightedLoss):
         Raises:
             ValueError: The shapes differ.
         """
-        fidelity, log_term = self.terms(pred, target, log_scale)
-        return fidelity + log_term
+        return sum(self.terms(pred, target, log_scale))
 
 
 @LOSS_REGISTRY.register()
-class EULoss(_LikelihoodLoss):
+class EULoss(LikelihoodLoss):
     """Estimating uncertainty: mean(exp(-s)*e + s) (UDL paper, eq. 6). Per-pixel optimum s* = ln e.
 
     Args:
-        loss_weight (float): Weight of the loss.
-        img_range (float): Residuals are multiplied by this before they meet s; 255 for pixels in [0, 1].
-        reduction (str): ``'none'``, ``'mean'`` or ``'sum'``.
+        loss_weight, img_range, reduction, detach: See :class:`LikelihoodLoss`.
     """
 
     def pixel_terms(self, error, log_scale):
@@ -96,15 +128,13 @@ class EULoss(_LikelihoodLoss):
 
 
 @LOSS_REGISTRY.register()
-class ESULoss(_LikelihoodLoss):
+class ESULoss(LikelihoodLoss):
     """Estimating sparse uncertainty: mean(exp(-s)*e + 2s) (UDL paper, eq. 9). Per-pixel optimum s* = ln(e/2).
 
     The second s is Jeffreys' prior p(theta) = 1/theta, which pulls the scale of most pixels towards 0.
 
     Args:
-        loss_weight (float): Weight of the loss.
-        img_range (float): Residuals are multiplied by this before they meet s; 255 for pixels in [0, 1].
-        reduction (str): ``'none'``, ``'mean'`` or ``'sum'``.
+        loss_weight, img_range, reduction, detach: See :class:`LikelihoodLoss`.
     """
 
     def pixel_terms(self, error, log_scale):
@@ -112,40 +142,110 @@ class ESULoss(_LikelihoodLoss):
 
 
 @LOSS_REGISTRY.register()
-class GaussianNLLLoss(_LikelihoodLoss):
+class GaussianNLLLoss(LikelihoodLoss):
     """Gaussian likelihood: mean(e^2/(2 sigma^2) + ln(sigma^2)/2), s = ln sigma (UDL paper, eq. 2).
 
     What the works it sums up train with; "applying above loss into SISR directly leads performance decline". The head's
-    s is then the log of a standard deviation, not of a Laplace scale. Per-pixel optimum s* = ln e.
+    s is then the log of a standard deviation, not of a Laplace scale: ``head: {distribution: gaussian}``. Per-pixel
+    optimum s* = ln e.
 
     Args:
-        loss_weight (float): Weight of the loss.
-        img_range (float): Residuals are multiplied by this before they meet s; 255 for pixels in [0, 1].
-        reduction (str): ``'none'``, ``'mean'`` or ``'sum'``.
+        loss_weight, img_range, reduction, detach: See :class:`LikelihoodLoss`.
     """
+    distribution = 'gaussian'
 
     def pixel_terms(self, error, log_scale):
         return F.gaussian_nll_terms(error, log_scale)
 
 
 @LOSS_REGISTRY.register()
-class GRAMLoss(_LikelihoodLoss):
+class GRAMLoss(LikelihoodLoss):
     """GRAM, 2019: mean(sg[sigmoid(s)] * (exp(-s)*e + s)), sg = stop-gradient.
 
     Args:
-        loss_weight (float): Weight of the loss.
         norm (str): ``'l1'`` uses e, ``'l2'`` uses e^2; s is then the log of a squared scale, s* = ln(e^2).
-        img_range (float): Residuals are multiplied by this before they meet s; 255 for pixels in [0, 1].
-        reduction (str): ``'none'``, ``'mean'`` or ``'sum'``.
+        loss_weight, img_range, reduction, detach: See :class:`LikelihoodLoss`.
     """
 
-    def __init__(self, loss_weight: float = 1.0, norm: str = 'l1', img_range: float = 255., reduction: str = 'mean'):
-        super().__init__(loss_weight, img_range, reduction)
+    def __init__(self, loss_weight: float = 1.0, norm: str = 'l1', img_range: float = 255., reduction: str = 'mean',
+                 detach: str = 'none'):
+        super().__init__(loss_weight, img_range, reduction, detach)
         F.check_choice('norm', norm, ('l1', 'l2'))
         self.norm = norm
 
     def pixel_terms(self, error, log_scale):
         return F.gram_terms(error if self.norm == 'l1' else error.square(), log_scale)
+
+
+@LOSS_REGISTRY.register()
+class BetaNLLLoss(LikelihoodLoss):
+    """beta-NLL for a Laplace density: mean(sg[e^(beta*s)] * (exp(-s)*e + s)), sg = stop-gradient.
+
+    Seitzer et al., ICLR 2022 (arXiv 2203.09168); see :func:`~udl_basicsr.functional.likelihoods.beta_nll_terms`.
+
+    Args:
+        beta (float): In [0, 1]; 0 is EU, at 1 the image is trained as with L1. 0.5 as printed.
+        loss_weight, img_range, reduction, detach: See :class:`LikelihoodLoss`.
+
+    Raises:
+        ValueError: ``beta`` outside of [0, 1]; and what LikelihoodLoss refuses.
+    """
+
+    def __init__(self, loss_weight: float = 1.0, beta: float = 0.5, img_range: float = 255., reduction: str = 'mean',
+                 detach: str = 'none'):
+        super().__init__(loss_weight, img_range, reduction, detach)
+        if not 0 <= beta <= 1:
+            raise ValueError(f'beta: expected a number in [0, 1], got {beta!r}')
+        self.beta = beta
+
+    def pixel_terms(self, error, log_scale):
+        return likelihoods.beta_nll_terms(error, log_scale, self.beta)
+
+
+@LOSS_REGISTRY.register()
+class GeneralisedGaussianLoss(LikelihoodLoss):
+    """The likelihood of BayesCap: mean((e/alpha)^beta + ln(alpha/beta) + ln Gamma(1/beta)).
+
+    Upadhyay et al., ECCV 2022 (arXiv 2207.06873). For ``head: {distribution: generalised_gaussian}``. Their cap
+    restores the image too, by a loss of its own; here the image stays what it is, and no such loss is needed.
+
+    Args:
+        loss_weight, img_range, reduction, detach: See :class:`LikelihoodLoss`.
+    """
+    distribution = 'generalised_gaussian'
+
+    def pixel_terms(self, error, log_scale):
+        return likelihoods.generalised_gaussian_nll_terms(error, log_scale)
+
+
+@LOSS_REGISTRY.register()
+class QuantileLoss(LikelihoodLoss):
+    """The pinball losses of a lower and an upper quantile, summed: an interval without a density.
+
+    Angelopoulos et al., ICML 2022 (arXiv 2202.05265). For ``head: {distribution: quantile}``. There another loss trains
+    the image, so ``detach: all`` is what is meant.
+
+    Args:
+        level (float): Share of the truth between the quantiles, as the head has it; 0.9 as printed.
+        loss_weight, img_range, reduction, detach: See :class:`LikelihoodLoss`. The log calls the terms
+            ``l_fidelity`` (lower quantile) and ``l_log_scale`` (upper).
+
+    Raises:
+        ValueError: ``level`` that is no probability; and what LikelihoodLoss refuses.
+    """
+    distribution = 'quantile'
+
+    def __init__(self, loss_weight: float = 1.0, level: float = 0.9, img_range: float = 255., reduction: str = 'mean',
+                 detach: str = 'none'):
+        super().__init__(loss_weight, img_range, reduction, detach)
+        check_level(level)
+        self.level = level
+
+    def _error(self, pred, target):
+        return target - pred
+
+    def pixel_terms(self, error, log_scale):
+        return likelihoods.quantile_terms(error, log_scale, self.level)
 
 
 class _WeightedL1Loss(WeightedLoss):

@@ -15,7 +15,7 @@ from udl_basicsr.utils.checkpoints import CheckpointError
 
 # Where the log's names are not those of the option blocks: BasicSR's, and the terms of losses that have several.
 _LOG_NAMES = {'pixel_opt': ('l_pix', ), 'perceptual_opt': ('l_percep', 'l_style'),
-              'likelihood_opt': ('l_fidelity', 'l_log_scale'), 'tlw_opt': ('l_tlw', 'l_wc')}
+              'likelihood_opt': ('l_fidelity', 'l_log_scale', 'l_judge'), 'tlw_opt': ('l_tlw', 'l_wc')}
 
 
 def log_names(key: str) -> tuple[str, ...]:
@@ -49,4 +49,5 @@ def losses_of(key: str, criterion: nn.Module, pred: Tensor, inputs: Mapping[str,
     value = getattr(criterion, 'terms', criterion)(
         pred, *target, **{name: inputs[name] for name in takes if name in inputs and name != 'target'})
     values = value if isinstance(value, tuple) else (value, )
-    return {name: v for name, v in zip(log_names(key), values, strict=True) if v is not None}
+    names = log_names(key)[:len(values)]  # not every loss of a kind has all the terms
+    return {name: v for name, v in zip(names, values, strict=True) if v is not None}

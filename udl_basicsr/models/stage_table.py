@@ -1,6 +1,7 @@
 """The stages of UDLModel, a row for each: the networks, the loss that is the stage's own, and what that loss takes."""
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -27,3 +28,17 @@ STAGES = {
     'udl': StageRow(('network_g', 'network_u'), 'g', 'udl_opt', '{type: UDLLoss}', 'log_scale', 's_mean'),
     'sigma': StageRow(('network_g', 'network_u'), 'u', 'sigma_opt', '{type: SigmaLoss}', 'sigma', 'sigma_mean'),
 }
+
+
+def detach_of(stage: str, train: Mapping | None) -> str:
+    """What the loss of a stage does not train, by its option ``detach`` in the block ``train``."""
+    row = STAGES.get(stage, STAGES['plain'])
+    block = (train or {}).get(row.loss) if row.trains == 'u' else None
+    detach = block.get('detach') if isinstance(block, Mapping) else None
+    return detach if isinstance(detach, str) else 'none'
+
+
+def trains_head_alone(stage: str, train: Mapping | None) -> bool:
+    """Whether no loss reaches the mean network, which is frozen then: the head is trained post hoc."""
+    losses = [key for key, block in (train or {}).items() if key.endswith('_opt') and block]
+    return detach_of(stage, train) == 'all' and len(losses) == 1

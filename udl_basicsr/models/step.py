@@ -6,9 +6,8 @@ Built on BasicSR's SRModel, whose faults are mended where they are (file:line of
 import contextlib
 import inspect
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -20,18 +19,17 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from udl_basicsr.archs import UncertaintyNet
 from udl_basicsr.losses.base import inputs_of
-from udl_basicsr.utils.checkpoints import EMA_FIRST, ParamKey, load_network, save_atomic
-from udl_basicsr.utils.settings import LoggerSettings, RunSettings, TrainSettings, strict_load
+from udl_basicsr.utils.checkpoints import EMA_FIRST, ParamKey, load_network
+from udl_basicsr.utils.settings import RunSettings, TrainSettings, strict_load
 
+from .guard import StepGuard, leaves_out_by_itself
 from .loss_blocks import build_loss, losses_of
-from .validation import ValidatedModel
+from .saving import SavedModel
 
 _AMP_DTYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16}
-_HOW_COMPUTED = ('foreach', 'fused', 'capturable', 'differentiable')
-_POSITION = ('last_epoch', '_step_count', 'base_lrs', '_last_lr')  # of a scheduler
 
 
-class StepModel(ValidatedModel):
+class StepModel(SavedModel):
     """Trains one network with the losses that the YAML lists (``train.<x>_opt``).
 
     YAML keys beyond BasicSR's, all off unless given: ``train.accumulate`` (the batch is computed in that many parts:
@@ -46,7 +44,9 @@ class StepModel(ValidatedModel):
         criteria (dict[str, nn.Module]): The losses by their option blocks.
         listed (dict[str, nn.Module]): Those that :meth:`losses` calls, in the order in which they are summed.
         inputs (set[str]): What is taken of a batch beside ``lq`` and ``gt``, since a loss needs it.
+        asked_to_stop (Callable): Whether this process was; asked in every step, for all ranks to agree on.
     """
+    asked_to_stop: Callable[[], bool] = staticmethod(lambda: False)
 
     def __init__(self, opt):
         # A copy: BasicSR pops keys out of the options (sr_model.py:113, base_model.py:114), which are not ours.
@@ -101,6 +101,10 @@ class StepModel(ValidatedModel):
         """``{label: network}``, wrapped as they run, in the order of ``optimizers``: each has one of its own."""
         return {'g': self.trained}
 
+    def clipped_apart(self, label: str) -> dict[str, list[Tensor]]:
+        """The parameters of a network in training, in groups with a norm of the gradient each, by its log name."""
+        return {f'grad_norm_{label}'.removesuffix('_g'): [*self.networks_in_training()[label].parameters()]}
+
     @staticmethod
     def trained_blocks(opt: dict) -> dict[str, tuple[dict, dict]]:
         """``{label: (block of the network, block of its optimiser)}`` in the order of ``optimizers``, from runtime
@@ -109,10 +113,8 @@ class StepModel(ValidatedModel):
 
     def networks_to_save(self) -> dict:
         """``{label: {param_key: network}}`` for ``<label>_<iter>.pth``."""
-        net_g = {'params': self.net_g}
-        if self.ema_decay > 0:
-            net_g['params_ema'] = self.net_g_ema
-        return {'net_g': net_g}
+        ema = {'params_ema': self.net_g_ema} if self.ema_decay > 0 else {}
+        return {'net_g': {'params': self.net_g, **ema}}
 
     # ------------------------------------------------------------------ set-up
 
@@ -125,8 +127,7 @@ class StepModel(ValidatedModel):
         path = path_opt.get(f'pretrain_network_{label}')
         if path is None:
             return
-        usual = 'params' if self.is_train else EMA_FIRST
-        param_key = param_key or path_opt.get(f'param_key_{label}', usual)
+        param_key = param_key or path_opt.get(f'param_key_{label}', 'params' if self.is_train else EMA_FIRST)
         entry = load_network(network, path, param_key, strict_load(path_opt, label))
         self.entries[label] = entry
         get_root_logger().info(f'Loaded {type(network).__name__} from {path} [{entry}].')
@@ -142,7 +143,8 @@ class StepModel(ValidatedModel):
             device_ids = [torch.cuda.current_device()] if self.device.type == 'cuda' else None
             unused = self.opt.get('find_unused_parameters', RunSettings.find_unused_parameters)
             return DistributedDataParallel(net, device_ids=device_ids, find_unused_parameters=unused)
-        return DataParallel(net) if self.opt['num_gpu'] > 1 else net
+        # Not torch's default, all GPUs that there are.
+        return DataParallel(net, range(self.opt['num_gpu'])) if self.opt['num_gpu'] > 1 else net
 
     def init_training_settings(self) -> None:
         train_opt = self.opt['train']
@@ -153,7 +155,7 @@ class StepModel(ValidatedModel):
         self.run = {}  # what the loop wants to find again in a training state
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.settings.amp == 'fp16')
         if self.ema_decay > 0:
-            self.net_g_ema = build_network(self.opt['network_g']).to(self.device)
+            self.net_g_ema = build_network(self.opt['network_g']).to(self.device, memory_format=self.memory_format)
             self.net_g_ema.load_state_dict(self.net_g.state_dict())
             self.net_g_ema.eval().requires_grad_(False)
             self.load_pretrained(self.net_g_ema, 'g', EMA_FIRST)
@@ -170,6 +172,10 @@ class StepModel(ValidatedModel):
                                  'and with train.accumulate one that does not depend on the number of parts')
         self.setup_optimizers()
         self.setup_schedulers()
+        # On a CPU nothing waits; a scaler in search of its scale reads that anyway.
+        late = self.device.type == 'cuda' and not self.scaler.is_enabled()
+        self.guard = StepGuard(self.device, self.opt['world_size'] if self.opt['dist'] else 1, self.skip_nonfinite,
+                               late and all(map(leaves_out_by_itself, self.optimizers)))
 
     def get_optimizer(self, optim_type: str, params, lr: float, **kwargs) -> torch.optim.Optimizer:
         """Any optimiser of torch.optim by its name."""
@@ -200,11 +206,12 @@ class StepModel(ValidatedModel):
         self.given = {key: data[key].to(self.device, non_blocking=True) for key in self.inputs if key in data}
         self.images = data.get('lq_path', ())
 
-    def losses(self, pred: Tensor, **inputs: Tensor) -> dict:
+    def losses(self, pred: Tensor, own: dict[str, dict] | None = None, **inputs: Tensor) -> dict:
         """The losses of :attr:`listed` by their log names, in float32 outside of autocast.
 
         Args:
             pred (Tensor): What the trained network made of ``lq``.
+            own (dict): What a single loss gets in the place of these inputs, by its option block.
             inputs (Tensor): All that losses may need, by name: ``target``, ``lq``, what the batch holds beside these,
                 and what the model has computed.
         """
@@ -212,7 +219,7 @@ class StepModel(ValidatedModel):
         with torch.autocast(self.device.type, enabled=False):
             pred = pred.float()
             for key, criterion in self.listed.items():
-                losses.update(losses_of(key, criterion, pred, inputs))
+                losses.update(losses_of(key, criterion, pred, inputs | (own or {}).get(key, {})))
         return losses
 
     def optimize_parameters(self, current_iter: int) -> None:
@@ -222,7 +229,8 @@ class StepModel(ValidatedModel):
 
         Raises:
             FloatingPointError: A loss or gradient is not finite, on any rank, and no more steps may be skipped. The
-                networks of that update and of those after it are as they were before.
+                networks of that update and of those after it are as they were before. On a GPU it may be the update
+                of the iteration before (see :class:`StepGuard`); then this one was left out as well.
         """
         networks = self.networks_in_training()
         optimizers = dict(zip(networks, self.optimizers, strict=True))
@@ -231,32 +239,43 @@ class StepModel(ValidatedModel):
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         self._log, minimised = {}, {}
+        self.guard.begin()
         for compute_losses, labels in self.updates():
             losses, norms = self._backward(compute_losses), {}
             for label in labels:
                 self.scaler.unscale_(optimizers[label])
-                norms['grad_norm' if label == 'g' else f'grad_norm_{label}'] = nn.utils.clip_grad_norm_(
-                    networks[label].parameters(), self.grad_clip or float('inf'))
+                for name, parameters in self.clipped_apart(label).items():
+                    norms[name] = nn.utils.clip_grad_norm_(parameters, self.grad_clip or float('inf'))
             self._log |= norms
             minimised |= {**losses, **norms}
-            # A scaler in search of its scale skips steps with infinite gradients itself. At 1 nothing is scaled.
-            searching = self.scaler.is_enabled() and self.scaler.get_scale() > 1
-            if not self._all_finite([*losses.values(), *([] if searching else norms.values())]):
+            if self.guard.refuses(self._finite(losses, norms), self.asked_to_stop()):
                 for buffer, before in buffers:
                     buffer.copy_(before)
-                self._leave_out(current_iter, minimised)
+                self._leave_out(current_iter, minimised, self.images, self._log)
                 if self.scaler.is_enabled():
                     self.scaler.update(self.scaler.get_scale())  # NaN says nothing about the scale
                 break
             for label in labels:
-                self.scaler.step(optimizers[label])
+                self.guard.step(optimizers[label], self.scaler)
         else:
-            self.skipped_in_a_row = 0
             self.scaler.update()
             if self.ema_decay > 0:
                 self.model_ema(self.ema_decay)
-        if self.skipped:
-            self._log['skipped'] = torch.tensor(float(self.skipped))
+            if not self.guard.late:
+                self.skipped_in_a_row = 0
+                return
+            for buffer, before in buffers:
+                buffer.copy_(torch.where(self.guard.left_out > 0, before, buffer))
+            self._read_late()  # of the iteration before, now that this one is on its way
+            self.guard.end((current_iter, minimised, self.images, self._log))
+
+    def _read_late(self) -> None:
+        """Reports the iteration of which the host has not read yet whether it was left out."""
+        left_out, note = self.guard.read()
+        if left_out:
+            self._leave_out(*note)
+        elif note is not None:
+            self.skipped_in_a_row = 0
 
     def _backward(self, compute_losses: Callable[..., tuple[dict, dict]]) -> dict[str, Tensor]:
         """The gradient of the batch's losses, part by part; notes losses and figures for the log.
@@ -281,19 +300,22 @@ class StepModel(ValidatedModel):
         self._log |= means
         return {name: means[name] for name in losses}
 
-    def _all_finite(self, values: list[Tensor]) -> bool:
-        """Whether losses and gradients are finite on every rank: all of them step, or none does."""
-        finite = torch.stack([value.float().to(self.device) for value in values]).isfinite().all().int()
-        if self.opt['dist']:
-            dist.all_reduce(finite, dist.ReduceOp.MIN)
-        return bool(finite)
+    def _finite(self, losses: dict[str, Tensor], norms: dict[str, Tensor]) -> Tensor:
+        """Whether losses and gradients are finite on this rank, on the device."""
+        finite, norms_too = (torch.stack([value.float() for value in values.values()]).isfinite().all()
+                             for values in (losses, norms))
+        if self.scaler.is_enabled():
+            # One in search of its scale skips steps with infinite gradients itself. At 1 nothing is scaled.
+            norms_too = norms_too | (self.scaler.scale(torch.ones((), device=self.device)) > 1)
+        return finite & norms_too
 
-    def _leave_out(self, iteration: int, minimised: dict[str, Tensor]) -> None:
+    def _leave_out(self, iteration: int, minimised: dict[str, Tensor], images: Sequence[str],
+                   log: dict[str, Tensor]) -> None:
         """Reports a step that was not finite; raises where no more may be left out. Called by all ranks together."""
         self.skipped += 1
         self.skipped_in_a_row += 1
         terms = ', '.join(f'{name} {float(value):.4g}' for name, value in minimised.items())
-        part = f'{terms}; images {", ".join(map(str, self.images)) or "unknown"}'
+        part = f'{terms}; images {", ".join(map(str, images)) or "unknown"}'
         parts = [part]
         if self.opt['dist']:
             parts = [None] * self.opt['world_size']
@@ -308,13 +330,19 @@ class StepModel(ValidatedModel):
                 'steps be left out by train.skip_nonfinite')
         row = f'{self.skipped_in_a_row} of {self.skip_nonfinite} in a row'
         get_root_logger().warning(f'{report}. Step left out ({row})')
-        self._log = {n: v if torch.isfinite(v) else torch.zeros_like(v) for n, v in self._log.items()}
+        log.update({n: v if torch.isfinite(v) else torch.zeros_like(v) for n, v in log.items()})
 
     @torch.no_grad()
     def model_ema(self, decay: float = 0.999) -> None:
-        """BasicSR's EMA (base_model.py:75) with the buffers, which it leaves out."""
-        for ema, own in zip(self.net_g_ema.parameters(), self.net_g.parameters(), strict=True):
-            ema.mul_(decay).add_(own, alpha=1 - decay)
+        """BasicSR's EMA (base_model.py:75), all parameters at once, with the buffers, which it leaves out."""
+        averages, own = list(self.net_g_ema.parameters()), list(self.net_g.parameters())
+        if self.guard.late:  # only the device knows whether there was a step
+            share = (1 - decay) * (1 - self.guard.left_out)
+            torch._foreach_mul_(averages, 1 - share)
+            torch._foreach_add_(averages, torch._foreach_mul(own, share))
+        else:
+            torch._foreach_mul_(averages, decay)
+            torch._foreach_add_(averages, own, alpha=1 - decay)
         for ema, own in zip(self.net_g_ema.buffers(), self.net_g.buffers(), strict=True):
             ema.copy_(own)
 
@@ -334,65 +362,14 @@ class StepModel(ValidatedModel):
 
     def get_current_log(self) -> dict:
         """The figures of the last step, averaged over the ranks. Read back here only: it costs a synchronisation."""
-        values = torch.stack([torch.as_tensor(v, dtype=torch.float32, device=self.device) for v in self._log.values()])
+        self._read_late()
+        log = {**self._log, **({'skipped': self.skipped} if self.skipped else {})}
+        values = torch.stack([torch.as_tensor(v, dtype=torch.float32, device=self.device) for v in log.values()])
         if self.opt['dist']:
             dist.all_reduce(values)
             values /= self.opt['world_size']
-        return OrderedDict(zip(self._log, values.tolist(), strict=True))
-
-    # ------------------------------------------------------------------ checkpoints
-
-    def save_networks(self, iteration: int | str) -> None:
-        """``<label>_<iteration>.pth`` of each network, by rank 0."""
-        if self.opt['rank'] != 0:
-            return
-        for label, networks in self.networks_to_save().items():
-            content = {key: {k: v.cpu() for k, v in net.state_dict().items()} for key, net in networks.items()}
-            save_atomic(content, Path(self.opt['path']['models']) / f'{label}_{iteration}.pth')
+        return OrderedDict(zip(log, values.tolist(), strict=True))
 
     def save(self, epoch: int, current_iter: int) -> None:
-        """Networks first, the training state last: a state that exists has its networks."""
-        self.save_networks('latest' if current_iter == -1 else current_iter)
-        self.save_training_state(epoch, current_iter)
-        self._drop_old(LoggerSettings.of(self.opt.get('logger')).keep_last)
-
-    def save_training_state(self, epoch: int, current_iter: int) -> None:
-        if current_iter == -1 or self.opt['rank'] != 0:
-            return
-        state = {
-            'epoch': epoch,
-            'iter': current_iter,
-            'optimizers': [o.state_dict() for o in self.optimizers],
-            'schedulers': [s.state_dict() for s in self.schedulers],
-            'scaler': self.scaler.state_dict(),
-            'best_metric_results': getattr(self, 'best_metric_results', {}),
-            'run': self.run,
-        }
-        save_atomic(state, Path(self.opt['path']['training_states']) / f'{current_iter}.state')
-
-    def _drop_old(self, keep: int | None) -> None:
-        if not keep or self.opt['rank'] != 0:
-            return
-        states = Path(self.opt['path']['training_states'])
-        old = sorted(int(p.stem) for p in states.glob('*.state') if p.stem.isascii() and p.stem.isdigit())[:-keep]
-        for iteration in old:
-            (states / f'{iteration}.state').unlink(missing_ok=True)  # first, so that no state is without networks
-            for label in self.networks_to_save():
-                (Path(self.opt['path']['models']) / f'{label}_{iteration}.pth').unlink(missing_ok=True)
-
-    def resume_training(self, resume_state: dict) -> None:
-        """Goes on from a state: moments and settings of the optimisers, learning rates and position of the schedules.
-
-        How an optimiser computes (``foreach``, ``fused``, ...) is this machine's affair, and the schedule itself is
-        that of the options: one that was lengthened goes on beyond its old end.
-        """
-        optimizers = [{**saved, 'param_groups': [
-            {**group, **{key: own[key] for key in _HOW_COMPUTED if key in own}}
-            for group, own in zip(saved['param_groups'], optimizer.param_groups, strict=True)]}
-            for saved, optimizer in zip(resume_state['optimizers'], self.optimizers, strict=True)]
-        schedulers = [{key: saved[key] for key in _POSITION} for saved in resume_state['schedulers']]
-        super().resume_training({**resume_state, 'optimizers': optimizers, 'schedulers': schedulers})
-        self.scaler.load_state_dict(resume_state.get('scaler', {}) or self.scaler.state_dict())
-        self.best_metric_results = resume_state.get('best_metric_results', {})
-
-
+        self._read_late()  # an iteration that must end the run is not saved
+        super().save(epoch, current_iter)

@@ -141,7 +141,7 @@ class TLWModel(StepModel):
         return {'l_tlw': weighted, **self.losses(pred, **inputs)}
 
     def _figures(self, criterion: Tensor, weight_map: Tensor) -> dict:
-        return {'wc_mean': criterion.mean(), 'w_mean': weight_map.detach().mean(), 'k': torch.tensor(self.k)}
+        return {'wc_mean': criterion.mean(), 'w_mean': weight_map.detach().mean(), 'k': criterion.new_full((), self.k)}
 
     @staticmethod
     def trained_blocks(opt: dict) -> dict[str, tuple[dict, dict]]:

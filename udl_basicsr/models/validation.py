@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from udl_basicsr.archs.traits import size_multiple
 from udl_basicsr.data.images import BrokenImageError
+from udl_basicsr.functional import inference
 from udl_basicsr.functional.log_scale_maps import encode_log_scale
 from udl_basicsr.metrics.facts import block_facts, without_better
 from udl_basicsr.metrics.fidelity import Fidelity
@@ -29,8 +30,6 @@ from udl_basicsr.utils.background import Background, read_ahead, spare_threads
 from udl_basicsr.utils.kernels import exact_kernels
 from udl_basicsr.utils.settings import ValSettings
 from udl_basicsr.utils.text import some
-
-from . import inference
 
 _SHOWN_IN_TENSORBOARD = 4
 
@@ -92,6 +91,11 @@ class ValidatedModel(SRModel):
             FloatingPointError: Outputs are not finite in a test. On all ranks alike; it names network and images.
             BrokenImageError: Two images have the same name.
         """
+        if self.opt['dist']:  # a rank's batch norm has seen its own images last; what is saved is rank 0's
+            networks = [getattr(self, name, None) for name in ('net_g', 'net_g_ema', 'net_u')]
+            buffers = [buffer for network in networks if network is not None for buffer in network.buffers()]
+            for buffer in dict.fromkeys(buffers):  # once each, in the same order everywhere
+                dist.broadcast(buffer, 0)
         dataset, rank, world_size = dataloader.dataset, self.opt['rank'], self.opt['world_size']
         name = dataset.opt['name']
         metrics = self.val.metrics
@@ -103,7 +107,7 @@ class ValidatedModel(SRModel):
             for index, sample in samples:
                 data = default_collate([sample])
                 image = Path(data['lq_path'][0]).stem
-                self.feed_data(data)
+                self.feed_data({key: value for key, value in data.items() if key != 'gt'})  # measured on the CPU
                 self.test()
                 show = tb_logger is not None and index < _SHOWN_IN_TENSORBOARD
                 log_scale = None

@@ -8,15 +8,14 @@ import contextlib
 import random
 from collections.abc import Iterable
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os import path as osp
 from typing import Any
 
-import torch
-
 from udl_basicsr.utils.checkpoints import unpacks
+from udl_basicsr.utils.gpus import gpu_count
 from udl_basicsr.utils.shipped_weights import locate_weights
-from udl_basicsr.utils.yaml_files import OptionError, apply_force_yml, dump_flat, interpolate, load_yaml
+from udl_basicsr.utils.yaml_files import OptionError, apply_force_yml, dump_flat, interpolate, load_yaml, merge
 
 from .data_sets import Images, check_data, where
 from .keys import Findings
@@ -41,9 +40,11 @@ class Parsed:
     opt: dict
     """Runtime options, as basicsr.utils.options.parse_options builds them."""
     stage1: 'Parsed | None' = None
-    """The options of stage 1, where ``stage1`` names its file."""
+    """The options of stage 1, where ``stage1`` names its file or says what it changes in this one."""
     warnings: tuple[str, ...] = field(default=())
     """What is legal but probably not meant."""
+    notes: tuple[str, ...] = field(default=())
+    """What has been decided where the file leaves it open, for the log."""
 
 
 def parse_options(file: str, *, root_path: str, is_train: bool, force_yml: Iterable[str] = (),
@@ -76,16 +77,16 @@ def parse_options(file: str, *, root_path: str, is_train: bool, force_yml: Itera
     """
     return _parse(file, (), root_path=root_path, is_train=is_train, force_yml=tuple(force_yml or ()),
                   auto_resume=auto_resume, debug=debug, rank=rank, world_size=world_size, dist=dist,
-                  num_gpu_available=torch.cuda.device_count() if num_gpu_available is None else num_gpu_available,
+                  num_gpu_available=gpu_count() if num_gpu_available is None else num_gpu_available,
                   files=check_files, images=Images(deep=deep and rank == 0) if check_files and check_images else None)
 
 
 def _parse(file: str, parents: tuple[str, ...], *, root_path: str, is_train: bool, force_yml: tuple[str, ...],
            auto_resume: bool, debug: bool, rank: int, world_size: int, dist: bool, num_gpu_available: int,
-           files: bool, images: Images | None) -> Parsed:
+           files: bool, images: Images | None, within: dict | None = None) -> Parsed:
     file = osp.abspath(osp.expanduser(file))
     root_path = osp.abspath(root_path)
-    flat = load_yaml(file, references=False)
+    flat = load_yaml(file, references=False) if within is None else within
     if not is_train and trains(flat):
         on = [entry for entry in force_yml if str(entry).startswith('tested_on=')]
         flat = as_test(apply_force_yml(flat, on), file, root_path)
@@ -95,7 +96,7 @@ def _parse(file: str, parents: tuple[str, ...], *, root_path: str, is_train: boo
     _complete(flat, debug)
 
     report, stage1, promised = Findings(), None, {}
-    if isinstance(flat.get('stage1'), str) and is_train:
+    if isinstance(flat.get('stage1'), (str, dict)) and is_train:
         stage1 = _parse_stage1(flat, report, (*parents, osp.realpath(file)), root_path=root_path, is_train=True,
                                force_yml=(), auto_resume=auto_resume, debug=debug, rank=rank, world_size=world_size,
                                dist=dist, num_gpu_available=num_gpu_available, files=files, images=images)
@@ -125,6 +126,14 @@ def _parse(file: str, parents: tuple[str, ...], *, root_path: str, is_train: boo
     if report.problems or report.elsewhere:
         raise _error(file, report)
     return Parsed(file, flat, opt, stage1, tuple(f'{file}: {w}' for w in report.warnings))
+
+
+def changed(parsed: Parsed, changes: dict) -> Parsed:
+    """The same run with other values, which are right: they are not checked."""
+    flat = merge(parsed.flat, changes)
+    opt = _runtime(flat, parsed.opt['root_path'], True, parsed.opt['num_gpu'])
+    opt.update({key: parsed.opt[key] for key in ('dist', 'rank', 'world_size', 'auto_resume', 'debug')})
+    return replace(parsed, flat=flat, opt=opt)
 
 
 def renamed(parsed: Parsed, name: str, **path: str) -> Parsed:
@@ -167,14 +176,19 @@ def _complete(flat: dict, debug: bool) -> None:
 
 def _parse_stage1(flat: dict, report: Findings, parents: tuple[str, ...], **arguments: Any) -> Parsed | None:
     """Checks the option file of stage 1, and that stage 2 can start from what it trains."""
-    first = flat['stage1']
-    if osp.realpath(first) in parents:
+    first, within = flat['stage1'], None
+    if isinstance(first, dict):
+        within = merge(deepcopy({k: v for k, v in flat.items() if k not in ('stage1', 'rounds', 'path')}), first)
+        within['name'] = first.get('name', f'{flat.get("name")}_stage1')
+        first, parents = parents[-1], parents[:-1]
+    elif osp.realpath(first) in parents:
         report.add('stage1', f'goes round in a circle: {" -> ".join((*parents, osp.realpath(first)))}')
         return None
     try:
-        stage1 = _parse(first, parents, **arguments)
+        stage1 = _parse(first, parents, within=within, **arguments)
     except OptionError as error:
-        report.elsewhere += error.problems
+        report.elsewhere += [p.replace(f'{first}: ', f'{first}: in stage1: ', 1) if within else p
+                             for p in error.problems]
         return None
     for key in ('scale', 'network_g'):
         if flat.get(key) != stage1.flat.get(key):
@@ -183,7 +197,7 @@ def _parse_stage1(flat: dict, report: Findings, parents: tuple[str, ...], **argu
                     for f in (flat, stage1.flat))
     if ours and theirs and ours != theirs and flat['network_u'] != stage1.flat['network_u']:  # else network_g said it
         report.add('network_u', f'{flat["network_u"]} is not what stage 1 trains, {stage1.flat["network_u"]} ({first})')
-    if ours and not theirs and not flat['path'].get('pretrain_network_u'):
+    if ours and not theirs and flat.get('stage') != 'esu' and not flat['path'].get('pretrain_network_u'):
         report.add('stage1', f'trains no network_u ({first}); expected the option file of stage esu')
     return stage1
 
@@ -215,7 +229,7 @@ def _runtime(flat: dict, root_path: str, is_train: bool, num_gpu_available: int)
     opt = deepcopy(flat)
     opt.update(is_train=is_train, root_path=root_path)
     if opt['num_gpu'] == 'auto':
-        opt['num_gpu'] = num_gpu_available
+        opt['num_gpu'] = min(num_gpu_available, 1)
     for key, dataset in opt['datasets'].items():
         dataset['phase'] = key.split('_')[0]
         if 'scale' in opt:
@@ -248,12 +262,22 @@ def _check_machine(opt: dict, flat: dict, num_gpu_available: int, report: Findin
     wanted = flat['num_gpu']
     if isinstance(wanted, int) and wanted > num_gpu_available:
         report.add('num_gpu', f'{wanted} is more than the {num_gpu_available} that this machine shows; use auto')
+    if opt['is_train'] and not opt['dist']:
+        torchrun = 'torchrun --nproc_per_node={} -m udl_basicsr train -opt ... --launcher pytorch'
+        train = opt['train'] if isinstance(opt.get('train'), dict) else {}
+        levers = [key for key in ('amp', 'compile') if train.get(key)]
+        if isinstance(wanted, int) and wanted > 1 and levers:
+            report.add('num_gpu', f'{wanted} GPUs of one process (DataParallel) cannot be trained with train.'
+                       f'{levers[0]}; use auto, or a process for each: {torchrun.format(wanted)}')
+        elif wanted == 'auto' and num_gpu_available > 1:
+            report.warnings.append(f'num_gpu: auto trains on one of the {num_gpu_available} GPUs here. For all of '
+                                   f'them: {torchrun.format(num_gpu_available)}')
     train = opt['datasets'].get('train', {})
     if train.get('prefetch_mode') == 'cuda':
         if opt['num_gpu'] == 0 or not num_gpu_available:
             report.add('datasets.train.prefetch_mode', 'cuda needs a GPU, and none is used here; use cpu or ~')
-        if train.get('pin_memory') is not True:
-            report.add('datasets.train.pin_memory', 'must be true with prefetch_mode: cuda')
+        if train.get('pin_memory') is False:
+            report.add('datasets.train.pin_memory', 'must not be false with prefetch_mode: cuda')
 
 
 def _weights_file(text: str) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from udl_basicsr.models.stage_table import STAGES
+from udl_basicsr.utils.distributed import TIMEOUT
 from udl_basicsr.utils.settings import (
     LoaderSettings,
     LoggerSettings,
@@ -94,6 +95,8 @@ def _is_folder_name(value: Any) -> bool:
 _TEXT = {'type': 'string', 'minLength': 1}
 BOOL = Kind('true | false', lambda v: isinstance(v, bool), json={'type': 'boolean'})
 TEXT = Kind('text', lambda v: isinstance(v, str) and v != '', json=_TEXT)
+FILE_OR_BLOCK = Kind('text, or block of options', lambda v: isinstance(v, dict) or TEXT.accepts(v),
+                     json={'type': ['string', 'object']})
 FOLDER_NAME = Kind('name of a folder: text without / \\ : * ? " < > | and not . or ..', _is_folder_name, json=_TEXT)
 POSITIVE = Kind('number > 0', lambda v: _is_number(v) and v > 0, json={'type': 'number', 'exclusiveMinimum': 0})
 DECAY = Kind('number, 0 ≤ x < 1', lambda v: _is_number(v) and 0 <= v < 1,
@@ -144,7 +147,7 @@ LOADER = _with_defaults({
                       'ended', ours=True),
     'dataset_enlarge_ratio': Key(COUNT, 'lengthens an epoch, for small data sets'),
     'use_shuffle': Key(BOOL, 'accepted as in the files of BasicSR, where training data are always shuffled'),
-    'prefetch_mode': Key(one_of('cpu', 'cuda'), 'cuda needs a GPU and pin_memory: true', null=True),
+    'prefetch_mode': Key(one_of('cpu', 'cuda'), 'cuda needs a GPU', null=True),
     'num_prefetch_queue': Key(COUNT, 'batches held ready by prefetch_mode cpu'),
     'pin_memory': Key(BOOL, 'copy batches to the GPU from page-locked memory'),
     'in_memory': Key(BOOL, 'hold the decoded training images in memory, 8 bits a value: a sample then costs a '
@@ -182,9 +185,10 @@ TRAIN = _with_defaults({
     'optim_w': Key(Built('optimizer'), 'of network_w; default Adam with lr 1e-4, betas [0.5, 0.999]', ours=True,
                    only='network_w'),
     'scheduler_w': Key(Built('scheduler'), 'of network_w; default: as scheduler', ours=True, only='network_w'),
-    'likelihood_opt': Key(Built('loss'), 'stage esu: EULoss, ESULoss, GRAMLoss, GaussianNLLLoss', ours=True,
-                          only='stage'),
-    'udl_opt': Key(Built('loss'), 'stage udl: UDLLoss', ours=True, only='stage'),
+    'likelihood_opt': Key(Built('loss'), 'stage esu: EULoss, ESULoss, GRAMLoss, BetaNLLLoss, ...; its `detach` says '
+                          'what it does not train: none, mean (the image), features, all', ours=True, only='stage'),
+    'udl_opt': Key(Built('loss'), 'stage udl: UDLLoss; in stage esu it weights with the s that is being learned',
+                   ours=True, only='stage'),
     'sigma_opt': Key(Built('loss'), 'stage sigma: SigmaLoss, TrainedExpectedL1Loss', ours=True, only='stage'),
     'tlw_opt': Key(Built('loss'), 'TLWModel: TLWLoss', ours=True, only='network_w'),
     '*_opt': Key(Built('loss'), 'further losses: pixel_opt, perceptual_opt, ...'),
@@ -192,7 +196,8 @@ TRAIN = _with_defaults({
     'grad_clip': Key(POSITIVE, 'largest norm of the gradient', ours=True, null=True),
     'skip_nonfinite': Key(integer(0), 'leave out so many steps in a row whose loss or gradient is not finite; 0 '
                           'stops at the first', ours=True),
-    'amp': Key(one_of('bf16', 'fp16'), 'mixed precision', ours=True, null=True),
+    'amp': Key(one_of('bf16', 'fp16', 'auto'), 'mixed precision; auto: bf16 where it is in hardware', ours=True,
+               null=True),
     'channels_last': Key(BOOL, 'memory format', ours=True),
     'compile': Key(BOOL, 'torch.compile', ours=True),
 }, TrainSettings)
@@ -226,15 +231,15 @@ OPTIONS = _with_defaults({
     'stage': Key(replace(one_of(*STAGES), accepts=lambda v: isinstance(v, str) and v in STAGES),
                  'UDLModel, which is trained with one: plain trains with ordinary losses, esu learns the uncertainty, '
                  'udl weights with it, sigma learns a sigma branch that shares the features', ours=True, only='stage'),
-    'stage1': Key(TEXT, 'the option file of stage 1, relative to this file: trained first when its weights are missing',
-                  ours=True, null=True),
+    'stage1': Key(FILE_OR_BLOCK, 'the option file of stage 1, relative to this file, or what stage 1 changes in this '
+                  'one: trained first when its weights are missing', ours=True, null=True),
     'rounds': Key(COUNT, 'go through stage 1 and stage 2 so many times, each from where the last ended',
                   ours=True, only='stage'),
     'tested_on': Key(TEXT, 'the option file, relative to this one, whose data sets and `val` udl test takes when it is '
                      'given this training; default: what it is validated on', null=True),
     'scale': Key(COUNT, 'upscaling factor'),
     'degradation': Key(TEXT, 'how the LR images were made, for records and tables: BI, BD, ...', ours=True),
-    'num_gpu': Key(GPUS, 'auto: all that are visible', default='auto'),
+    'num_gpu': Key(GPUS, 'auto: one where there is any; several are for torchrun', default='auto'),
     'manual_seed': Key(SEED, 'default: drawn', null=True),
     'deterministic': Key(BOOL, 'deterministic kernels, slower'),
     'find_unused_parameters': Key(BOOL, 'for DistributedDataParallel'),
@@ -251,8 +256,10 @@ OPTIONS = _with_defaults({
     'train': Key(TRAIN, 'training', need='train'),
     'val': Key(VAL, 'validation and test', need='test'),
     'logger': Key(LOGGER, 'logging and checkpoints', need='train'),
-    'dist_params': Key({'backend': Key(one_of('nccl', 'gloo'), 'default: nccl, gloo without GPUs'),
-                        'port': Key(integer(1), 'port of the first process (slurm)')}, 'several processes'),
+    'dist_params': Key({'backend': Key(one_of('nccl', 'gloo'), 'default: nccl on GPUs and gloo for all else'),
+                        'port': Key(integer(1), 'port of the first process (slurm)'),
+                        'timeout': Key(COUNT, 'minutes that processes wait for one another, as for the cache that '
+                                       'the first makes', default=TIMEOUT)}, 'several processes'),
 }, RunSettings)
 
 

@@ -10,7 +10,7 @@ from udl_basicsr.losses import TLWLoss
 from udl_basicsr.losses.base import inputs_of
 from udl_basicsr.losses.perceptual import NETS, smallest_image
 from udl_basicsr.models.loss_blocks import log_names
-from udl_basicsr.models.stage_table import STAGES
+from udl_basicsr.models.stage_table import STAGES, trains_head_alone
 
 from . import schema
 from .keys import lookup
@@ -105,7 +105,9 @@ class TrainingChecker(NetworkChecker):
             add(f'train.{wanted}', f'missing; stage {stage} needs it, such as {row.example}')
         if self.given('rounds') != 1 and not (stage == 'udl' and self.opt.get('stage1')):
             add('rounds', 'only stage udl with a stage1 can be gone through several times')
-        for key in sorted(losses - ordinary - {wanted}):
+        with_s = {other.loss for other in STAGES.values() if row.trains == 'u' and other.trains == 'g'
+                  and other.gives == row.gives}  # it may weight with an s that is being learned
+        for key in sorted(losses - ordinary - with_s - {wanted}):
             add(f'train.{key}', f'not used in stage {stage}; remove it, or change stage')
         if not ordinary and (stage == 'plain' or (stage == 'sigma' and _detaches(train.get('sigma_opt')))):
             alone = ', or let sigma_opt train the image as well, by detach: false' if stage == 'sigma' else ''
@@ -117,11 +119,37 @@ class TrainingChecker(NetworkChecker):
         if needs_u and not has_u:
             add('network_u', f'missing; stage {stage} needs it, such as {{type: UncertaintyNet}}')
         self.check_cache(stage)
+        self.check_head(train, wanted)
         path = self.opt.get('path')
+        if trains_head_alone(stage, train) and isinstance(path, dict) and not self.opt.get('stage1') and not any(
+                path.get(key) for key in ('pretrain_network_g', 'pretrain_network_u', 'resume_state')):
+            add('path.pretrain_network_g', f'missing; with train.{wanted}.detach: all and no other loss the head alone '
+                'is trained, on a network that is: name its weights, or add pixel_opt: {type: L1Loss}, which trains it')
         # where stage1 is given, it is its own file that explains why nothing could be filled in
         if stage == 'udl' and isinstance(path, dict) and not (path.get('pretrain_network_u') or self.opt.get('stage1')):
             add('path.pretrain_network_u', 'missing; stage udl weights with the uncertainty of stage 1: name its '
                 'option file with the top-level key stage1, or its weights here')
+
+    def check_head(self, train: dict, wanted: str | None) -> None:
+        """That the loss of the stage trains what the head puts out."""
+        block, network_u = train.get(wanted), self.opt.get('network_u')
+        target = lookup('loss', block.get('type')) if isinstance(block, dict) else None
+        trained = getattr(target, 'distribution', None)
+        head = (network_u.get('head') or {}) if isinstance(network_u, dict) else None
+        if trained is None or not isinstance(head, dict):
+            return
+        cls = lookup('network', head.get('type', 'UDLHead'))
+        named = inspect.signature(cls).parameters.get('distribution') if cls else None
+        says = head.get('distribution', named.default) if named else 'laplace'
+        if says != trained:
+            self.report.add(f'train.{wanted}.type', f'{target.__name__} trains a head of distribution {trained}, and '
+                            f'network_u.head is of {says}: set its distribution: {trained}')
+        for key in ('level', ) if trained == 'quantile' else ():
+            ours, theirs = (b.get(key, inspect.signature(c).parameters[key].default) for b, c in
+                            ((block, target), (head, cls)))
+            if ours != theirs:
+                self.report.add(f'train.{wanted}.{key}', f'{describe(ours)} is not that of network_u.head, '
+                                f'{describe(theirs)}; set both')
 
     def check_cache(self, stage: str) -> None:
         datasets, where = self.opt.get('datasets'), 'datasets.train.uncertainty_cache'

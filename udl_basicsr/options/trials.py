@@ -22,6 +22,7 @@ from torch.utils.data import Dataset
 
 from udl_basicsr.archs.bounded import Bounded, TooMuchError
 from udl_basicsr.data.images import same_names
+from udl_basicsr.functional.distributions import DISTRIBUTIONS, Distribution
 from udl_basicsr.losses.base import inputs_of
 from udl_basicsr.models.loss_blocks import losses_of
 from udl_basicsr.models.stage_table import STAGES
@@ -167,8 +168,9 @@ def try_loss(key: str, target: type[nn.Module], block: dict, channels: int, side
             criterion = target(**arguments)
             lq, gt = torch.rand(1, channels, side, side), torch.rand(1, channels, side * scale, side * scale)
             pred = torch.rand_like(gt).requires_grad_()
-            inputs = {'target': gt, 'lq': lq, **{stage.gives: torch.rand_like(gt).requires_grad_()
-                                                 for stage in STAGES.values() if stage.loss == key}}
+            kind = DISTRIBUTIONS.get(getattr(criterion, 'distribution', ''), Distribution)
+            given = torch.rand_like(gt.repeat(1, kind.maps, 1, 1)).requires_grad_()
+            inputs = {'target': gt, 'lq': lq, **{stage.gives: given for stage in STAGES.values() if stage.loss == key}}
             if any(needed and name not in inputs for name, needed in inputs_of(criterion).items()):
                 return ''  # entries of the batch, which only the data set knows
             values = list(losses_of(key, criterion, pred, inputs).values())

@@ -25,6 +25,9 @@ def launch_parser(does: str, told: str | None = None) -> argparse.ArgumentParser
                         '16 iterations of each stage, validated on 2 images of each set and saved every 8, in '
                         'debug_<name>')
     parser.add_argument('--deep', action='store_true', help='decode every image before anything begins')
+    if does == TRAINS:
+        parser.add_argument('--fast', action='store_true', help='turn on what the file leaves open and makes a step '
+                            'fast on this machine; with --auto_resume what the run was begun with')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument('--force_yml', nargs='+', default=[], metavar='KEY:KEY=VALUE',
                         help='set options over the file, e.g. train:ema_decay=0.999')

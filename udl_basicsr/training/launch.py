@@ -10,6 +10,7 @@ import torch.distributed as dist
 from basicsr.utils.dist_util import get_dist_info
 
 from udl_basicsr.data.images import BrokenImageError
+from udl_basicsr.options import schema
 from udl_basicsr.options.parse import load_yaml, parse_options
 from udl_basicsr.options.trials import forbid_pickles
 from udl_basicsr.utils import exits
@@ -17,8 +18,10 @@ from udl_basicsr.utils.checkpoints import CheckpointError
 from udl_basicsr.utils.distributed import LaunchError, init_dist, launch_number
 from udl_basicsr.utils.errors import UdlError
 from udl_basicsr.utils.text import first_line, one_line
+from udl_basicsr.utils.yaml_files import apply_force_yml
 
 from .arguments import TESTS, TRAINS, launch_parser
+from .fast import settle
 
 _SAVED = 'What was saved before is kept'
 _LOST = re.compile(r'connection (was )?(closed|reset|refused)|broken pipe|remote process exited', re.IGNORECASE)
@@ -58,9 +61,9 @@ def run(action: Callable[..., None], is_train: bool, root_path: Path | None = No
             raise
         _say(message, args)
         return error.status if isinstance(error, UdlError) else exits.FAILED
-    finally:
-        if dist.is_available() and dist.is_initialized() and sys.exc_info()[0] is None:
-            dist.destroy_process_group()
+    # Only where all have ended well: the group of a process that fails alone would wait for the others, it for them.
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
     return 0
 
 
@@ -73,19 +76,23 @@ def _act(action: Callable[..., None], args: argparse.Namespace, is_train: bool, 
     # torchrun starts all processes anew when one has failed (--max-restarts): they go on.
     restarted = launch_number('TORCHELASTIC_RESTART_COUNT', 0, default=0) > 0
     if args.launcher != 'none':
-        init_dist(args.launcher, **_dist_params(args.opt))
+        init_dist(args.launcher, **_dist_params(args.opt, args.force_yml))
     rank, world_size = get_dist_info()
     parsed = parse_options(
         args.opt, root_path=str(root_path or Path.cwd()), is_train=is_train, force_yml=args.force_yml,
         auto_resume=args.auto_resume or restarted, debug=args.debug, rank=rank, world_size=world_size,
         dist=args.launcher != 'none', deep=args.deep)
-    action(parsed, command)
+    action(settle(parsed, args.fast) if is_train and 'fast' in args else parsed, command)
 
 
-def _dist_params(file: str) -> dict:
-    """``dist_params`` is needed before the options can be checked, since those depend on the number of processes."""
-    params = load_yaml(file).get('dist_params')
-    return {k: v for k, v in params.items() if k in ('backend', 'port')} if isinstance(params, dict) else {}
+def _dist_params(file: str, force_yml: Sequence[str] | None) -> dict:
+    """What is needed before the options can be checked, since those depend on the number of processes."""
+    flat = apply_force_yml(load_yaml(file, references=False), force_yml or ())
+    params = flat.get('dist_params') if isinstance(flat.get('dist_params'), dict) else {}
+    known = {key: params[key] for key in ('backend', 'port') if key in params}
+    if schema.COUNT.accepts(params.get('timeout')):  # else the check of the options says it
+        known['timeout'] = params['timeout']
+    return {**known, 'on_gpu': flat.get('num_gpu') != 0}
 
 
 def _explain(error: Exception) -> str | None:
@@ -100,6 +107,9 @@ def _explain(error: Exception) -> str | None:
         message = exits.explain(error)
         return message and (f'{message}. {_SAVED}. Free some space or check the permissions, then go on with '
                             '--auto_resume')
+    if isinstance(error, RuntimeError) and 'torch.use_deterministic_algorithms' in str(error):
+        return (f'{first_line(error)} deterministic: true asks for what torch does not have for this network or loss '
+                'on a GPU: do without it')
     if isinstance(error, RuntimeError) and dist.is_available() and dist.is_initialized() and _LOST.search(str(error)):
         return f'another process has ended, and says why: {first_line(error)}'
     return exits.explain(error)

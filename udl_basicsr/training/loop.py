@@ -1,5 +1,6 @@
 """One training run and one test run, from checked options to saved results."""
 import datetime
+import os
 import time
 from pathlib import Path
 
@@ -76,6 +77,9 @@ def train(parsed: Parsed, command: str = '') -> None:
         if state:
             model.resume_training(state)
             note_changes(state, _run(train_set, opt, options))
+            if opt['num_gpu'] and not RunSettings.of(opt).deterministic:
+                logger.info('On a GPU only deterministic: true resumes to the bit: what follows may differ by rounding '
+                            'from an uninterrupted run.')
             logger.info(f"Resuming training from epoch: {state['epoch']}, iter: {start_iter}.")
 
         model.run = _run(train_set, opt, options)
@@ -115,6 +119,7 @@ def _iterate(model, batches, sampler, val_loaders, opt, tb_logger, history, star
     message_logger = MessageLogger(opt, start_iter, tb_logger)
     data_timer, iter_timer, started = AvgTimer(), AvgTimer(), time.time()
     logger, broken = message_logger.logger, 0
+    model.asked_to_stop = lambda: interrupts.signal is not None
     for iteration, batch in enumerate(batches, start_iter + 1):
         data_timer.record()
         broken += int(batch.pop('broken', torch.zeros(1)).sum())
@@ -141,7 +146,8 @@ def _iterate(model, batches, sampler, val_loaders, opt, tb_logger, history, star
                 history.add(iteration, **losses)
         if val_opt and iteration % val_opt['val_freq'] == 0 and not last:
             _validate(model, val_loaders, iteration, tb_logger, history, opt)
-        stop = interrupts.agreed(model.device)
+        # Our models' ranks have agreed in the step, where they tell one another whether it is finite.
+        stop = model.guard.stop if opt['dist'] and hasattr(model, 'guard') else interrupts.agreed(model.device)
         # After validation, so that the state knows of the best metric that was just reached; but before the last one,
         # which may take longer than a machine that is being shut down allows.
         if stop or last or iteration % logger_opt['save_checkpoint_freq'] == 0:
@@ -246,9 +252,13 @@ def _begin(parsed: Parsed, log: RunLog) -> None:
     opt['manual_seed'] = parsed.flat['manual_seed'] = broadcast(opt.get('manual_seed'))
     log.keep(get_env_info())
     log.keep(dict2str(opt))
+    for note in parsed.notes:
+        log.logger.info(note)
     for warning in parsed.warnings:
         log.logger.warning(warning)
     deterministic = RunSettings.of(opt).deterministic
+    if deterministic:  # before the first product on a GPU, where cuBLAS reads it
+        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
     torch.backends.cudnn.benchmark = not deterministic
     torch.use_deterministic_algorithms(deterministic)
 

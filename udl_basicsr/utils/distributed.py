@@ -2,6 +2,7 @@
 
 Line numbers are those of BasicSR 1.4.2 as published on the package index.
 """
+import datetime
 import math
 import os
 import re
@@ -11,7 +12,11 @@ import subprocess
 import torch.distributed as dist
 
 from .errors import MISUSED, UdlError
+from .gpus import gpu_count
 from .text import first_line, one_line
+
+TIMEOUT = 30
+"""Minutes; gloo's own."""
 
 
 class LaunchError(UdlError, RuntimeError):
@@ -35,7 +40,8 @@ def launch_number(variable: str, low: int, high: float = math.inf, default: int 
     return int(value)
 
 
-def init_dist(launcher: str, backend: str | None = None, port: int | None = None, **kwargs) -> None:
+def init_dist(launcher: str, backend: str | None = None, port: int | None = None, timeout: float = TIMEOUT,
+              on_gpu: bool = True) -> None:
     """Starts torch.distributed under torchrun (``pytorch``) or Slurm, with or without GPUs.
 
     BasicSR divides by the number of GPUs (dist_util.py:24, :50) and ignores ``dist_params.backend`` for ``pytorch``
@@ -43,8 +49,11 @@ def init_dist(launcher: str, backend: str | None = None, port: int | None = None
 
     Args:
         launcher (str): ``'pytorch'`` or ``'slurm'``.
-        backend (str | None): None, or nccl where there is no GPU: nccl on GPUs, gloo elsewhere.
+        backend (str | None): None is gloo, and on GPUs nccl for what lies there. Where none is used always gloo.
         port (int | None): Of the master, for Slurm.
+        timeout (float): Minutes that a process waits for the others, which rank 0 may need for data and cache; nccl's
+            own 10 would end that.
+        on_gpu (bool): Whether GPUs are used where there are any.
 
     Raises:
         LaunchError: The launcher's variables are missing or wrong, or the processes do not find one another.
@@ -68,13 +77,14 @@ def init_dist(launcher: str, backend: str | None = None, port: int | None = None
     except (OSError, UnicodeError) as error:  # torch would try again for half an hour
         raise LaunchError('the environment variable MASTER_ADDR: expected the address of the first process, got '
                           f'{one_line(repr(address), 60)} ({first_line(error)}). torchrun and srun set it') from error
-    gpus = torch.cuda.device_count()
+    gpus = gpu_count() if on_gpu else 0
     if gpus:
         torch.cuda.set_device(local_rank % gpus)
     elif backend in (None, 'nccl'):
         backend = 'gloo'
     try:
-        dist.init_process_group(backend=backend or 'nccl', **_fresh_store(), **kwargs)
+        dist.init_process_group(backend=backend or 'cpu:gloo,cuda:nccl', timeout=datetime.timedelta(minutes=timeout),
+                                **_fresh_store())
     except (RuntimeError, ValueError, OSError) as error:  # of many kinds, by version and backend
         raise LaunchError(f'the {world_size} processes do not find one another at {address}, port {port}: '
                           f'{first_line(error)}') from error

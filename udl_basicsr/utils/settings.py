@@ -42,7 +42,7 @@ class LoaderSettings(Settings):
     dataset_enlarge_ratio: int = 1
     prefetch_mode: str | None = None
     num_prefetch_queue: int = 1
-    pin_memory: bool = False
+    pin_memory: bool = True
     in_memory: bool = False
     persistent_workers: bool = False
     uncertainty_cache: str | None = None

@@ -1,0 +1,112 @@
+"""Ensembles of networks and of flips: moments as NumPy's, mixtures as SciPy's densities, and the pictures of infer."""
+import cv2
+import numpy as np
+import pytest
+import torch
+from basicsr.archs.edsr_arch import EDSR
+from scipy import integrate, stats
+from test_infer import SMALL, Run, pixels
+
+from udl_basicsr.archs import UncertaintyNet
+from udl_basicsr.archs.ensemble_arch import EnsembleNet
+from udl_basicsr.functional.ensembles import mean_and_variance, total_log_scale
+from udl_basicsr.functional.inference import self_ensembled
+from udl_basicsr.functional.log_scale_maps import decode_log_scale
+
+
+def test_moments_are_numpys_however_far_from_zero():
+    members = 255 + 1e-3 * torch.randn(7, 2, 3, 4, 5)
+    mean, variance = mean_and_variance(iter(members))
+    np.testing.assert_allclose(mean, members.double().mean(0), rtol=1e-7)
+    np.testing.assert_allclose(variance, members.double().numpy().var(0), rtol=1e-6)
+    assert (mean_and_variance([members[0]])[1] == 0).all()
+    with pytest.raises(ValueError, match='at least one member'):
+        mean_and_variance([])
+
+
+def test_the_total_scale_has_the_variance_of_the_mixture():
+    images, scales = np.array([100., 103., 98.]), np.array([2., 0.7, 1.5])
+
+    def density(x):
+        return np.mean([stats.laplace(f, s).pdf(x) for f, s in zip(images, scales, strict=True)])
+
+    moments = [integrate.quad(lambda x, k=k: x**k * density(x), 60, 140, limit=500, points=sorted(images))[0]
+               for k in (1, 2)]
+    _, spread = mean_and_variance(torch.tensor(images)[:, None])
+    s = total_log_scale(spread, torch.tensor((scales**2).mean()))
+    assert 2 * (2 * s).exp().item() == pytest.approx(moments[1] - moments[0]**2, rel=1e-6)
+    assert total_log_scale(torch.zeros(1)).isfinite().all()
+
+
+def nets(count):
+    members = [UncertaintyNet(EDSR(**SMALL), {'type': 'UDLHead', 'num_feat': 8}).eval() for _ in range(count)]
+    with torch.no_grad():
+        for member in members:
+            for parameter in member.parameters():
+                parameter.add_(0.02 * torch.randn_like(parameter))
+    return members
+
+
+@torch.no_grad()
+def test_an_ensemble_answers_as_its_members_do():
+    members, lq = nets(3), torch.rand(1, 3, 12, 14)
+    means = [member.mean_network for member in members]
+    ensemble = EnsembleNet(means, members)
+    images = np.stack([255 * mean(lq).double().numpy() for mean in means])
+    squares = np.stack([(2 * member.log_scale(lq).double()).exp().numpy() for member in members])
+    np.testing.assert_allclose(255 * ensemble(lq), images.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(ensemble.spread(lq), images.std(0), rtol=1e-4, atol=1e-4)
+    variance = 2 * squares.mean(0) + images.var(0)
+    np.testing.assert_allclose(2 * (2 * ensemble.log_scale(lq)).exp(), variance, rtol=1e-4)
+    torch.testing.assert_close(ensemble.interval(lq, 0.9)[1], np.log(10) * ensemble.log_scale(lq).exp())
+    torch.testing.assert_close(EnsembleNet(means[:1], members[:1]).log_scale(lq), members[0].log_scale(lq),
+                               rtol=1e-5, atol=1e-5)
+    flips = EnsembleNet(means[:1], flips=True)
+    torch.testing.assert_close(flips(lq), self_ensembled(means[0])(lq))
+    assert (flips.spread(lq) > 0).any()
+    square = torch.rand(1, 3, 9, 9)  # what is symmetrical itself leaves nothing to disagree on
+    symmetrical = sum(torch.rot90(part, k, (-2, -1)) for part in (square, square.flip(-1)) for k in range(4)) / 8
+    turned = EnsembleNet([torch.nn.Upsample(scale_factor=2)], flips=True)
+    assert turned.spread(symmetrical).max() < 1e-3
+    with pytest.raises(ValueError, match='an uncertainty for each or none, got 3 and 2'):
+        EnsembleNet(means, members[:2])
+
+
+@pytest.fixture
+def run(tmp_path):
+    return Run(tmp_path)
+
+
+def test_infer_takes_members_and_their_spread(run, capsys):
+    path, options = run.picture(), run.add_uncertainty()
+    other = nets(1)[0]
+    folder = run.models.parents[1] / 'y' / 'models'
+    folder.mkdir(parents=True)
+    (folder.parent / 'y.yml').write_text((run.models.parent / 'x.yml').read_text().replace('name: x', 'name: y'))
+    torch.save({'params': other.mean_network.state_dict()}, folder / 'net_g_latest.pth')
+    torch.save({'params': other.state_dict()}, folder / 'net_u_latest.pth')
+    member = ['--member', folder / 'net_g_latest.pth', folder / 'net_u_latest.pth']
+    assert run(path, *options, *member, '--tile', 8, '--overlap', 12) == 0
+    lq = torch.from_numpy(pixels(path).transpose(2, 0, 1).copy())[None] / 255
+    with torch.no_grad():
+        image = (run.network(lq) + other.mean_network(lq)) / 2
+        variance = 255**2 * ((run.network(lq) - other.mean_network(lq)) / 2).square()
+        squares = sum((2 * net.log_scale(lq)).exp() for net in (run.net_u, other)) / 2
+    expected = 255 * image[0].numpy().transpose(1, 2, 0).clip(0, 1)
+    assert np.abs(pixels(run.out / 'a.png') - expected).max() < 0.501
+    s = 0.5 * (squares + variance / 2).log().mean(1)[0].numpy()
+    assert np.abs(decode_log_scale(pixels(run.out / 'a_log_scale.png')) - s.clip(-2, 6)).max() < 2e-4
+
+    assert run(path, *options) == 2  # without the member these are other pictures
+    assert '--weights' in capsys.readouterr().err
+    assert run(path, *options, *member[:2]) == 2
+    assert 'expected net_g and net_u, as --weights has' in capsys.readouterr().err
+    assert run(path, *options, '--spread', out=run.root / 'flips') == 2
+    assert 'give --self_ensemble with it' in capsys.readouterr().err
+    assert run(path, *options, '--spread', '--self_ensemble', out=run.root / 'flips') == 0
+    assert run(path, *options, '--self_ensemble', out=run.root / 'mean') == 0
+    same, maps = ([cv2.imread(str(run.root / name / f'a{end}.png'), -1).astype(int) for name in ('flips', 'mean')]
+                  for end in ('', '_log_scale'))
+    assert np.abs(same[0] - same[1]).max() <= 1
+    assert (maps[0] >= maps[1] - 2).all()  # the spread, and by Jensen the mean of squares, only add
+    assert (maps[0] > maps[1] + 10).any()

@@ -1,0 +1,51 @@
+"""What several predictions of one image say together: their mean, their spread, and the scale of both uncertainties.
+
+Lakshminarayanan et al., Simple and Scalable Predictive Uncertainty Estimation using Deep Ensembles, NeurIPS 2017
+(arXiv 1612.01474): the members are an even mixture, whose variance is the mean of their variances (what no network
+could know, *aleatoric*) and the variance of their means (what these do not agree on, *epistemic*). Ours: Laplace's
+scale in the place of Gauss' deviation, by the variance 2 theta^2 of both.
+"""
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+LEAST_SCALE = 1e-3
+"""Grey levels: what a total scale is at least, since members that agree exactly have a spread of 0."""
+
+
+def mean_and_variance(members: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean and variance over any number of maps, none of which is kept (Welford's method, in float64).
+
+    Args:
+        members (Iterable[Tensor]): Of one shape, at least one.
+
+    Returns:
+        tuple: Mean, and variance with the number of members below the line (an even mixture's own); both in the
+            members' dtype. One member has no variance: 0.
+
+    Raises:
+        ValueError: No member.
+    """
+    count, mean, squares = 0, None, None
+    for member in members:
+        value, count = member.double(), count + 1
+        if mean is None:
+            mean, squares, like = value.clone(), torch.zeros_like(value), member
+            continue
+        difference = value - mean
+        mean += difference / count
+        squares += difference * (value - mean)
+    if mean is None:
+        raise ValueError('expected at least one member of the ensemble, got none')
+    return mean.to(like), (squares / count).to(like)
+
+
+def total_log_scale(spread_variance: Tensor, mean_square_scale: Tensor | float = 0.) -> Tensor:
+    """s of the mixture: half the log of mean(theta_m^2) + variance/2, in 0-255 units.
+
+    Args:
+        spread_variance (Tensor): Variance of the members' images, in 0-255 units squared.
+        mean_square_scale (Tensor | float): Mean of their theta^2, in the same; 0 where they say none.
+    """
+    return 0.5 * (mean_square_scale + spread_variance / 2).clamp_min(LEAST_SCALE**2).log()
