@@ -166,7 +166,7 @@ def test_scores_keep_the_facts(mine):
         'my_lpips': MetricFacts(False), 'mine': MetricFacts(False)}
     stated = scores_of('x', 1., higher_is_better=False, decimals=1)
     assert metric_facts([stated], 'my_lpips') == MetricFacts(False, 1)
-    assert 'MY_LPIPS ↓' in format_scores(stated)
+    assert 'MY LPIPS ↓' in format_scores(stated)
     assert '  1.5' in format_scores(stated)
 
 
@@ -217,7 +217,8 @@ def test_a_group_of_runs_without_direction_crowns_nobody(tmp_path):
         difference = group.difference('UDL', 'Set5', 'my_lpips')
         assert difference['ahead'] == (0 if sign else None)
         assert html_groups.verdict(difference, trained=False) == ('behind' if sign else 'open')
-        page = html._header([group], 't') + html._results([group])
+        parts, view = html.templates().get_template('parts.html').module, html._view(group)
+        page = parts.header(view) + parts.results(view, 0)
         for word in ('<b>1.5000</b>', '← better', 'Behind', 'Best in bold', 'ahead on'):
             assert (word in page) == bool(sign), word
         head, rows = summary_rows(records, 4, ['my_lpips'])
