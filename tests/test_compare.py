@@ -1,5 +1,6 @@
 """Comparisons: runs that differ in their loss alone, records that are added to, and statistics against closed forms."""
 import importlib.util
+import json
 import os
 import re
 import signal
@@ -108,6 +109,20 @@ def test_records_are_read_back_and_checked(tmp_path):
     (tmp_path / 'UDL_x2_seed0.json').write_text('{')
     with pytest.raises(ScoresError, match=r'UDL_x2_seed0\.json is no JSON'):
         record_files.read_records(tmp_path)
+
+
+def test_files_stay_as_they_are(tmp_path):
+    """A record that is read and written again is the same file; of an old one, what was not kept is not known."""
+    for file in sorted((ROOT / 'docs' / 'results' / 'quick_x4').glob('*_seed0.json')):
+        again = record_files.write_record(record_files.read_record(file), tmp_path)
+        assert (again.name, again.read_bytes()) == (file.name, file.read_bytes())
+    assert len(list(tmp_path.iterdir())) == 2
+    content = json.loads(again.read_text())
+    for name in ('measured', 'metrics', 'order', 'costs', 'run_time', 'peak_memory', 'commit', 'pictures'):
+        del content[name]
+    old = record_files.Record.from_json({**content, 'unknown': 1})
+    assert (old.measured, old.metrics, old.costs, old.pictures, old.order) == (None, {}, {}, None, 0)
+    assert old.datasets == record_files.read_record(again).datasets
 
 
 def test_the_summary_says_what_was_found():

@@ -184,7 +184,7 @@ def test(parsed: Parsed) -> Scores:
     """Tests on every data set of the options; writes and prints the table of scores.
 
     Returns:
-        dict: The scores, as in ``results/<name>/scores.json``.
+        Scores: As in ``results/<name>/scores.json``.
 
     Raises:
         FloatingPointError: The network's output is not finite, and nothing is written; or a metric is not, which is
