@@ -392,7 +392,7 @@ def test_the_window_begins_where_a_pixel_of_the_lq_begins():
     lq = np.zeros((30, 30, 3), np.uint8)
     lq[14:22, 11:19] = np.random.default_rng(0).integers(0, 256, (8, 8, 3))  # the detail, at no multiple of 8
     gt = lq.repeat(3, 0).repeat(3, 1)
-    group = html_groups.Group('', [{'scale': 3}], '')
+    group = html_groups.Group('', [invented_record(method='L1', scale=3, datasets={})], '')
     whole = html_pictures.Picture(group, 'Set5', 'bird', (html_pictures.Layer('lq', '', lq, {}),
                                                           html_pictures.Layer('gt', '', gt, {}, gt[..., 0])), (90, 90))
     small, large = html_pictures._cut(whole, 25).layers
