@@ -244,6 +244,12 @@ def test_arguments_of_the_loss(wrong):
         TLWLoss(**wrong)
 
 
+def test_a_loss_without_its_judge_says_so():
+    image = torch.rand(1, 3, 32, 32)
+    with pytest.raises(RuntimeError, match=r'call build_judge\(\) first'):
+        TLWLoss()(image, image, image)
+
+
 def test_weighting_network():
     net = TLWNet(num_in_ch=3, num_feat=8)
     kinds = [m for m in net.body if not isinstance(m, torch.nn.ReLU)]

@@ -41,6 +41,11 @@ def test_values_and_gradients_are_those_of_the_upsampled_map(scale, size, memory
         torch.testing.assert_close(ours, theirs, **EXACT)
 
 
+def test_there_need_be_no_bias():
+    x, weight, _ = inputs()
+    torch.testing.assert_close(upsampled_conv2d(x, weight, None, 4), plain(x, weight, None, 4), **EXACT)
+
+
 @pytest.mark.parametrize('scale', [2, 3, 4])
 def test_gradients_are_differences(scale):
     given = [t.detach()[:1, :2].requires_grad_() if t.ndim == 4 else t.detach()[:1].requires_grad_()

@@ -51,7 +51,8 @@ def test_a_photograph_gains_and_the_uncertainty_lies_where_the_error_is(tmp_path
     lq = cv2.resize(gt, None, fx=1 / scale, fy=1 / scale, interpolation=cv2.INTER_AREA)
     cv2.imwrite(str(tmp_path / 'a.png'), lq)
     arguments = [str(tmp_path / 'a.png'), '--out', str(tmp_path / 'sr'), '--scale', str(scale), '--device', 'cpu']
-    assert infer.main(arguments) == 0
+    calibrated = (folder() / f'ESU_x{scale}.calibration.json').is_file()
+    assert infer.main([*arguments, *['--intervals' for _ in range(calibrated)]]) == 0
 
     sr = cv2.imread(str(tmp_path / 'sr' / 'a.png'))
     bicubic = cv2.resize(lq, gt.shape[:2], interpolation=cv2.INTER_CUBIC)
@@ -60,6 +61,10 @@ def test_a_photograph_gains_and_the_uncertainty_lies_where_the_error_is(tmp_path
     error = np.abs(gt.astype(float) - sr).mean(2)
     sure, unsure = error[s < np.quantile(s, 0.1)].mean(), error[s > np.quantile(s, 0.9)].mean()
     assert unsure > 4 * sure
+    if calibrated:
+        lower, upper = (cv2.imread(str(tmp_path / 'sr' / f'a_{name}.png'), cv2.IMREAD_UNCHANGED) / 257
+                        for name in ('lower', 'upper'))
+        assert 0.8 < ((lower <= gt) & (gt <= upper)).mean() < 1  # promised: 0.9, over many images
 
 
 def test_what_is_not_there_is_refused(tmp_path, capsys):

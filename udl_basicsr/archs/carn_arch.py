@@ -29,6 +29,9 @@ def _body(*layers: nn.Module) -> nn.Sequential:
 class _MeanShift(nn.Module):
     """weight * x + bias per channel, with the shapes of the 1x1 convolution that the released weights have."""
 
+    weight: Tensor
+    bias: Tensor
+
     def __init__(self, num_ch: int, sign: int):
         super().__init__()
         mean = torch.tensor(DIV2K_MEAN)

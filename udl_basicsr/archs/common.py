@@ -39,9 +39,15 @@ def bicubic(lq: Tensor, scale: int) -> Tensor:
     return F.interpolate(lq, size, mode='bicubic', align_corners=False)
 
 
+def start_bias(conv: nn.Conv2d | nn.ConvTranspose2d, value: float = 0.) -> None:
+    """Sets the bias of a convolution, where it has one."""
+    if conv.bias is not None:
+        nn.init.constant_(conv.bias, value)
+
+
 def he_init(network: nn.Module, negative_slope: float = 0.) -> None:
     """He et al., ICCV 2015: normal weights with the fan-in, no bias, for every convolution of ``network``."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, a=negative_slope)
-            nn.init.zeros_(module.bias)
+            start_bias(module)

@@ -17,7 +17,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .common import bicubic, check_arguments, check_same_channels
+from .common import bicubic, check_arguments, check_same_channels, start_bias
 
 
 class BicubicDownsampling(nn.Module):
@@ -27,6 +27,8 @@ class BicubicDownsampling(nn.Module):
         num_ch (int): Channels of the images.
         scale (int): Downsampling factor.
     """
+
+    kernel: Tensor
 
     def __init__(self, num_ch: int, scale: int):
         super().__init__()
@@ -101,7 +103,7 @@ class _Denoiser(nn.Module):
                 nn.init.kaiming_normal_(module.weight)
             elif isinstance(module, nn.Conv2d):
                 nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+                start_bias(module)
 
     def forward(self, x: Tensor) -> Tensor:
         skips = []

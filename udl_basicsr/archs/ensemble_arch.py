@@ -1,5 +1,6 @@
 """Several networks, or one turned eight ways, as one that knows how far they differ."""
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +48,7 @@ class EnsembleNet(nn.Module):
         squares = 0.
         if self.uncertainties:
             squares, _ = mean_and_variance((2 * s).exp() for s in self._each(
-                [uncertainty.log_scale for uncertainty in self.uncertainties], lq))
+                [uncertainty.log_scale for uncertainty in cast(Iterable[UncertaintyNet], self.uncertainties)], lq))
         return total_log_scale(self.spread(lq).square(), squares)
 
     def interval(self, lq: Tensor, level: float) -> tuple[Tensor, Tensor]:
@@ -57,7 +58,7 @@ class EnsembleNet(nn.Module):
     def _images(self, lq: Tensor) -> Iterator[Tensor]:
         return self._each(self.networks, lq)
 
-    def _each(self, functions: Sequence, lq: Tensor) -> Iterator[Tensor]:
+    def _each(self, functions: Iterable[Callable[[Tensor], Tensor]], lq: Tensor) -> Iterator[Tensor]:
         """What each function makes of the image, and of each of its turns, turned back."""
         for function in functions:
             for flip in (False, True) if self.flips else (False, ):

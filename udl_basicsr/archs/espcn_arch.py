@@ -8,7 +8,7 @@ Xavier initialisation with the gain of tanh, of which the paper says nothing.
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
-from .common import check_arguments
+from .common import check_arguments, start_bias
 
 
 @ARCH_REGISTRY.register()
@@ -31,15 +31,14 @@ class ESPCN(nn.Module):
         super().__init__()
         check_arguments('ESPCN', upscale, multiple_of=2, num_in_ch=num_in_ch, num_out_ch=num_out_ch,
                         num_feat=num_feat)
-        self.body = nn.Sequential(
-            nn.Conv2d(num_in_ch, num_feat, 5, 1, 2), nn.Tanh(),
-            nn.Conv2d(num_feat, num_feat // 2, 3, 1, 1), nn.Tanh())
+        first, second = nn.Conv2d(num_in_ch, num_feat, 5, 1, 2), nn.Conv2d(num_feat, num_feat // 2, 3, 1, 1)
+        self.body = nn.Sequential(first, nn.Tanh(), second, nn.Tanh())
         self.conv_last = nn.Conv2d(num_feat // 2, num_out_ch * upscale**2, 3, 1, 1)
         self.pixel_shuffle = nn.PixelShuffle(upscale)
-        for conv in (self.body[0], self.body[2], self.conv_last):
+        for conv in (first, second, self.conv_last):
             gain = 1. if conv is self.conv_last else nn.init.calculate_gain('tanh')
             nn.init.xavier_normal_(conv.weight, gain)
-            nn.init.zeros_(conv.bias)
+            start_bias(conv)
 
     def forward(self, lq: Tensor) -> Tensor:
         """(N, C, h, w) in [0, 1] to (N, C, upscale*h, upscale*w)."""

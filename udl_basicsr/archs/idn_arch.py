@@ -14,7 +14,7 @@ import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
-from .common import bicubic, check_arguments, check_same_channels, he_init
+from .common import bicubic, check_arguments, check_same_channels, he_init, start_bias
 
 SLOPE = 0.05
 KERNEL_SIZE = 17  # of the transposed convolution
@@ -52,7 +52,7 @@ class _TransposedConv(nn.Module):
         self.conv = nn.ConvTranspose2d(num_feat, num_out_ch, KERNEL_SIZE, scale, KERNEL_SIZE // 2 - self.surplus)
         # He's rule for what one output pixel adds up: the kernels of KERNEL_SIZE**2 / scale**2 input pixels.
         nn.init.normal_(self.conv.weight, std=math.sqrt(2 / (num_feat * (KERNEL_SIZE / scale)**2)))
-        nn.init.zeros_(self.conv.bias)
+        start_bias(self.conv)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(x)[..., :-self.surplus, :-self.surplus]

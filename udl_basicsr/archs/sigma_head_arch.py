@@ -9,6 +9,8 @@ from basicsr.archs.arch_util import Upsample
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
+from .common import start_bias
+
 _FIRST_LOGIT = -3.
 
 
@@ -43,7 +45,7 @@ class SigmaHead(nn.Module):
         self.conv_last = nn.Conv2d(num_feat, num_out_ch, 3, 1, 1)
         # Ours: the first sigma is then that of a usual error, 12 grey levels. From sigmoid(0), 128 grey levels, the way
         # down is so long that sigma runs past it to 1e-6, where the sigmoid has no slope left to come back by.
-        nn.init.constant_(self.conv_last.bias, _FIRST_LOGIT)
+        start_bias(self.conv_last, _FIRST_LOGIT)
 
     def forward(self, features: Tensor) -> Tensor:
         """(N, num_in_ch, h, w) features to sigma, (N, num_out_ch, scale*h, scale*w), in [0, 1] like the pixels."""

@@ -18,9 +18,15 @@ _VERSION = '0.4.2'  # the one that was tried
 _SWIN = ('conv_before_upsample', 'upsample', 'conv_last')  # whatever the upsampler
 
 
-def _freeze(*modules: nn.Module) -> None:
-    for module in modules:
-        module.requires_grad_(False)
+def _unused(module: Any) -> list[nn.Module]:
+    kind = type(module).__name__
+    if kind == 'Conv3XC':  # SPAN: of evaluation, computed anew from the others in each forward there
+        return [module.eval_conv]
+    if kind == 'ConvBlock' and not module.use_act:  # SwiftSRGAN
+        return [module.act]
+    if kind == 'SimplifiedDATBlock':  # FDAT: each kind of block has one of the two gates
+        return [module.inter.sg if module.btype == 'spatial' else module.inter.cg]
+    return []
 
 
 class _Unused(nn.Module):
@@ -29,17 +35,14 @@ class _Unused(nn.Module):
     def __init__(self, **options: Any):
         super().__init__(**options)
         for module in self.modules():
-            kind = type(module).__name__
-            if kind == 'Conv3XC':  # SPAN: of evaluation, computed anew from the others in each forward there
-                _freeze(module.eval_conv)
-            elif kind == 'ConvBlock' and not module.use_act:  # SwiftSRGAN
-                _freeze(module.act)
-            elif kind == 'SimplifiedDATBlock':  # FDAT: each kind of block has one of the two gates
-                _freeze(module.inter.sg if module.btype == 'spatial' else module.inter.cg)
+            for part in _unused(module):
+                part.requires_grad_(False)
 
 
 class _AnySize(nn.Module):
     """Pads images to the multiple that the network needs, and crops."""
+
+    hyperparameters: dict[str, Any]
 
     def forward(self, x: Tensor) -> Tensor:
         options = self.hyperparameters
@@ -65,9 +68,13 @@ class _SeemoRe(nn.Module):
 class _RCAN(nn.Module):
     """Leaves the image as it is given (spandrel's multiplies it in place) and the channels' means frozen."""
 
+    sub_mean: nn.Module
+    add_mean: nn.Module
+
     def __init__(self, **options: Any):
         super().__init__(**options)
-        _freeze(self.sub_mean, self.add_mean)
+        self.sub_mean.requires_grad_(False)
+        self.add_mean.requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.clone())

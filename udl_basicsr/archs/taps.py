@@ -5,6 +5,7 @@ import itertools
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -83,12 +84,14 @@ def find_tap(network: nn.Module, options: dict, tap: str | None = None) -> Tap:
     Raises:
         TapError: The network cannot be run or makes no image, or the tap is none; the message lists those that are.
     """
-    name, problem = options['type'], None
+    name = options['type']
+    problem: TapError | None = None
     for run in _dry_runs(network, options):
         try:
             return _fit(name, network, tap, run)
         except _NotHere as error:  # perhaps in a larger image, which the network need not pad
             problem = error
+    assert problem is not None  # there is a run, or an error instead
     raise problem
 
 
@@ -98,9 +101,9 @@ class _NotHere(TapError):
 
 def _fit(name: str, network: nn.Module, tap: str | None, run: DryRun) -> Tap:
     modules = [n for n, _ in network.named_modules() if n]
-    usable = [n for n in modules if n in run.calls and run.enlargement(run.calls[n][0])]
+    usable = {n: factor for n in modules if n in run.calls and (factor := run.enlargement(run.calls[n][0]))}
     # A deep network has thousands of modules; those near the top are the ones anyone would tap.
-    shown = usable if len(usable) <= 60 else [n for n in usable if n.count('.') == 0]
+    shown = list(usable) if len(usable) <= 60 else [n for n in usable if n.count('.') == 0]
     listing = f'Modules of {name} that can be tapped: {", ".join(shown)}'
     if len(shown) < len(usable):
         listing += f' (and {len(usable) - len(shown)} inside them)'
@@ -122,13 +125,15 @@ def _fit(name: str, network: nn.Module, tap: str | None, run: DryRun) -> Tap:
     scale = scales.pop()
     if scales or scale != int(scale):
         raise TapError(f'{name} makes an image of {run.mean[2:]} from {run.lq}: expected one whole factor')
-    return Tap(tap, calls, features[1], run.enlargement(features), run.mean[1], int(scale))
+    return Tap(tap, calls, features[1], usable[tap], run.mean[1], int(scale))
 
 
 def _default_taps(network: nn.Module) -> Iterator[str]:
     for tap in traits_of(type(network)).default_tap:
         parent, _, last = tap.rpartition('.')
-        yield f'{parent}.{len(network.get_submodule(parent)) - 1}' if last == '-1' else tap
+        if last == '-1':
+            tap = f'{parent}.{len(cast(nn.Sequential, network.get_submodule(parent))) - 1}'
+        yield tap
 
 
 def _dry_runs(network: nn.Module, options: dict) -> Iterator[DryRun]:
@@ -168,7 +173,7 @@ def _dry_runs(network: nn.Module, options: dict) -> Iterator[DryRun]:
                    f'{failure}') from failure
 
 
-def _dry_run(network: nn.Module, shape: tuple[int, ...], on_meta: bool, made: Counter) -> DryRun:
+def _dry_run(network: nn.Module, shape: tuple[int, int, int, int], on_meta: bool, made: Counter) -> DryRun:
     """On torch's meta device nothing is computed; a few networks look at values and need the true run.
 
     ``made`` counts the calls of each module, also where the run fails.

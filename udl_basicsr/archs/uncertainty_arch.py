@@ -3,6 +3,8 @@
 Ning et al., Uncertainty-Driven Loss for Single Image Super-Resolution, NeurIPS 2021, figure 2. What differs: the paper
 builds the second branch into each network by hand; here any registered network is the backbone and stays as it is.
 """
+from typing import Any
+
 import torch
 from basicsr.archs import build_network
 from basicsr.utils.registry import ARCH_REGISTRY
@@ -71,7 +73,8 @@ class UncertaintyNet(nn.Module):
                 raise TypeError(f'{name}: expected {{type: ..., ...}} or a network, got {type(given).__name__}')
         built = isinstance(backbone, nn.Module)
         self.mean_network = backbone if built else build_network(backbone)
-        self.detach, self.freeze, self._kept = detach, freeze, None
+        self.detach, self.freeze = detach, freeze
+        self._hooked, self._kept = False, []
         # What is random after this is what it would be without a head: the same noise, the same dropout.
         with torch.random.fork_rng(devices=[]):
             found = find_tap(self.mean_network, {'type': type(backbone).__name__} if built else backbone, tap)
@@ -108,7 +111,7 @@ class UncertaintyNet(nn.Module):
             tuple: mean (N, C, H, W) in [0, 1], and s (N, C, H, W), natural log of the Laplace scale in 0-255 units; or
                 what else the head puts out, (N, maps*C, H, W).
         """
-        if self._kept is not None and self.mean_network.training:
+        if self._hooked and self.mean_network.training:
             self._kept.clear()
             mean, features = self.mean_network(lq), self._kept[-1]
             self._kept.clear()
@@ -150,7 +153,7 @@ class UncertaintyNet(nn.Module):
 
         In training alone: the mean network is validated by itself, and its features are then nobody's.
         """
-        self._kept = []
+        self._hooked, self._kept = True, []
 
         def keep(tap, args, kwargs):
             if tap.training:
@@ -164,7 +167,8 @@ class UncertaintyNet(nn.Module):
         height, width = (self.scale * size for size in lq.shape[-2:])
         return self.head(features)[..., :height, :width]
 
-    def _run_backbone(self, lq: Tensor, stop_at_tap: bool) -> tuple[Tensor, Tensor | None]:
+    def _run_backbone(self, lq: Tensor, stop_at_tap: bool) -> tuple[Tensor, Any]:
+        """What the tap was given last, and the image, or None where the backbone stopped before it."""
         tap = self.mean_network.get_submodule(self.tap)
         seen = []
 

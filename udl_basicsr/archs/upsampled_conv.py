@@ -82,7 +82,7 @@ def _pairs(out: Tensor, windows: Tensor, scale: int):
             met.add((row_group, column_group))
 
 
-def upsampled_conv2d(x: Tensor, weight: Tensor, bias: Tensor, scale: int,
+def upsampled_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, scale: int,
                      activation: Callable[[Tensor], Tensor] = lambda value: value) -> Tensor:
     """``activation(conv2d(interpolate(x, scale_factor=scale, mode='nearest'), weight, bias, padding=1))``.
 
@@ -91,7 +91,7 @@ def upsampled_conv2d(x: Tensor, weight: Tensor, bias: Tensor, scale: int,
     Args:
         x (Tensor): (N, C, h, w).
         weight (Tensor): (out, C, 3, 3).
-        bias (Tensor): (out, ).
+        bias (Tensor | None): (out, ); None adds nothing.
         scale (int): 2 or more.
         activation (Callable): Of single values; computed before these are copied, so on 9 and not on 16 a map pixel
             at scale 4.
@@ -112,4 +112,5 @@ def upsampled_conv2d(x: Tensor, weight: Tensor, bias: Tensor, scale: int,
     folded = folded.permute(1, 2, 0, 3, 4, 5).flatten(0, 2)
     if x.is_contiguous(memory_format=torch.channels_last):
         folded = folded.contiguous(memory_format=torch.channels_last)
-    return _Spread.apply(activation(F.conv2d(x, folded, bias.repeat(groups**2), padding=1)), scale)
+    repeated = None if bias is None else bias.repeat(groups**2)
+    return _Spread.apply(activation(F.conv2d(x, folded, repeated, padding=1)), scale)

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from udl_basicsr.utils import exits
 from udl_basicsr.utils.command_line import CommandParser
-from udl_basicsr.utils.shipped_weights import SCALES, locate_weights
+from udl_basicsr.utils.shipped_weights import locate_weights, scales
 
 
 def weights_file(text: str) -> str:
@@ -57,8 +57,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--weights', type=weights_file, metavar='FILE',
                         help='net_g_*.pth or .safetensors; default: udl:UDL_x4, the small network that comes with the '
                         'package, with its uncertainty')
-    parser.add_argument('--scale', type=int, choices=SCALES, metavar='N',
-                        help='of the networks that come with the package: 2, 3 or 4; default 4')
+    parser.add_argument('--scale', type=int, choices=scales(), metavar='N', help='of the networks that come with the '
+                        f'package: {" or ".join(map(str, scales()))}; default 4')
     parser.add_argument('-opt', '--opt', metavar='YAML',
                         help="option file with network_g; default: the one in the weights' run")
     parser.add_argument('--param_key', metavar='KEY',

@@ -27,17 +27,17 @@ def mean_and_variance(members: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: No member.
     """
-    count, mean, squares = 0, None, None
-    for member in members:
-        value, count = member.double(), count + 1
-        if mean is None:
-            mean, squares, like = value.clone(), torch.zeros_like(value), member
-            continue
+    remaining = iter(members)
+    like = next(remaining, None)
+    if like is None:
+        raise ValueError('expected at least one member of the ensemble, got none')
+    mean = like.double().clone()
+    count, squares = 1, torch.zeros_like(mean)
+    for count, member in enumerate(remaining, 2):
+        value = member.double()
         difference = value - mean
         mean += difference / count
         squares += difference * (value - mean)
-    if mean is None:
-        raise ValueError('expected at least one member of the ensemble, got none')
     return mean.to(like), (squares / count).to(like)
 
 

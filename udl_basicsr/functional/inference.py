@@ -49,6 +49,7 @@ def tiled(restore: Restore, tile: int, overlap: int, scale: int) -> Restore:
                     out = part.new_empty(*part.shape[:2], height * scale, width * scale)
                 out[..., top * scale:bottom * scale, left * scale:right * scale] = part[
                     ..., (top - y0) * scale:(bottom - y0) * scale, (left - x0) * scale:(right - x0) * scale]
+        assert out is not None  # an image has a pixel
         return out
 
     return run
@@ -58,7 +59,7 @@ def self_ensembled(restore: Restore) -> Restore:
     """The mean over the eight flips and rotations of the input, each turned back (x8 self-ensemble of EDSR)."""
 
     def run(lq: Tensor) -> Tensor:
-        total = 0
+        total = lq.new_zeros(())
         for flip in (False, True):
             for turns in range(4):
                 turned = torch.rot90(lq.flip(-1) if flip else lq, turns, (-2, -1))

@@ -154,7 +154,7 @@ def build_lpips(net: str = 'alex', weights_path: str | Path | None = None, rando
         model = lpips.LPIPS(pretrained=False, net=net, version=version, pnet_rand=True, verbose=False)
     model.load_state_dict(network_weights(Path(lpips.__file__).parent / 'weights' / f'v{version}' / f'{net}.pth', None),
                           strict=False)
-    if random_weights:
+    if path is None:
         logging.getLogger('basicsr').warning(
             f'LPIPS ({net}) has a random backbone, as random_weights asks for: its distances mean nothing to the eye.')
     else:

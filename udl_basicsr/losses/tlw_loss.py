@@ -126,7 +126,7 @@ class TLWLoss(WeightedLoss):
         """
         check_shapes(pred=pred, target=target, weight_map=weight_map)
         weights = self._draw(weight_map, 1)
-        criterion = self._criterion(*tlw.judged_distances(weights, pred.detach(), target, self.judge))
+        criterion = self._criterion(*self._judged(weights, pred.detach(), target))
         return -criterion.log().mean(), criterion.detach()
 
     @full_precision
@@ -148,7 +148,7 @@ class TLWLoss(WeightedLoss):
         check_shapes(pred=pred, target=target, weight_map=weight_map)
         with torch.no_grad():
             weights = self._draw(weight_map, self.samples)
-            distances = tlw.judged_distances(weights, pred, target, self.judge)
+            distances = self._judged(weights, pred, target)
         return self._weighted(pred, target, weights, *distances), self._criterion(*distances)
 
     @full_precision
@@ -167,9 +167,14 @@ class TLWLoss(WeightedLoss):
         """
         check_shapes(pred=pred, target=target, weight_map=weight_map)
         weights = self._draw(weight_map, self.samples)
-        distances = tlw.judged_distances(weights, pred.detach(), target, self.judge)
+        distances = self._judged(weights, pred.detach(), target)
         criterion = self._criterion(*distances)
         return self._weighted(pred, target, weights, *distances), -criterion.log().mean(), criterion.detach()
+
+    def _judged(self, weights: Tensor, pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        if self.judge is None:
+            raise RuntimeError('TLWLoss has no judge yet: call build_judge() first')
+        return tlw.judged_distances(weights, pred, target, self.judge)
 
     def _draw(self, weight_map: Tensor, samples: int) -> Tensor:
         return weight_map[None] if self.deterministic else tlw.relaxed_bernoulli(weight_map, self.temperature, samples)

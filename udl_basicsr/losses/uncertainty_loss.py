@@ -2,6 +2,7 @@
 
 Ning et al., Uncertainty-Driven Loss for Single Image Super-Resolution, NeurIPS 2021.
 """
+import functools
 import logging
 import math
 
@@ -112,7 +113,7 @@ class LikelihoodLoss(WeightedLoss):
         Raises:
             ValueError: The shapes differ.
         """
-        return sum(self.terms(pred, target, log_scale))
+        return functools.reduce(torch.add, self.terms(pred, target, log_scale))
 
 
 @LOSS_REGISTRY.register()

@@ -41,7 +41,9 @@ def stated_facts(metric: str) -> MetricFacts | None:
     if metric in _BASICSR:
         return facts_by_name(_BASICSR[metric])
     function = dict(iter(METRIC_REGISTRY)).get(metric)
-    return _read(function, function.higher_is_better) if hasattr(function, 'higher_is_better') else None
+    if function is None or not hasattr(function, 'higher_is_better'):
+        return None
+    return _read(function, function.higher_is_better)
 
 
 def block_facts(block: Mapping[str, Any]) -> MetricFacts:
@@ -53,7 +55,7 @@ def block_facts(block: Mapping[str, Any]) -> MetricFacts:
     """
     if (stated := stated_facts(block['type'])) is not None:
         return stated
-    return _read(dict(iter(METRIC_REGISTRY)).get(block['type']), _DIRECTIONS.get(block.get('better')))
+    return _read(dict(iter(METRIC_REGISTRY)).get(block['type']), _DIRECTIONS.get(block.get('better', '')))
 
 
 def without_better(block: Mapping[str, Any]) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def inner(image: np.ndarray, crop_border: int) -> np.ndarray:
     return image[crop_border:height - crop_border, crop_border:width - crop_border]
 
 
-def error_and_scale(img: np.ndarray, img2: np.ndarray, log_scale: np.ndarray, crop_border: int = 0,
+def error_and_scale(img: np.ndarray, img2: np.ndarray, log_scale: np.ndarray | float, crop_border: int = 0,
                     input_order: str = 'HWC', recalibration: float = 1.) -> tuple[np.ndarray, np.ndarray]:
     """What the formulas take.
 

@@ -9,8 +9,6 @@ from pathlib import Path
 from .option_files import PREFIX
 from .text import did_you_mean
 
-SCALES = (2, 3, 4)
-
 
 def folder() -> Path:
     """Where they lie."""
@@ -22,11 +20,16 @@ def names() -> list[str]:
     return sorted(path.stem for path in folder().glob('*.safetensors'))
 
 
+def scales() -> list[int]:
+    """The scales that there are weights for."""
+    return sorted({int(name.rpartition('_x')[2]) for name in names()})
+
+
 def locate_weights(text: str) -> str:
     """The path of weights: ``text`` itself, or the file that ``udl:NAME`` means.
 
     Args:
-        text (str): A path, or ``udl:UDL_x4``, ``udl:ESU_x2``.
+        text (str): A path, or ``udl:UDL_x4``, ``udl:ESU_x4``.
 
     Raises:
         ValueError: No weights of that name come with the package; names the nearest.
