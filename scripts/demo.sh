@@ -59,5 +59,5 @@ step 'Table and figures' report
 cat << END
 
 Finished in $SECONDS s. Look at results/demo/*.png; the networks are in experiments/demo_UDL/models.
-One demo on a few photographs says little about the losses: README.md tells how to train and compare properly.
+One demo on a few photographs says little about the losses. README.md tells how to train, docs/COMPARE.md how to compare.
 END

@@ -14,7 +14,7 @@ from udl_basicsr.functional import attribution
 from udl_basicsr.functional.log_scale_maps import encode_log_scale
 from udl_basicsr.reports import figures, lead, plots, where
 from udl_basicsr.reports.pictures import Run
-from udl_basicsr.utils.scores import ScoresError
+from udl_basicsr.utils.scores import ScoresError, SetScores
 
 
 def record(method, seed, psnr, stages=(400, 800), comparison='c', **more):
@@ -109,7 +109,7 @@ def test_error_sums_and_changes_pixel_by_pixel():
 
 def test_errors_by_decile(tmp_path):
     """s rises from row to row; the method halves the error where s is high and leaves it where s is low."""
-    side, datasets = 44, {'toys': {'images': {'a': {}, 'b': {}}, 'mean': {}}}
+    side, datasets = 44, {'toys': SetScores({'a': {}, 'b': {}}, {})}
     rows = np.arange(side)[:, None]
     inside = rows[2:-2]
     high = rows >= np.median(inside)
