@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from udl_basicsr.experiments.printed import load_paper
-from udl_basicsr.experiments.record_files import read_records, record_file
+from udl_basicsr.experiments.record_files import Record, read_records, record_file
 from udl_basicsr.experiments.statistics import methods_of
 from udl_basicsr.functional import image_statistics as stats
 from udl_basicsr.reports import figures, plots, variance_plots, where
@@ -227,20 +227,20 @@ def curves(args, look: dict) -> Path:
                                args.methods, **look)
 
 
-def _records(folder: str, network: str | None) -> list[dict]:
+def _records(folder: str, network: str | None) -> list[Record]:
     """The records of one network: what may be compared with one another."""
     records = read_records(folder)
-    known = list(dict.fromkeys(r['network_id'] for r in records if r.get('network_id')))
+    known = list(dict.fromkeys(r.network_id for r in records if r.network_id))
     if network not in known and (network is not None or len(known) > 1):
         raise ReportError(f'{folder}: has the networks {", ".join(known) or "of one title alone"}; choose one of them '
                           f'with --network' + (f', not {network}' if network else ''))
-    return [r for r in records if network in (None, r.get('network_id'))]
+    return [r for r in records if network in (None, r.network_id)]
 
 
-def _of_one_scale(args) -> tuple[list[dict], int, list[str]]:
+def _of_one_scale(args) -> tuple[list[Record], int, list[str]]:
     """The records of one network and scale, that scale, and the labels of the reference and the method asked for."""
     records, scale = plots.one_scale(_records(args.records, args.network), args.scale)
-    pair = args.reference or records[0]['reference'], args.method
+    pair = args.reference or records[0].reference, args.method
     known = plots.chosen_methods(records, pair)
     return records, scale, [known[method] for method in pair]
 
@@ -264,12 +264,12 @@ def deciles(args, look: dict) -> Path:
 
     def run(method: str) -> Run:
         plots.chosen_methods(records, [method])
-        file = record_file(args.records, method, scale, args.seed, records[0].get('network_id'))
+        file = record_file(args.records, method, scale, args.seed, records[0].network_id)
         if not file.exists():
             raise ReportError(f'--seed {args.seed}: no {file}')
         return open_run(str(file))
 
-    found = where.errors_by_decile(run(args.reference or records[0]['reference']), run(args.method),
+    found = where.errors_by_decile(run(args.reference or records[0].reference), run(args.method),
                                    run(args.uncertainty or args.method), args.dataset, args.gt)
     _numbers(args, found.numbers())
     return where.deciles_figure(found, labels, args.dataset, args.out, **look)
@@ -282,9 +282,9 @@ def lead(args, look: dict) -> Path:
     for method in args.method:
         if method not in labels:
             raise ReportError(f'--method {method}: no records of it. There are: {", ".join(labels)}')
-    datasets = args.datasets or list(dict.fromkeys(name for r in every for name in r['datasets']))
+    datasets = args.datasets or list(dict.fromkeys(name for r in every for name in r.datasets))
     series = {name: points for name in datasets
               if (points := leads.lead_points(folders, args.method, name, args.axis, args.metric))}
     _numbers(args, leads.lead_numbers(series))
-    both = labels.get(every[0]['reference'], every[0]['reference']), leads.lead_label(every, args.method)
+    both = labels.get(every[0].reference, every[0].reference), leads.lead_label(every, args.method)
     return leads.lead_figure(series, args.axis, both, args.out, args.metric, **look)

@@ -27,6 +27,7 @@ from udl_basicsr.utils.settings import RunSettings, TrainSettings
 
 from .complexity import count_macs, run_time
 from .plan import PlannedRun, Stage
+from .record_files import Record
 
 _ON_CPU = (180, 320)
 _AMP: dict[str | None, torch.dtype] = {'bf16': torch.bfloat16, 'fp16': torch.float16}
@@ -207,15 +208,15 @@ class Estimate:
         machine: This one, as records name it.
     """
 
-    def __init__(self, runs: Iterable[PlannedRun], records: Mapping[Path, Mapping], out: Path, machine: str) -> None:
+    def __init__(self, runs: Iterable[PlannedRun], records: Mapping[Path, Record], out: Path, machine: str) -> None:
         same: dict[tuple, list[float]] = {}
         rates: dict[str, list[float]] = {}
         for run in runs:
             record = records.get(run.record(out))
-            if record and record['machine'] == machine:
+            if record and record.machine == machine:
                 last = run.stages[-1]  # stage 1 has a process of its own, whose time no record holds
-                same.setdefault(self._key(run), []).append(record['seconds'])
-                rates.setdefault(run.title, []).append(record['seconds'] / self._operations(last))
+                same.setdefault(self._key(run), []).append(record.seconds)
+                rates.setdefault(run.title, []).append(record.seconds / self._operations(last))
         self.same = {key: statistics.mean(values) for key, values in same.items()}
         self.rates = {title: statistics.mean(values) for title, values in rates.items()}
 

@@ -7,12 +7,13 @@ tests and comparisons leave: records, pictures, maps of s. The definitions are o
 """
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from udl_basicsr.experiments.record_files import Record
 from udl_basicsr.experiments.statistics import scores_matrix
 from udl_basicsr.functional import attribution
 from udl_basicsr.utils.metric_facts import MetricFacts
@@ -48,7 +49,7 @@ class Gains(NamedTuple):
                            for i, (name, gain) in enumerate(zip(self.images, self.gains, strict=True))}}
 
 
-def gains_by_texture(records: Sequence[Mapping], method: str, dataset: str, gt: str | Path, metric: str = 'psnr',
+def gains_by_texture(records: Sequence[Record], method: str, dataset: str, gt: str | Path, metric: str = 'psnr',
                      scale: int = 4, reference: str | None = None, steep: float = attribution.STEEP) -> Gains:
     """The gain of each image against its texture.
 
@@ -66,7 +67,7 @@ def gains_by_texture(records: Sequence[Mapping], method: str, dataset: str, gt: 
         ScoresError: The two have no seed in common, or fewer than three images; or the metric has no direction.
         ReportError: A GT image is missing.
     """
-    reference, facts = reference or records[0]['reference'], metric_facts(records, metric)
+    reference, facts = reference or records[0].reference, metric_facts(records, metric)
     (seeds, images, mine), (their_seeds, their_images, theirs) = (
         scores_matrix(records, name, dataset, metric, scale) for name in (method, reference))
     common = sorted({*seeds} & {*their_seeds})
