@@ -62,7 +62,7 @@ def figure() -> None:
     from udl_basicsr.reports.figures import Panel, busiest_box, comparison_figure, error_map, nearest, scale_map
     from udl_basicsr.utils.scores import read_scores
 
-    scores = {run: read_scores(RESULTS / run)['datasets']['demo']['images'] for run in RUNS}
+    scores = {run: read_scores(RESULTS / run).datasets['demo'].images for run in RUNS}
     for name in map(Path, PHOTOS['test']):
         image = name.stem
         gt = _read(DATA / 'test' / 'GTmod2' / f'{image}.png')

@@ -16,8 +16,8 @@ from pathlib import Path
 import udl_basicsr.register  # noqa: F401 - the networks, by their names
 from udl_basicsr.data.uncertainty_maps import fingerprint
 from udl_basicsr.deploy.export import build_loaded, export_safetensors
+from udl_basicsr.experiments.record_files import read_record
 from udl_basicsr.utils.checkpoints import network_weights, safetensors_metadata
-from udl_basicsr.utils.json_files import read_json
 from udl_basicsr.utils.shipped_weights import folder, scales
 
 NAMES = {'L1': 'L1', 'ESU_UDL': 'UDL'}
@@ -69,16 +69,16 @@ def ship(blocks: dict, label: str, source: Path, name: str, facts: dict) -> None
 
 def ship_record(path: Path, root: Path) -> None:
     """The networks of one run of the comparison."""
-    record = read_json(path)
-    scale, last = record['scale'], root / record['weights']
-    method = NAMES[record['method']]
-    stages = record['options']
-    scores = {name: {k: round(v, 4) for k, v in data['mean'].items()} for name, data in record['datasets'].items()}
-    facts = {'data': DATA, 'commit': record['commit'], 'seed': record['seed'], 'date': record['date'],
-             'machine': record['machine'], 'iterations': [stage['iterations'] for stage in record['stages']]}
+    record = read_record(path)
+    scale, last = record.scale, root / record.weights
+    method = NAMES[record.method]
+    stages = record.options
+    scores = {name: {k: round(v, 4) for k, v in data.mean.items()} for name, data in record.datasets.items()}
+    facts = {'data': DATA, 'commit': record.commit, 'seed': record.seed, 'date': record.date,
+             'machine': record.machine, 'iterations': [stage['iterations'] for stage in record.stages]}
     ship(stages[-1], 'g', last, f'{method}_x{scale}', {**facts, 'training': stages, 'scores': scores})
     if method == 'UDL':
-        first = root / record['weights'].replace(f'_{record["method"]}_', '_first_ESU_')
+        first = root / record.weights.replace(f'_{record.method}_', '_first_ESU_')
         history = [json.loads(line) for line in first.parents[1].joinpath('history.jsonl').read_text().splitlines()]
         validated = [line for line in history if 'psnr' in line][-1]
         facts['iterations'] = facts['iterations'][:1]

@@ -1,16 +1,19 @@
 """Comparisons: runs that differ in their loss alone, records that are added to, and statistics against closed forms."""
 import importlib.util
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from invented import invented_record
 
 from udl_basicsr.cli import comparing
 from udl_basicsr.data.loader import TrainBatches
@@ -24,13 +27,12 @@ from udl_basicsr.utils.scores import ScoresError
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def record(method: str, seed: int, scores: dict, **fields) -> dict:
+def record(method: str, seed: int, scores: dict, **fields) -> record_files.Record:
     images = {name: {'psnr': value} for name, value in scores.items()}
-    return {'name': f'{method}_{seed}', 'scale': 2, 'network': 'EDSR', 'weights': 'w', 'protocol': 'p', 'versions': {},
-            'datasets': {'Set5': {'images': images, 'mean': {'psnr': sum(scores.values()) / len(scores)}}},
-            'comparison': 'c', 'method': method, 'label': method, 'reference': 'L1', 'seed': seed, 'degradation': 'BI',
-            'network_title': 'EDSR', 'parameters': 1, 'stages': [], 'options': [], 'initial_weights': f'w{seed}',
-            'data_order': f'd{seed}', 'seconds': 1, 'machine': 'm', 'date': '2026-01-01', 'curve': {}, **fields}
+    datasets = {'Set5': {'images': images, 'mean': {'psnr': sum(scores.values()) / len(scores)}}}
+    return invented_record(**{
+        'name': f'{method}_{seed}', 'method': method, 'seed': seed, 'datasets': datasets,
+        'initial_weights': f'w{seed}', 'data_order': f'd{seed}', **fields})
 
 
 # ---------------------------------------------------------------------------------------------------------- statistics
@@ -95,11 +97,11 @@ def test_bootstrap_covers_what_it_should():
 def test_records_are_read_back_and_checked(tmp_path):
     record_files.write_record(record('L1', 0, {'a': 30.}), tmp_path)
     record_files.write_record(record('UDL', 0, {'a': 31.}), tmp_path)
-    assert [r['method'] for r in record_files.read_records(tmp_path)] == ['L1', 'UDL']
+    assert [r.method for r in record_files.read_records(tmp_path)] == ['L1', 'UDL']
     with pytest.raises(FileNotFoundError, match='udl compare'):
         record_files.read_records(tmp_path / 'none')
     with pytest.raises(ScoresError, match='`seed` should be of type int'):
-        record_files.write_record(record('L1', '0', {'a': 30.}), tmp_path)
+        record_files.write_record(replace(record('L1', 0, {'a': 30.}), seed='0'), tmp_path)
     for field, value in (('initial_weights', 'others'), ('data_order', 'other'), ('network_title', 'RCAN')):
         record_files.write_record(record('UDL', 0, {'a': 31.}, **{field: value}), tmp_path)
         with pytest.raises(ScoresError, match=f'are no pair: `{field}`'):
@@ -107,6 +109,20 @@ def test_records_are_read_back_and_checked(tmp_path):
     (tmp_path / 'UDL_x2_seed0.json').write_text('{')
     with pytest.raises(ScoresError, match=r'UDL_x2_seed0\.json is no JSON'):
         record_files.read_records(tmp_path)
+
+
+def test_files_stay_as_they_are(tmp_path):
+    """A record that is read and written again is the same file; of an old one, what was not kept is not known."""
+    for file in sorted((ROOT / 'docs' / 'results' / 'quick_x4').glob('*_seed0.json')):
+        again = record_files.write_record(record_files.read_record(file), tmp_path)
+        assert (again.name, again.read_bytes()) == (file.name, file.read_bytes())
+    assert len(list(tmp_path.iterdir())) == 2
+    content = json.loads(again.read_text())
+    for name in ('measured', 'metrics', 'order', 'costs', 'run_time', 'peak_memory', 'commit', 'pictures'):
+        del content[name]
+    old = record_files.Record.from_json({**content, 'unknown': 1})
+    assert (old.measured, old.metrics, old.costs, old.pictures, old.order) == (None, {}, {}, None, 0)
+    assert old.datasets == record_files.read_record(again).datasets
 
 
 def test_the_summary_says_what_was_found():
@@ -185,26 +201,26 @@ def test_a_comparison_from_its_plan(plan, capsys):
     result = run(file)
     assert result.returncode == 0, result.stdout + result.stderr
     assert 'has ended: 3 of 3' in result.stdout
-    records = {r['method']: r for r in record_files.read_records(out)}  # which checks that they are pairs
+    records = {r.method: r for r in record_files.read_records(out)}  # which checks that they are pairs
     assert records.keys() == {'L1', 'twice', 'UDL'}
-    assert records['L1']['label'] == 'ℓ1'
-    assert records['UDL']['network_title'] == 'EDSR 1×8'
-    assert [s['iterations'] for s in records['UDL']['stages']] == [4, 2]
+    assert records['L1'].label == 'ℓ1'
+    assert records['UDL'].network_title == 'EDSR 1×8'
+    assert [s['iterations'] for s in records['UDL'].stages] == [4, 2]
     # Four iterations and two more from the weights they left are six, if the crops go on where they were: bit for bit,
     # since SGD remembers nothing.
-    assert records['twice']['datasets'] == records['L1']['datasets']
-    assert records['UDL']['datasets'] != records['L1']['datasets']
-    l1, udl = records['L1']['curve'], records['UDL']['curve']
+    assert records['twice'].datasets == records['L1'].datasets
+    assert records['UDL'].datasets != records['L1'].datasets
+    l1, udl = records['L1'].curve, records['UDL'].curve
     assert l1['loss']['iter'] == udl['loss']['iter'] == [1, 2, 3, 4, 5, 6]
-    assert l1['loss']['l_pix'] == records['twice']['curve']['loss']['l_pix']
+    assert l1['loss']['l_pix'] == records['twice'].curve['loss']['l_pix']
     assert udl['loss']['l_udl'][:4] == [None] * 4
     assert all(udl['loss']['l_udl'][4:])
     assert udl['loss']['l_fidelity'][4:] == [None] * 2
     assert all(udl['loss']['l_fidelity'][:4])
     assert l1['val']['val']['iter'] == [3, 6]
-    assert list((file.parent / records['UDL']['pictures'] / 'Set5').glob('*_log_scale.png'))
+    assert list((file.parent / records['UDL'].pictures / 'Set5').glob('*_log_scale.png'))
     # which crops there were decides about the loss: were they others, so were this
-    assert records['L1']['data_order'] == kept.data_order(plans.read_plan(file, file.parent).runs[0].stages)
+    assert records['L1'].data_order == kept.data_order(plans.read_plan(file, file.parent).runs[0].stages)
 
     before = {p: p.stat().st_mtime_ns for p in out.iterdir()}
     assert run_here(file) == 0  # nothing is made twice
@@ -239,9 +255,9 @@ def test_a_comparison_that_was_stopped_goes_on_and_one_failure_stops_no_other(pl
     assert result.returncode == 1, result.stdout + result.stderr
     assert 'trial_explodes_x2_seed7: failed with status 1' in result.stdout
     assert 'not finite' in result.stdout
-    records = {r['method']: r for r in record_files.read_records(out)}
+    records = {r.method: r for r in record_files.read_records(out)}
     assert records.keys() == {'L1', 'twice'}
-    assert records['twice']['datasets'] == records['L1']['datasets']
+    assert records['twice'].datasets == records['L1'].datasets
 
 
 def test_a_run_that_another_process_trains_is_named_and_has_not_failed(plan, capfd):
@@ -378,3 +394,6 @@ def test_a_stage_between_has_iterations_of_its_own_and_shares_what_comes_before(
     assert [stage.flat.get('stage1') for stage in chain] == [None, *(str(stage.file) for stage in chain[:-1])]
     assert kept.data_order(chain) == kept.data_order(runs['L1'].stages)
     runner.check([runs['UDL']], file.parent, str(file))
+    wrong = replace(runs['UDL'], test_flat={**runs['UDL'].test_flat, 'colour': 1})
+    with pytest.raises(OptionError, match=r'^plan\.yml: \w+: colour: '):
+        runner.check([wrong], file.parent, 'plan.yml')

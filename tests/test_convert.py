@@ -605,7 +605,7 @@ def test_stock_basicsr_tests_our_checkpoint(tmp_path, pairs, project):
 
     parsed = parse_options(str(file), root_path=str(tmp_path), is_train=False, num_gpu_available=0,
                            force_yml=['name=ours', 'model_type=UDLModel'])
-    ours = loop.test(parsed)['datasets']['val']['mean']['psnr']
+    ours = loop.test(parsed).datasets['val'].mean['psnr']
     assert abs(ours - stock) < 1e-4
     assert 5 < ours < 50
 

@@ -184,6 +184,8 @@ def test_wrong_names_are_refused():
     ({}, {'type': 'QuantileLoss'}, 'QuantileLoss trains a head of distribution quantile, and network_u.head is of lap'),
     ({'distribution': 'gaussian'}, {'type': 'ESULoss'}, 'ESULoss trains a head of distribution laplace'),
     ({'distribution': 'quantile', 'level': 0.8}, {'type': 'QuantileLoss'}, r'likelihood_opt\.level: 0\.9 \(float\) is'),
+    ({'type': 'ConstantHead'}, {'type': 'QuantileLoss'}, 'and network_u.head is of laplace'),
+    ({'type': 'UDLHed'}, {'type': 'QuantileLoss'}, "did you mean 'UDLHead'"),
 ])
 def test_a_loss_that_does_not_fit_the_head_is_refused(project, write, head, loss, message):
     network_u = {'type': 'UncertaintyNet', 'head': {'type': 'UDLHead', **head}}

@@ -2,6 +2,7 @@
 import importlib.util
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -11,6 +12,7 @@ import torch
 import yaml
 from basicsr.archs import build_network
 from conftest import photograph
+from invented import invented_record
 
 from udl_basicsr.experiments.printed import load_paper
 from udl_basicsr.functional import image_statistics as stats
@@ -60,8 +62,8 @@ def toys(tmp_path):
                     encode_log_scale(s))
     for number, run in enumerate(('one', 'two')):
         values = {name: {'psnr': 30. + number, 'ssim': 0.8} for name in IMAGES}
-        scores.write_scores({'name': run, 'scale': 2, 'network': 'EDSR', 'weights': 'x', 'protocol': 'p',
-                             'versions': {}, 'datasets': {SET: {'images': values, 'mean': scores.mean_scores(values)}}},
+        scores.write_scores(scores.Scores(name=run, scale=2, network='EDSR', weights='x', protocol='p', versions={},
+                                          datasets={SET: scores.SetScores.of(values)}),
                             tmp_path / 'results' / run)
     return tmp_path
 
@@ -272,7 +274,7 @@ def test_pictures_of_a_run(toys):
 
 def test_a_record_stands_for_its_run(toys):
     path = toys / 'two_x2_seed0.json'
-    record = {**scores.read_scores(toys / 'results' / 'two'), 'label': 'ESU → UDL',
+    record = {**scores.read_scores(toys / 'results' / 'two').to_json(), 'label': 'ESU → UDL',
               'pictures': str(toys / 'results' / 'two' / 'visualization')}
     path.write_text(json.dumps(record))
     run = pictures.open_run(str(path))
@@ -300,9 +302,10 @@ CURVE = [10, 20]
 def record(method, seed, shift, order=0, scale=2):
     """L1 is 30 dB on the first image and 32 on the second, plus a tenth of the seed; others are `shift` above."""
     values = {name: {'psnr': 30. + 2 * i + seed / 10 + shift} for i, name in enumerate(IMAGES)}
-    return {'method': method, 'label': f'label of {method}', 'reference': 'L1', 'seed': seed, 'scale': scale,
-            'order': order, 'datasets': {SET: {'images': values, 'mean': scores.mean_scores(values)}},
-            'curve': {'val': {SET: {'iter': CURVE, 'psnr': [29 + seed, 30 + seed + shift]}}}}
+    return invented_record(
+        method=method, label=f'label of {method}', seed=seed, scale=scale, order=order,
+        datasets={SET: {'images': values, 'mean': scores.mean_scores(values)}},
+        curve={'val': {SET: {'iter': CURVE, 'psnr': [29 + seed, 30 + seed + shift]}}})
 
 
 @pytest.fixture
@@ -342,7 +345,7 @@ def test_differences_that_scatter_are_hollow(drawn):
 def test_differences_where_less_is_more(drawn):
     runs = records()
     for r in runs:
-        for values in [*r['datasets'][SET]['images'].values(), r['datasets'][SET]['mean']]:
+        for values in [*r.datasets[SET].images.values(), r.datasets[SET].mean]:
             values['lpips'] = values.pop('psnr') / 100
     plots.differences_figure(runs, 'f.png', 'lpips')
     ax, = drawn[0].axes
@@ -482,11 +485,9 @@ def test_sigma_of_a_run(project, pairs, tmp_path):
 
 def test_tradeoff_dots_are_the_printed_ones_and_ours(tmp_path):
     paper = load_paper()
-    ours = {**record('L1', 0, 0., scale=3), 'method': 'L1', 'network_title': 'EDSR', 'comparison': 'large',
-            'degradation': 'BI', 'parameters': 43_000_000, 'protocol': 'p', 'seconds': 1.,
-            'costs': {'runtime': 250.},
-            'stages': [{'name': 'plain', 'iterations': 5}], 'options': [{}]}
-    ours['datasets'] = {'Set5': ours['datasets'][SET]}
+    ours = record('L1', 0, 0., scale=3)
+    ours = replace(ours, comparison='large', parameters=43_000_000, costs={'runtime': 250.},
+                   stages=[{'name': 'plain', 'iterations': 5}], datasets={'Set5': ours.datasets[SET]})
     tables = [make_table(name, [ours], paper) for name in ('le-3', 'le-6')]
     dots = {(dot.label, dot.ours): dot for dot in tradeoff.tradeoff_dots(tables, 'Set5', 3)}
     # copied from the paper: run time in ms, PSNR on Set5 at ×3, parameters

@@ -8,20 +8,22 @@ import math
 import re
 import shutil
 import statistics
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from invented import invented_record
 from PIL import Image
 
-from udl_basicsr.experiments.record_files import read_records, write_record
+from udl_basicsr.experiments.record_files import Record, read_record, read_records, write_record
 from udl_basicsr.experiments.statistics import paired_difference
 from udl_basicsr.functional.log_scale_maps import encode_log_scale
 from udl_basicsr.reports import html, html_groups, html_intervals, html_pictures, method_styles
-from udl_basicsr.utils.metric_facts import facts_by_name
-from udl_basicsr.utils.scores import mean_scores
+from udl_basicsr.utils.metric_facts import MetricFacts, facts_by_name
+from udl_basicsr.utils.scores import SetScores, mean_scores
 
 ROOT = Path(__file__).parents[1]
 HOSTILE = '<script>alert(1)</script>'
@@ -74,7 +76,7 @@ def write_comparison(folder, pictures=None):
                             s = np.linspace(0, 3, SIZE * SIZE).reshape(SIZE, SIZE)
                             write_png(Path(kept) / dataset / f'{image}_log_scale.png', encode_log_scale(s))
             stages = [{'name': 'esu', 'iterations': 100}, {'name': 'udl', 'iterations': 200}]
-            write_record({
+            write_record(Record.from_json({
                 'name': name, 'scale': 4, 'network': 'EDSR', 'weights': 'net_g_latest.pth', 'protocol':
                 'PSNR/SSIM on Y (ITU-R BT.601), border of 4 px cropped, SR rounded to 8 bits',
                 'measured': MEASURED, 'datasets': datasets,
@@ -85,7 +87,7 @@ def write_comparison(folder, pictures=None):
                 'machine': '2 CPU cores', 'date': '2026-11-21', 'commit': 'abc1234', 'pictures': kept, 'curve': {
                     'loss': {'iter': [100, 200, 300], 'l_pix': [.1, .05, .04 + .001 * seed]},
                     'val': {'Set5': {'iter': [100, 200, 300], 'psnr': [26., 27., PSNR['Set5'][method][index][0]]}}},
-            }, folder)
+            }), folder)
     return folder
 
 
@@ -210,26 +212,22 @@ def hostile(records):
     def scores(values):
         return {named(metric): value for metric, value in values.items()}
 
-    for r in records:
-        r |= {key: named(r[key]) for key in ('name', 'label', 'network', 'network_title', 'degradation', 'weights',
-                                             'comparison', 'machine', 'date', 'commit', 'protocol')}
-        r['method'] = named(r['method'])
-        r['reference'] = named(r['reference'])
-        r['stages'] = [{**stage, 'name': named(stage['name'])} for stage in r['stages']]
-        r['versions'] = {named(k): named(v) for k, v in r['versions'].items()}
-        r['metrics'] = {named(m): {'higher_is_better': True, 'decimals': 2, 'unit': named('dB')}
-                        for m in ('psnr', 'ssim')}
-        r['datasets'] = {named(d): {'mean': scores(v['mean']),
-                                    'images': {named(i): scores(x) for i, x in v['images'].items()}}
-                         for d, v in r['datasets'].items()}
-        r['curve'] = {'loss': {'iter': [1, 2], named('l_pix'): [.2, .1]},
-                      'val': {named('Set5'): {'iter': [1, 2], named('psnr'): [26., 27.]}}}
-    return records
+    texts = ('name', 'label', 'network', 'network_title', 'degradation', 'weights', 'comparison', 'machine', 'date',
+             'commit', 'protocol', 'method', 'reference')
+    return [replace(
+        r, **{key: named(getattr(r, key)) for key in texts},
+        stages=[{**stage, 'name': named(stage['name'])} for stage in r.stages],
+        versions={named(k): named(v) for k, v in r.versions.items()},
+        metrics={named(m): MetricFacts(True, 2, named('dB')) for m in ('psnr', 'ssim')},
+        datasets={named(d): SetScores({named(i): scores(x) for i, x in v.images.items()}, scores(v.mean))
+                  for d, v in r.datasets.items()},
+        curve={'loss': {'iter': [1, 2], named('l_pix'): [.2, .1]},
+               'val': {named('Set5'): {'iter': [1, 2], named('psnr'): [26., 27.]}}}) for r in records]
 
 
 def test_no_name_that_a_user_chooses_becomes_markup(tmp_path, monkeypatch):
     records = hostile(read_records(write_comparison(tmp_path / 'trial')))
-    for chosen in (records, [r for r in records if r['seed'] == 0][:2]):  # a few runs have tables image by image
+    for chosen in (records, [r for r in records if r.seed == 0][:2]):  # a few runs have tables image by image
         monkeypatch.setattr(html_groups, 'read_records', lambda folder, chosen=chosen: chosen)
         page, _ = html.make_page([tmp_path / 'trial'])
         assert '<script>alert' not in page
@@ -394,7 +392,7 @@ def test_the_window_begins_where_a_pixel_of_the_lq_begins():
     lq = np.zeros((30, 30, 3), np.uint8)
     lq[14:22, 11:19] = np.random.default_rng(0).integers(0, 256, (8, 8, 3))  # the detail, at no multiple of 8
     gt = lq.repeat(3, 0).repeat(3, 1)
-    group = html_groups.Group('', [{'scale': 3}], '')
+    group = html_groups.Group('', [invented_record(method='L1', scale=3, datasets={})], '')
     whole = html_pictures.Picture(group, 'Set5', 'bird', (html_pictures.Layer('lq', '', lq, {}),
                                                           html_pictures.Layer('gt', '', gt, {}, gt[..., 0])), (90, 90))
     small, large = html_pictures._cut(whole, 25).layers
@@ -441,8 +439,8 @@ def test_seed_chooses_whose_pictures(trial):
 
 def test_pictures_that_spread_most_come_first():
     def record(method, **scores):
-        return {'method': method, 'label': method, 'reference': 'a', 'seed': 0, 'scale': 2, 'datasets': {
-            'X': {'images': {k: {'psnr': v} for k, v in scores.items()}, 'mean': {'psnr': 0.}}}}
+        return invented_record(method=method, reference='a', datasets={
+            'X': {'images': {k: {'psnr': v} for k, v in scores.items()}, 'mean': {'psnr': 0.}}})
     group = html_groups.Group('', [record('a', p=30, q=30, r=30), record('b', p=30.1, q=32, r=30.5)], '')
     assert html_pictures._order(group, 'X') == ['q', 'r', 'p']
     group = html_groups.Group('', [record('b', p=30.1, q=32, r=30.5)], '')
@@ -455,8 +453,8 @@ def test_names_do_not_lead_out_of_the_folder(tmp_path):
     write_png(tmp_path / 'results' / 'a_run.png', picture('L1'))
     for dataset, image in (('Set5', '../../../secret/a'), ('..', 'a'), ('../../secret', 'a')):
         scores = {'images': {image: {'psnr': 30.}}, 'mean': {'psnr': 30.}}
-        record = {'method': 'a', 'label': 'a', 'reference': 'a', 'seed': 0, 'scale': 2, 'datasets': {dataset: scores},
-                  'name': 'run', 'protocol': '', 'pictures': str(tmp_path / 'results' / 'visualization')}
+        record = invented_record(method='a', reference='a', datasets={dataset: scores},
+                                 pictures=str(tmp_path / 'results' / 'visualization'))
         pictures, *_ = html_pictures.choose_pictures([html_groups.Group('', [record], '')])
         assert not pictures
 
@@ -910,10 +908,9 @@ def test_results_come_before_pictures_and_no_name_is_cut(browser, file):
 def test_a_colour_and_dash_for_each_method(browser, tmp_path):
     """29 methods, as the largest comparison has: no two lines of the curves look alike."""
     folder = write_comparison(tmp_path / 'trial')
-    record = json.loads((folder / 'UDL_x4_seed0.json').read_text(encoding='utf-8'))
+    record = read_record(folder / 'UDL_x4_seed0.json')
     for number in range(26):
-        write_record({**record, 'name': f'm{number}', 'method': f'm{number}', 'label': f'm{number}', 'order': number},
-                     folder)
+        write_record(replace(record, name=f'm{number}', method=f'm{number}', label=f'm{number}', order=number), folder)
     path = tmp_path / 'report.html'
     path.write_text(html.make_page([folder])[0], encoding='utf-8')
     browser.open(path)

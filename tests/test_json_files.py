@@ -11,7 +11,7 @@ from udl_basicsr.training.history import read_history
 from udl_basicsr.utils.json_files import JsonError, read_json
 from udl_basicsr.utils.scores import ScoresError, read_scores
 
-VALID = json.dumps(record('L1', 0, {'a': 30.25}))
+VALID = json.dumps(record('L1', 0, {'a': 30.25}).to_json())
 STRANGE = {
     'digits': ('30.25', '1' * 5000, 'the number 11111111111111111111... has 5000 digits'),
     'power': ('30.25', '1' + '0' * 400, 'the number 10000000000000000000... has 401 digits'),
@@ -46,7 +46,7 @@ def test_what_is_whole_is_read_as_it_is(tmp_path):
     file.write_text(json.dumps(content))  # the pair as \ud835\udee9
     assert read_json(file) == read_json(str(file)) == content
     file.write_text(VALID)
-    assert read_records(tmp_path)[0]['datasets']['Set5']['mean'] == {'psnr': 30.25}
+    assert read_records(tmp_path)[0].datasets['Set5'].mean == {'psnr': 30.25}
     file.write_text(VALID.replace('30.25', 'NaN'))
     with pytest.raises(ScoresError, match='psnr is nan'):
         read_scores(file)

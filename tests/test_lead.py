@@ -1,10 +1,12 @@
 """Where a lead comes from and how it moves, against values worked out by hand."""
 import importlib.util
 import json
+from dataclasses import replace
 
 import cv2
 import numpy as np
 import pytest
+from invented import invented_record
 from scipy.stats import spearmanr
 
 from udl_basicsr.experiments import record_files
@@ -12,14 +14,15 @@ from udl_basicsr.functional import attribution
 from udl_basicsr.functional.log_scale_maps import encode_log_scale
 from udl_basicsr.reports import figures, lead, plots, where
 from udl_basicsr.reports.pictures import Run
-from udl_basicsr.utils.scores import ScoresError
+from udl_basicsr.utils.scores import ScoresError, SetScores
 
 
 def record(method, seed, psnr, stages=(400, 800), comparison='c', **more):
     images = {name: {'psnr': value} for name, value in psnr.items()}
-    return {'method': method, 'seed': seed, 'scale': 2, 'reference': 'L1', 'parameters': 1000, 'comparison': comparison,
-            'stages': [{'name': 's', 'iterations': n} for n in stages],
-            'datasets': {'toys': {'images': images, 'mean': {'psnr': float(np.mean(list(psnr.values())))}}}, **more}
+    return invented_record(**{
+        'method': method, 'seed': seed, 'parameters': 1000, 'comparison': comparison,
+        'stages': [{'name': 's', 'iterations': n} for n in stages],
+        'datasets': {'toys': {'images': images, 'mean': {'psnr': float(np.mean(list(psnr.values())))}}}, **more})
 
 
 def save(path, rgb):
@@ -106,7 +109,7 @@ def test_error_sums_and_changes_pixel_by_pixel():
 
 def test_errors_by_decile(tmp_path):
     """s rises from row to row; the method halves the error where s is high and leaves it where s is low."""
-    side, datasets = 44, {'toys': {'images': {'a': {}, 'b': {}}, 'mean': {}}}
+    side, datasets = 44, {'toys': SetScores({'a': {}, 'b': {}}, {})}
     rows = np.arange(side)[:, None]
     inside = rows[2:-2]
     high = rows >= np.median(inside)
@@ -152,9 +155,9 @@ def test_lead_points(axis, values, tmp_path):
 
 def test_shares_of_one_comparison():
     """A comparison that has a method for each share of stage 1, as options/compare/lead/share.yml."""
-    records = [{**record('L1', 0, {'a': 30.}, (1200, )), 'label': 'L1'}]
-    records += [{**record(f'UDL_{part}', 0, {'a': 30. + part / 10}, (1200 // part, 1200 - 1200 // part)),
-                 'label': f'ESU → UDL, 1/{part}'} for part in (2, 3, 12)]
+    records = [record('L1', 0, {'a': 30.}, (1200, ))]
+    records += [record(f'UDL_{part}', 0, {'a': 30. + part / 10}, (1200 // part, 1200 - 1200 // part),
+                       label=f'ESU → UDL, 1/{part}') for part in (2, 3, 12)]
     methods = ['UDL_12', 'UDL_2', 'UDL_3']
     points = lead.lead_points({'share': records}, methods, 'toys', 'share')
     assert [(p.x, p.method) for p in points] == [(pytest.approx(1 / n), f'UDL_{n}') for n in (12, 3, 2)]
@@ -197,12 +200,9 @@ def comparisons(tmp_path):
                 cv2.imwrite(str(pictures / f'{name}_log_scale.png'),
                             encode_log_scale(random.uniform(-1, 4, gt.shape[:2])))
             psnr = {name: 30. + gain * (1 + i) for i, name in enumerate(names)}
-            one = record(method, 0, psnr, (400 * factor, 800 * factor), folder)
-            record_files.write_record({
-                **one, 'name': run, 'network': 'EDSR', 'weights': 'w', 'protocol': 'p', 'versions': {},
-                'label': f'label of {method}', 'degradation': 'BI', 'network_title': 'EDSR', 'options': [{}],
-                'initial_weights': 'x', 'data_order': 'y', 'seconds': 1., 'machine': 'm', 'date': 'd', 'curve': {},
-                'pictures': str(pictures.parent)}, tmp_path / 'records' / folder)
+            record_files.write_record(
+                record(method, 0, psnr, (400 * factor, 800 * factor), folder, name=run, label=f'label of {method}',
+                       pictures=str(pictures.parent)), tmp_path / 'records' / folder)
     return tmp_path
 
 
@@ -252,14 +252,14 @@ def test_commands_of_the_lead(comparisons, capsys, monkeypatch):
 
     for folder in ('short', 'long'):  # and of a second network, which must not be mixed with the first
         for file in list((records / folder).glob('*.json')):
-            kept = json.loads(file.read_text())
+            kept = record_files.read_record(file)
             file.unlink()
             for network, more in (('CARN', 5.), ('EDSR', 0.)):
-                images = kept['datasets']['toys']['images'].items()
-                more *= kept['method'] == 'UDL'
-                other = record(kept['method'], 0, {name: values['psnr'] + more for name, values in images})['datasets']
-                record_files.write_record({**kept, 'network_id': network, 'network_title': network, 'datasets': other},
-                                        records / folder)
+                images = kept.datasets['toys'].images.items()
+                more *= kept.method == 'UDL'
+                other = record(kept.method, 0, {name: values['psnr'] + more for name, values in images}).datasets
+                record_files.write_record(replace(kept, network_id=network, network_title=network, datasets=other),
+                                          records / folder)
     for argv in (['texture', *one], ['deciles', *one], ['lead', *lead_of, '--axis', 'budget'], [
             'differences', records / 'short'], ['curves', records / 'short', '--dataset', 'toys']):
         assert main(*argv, '--out', comparisons / 'no.png') == 2

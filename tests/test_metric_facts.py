@@ -5,16 +5,17 @@ from pathlib import Path
 
 import pytest
 from basicsr.utils.registry import METRIC_REGISTRY
+from invented import invented_record
 from torch.utils.data import DataLoader
 
 from udl_basicsr.data.loader import build_dataset
-from udl_basicsr.experiments.record_files import read_records
+from udl_basicsr.experiments.record_files import Record, read_records
 from udl_basicsr.experiments.statistics import paired_difference, summary_rows
 from udl_basicsr.metrics.facts import block_facts, facts_for_scores
 from udl_basicsr.options.parse import OptionError
 from udl_basicsr.reports import html, html_groups, plots, score_table
 from udl_basicsr.utils.metric_facts import MetricFacts, facts_by_name
-from udl_basicsr.utils.scores import ScoresError, check_scores, format_scores, metric_facts
+from udl_basicsr.utils.scores import Scores, ScoresError, format_scores, metric_facts
 
 TINY = Path(__file__).parents[1] / 'docs' / 'results' / 'tiny_x4'
 
@@ -148,21 +149,24 @@ def test_what_has_no_direction_has_no_best(project, caplog):
 
 # --------------------------------------------------------------------------------------------- scores, tables, reports
 
-def scores_of(name: str, value: float, metric: str = 'my_lpips', **stated) -> dict:
+def scores_json(name: str, value: float, metric: str = 'my_lpips', **stated) -> dict:
     images = {'a': {metric: value}, 'b': {metric: value + 1}}
     return {'name': name, 'scale': 4, 'network': 'EDSR', 'weights': 'w', 'protocol': 'p', 'versions': {},
             'datasets': {'Set5': {'images': images, 'mean': {metric: value + 0.5}}},
             **({'metrics': {metric: asdict(MetricFacts(**stated))}} if stated else {})}
 
 
+def scores_of(*args, **stated) -> Scores:
+    return Scores.from_json(scores_json(*args, **stated))
+
+
 def test_scores_keep_the_facts(mine):
     blocks = {'my_lpips': {'type': 'calculate_lpips'}, 'mine': {'type': 'calculate_mine', 'better': 'lower'}}
     assert facts_for_scores(blocks) == {
-        'my_lpips': {'higher_is_better': False, 'decimals': 4, 'unit': ''},
-        'mine': {'higher_is_better': False, 'decimals': 4, 'unit': ''}}
+        'my_lpips': MetricFacts(False), 'mine': MetricFacts(False)}
     stated = scores_of('x', 1., higher_is_better=False, decimals=1)
-    assert metric_facts([check_scores(stated)], 'my_lpips') == MetricFacts(False, 1)
-    assert 'MY_LPIPS ↓' in format_scores(stated)
+    assert metric_facts([stated], 'my_lpips') == MetricFacts(False, 1)
+    assert 'MY LPIPS ↓' in format_scores(stated)
     assert '  1.5' in format_scores(stated)
 
 
@@ -171,7 +175,7 @@ def test_scores_keep_the_facts(mine):
     {'higher_is_better': None, 'decimals': 4, 'unit': 4}, {**asdict(MetricFacts()), 'more': 1}])
 def test_facts_that_are_none(facts):
     with pytest.raises(ScoresError, match=r'metrics\.my_lpips: '):
-        check_scores({**scores_of('x', 1.), 'metrics': {'my_lpips': facts}})
+        Scores.from_json({**scores_json('x', 1.), 'metrics': {'my_lpips': facts}})
 
 
 def test_old_scores_are_known_by_exact_names_alone():
@@ -200,9 +204,9 @@ def test_the_table_ranks_what_has_a_direction(stated, ranks):
     assert ('**' in score_table.render(table, 'md')) == bool(ranks)
 
 
-def record(method: str, value: float, **stated) -> dict:
-    return {**scores_of(method, value, **stated), 'method': method, 'label': method, 'reference': 'L1', 'seed': 0,
-            'stages': [{'name': 'plain', 'iterations': 1}], 'curve': {}}
+def record(method: str, value: float, **stated) -> Record:
+    return invented_record(**scores_json(method, value, **stated), method=method,
+                           stages=[{'name': 'plain', 'iterations': 1}])
 
 
 def test_a_group_of_runs_without_direction_crowns_nobody(tmp_path):
@@ -213,7 +217,8 @@ def test_a_group_of_runs_without_direction_crowns_nobody(tmp_path):
         difference = group.difference('UDL', 'Set5', 'my_lpips')
         assert difference['ahead'] == (0 if sign else None)
         assert html_groups.verdict(difference, trained=False) == ('behind' if sign else 'open')
-        page = html._header([group], 't') + html._results([group])
+        parts, view = html.templates().get_template('parts.html').module, html._view(group)
+        page = parts.header(view) + parts.results(view, 0)
         for word in ('<b>1.5000</b>', '← better', 'Behind', 'Best in bold', 'ahead on'):
             assert (word in page) == bool(sign), word
         head, rows = summary_rows(records, 4, ['my_lpips'])

@@ -12,10 +12,12 @@ import yaml
 from basicsr.archs import build_network
 from basicsr.models import build_model
 from conftest import photograph
+from invented import invented_record
 
 from udl_basicsr.experiments import runner
 from udl_basicsr.experiments.plan import Plan, read_plan
 from udl_basicsr.experiments.printed import load_paper
+from udl_basicsr.experiments.record_files import Record
 from udl_basicsr.options.parse import dump_flat, load_yaml, parse_options
 from udl_basicsr.reports.paper_tables import make_table
 
@@ -161,15 +163,15 @@ LEFT = {'le-4': {('IDN', 'L1')}, 'le-5': {('SRResNet', 'Original'), ('SRResNet',
         'udl-3': {('EDSR-S', name) for name in ('error', 'HR gradient', 'LR gradient')}}
 
 
-def record(run, metrics: list[str]) -> dict:
+def record(run, metrics: list[str]) -> Record:
     """As if a run had been made."""
     mean = dict.fromkeys(metrics, 1.)
     names = [block['name'] for block in run.test_flat['datasets'].values()]
-    return {'name': run.name, 'comparison': run.plan, 'network_title': run.title, 'method': run.method,
-            'label': run.label, 'scale': run.scale, 'seed': run.seed, 'degradation': run.degradation, 'protocol': 'p',
-            'parameters': 1, 'seconds': 1., 'options': [],
-            'stages': [{'iterations': stage.iterations} for stage in run.stages],
-            'datasets': {name: {'images': {'a': mean}, 'mean': mean} for name in names}}
+    return invented_record(
+        name=run.name, comparison=run.plan, network_title=run.title, method=run.method, label=run.label,
+        scale=run.scale, seed=run.seed, degradation=run.degradation,
+        stages=[{'iterations': stage.iterations} for stage in run.stages],
+        datasets={name: {'images': {'a': mean}, 'mean': mean} for name in names})
 
 
 def stages_of(name: str, **wanted):

@@ -5,10 +5,12 @@ import importlib.util
 import json
 import re
 import statistics
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from invented import invented_record
 
 from udl_basicsr.experiments import complexity, record_files
 from udl_basicsr.experiments import printed as papers
@@ -27,13 +29,11 @@ def make_record(method, seed=0, scale=4, network='EDSR 4×16', name='rivals', it
         images = {f'img{i}': {'psnr': psnr, 'ssim': ssim} for i, (psnr, ssim) in enumerate(pairs)}
         datasets[dataset] = {'images': images, 'mean': {
             'psnr': statistics.fmean(pair[0] for pair in pairs), 'ssim': statistics.fmean(pair[1] for pair in pairs)}}
-    return {'name': f'{method}_x{scale}_seed{seed}', 'scale': scale, 'network': 'EDSR', 'weights': 'net_g_latest.pth',
-            'protocol': 'PSNR/SSIM on Y', 'datasets': datasets, 'versions': {'torch': '2.4'}, 'comparison': name,
-            'method': method, 'label': method, 'reference': 'L1', 'seed': seed, 'degradation': degradation,
-            'network_title': network, 'parameters': 43211,
-            'stages': [{'name': 'x', 'iterations': count} for count in iterations], 'options': [{}],
-            'initial_weights': f'weights{seed}', 'data_order': f'order{seed}', 'seconds': 9.5, 'machine': 'two cores',
-            'date': '2026-11-21', 'commit': 'abc1234', 'curve': {}}
+    return invented_record(
+        name=f'{method}_x{scale}_seed{seed}', scale=scale, protocol='PSNR/SSIM on Y', datasets=datasets,
+        comparison=name, method=method, seed=seed, degradation=degradation, network_title=network, parameters=43211,
+        stages=[{'name': 'x', 'iterations': count} for count in iterations], initial_weights=f'weights{seed}',
+        data_order=f'order{seed}')
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ def test_caption_tells_ours_from_printed(records, paper):
     assert protocol == 'Ours at ×4: PSNR/SSIM on Y.'
     assert 'read from an invented page' in printed
     assert 'EDSR 4×16 is no network of the paper' in printed
-    records[0]['protocol'] = 'PSNR on RGB'
+    records[0] = replace(records[0], protocol='PSNR on RGB')
     assert 'cannot be compared' in paper_tables.make_table('udl-5', records, paper).caption[1]
 
 
@@ -167,7 +167,7 @@ def test_a_new_printed_row_is_data_alone(records, paper):
 
 def test_labels_of_the_paper_find_ours():
     """Plans go by the paper's labels, which may be one word for several losses: `EDSR + GV` and `VDSR + GV` are two."""
-    records = [{**make_record(method, network=network, scale=2, name='gv-1', Set5=[(psnr, 0.9)]), 'label': label}
+    records = [replace(make_record(method, network=network, scale=2, name='gv-1', Set5=[(psnr, 0.9)]), label=label)
                for network, method, label, psnr in (('VDSR', 'own', 'VDSR', 30.), ('VDSR', 'gv', 'VDSR+GV', 31.),
                                                     ('EDSR', 'own', 'EDSR', 35.), ('EDSR', 'gv', 'EDSR + GV', 36.))]
     table = paper_tables.make_table('gv-1', records, papers.load_paper())
@@ -175,7 +175,7 @@ def test_labels_of_the_paper_find_ours():
     assert found == {('VDSR', 'MSE'): 30., ('VDSR', 'MSE + GV'): 31., ('EDSR', 'L1'): 35., ('EDSR', 'L1 + GV'): 36.}
     assert len(table.lines) == 18  # as many as are printed
 
-    records = [{**make_record(f'run{n}', network='VDSR', name='le-4', Set5=[(30. + n, 0.9)]), 'label': label}
+    records = [replace(make_record(f'run{n}', network='VDSR', name='le-4', Set5=[(30. + n, 0.9)]), label=label)
                for n, label in enumerate(('ℓ2', 'DIV2K', 'Edge', 'Ours'))]
     table = paper_tables.make_table('le-4', records, papers.load_paper())
     found = {line.label: line.ours['Set5', 'psnr'].mean for line in table.lines if line.ours}
@@ -201,9 +201,9 @@ def test_costs_stand_beside_the_printed_ones():
     """Our EDSR-baseline and VDSR are the paper's: the same parameters, and MACs by torch's counter as printed."""
     blocks = {'VDSR': {'type': 'VDSR', 'upscale': 2}, 'EDSR-baseline': {
         'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 64, 'num_block': 16, 'upscale': 2}}
-    records = [{**make_record('L1', network=network, scale=2, name=network, Set5=[(30., 0.9)]),
-                'parameters': parameters, 'costs': {'macs': complexity.count_macs(block, 2), 'runtime': 12.34},
-                'run_time': {'ms': 12.34, 'size': [720, 1280], 'device': 'a GPU'}}
+    records = [replace(make_record('L1', network=network, scale=2, name=network, Set5=[(30., 0.9)]),
+                       parameters=parameters, costs={'macs': complexity.count_macs(block, 2), 'runtime': 12.34},
+                       run_time={'ms': 12.34, 'size': [720, 1280], 'device': 'a GPU'})
                for (network, block), parameters in zip(blocks.items(), (667_008, 1_369_859), strict=True)]
     markdown = paper_tables.paper_table('le-3', records, 'md')
     header = cells(markdown, 'network', 'scale', 'loss', 'seeds')
@@ -215,13 +215,13 @@ def test_costs_stand_beside_the_printed_ones():
     assert cells(markdown, 'VDSR', '×2', 'VDSR+Ours', '–')[:6] == ['–'] * 6
     assert 'Ours, Runtime: measured on a GPU.' in markdown
     # Table 5 prints no MACs; and a CPU measures a small image, which is no figure of the table
-    real = {**records[0], 'network_title': 'SRResNet', 'degradation': 'RealSR', 'costs': {'macs': 5},
-            'run_time': {'ms': 1., 'size': [180, 320], 'device': 'a CPU'}}
+    real = replace(records[0], network_title='SRResNet', degradation='RealSR', costs={'macs': 5},
+                   run_time={'ms': 1., 'size': [180, 320], 'device': 'a CPU'})
     table = paper_tables.make_table('le-5', [real], papers.load_paper())
     assert [line.our_costs for line in table.lines if line.ours] == [{'parameters': 667_008}]
     assert 'Ours, Runtime: measured on a CPU, 320×180 pixels alone, and not shown, since the paper has 2200×1200.' in (
         table.caption)
-    trained = {**make_record('L1', network='EDSR-baseline', scale=2, Set14=[(30., 0.9)]), 'costs': {'training': 19.}}
+    trained = replace(make_record('L1', network='EDSR-baseline', scale=2, Set14=[(30., 0.9)]), costs={'training': 19.})
     assert '| 19.00 ms/iter | 2.00 ms/iter |' in paper_tables.paper_table('le-1', [trained], 'md')
 
 
@@ -329,7 +329,7 @@ def test_csv_reads_back_in_full_precision(records, paper):
 
 
 def test_latex(records, paper):
-    records = [{**record, 'comparison': 'my_50%&#runs'} for record in records]
+    records = [replace(record, comparison='my_50%&#runs') for record in records]
     text = paper_tables.render(paper_tables.make_table('udl-5', records, paper), 'latex')
     rows = latex_is_sound(text)
     assert ('EDSR 4$\\times$16 & $\\times$4 & L\\_UDL-Ours & 3 & '
@@ -464,7 +464,7 @@ def test_benchmark_table_joins_metric_by_metric(paper):
     [mine] = [found for found in printed if (found['source'], found['method']) == ('UDL', 'L1')]
     assert mine['values'] == {'Set5': {'psnr': 32.5, 'ssim': 0.895}, 'Set14': {'psnr': 28.5},
                               'BSD100': {'psnr': 27., 'ssim': 0.7}}
-    run = {**make_record('L1', Set5=[(32., 0.88)], Set14=[(28., 0.77)]), 'name': 'EDSR_L1_x4'}
+    run = replace(make_record('L1', Set5=[(32., 0.88)], Set14=[(28., 0.77)]), name='EDSR_L1_x4')
     table = score_table.join([run], printed=[found for found in printed if found['source'] != 'Revisiting L1'])
     differences = {row.label: row.values for row in table.rows if row.kind == 'difference'}
     assert list(differences) == ['− EDSR L1 † EDSR', '− EDSR L1 † TLW', '− EDSR L1 † GV', '− EDSR L1 † UDL']
@@ -484,7 +484,7 @@ def test_benchmark_table_joins_metric_by_metric(paper):
     ('EDSR_ExpectedL1_x4', None)])
 def test_a_run_finds_its_printed_partner_by_its_name(run, expected):
     printed = [row for row in papers.printed_rows(papers.load_paper(), 'EDSR') if row['source'] == 'TLW']
-    table = score_table.join([{**make_record('x', Set5=[(32., 0.88)]), 'name': run}], printed=printed)
+    table = score_table.join([replace(make_record('x', Set5=[(32., 0.88)]), name=run)], printed=printed)
     assert [row.label for row in table.rows if row.kind == 'difference'] == [f'− EDSR {expected} †'] * bool(expected)
 
 

@@ -3,6 +3,7 @@ import csv
 import importlib.util
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -24,9 +25,10 @@ def make_scores(name='EDSR_L1_x2', scale=2, **sets):
     datasets = {}
     for dataset, pairs in sets.items():
         images = {f'img{i}': {'psnr': psnr, 'ssim': ssim} for i, (psnr, ssim) in enumerate(pairs)}
-        datasets[dataset] = {'images': images, 'mean': scores.mean_scores(images)}
-    return {'name': name, 'scale': scale, 'network': 'EDSR', 'weights': 'net_g_latest.pth',
-            'protocol': scores.protocol_sentence(METRICS, scale), 'datasets': datasets, 'versions': {'torch': '2.4'}}
+        datasets[dataset] = scores.SetScores.of(images)
+    return scores.Scores(name=name, scale=scale, network='EDSR', weights='net_g_latest.pth',
+                         protocol=scores.protocol_sentence(METRICS, scale), datasets=datasets,
+                         versions={'torch': '2.4'})
 
 
 def script(name):
@@ -61,7 +63,7 @@ def test_files_hold_the_same_scores(tmp_path):
 
 def test_sets_with_different_metrics(tmp_path):
     given = make_scores(Set5=[(30., 0.9)])
-    given['datasets']['extra'] = {'images': {'a': {'lpips': 0.1234}}, 'mean': {'lpips': 0.1234}}
+    given.datasets['extra'] = scores.SetScores.of({'a': {'lpips': 0.1234}})
     text = scores.format_scores(given)
     assert re.search(r'extra +1 +– +– +0\.1234', text)
     assert 'LPIPS ↓' in text
@@ -98,19 +100,24 @@ def test_protocol_names_what_papers_do_otherwise():
     (lambda s: s['datasets']['Set5']['images']['img0'].pop('ssim'), 'but the mean has'),
 ])
 def test_malformed_scores_are_refused(tmp_path, change, message):
-    given = make_scores(Set5=[(30., 0.9)])
+    given = make_scores(Set5=[(30., 0.9)]).to_json()
     change(given)
-    with pytest.raises(scores.ScoresError, match=message):
-        scores.write_scores(given, tmp_path / 'out')
-    assert not (tmp_path / 'out').exists()
+    with pytest.raises(scores.ScoresError, match='^scores: .*' + message):
+        scores.Scores.from_json(given, finite=False)
     (tmp_path / 'scores.json').write_text(json.dumps(given))
     with pytest.raises(scores.ScoresError, match='scores.json.*' + message):
         scores.read_scores(tmp_path)
 
 
+def test_what_could_not_be_read_back_is_not_written(tmp_path):
+    with pytest.raises(scores.ScoresError, match='`scale` should be positive'):
+        scores.write_scores(make_scores(scale=0, Set5=[(30., 0.9)]), tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()
+
+
 @pytest.mark.parametrize('value', [float('nan'), float('inf'), -float('inf'), None])
 def test_no_number_is_read_that_is_none(tmp_path, value):
-    given = make_scores(Set5=[(30., 0.9)])
+    given = make_scores(Set5=[(30., 0.9)]).to_json()
     given['datasets']['Set5']['images']['img0']['psnr'] = value
     (tmp_path / 'scores.json').write_text(json.dumps(given))
     with pytest.raises(scores.ScoresError, match=r'json: datasets\.Set5\.images\.img0\.psnr is (null|-?inf|nan): '):
@@ -121,7 +128,7 @@ def test_no_number_is_read_that_is_none(tmp_path, value):
 
 def test_an_image_called_mean_does_not_vanish(tmp_path):
     given = make_scores(Set5=[(30., 0.9), (34., 0.7)])
-    images = given['datasets']['Set5']['images']
+    images = given.datasets['Set5'].images
     images['mean'] = images.pop('img0')
     paths = scores.write_scores(given, tmp_path)
     assert [line for line in paths[1].read_text().splitlines() if ',mean,' in line] == [
@@ -218,19 +225,17 @@ def test_join_refuses(results):
 
 
 def test_different_protocols_are_pointed_out(results):
-    results[1]['protocol'] = 'PSNR on RGB'
+    results[1] = replace(results[1], protocol='PSNR on RGB')
     assert any('different protocols' in note for note in score_table.join(results).notes)
 
 
 def measured(run, **metrics):
     blocks = {name: {**METRICS[name], **more} for name, more in metrics.items() if name in METRICS}
     blocks |= {name: more for name, more in metrics.items() if name not in METRICS}
-    run['measured'] = {'rounded': True, 'metrics': blocks}
-    run['protocol'] = scores.protocol_sentence(blocks, run['scale'])
-    for dataset in run['datasets'].values():
-        for values in [*dataset['images'].values(), dataset['mean']]:
+    for dataset in run.datasets.values():
+        for values in [*dataset.images.values(), dataset.mean]:
             values.update({name: 0.5 for name in metrics if name not in values})
-    return scores.check_scores(run)
+    return replace(run, measured=scores.Measured(True, blocks), protocol=scores.protocol_sentence(blocks, run.scale))
 
 
 def test_protocols_are_compared_metric_by_metric():
@@ -248,7 +253,7 @@ def test_protocols_are_compared_metric_by_metric():
     assert [note for note in scores.protocol_notes(runs, ['psnr', 'ssim', 'lpips']) if 'cannot' in note] == [
         'SSIM was measured by different protocols and cannot be compared.']
     with pytest.raises(scores.ScoresError, match='`measured` should hold'):
-        scores.check_scores({**runs[0], 'measured': {'psnr': {}}})
+        scores.Scores.from_json({**runs[0].to_json(), 'measured': {'psnr': {}}})
 
 
 def test_packaged_scores_are_plausible():
@@ -272,7 +277,7 @@ def test_paper_file_of_another_form(tmp_path):
 
 
 def test_command_line(tmp_path, results, capsys):
-    folders = [str(tmp_path / given['name']) for given in results]
+    folders = [str(tmp_path / given.name) for given in results]
     for given, folder in zip(results, folders, strict=True):
         scores.write_scores(given, folder)
     main = importlib.import_module('udl_basicsr.cli.scores').main
@@ -298,8 +303,8 @@ def test_bicubic_is_scored_like_a_run(tmp_path):
     # BT.601 luma of a gray level g is 16 + 219 / 255 g, so the error of Y follows from that of the gray levels.
     error = (sr[2:-2, 2:-2, 0].astype(float) - gt[2:-2, 2:-2, 0]) * 219 / 255
     expected = 10 * np.log10(255 ** 2 / (error ** 2).mean())
-    assert given['datasets']['demo']['mean']['psnr'] == pytest.approx(expected, abs=1e-2)
-    assert scores.read_scores(tmp_path / 'results' / 'demo_bicubic')['name'] == 'demo_bicubic'
+    assert given.datasets['demo'].mean['psnr'] == pytest.approx(expected, abs=1e-2)
+    assert scores.read_scores(tmp_path / 'results' / 'demo_bicubic').name == 'demo_bicubic'
     assert 'type' in METRICS['psnr']
     (tmp_path / 'lq' / 'a.png').unlink()
     with pytest.raises(FileNotFoundError, match='no readable partner'):

@@ -27,7 +27,7 @@ from udl_basicsr.options.parse import parse_options
 from udl_basicsr.training import arguments, loop, stages
 from udl_basicsr.training.history import read_history
 from udl_basicsr.utils.checkpoints import CheckpointError
-from udl_basicsr.utils.scores import CSV_FIELDS, HISTORY_FIELDS, _csv
+from udl_basicsr.utils.scores import CSV_FIELDS, HISTORY_FIELDS, Scores, SetScores, _csv
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -243,7 +243,8 @@ def test_no_metric_is_called_like_a_field_of_what_keeps_it(project):
     entries = read_history(project.root / 'experiments' / 'plain' / 'history.jsonl')
     fields = {key for entry in entries for key in entry} - {'psnr', 'l_pix', 'grad_norm'}
     assert fields == set(HISTORY_FIELDS)
-    scores = {'name': 'a', 'datasets': {'val': {'images': {'0': {'psnr': 1.}}, 'mean': {'psnr': 1.}}}}
+    scores = Scores(name='a', scale=2, network='EDSR', weights='w', protocol='p', versions={},
+                    datasets={'val': SetScores.of({'0': {'psnr': 1.}})})
     assert _csv(scores).splitlines()[0].split(',') == [*CSV_FIELDS, 'psnr']
 
 
@@ -336,35 +337,35 @@ def test_scores(project, pairs):
             sr = tensor2img([net(lq[None])])
         gt = cv2.imread(str(pairs / 'val' / 'gt' / path.name))
         expected[path.stem] = calculate_psnr(sr, gt, crop_border=2, test_y_channel=True)
-    images = scores['datasets']['tiny']['images']
+    images = scores.datasets['tiny'].images
     assert {k: v['psnr'] for k, v in images.items()} == pytest.approx(expected, abs=1e-4)
-    assert scores['datasets']['tiny']['mean']['psnr'] == pytest.approx(np.mean(list(expected.values())), abs=1e-4)
+    assert scores.datasets['tiny'].mean['psnr'] == pytest.approx(np.mean(list(expected.values())), abs=1e-4)
     results = project.root / 'results' / 'tested'
     assert {'scores.json', 'scores.csv', 'scores.md'} <= {p.name for p in results.iterdir()}
-    assert json.loads((results / 'scores.json').read_text())['datasets'] == scores['datasets']
+    assert json.loads((results / 'scores.json').read_text())['datasets'] == scores.to_json()['datasets']
     # a set that is called val in a test file is tested as well, as BasicSR does, and not passed over in silence
     blocks['datasets'] = {'val': blocks['datasets']['test']}
     (project.root / 'test.yml').write_text(yaml.safe_dump({**blocks, 'name': 'called_val'}))
-    assert loop.test(project.parse('test', is_train=False))['datasets'] == scores['datasets']
+    assert loop.test(project.parse('test', is_train=False)).datasets == scores.datasets
     pictures = {f'{n}_{kind}.png' for n in range(3) for kind in ('tested', 'log_scale')}
     assert files(results / 'visualization' / 'tiny') == pictures
 
     # the training file, and the folder of the run wherever it lies, are enough: tested on what it was validated on
-    expected = scores['datasets']['tiny']
+    expected = scores.datasets['tiny']
     again = project.parse('udl', is_train=False)
-    assert loop.test(again)['datasets'] == {'val': expected}
+    assert loop.test(again).datasets == {'val': expected}
     assert 'network_u' not in again.opt
     moved = (project.root / 'experiments' / 'udl').rename(project.root / 'elsewhere')
     folder = parse_options(arguments.tested_file(str(moved)), root_path=str(project.root), is_train=False,
                            num_gpu_available=0)
     assert folder.opt['path']['pretrain_network_g'] == str(moved / 'models' / 'net_g_latest.pth')
-    assert loop.test(folder)['datasets'] == {'val': expected}
+    assert loop.test(folder).datasets == {'val': expected}
     # of a stage that trains it, the uncertainty is tested too, with what another file says
     (project.root / 'on.yml').write_text(yaml.safe_dump({
         'datasets': {'test': {**blocks['datasets']['val'], 'name': '${name}'}},
         'val': {'metrics': {'ause': {'type': 'calculate_ause', 'crop_border': '${scale}'}}}}))
     esu = loop.test(project.parse('esu', f'tested_on={project.root / "on.yml"}', is_train=False))
-    assert (list(esu['datasets']), list(esu['metrics'])) == (['esu'], ['ause'])
+    assert (list(esu.datasets), list(esu.metrics)) == (['esu'], ['ause'])
     with pytest.raises(argparse.ArgumentTypeError, match='has no option file in it; expected the folder of a run'):
         arguments.tested_file(str(results / 'visualization'))
 

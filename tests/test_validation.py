@@ -54,7 +54,7 @@ def test_an_image_can_be_measured_before_it_is_rounded(tested, project, pairs, t
     results = tested(val={'metrics': metrics, 'rounded': False})
     assert run_test(tmp_path, monkeypatch) == 0
     found = scores.read_scores(results / 'scores.json')
-    assert 'SR not rounded to 8 bits' in found['protocol']
+    assert 'SR not rounded to 8 bits' in found.protocol
 
     network = project.model('plain').net_g.eval().double()
     network.mean = network.mean.double()
@@ -65,7 +65,7 @@ def test_an_image_can_be_measured_before_it_is_rounded(tested, project, pairs, t
     def psnr(difference: torch.Tensor) -> float:
         return 20 * math.log10(255) - 10 * difference.square().mean().log10().item()
 
-    for name, values in found['datasets']['tiny']['images'].items():
+    for name, values in found.datasets['tiny'].images.items():
         gt, lq = (torch.from_numpy(cv2.imread(str(pairs / 'val' / kind / f'{name}.png'))[..., ::-1].copy())
                   .permute(2, 0, 1).double() / 255 for kind in ('gt', 'lq'))
         with torch.no_grad():
@@ -73,7 +73,7 @@ def test_an_image_can_be_measured_before_it_is_rounded(tested, project, pairs, t
         difference = (weights * (sr - gt)).sum(0)
         assert values['psnr'] == pytest.approx(psnr(difference), abs=1e-5)
         rounded.append(psnr((weights * ((255 * sr).round() / 255 - gt)).sum(0)))
-    assert found['datasets']['tiny']['mean']['psnr'] != pytest.approx(np.mean(rounded), abs=2e-5)
+    assert found.datasets['tiny'].mean['psnr'] != pytest.approx(np.mean(rounded), abs=2e-5)
 
 
 # ------------------------------------------------------------------------------------------------------ not finite
@@ -184,8 +184,8 @@ def test_the_entry_that_the_options_name_is_tested(tested, project, tmp_path, mo
     def score(name: str, *entry: str) -> float:
         assert run_test(tmp_path, monkeypatch, '--force_yml', f'name={name}', *entry) == 0
         found = scores.read_scores(tmp_path / 'results' / name)
-        assert found['weights'] == str(file) + (' [params_ema]' if name in 'ac' else '')
-        return found['datasets']['tiny']['mean']['psnr']
+        assert found.weights == str(file) + (' [params_ema]' if name in 'ac' else '')
+        return found.datasets['tiny'].mean['psnr']
 
     ema = score('c', 'path:param_key_g=params_ema')
     assert score('a') == ema != score('b', 'path:param_key_g=params')

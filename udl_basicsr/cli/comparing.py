@@ -11,7 +11,7 @@ from pathlib import Path
 from udl_basicsr.experiments import runner, trial
 from udl_basicsr.experiments.overview import describe_runs, duration, needed_data
 from udl_basicsr.experiments.plan import Plan, PlannedRun, read_plan, select
-from udl_basicsr.experiments.record_files import read_records, record_file
+from udl_basicsr.experiments.record_files import Record, read_records, record_file
 from udl_basicsr.experiments.records import made_with_other_options
 from udl_basicsr.experiments.statistics import format_summary
 from udl_basicsr.options.parse import OptionError
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
         whole = {run.name for run in runs if all(Path(path).exists() for _, path, _ in needed_data([run]))}
         runner.check([run for run in runs if run.name in whole], args.root, plan.file)
         runner.check([run for run in runs if run.name not in whole], args.root, plan.file, data=False)
-        records = {record_file(out, r['method'], r['scale'], r['seed'], r.get('network_id')): r
+        records = {record_file(out, r.method, r.scale, r.seed, r.network_id): r
                    for r in read_or_none(out)}
         print(f'\n{describe_runs(runs, plan.runs, records, out, args.root, differ, args.markdown)}', flush=True)
     elif missing:
@@ -142,7 +142,7 @@ def until(outlook: runner.Outlook) -> str:
     return f'; all ends in about {duration(left)}, {time.strftime("%H:%M" if left < 72_000 else "%d %B", end)}'
 
 
-def read_or_none(out: Path) -> list:
+def read_or_none(out: Path) -> list[Record]:
     try:
         return read_records(out)
     except FileNotFoundError:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from udl_basicsr.experiments.printed import load_paper
-from udl_basicsr.experiments.record_files import read_records, record_file
+from udl_basicsr.experiments.record_files import Record, read_records, record_file
 from udl_basicsr.experiments.statistics import methods_of
 from udl_basicsr.functional import image_statistics as stats
 from udl_basicsr.reports import figures, plots, variance_plots, where
@@ -36,7 +36,7 @@ class _Pictures:
         self.sr = [run.sr(self.dataset, self.image) for run in self.runs]
         self.gt = read_partner(args.gt, self.image)
         same_size({'the GT': self.gt, **{run.source: sr for run, sr in zip(self.runs, self.sr, strict=True)}})
-        self.box = _box(args.box, self.gt)
+        self.box = None if args.box is None else _box(args.box, self.gt)
         self.lq, self.scale = None, self.runs[0].scale
         if getattr(args, 'lq', None):
             self.lq = read_partner(args.lq, self.image, 'LQ')
@@ -54,13 +54,14 @@ class _Pictures:
         return run.caption(self.dataset, self.image)
 
 
-def _box(given: list[int] | None, image) -> tuple[int, int, int, int] | None:
-    if given is None:
-        return None
+def _box(given: list[int], image) -> tuple[int, int, int, int]:
     if len(given) not in (1, 4) or min(given) < 0 or min(given[-2:]) < 1:
         raise ReportError(f'--box {" ".join(map(str, given))}: expected LEFT TOP WIDTH HEIGHT in pixels of the GT, or '
                           'the side of a square that is put where the detail is')
-    box = stats.busiest_box(image, given[0]) if len(given) == 1 else tuple(given)
+    if len(given) == 1:
+        return stats.busiest_box(image, given[0])
+    left, top, width, height = given
+    box = left, top, width, height
     try:
         figures.crop(image, box)
     except ValueError as error:
@@ -78,14 +79,13 @@ def _wrapped(panels: list[Panel], columns: int | None, most: int = 5) -> list[li
 # ---------------------------------------------------------------- kinds
 
 def crops(args, look: dict) -> Path:
-    args.box = args.box or [96]
     p = _Pictures(args)
     panels = [Panel(f'{run.label}\n{p.caption(run)}', sr) for run, sr in zip(p.runs, p.sr, strict=True)]
     if p.lq is not None:
         panels.insert(0, Panel('low resolution\npixels repeated', stats.nearest(p.lq, p.scale)))
     panels.append(Panel('ground truth\nPSNR / SSIM', p.gt))
     whole = Panel(f'{p.dataset}: {p.image}, ×{p.scale}', p.gt)
-    return figures.comparison_figure(panels, p.box, args.out, [whole], args.columns, **look)
+    return figures.comparison_figure(panels, p.box or _box([96], p.gt), args.out, [whole], args.columns, **look)
 
 
 def errors(args, look: dict) -> Path:
@@ -115,7 +115,8 @@ def uncertainty(args, look: dict) -> Path:
 def weights(args, look: dict) -> Path:
     args.runs = [args.run, args.uncertainty or args.run]
     p = _Pictures(args)
-    found = stats.weight_maps(p.sr[0], p.gt, p.lq, p.log_scale(p.runs[1]), args.scaling, args.offset, args.min_over)
+    found = stats.weight_maps(p.sr[0], p.gt, p.lq,  # pyright: ignore[reportArgumentType] - --lq is required
+                              p.log_scale(p.runs[1]), args.scaling, args.offset, args.min_over)
     panels = [Panel('ground truth\n10 % of the pixels bear', p.cut(p.gt))]
     panels += [Panel(f'{_WEIGHTS[name]}\n{stats.top_share(weight):.0%} of the weight'.replace('%', ' %'), p.cut(weight),
                      'weight') for name, weight in found.items()]
@@ -226,20 +227,20 @@ def curves(args, look: dict) -> Path:
                                args.methods, **look)
 
 
-def _records(folder: str, network: str | None) -> list[dict]:
+def _records(folder: str, network: str | None) -> list[Record]:
     """The records of one network: what may be compared with one another."""
     records = read_records(folder)
-    known = list(dict.fromkeys(r['network_id'] for r in records if r.get('network_id')))
+    known = list(dict.fromkeys(r.network_id for r in records if r.network_id))
     if network not in known and (network is not None or len(known) > 1):
         raise ReportError(f'{folder}: has the networks {", ".join(known) or "of one title alone"}; choose one of them '
                           f'with --network' + (f', not {network}' if network else ''))
-    return [r for r in records if network in (None, r.get('network_id'))]
+    return [r for r in records if network in (None, r.network_id)]
 
 
-def _of_one_scale(args) -> tuple[list[dict], int, list[str]]:
+def _of_one_scale(args) -> tuple[list[Record], int, list[str]]:
     """The records of one network and scale, that scale, and the labels of the reference and the method asked for."""
     records, scale = plots.one_scale(_records(args.records, args.network), args.scale)
-    pair = args.reference or records[0]['reference'], args.method
+    pair = args.reference or records[0].reference, args.method
     known = plots.chosen_methods(records, pair)
     return records, scale, [known[method] for method in pair]
 
@@ -263,12 +264,12 @@ def deciles(args, look: dict) -> Path:
 
     def run(method: str) -> Run:
         plots.chosen_methods(records, [method])
-        file = record_file(args.records, method, scale, args.seed, records[0].get('network_id'))
+        file = record_file(args.records, method, scale, args.seed, records[0].network_id)
         if not file.exists():
             raise ReportError(f'--seed {args.seed}: no {file}')
         return open_run(str(file))
 
-    found = where.errors_by_decile(run(args.reference or records[0]['reference']), run(args.method),
+    found = where.errors_by_decile(run(args.reference or records[0].reference), run(args.method),
                                    run(args.uncertainty or args.method), args.dataset, args.gt)
     _numbers(args, found.numbers())
     return where.deciles_figure(found, labels, args.dataset, args.out, **look)
@@ -281,9 +282,9 @@ def lead(args, look: dict) -> Path:
     for method in args.method:
         if method not in labels:
             raise ReportError(f'--method {method}: no records of it. There are: {", ".join(labels)}')
-    datasets = args.datasets or list(dict.fromkeys(name for r in every for name in r['datasets']))
+    datasets = args.datasets or list(dict.fromkeys(name for r in every for name in r.datasets))
     series = {name: points for name in datasets
               if (points := leads.lead_points(folders, args.method, name, args.axis, args.metric))}
     _numbers(args, leads.lead_numbers(series))
-    both = labels.get(every[0]['reference'], every[0]['reference']), leads.lead_label(every, args.method)
+    both = labels.get(every[0].reference, every[0].reference), leads.lead_label(every, args.method)
     return leads.lead_figure(series, args.axis, both, args.out, args.metric, **look)

@@ -137,7 +137,8 @@ def convert_file(source: str | Path, out: str | Path, *, to: str | None = None, 
         if to is not None or (pth and not back):
             raise ConversionError(f'{source}: {error}') from None
         kind = None  # any network can be exported, and taken back from safetensors
-    read = f'{source}: {(FORMATS | OURS).get(kind, "a network of another kind")}' + (f", its '{key}'" if key else '')
+    what = (FORMATS | OURS)[kind] if kind else 'a network of another kind'
+    read = f'{source}: {what}' + (f", its '{key}'" if key else '')
 
     if kind in FORMATS:
         try:
@@ -148,7 +149,7 @@ def convert_file(source: str | Path, out: str | Path, *, to: str | None = None, 
             raise ConversionError(f'{source}: has no uncertainty head, so there is nothing for --out_u')
         blocks = ours.blocks if out_u else {'network_g': ours.blocks['network_g']}
         _write(ours.params, out, blocks, source)
-        if out_u is not None:
+        if out_u is not None and ours.params_u is not None:
             _write(ours.params_u, out_u, blocks, source)
         left = ours.params_u is not None and out_u is None
         return blocks, (read, *ours.notes, *['its uncertainty head is left out; --out_u keeps it' for _ in range(left)])
@@ -164,7 +165,7 @@ def convert_file(source: str | Path, out: str | Path, *, to: str | None = None, 
                               "file in a run's folder around it: give one with network_g as --opt")
     blocks, place = found or ({}, None)
     read += f'; options from {place}' if place else '; its options are not known, so none are put into the file (--opt)'
-    if to is None:
+    if to is None or kind is None:  # of no known kind is only what is exported
         # also where a safetensors needs no network: metadata of another one would mislead
         label = 'u' if kind == 'UncertaintyNet' and Path(out).suffix != '.onnx' else 'g'
         if blocks.get(f'network_{label}'):
@@ -178,11 +179,13 @@ def convert_file(source: str | Path, out: str | Path, *, to: str | None = None, 
         raise ConversionError('--to udl_two takes the net_u of stage esu beside the net_g: give it as --in_u')
     blocks = {'network_u': UDL_NETWORK_U, **blocks}
     params_u = None
-    if to != 'edsr':
-        path_u, key_u = (source, key) if to == 'udl' else (in_u, read_weights(in_u)[1])
-        params_u = build_loaded(path_u, blocks, key_u, 'u').state_dict()
-    params = build_loaded(source, blocks, key).state_dict() if to != 'udl' else \
-        {k.removeprefix('mean_network.'): v for k, v in params_u.items() if k.startswith('mean_network.')}
+    if to == 'udl':
+        params_u = build_loaded(source, blocks, key, 'u').state_dict()
+        params = {k.removeprefix('mean_network.'): v for k, v in params_u.items() if k.startswith('mean_network.')}
+    else:
+        if in_u is not None:  # for udl_two alone
+            params_u = build_loaded(in_u, blocks, read_weights(in_u)[1], 'u').state_dict()
+        params = build_loaded(source, blocks, key).state_dict()
     try:
         theirs, notes = from_ours(blocks, params, params_u, to)
     except ConversionError as error:

@@ -161,7 +161,7 @@ def from_ours(blocks: dict, params: Weights, params_u: Weights | None, to: str) 
                               'pixels at the border could not be the same; train with rgb_mean: [0, 0, 0], or convert '
                               'to edsr')
     weights = _edsr_from_ours(params, options)
-    if to == 'edsr':
+    if params_u is None:
         for name, sign in (('sub_mean', -1), ('add_mean', 1)):
             weights |= {f'{name}.weight': torch.eye(3).view(3, 3, 1, 1),
                         f'{name}.bias': (sign * 255 * rgb_mean).float()}
@@ -216,8 +216,11 @@ def compare_edsr(ours: Converted, weights: Weights, rgb_range: float = 255.) -> 
     network_g = ours.blocks['network_g']
     image = trial_image()
     out, s = run_edsr(weights, rgb_range * image, network_g['res_scale'])
-    pairs = {'image': (out / rgb_range, build_converted(network_g, ours.params)(image))}
+    pairs: dict[str, tuple[Tensor, Tensor]] = {
+        'image': (out / rgb_range, build_converted(network_g, ours.params)(image))}
     if ours.params_u is not None:
+        if s is None:
+            raise ConversionError('s: has a head on one side alone; nothing is written')
         net = build_converted({'backbone': network_g, **ours.blocks['network_u']}, ours.params_u)
         mean, log_scale = net(image)
         pairs |= {'image of net_u': (out / rgb_range, mean), 's': (s, log_scale)}

@@ -36,6 +36,8 @@ _CHECKS = ((40, 24), (29, 37), (64, 32), (48, 64))
 # Dynamic batch first. Window attention often counts windows with Python's int(), which freezes the batch.
 _WAYS = (('torchscript', True), ('torchscript', False), ('dynamo', True), ('dynamo', False))
 
+_Pairs = dict[tuple[int, int], tuple[Tensor, Tensor]]  # images by their sizes, and what torch makes of them
+
 
 class ExportError(UdlError, RuntimeError):
     """Weights that cannot be exported or converted; the message says why and what can be done."""
@@ -222,7 +224,7 @@ def export_onnx(network: nn.Module, path: str | Path, weights: str | Path | None
     images, refused, reason = _images(network)
     if _EXAMPLE not in images or len(images) < 3:
         raise ExportError(f'{type(network).__name__} does not take images of {refused} (h, w), so no file with dynamic '
-                          f'sizes can be made: {_first_line(reason)}')
+                          f'sizes can be made: {reason}')
     failures = []
     for exporter, dynamic_batch in _WAYS:
         try:
@@ -254,10 +256,10 @@ def _describe(path: Path, image: Tensor, out: Tensor, weights: str | Path | None
     onnx.save(model, str(path))
 
 
-def _images(network: nn.Module) -> tuple[dict, list, Exception | None]:
+def _images(network: nn.Module) -> tuple[_Pairs, list[tuple[int, int]], str]:
     """Images by their sizes with what torch makes of them, the sizes that the network refuses, and its last reason."""
     generator = torch.Generator().manual_seed(0)
-    images, refused, reason = {}, [], None
+    images, refused, reason = {}, [], ''
     for num_in_ch in (3, 1):
         images, refused = {}, []
         for height, width in (_EXAMPLE, *_CHECKS):
@@ -268,7 +270,7 @@ def _images(network: nn.Module) -> tuple[dict, list, Exception | None]:
                 raise
             except Exception as error:  # whatever a network says to a size that it does not take
                 refused.append((height, width))
-                reason = error
+                reason = _first_line(error)
         if images:
             break
     return images, refused, reason
@@ -302,12 +304,13 @@ def _export(network: nn.Module, image: Tensor, path: Path, exporter: str, dynami
                 dims = {axis: torch.export.Dim(name) for axis, name in axes.items()}
                 program = torch.onnx.export(network, (batch, ), dynamo=True, dynamic_shapes=(dims, ), verbose=False,
                                             **names)
-                program.save(str(path))
+                program.save(str(path))  # pyright: ignore[reportOptionalMemberAccess] - None without dynamo
         finally:
             logging.disable(level)
 
 
-def _compare(runtime, network: nn.Module, path: Path, images: dict, dynamic_batch: bool) -> tuple[tuple, float, list]:
+def _compare(runtime, network: nn.Module, path: Path, images: _Pairs, dynamic_batch: bool,
+             ) -> tuple[tuple, float, list]:
     """onnxruntime against torch at each size, and with three images at once where the batch is dynamic.
 
     Returns:

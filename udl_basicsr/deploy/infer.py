@@ -37,6 +37,7 @@ def carry_out(jobs: Iterable[PictureJob], restorer: Restorer, begin: Callable[[]
         list: Of each picture that failed, its name and why.
 
     Raises:
+        ValueError: A job asks for intervals, and there is no writer.
         OSError: A result cannot be written, so that it is no use to go on. Those before it are complete.
     """
     jobs, failures = list(jobs), []
@@ -52,12 +53,14 @@ def carry_out(jobs: Iterable[PictureJob], restorer: Restorer, begin: Callable[[]
             def tick(limit=finished + pixels, share=share):
                 bar.update(min(share, limit - bar.n))  # runs for transparency were not foreseen
 
-            results, problem = {}, picture if isinstance(picture, Exception) else None
-            if problem is None:
-                try:
+            results, problem = {}, None
+            try:
+                if isinstance(picture, Exception):
+                    problem = picture
+                else:
                     results = _restore(job, picture, restorer, tick, writer)
-                except ImageError as error:
-                    problem = error
+            except ImageError as error:
+                problem = error
             finished += pixels
             bar.update(finished - bar.n)
             if problem is not None:
@@ -83,6 +86,8 @@ def _restore(job: PictureJob, picture: Pixels, restorer: Restorer, tick: Callabl
              writer: IntervalWriter | None = None) -> dict[Path, Pixels]:
     results, (_, scale, _), prediction = {}, restorer.traits, None
     if job.intervals:
+        if writer is None:
+            raise ValueError(f'{job.source}: is to get intervals; expected a writer of them')
         prediction = restorer.prediction(picture, writer.level, tick)
     if job.sr is not None:
         height, width = picture.colour.shape[:2]
@@ -92,7 +97,9 @@ def _restore(job: PictureJob, picture: Pixels, restorer: Restorer, tick: Callabl
     if job.log_scale is not None:
         results[job.log_scale] = log_scale_picture(prediction.log_scale) if prediction else \
             restorer.log_scale(picture, tick)
-    return results | {path: writer.picture(kind, prediction) for kind, path in job.intervals.items()}
+    if writer is not None and prediction is not None:
+        results |= {path: writer.picture(kind, prediction) for kind, path in job.intervals.items()}
+    return results
 
 
 def _write(results: dict[Path, Pixels], line: str | None) -> None:

@@ -57,7 +57,7 @@ def prepared_pairs(root: str | Path, scale: int) -> list[ImagePair]:
 
 def judge(name: str, restorer: Restorer, calibrating: Sequence[ImagePair], halved: Sequence[ImagePair],
           alpha: float = 0.1, within: float = 16., shifts: bool = False,
-          tick: Callable[[], None] = lambda: None) -> Judgement:
+          tick: Callable[[], object] = lambda: None) -> Judgement:
     """Calibrates by conformal risk control and judges, twice; ``halved`` is dealt out, every second image to one half.
 
     The scores of an image, all of its values in RGB, none cropped, f not rounded, in grey levels where they have a
@@ -147,7 +147,8 @@ def shifted(picture: Pixels, original: Pixels, kind: str, scale: int, seed: int 
         lq = (lq + noise).round().clip(0, 255).astype(np.uint8)
     elif kind == 'JPEG':
         coded = cv2.imencode('.jpg', lq[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 30])[1]
-        lq = cv2.imdecode(coded, cv2.IMREAD_COLOR)[..., ::-1]
+        decoded = cv2.imdecode(coded, cv2.IMREAD_COLOR)
+        lq = decoded[..., ::-1]  # pyright: ignore[reportOptionalSubscript] - None for what is no JPEG
     else:
         height, width = (side - side % (scale + 1) for side in original.colour.shape[:2])
         lq = degrade_bic(original.colour[:height, :width], scale + 1)
@@ -155,7 +156,7 @@ def shifted(picture: Pixels, original: Pixels, kind: str, scale: int, seed: int 
 
 
 def _auroc(restorer: Restorer, pairs: Sequence[ImagePair], usual: dict[str, float],
-           tick: Callable[[], None]) -> dict[str, float]:
+           tick: Callable[[], object]) -> dict[str, float]:
     _, scale, _ = restorer.traits
     found: dict[str, list[float]] = {kind: [] for kind in SHIFTS}
     for number, pair in enumerate(pairs):

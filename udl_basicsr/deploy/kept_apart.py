@@ -93,7 +93,7 @@ def check_apart(pairs: Iterable[ImagePair], checkpoints: Iterable[str | Path]) -
     pairs, compared, unknown = list(pairs), [], []
     for checkpoint in dict.fromkeys(map(Path, checkpoints)):
         folder, meta, why = _training_images(checkpoint)
-        if why:
+        if folder is None:
             unknown.append(why)
         elif folder not in compared:
             if seen := _seen(pairs, folder, meta):

@@ -11,11 +11,13 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from PIL.TiffImagePlugin import TiffImageFile
 
 from udl_basicsr.data.images import ORIENTATION, ImageError, decode_with_opencv, read_png_chunks
 
@@ -141,11 +143,11 @@ def encode_picture(picture: Pixels, suffix: str) -> bytes:
         return cv2.imencode('.tiff', np.ascontiguousarray(planes[..., order]))[1].tobytes()
     file = io.BytesIO()
     image = Image.fromarray(np.ascontiguousarray(planes[..., 0] if planes.shape[2] == 1 else planes))
-    options = {'icc_profile': picture.icc} if picture.icc else {}
+    options: dict[str, Any] = {'icc_profile': picture.icc} if picture.icc else {}
     if picture.text and suffix == '.png':
-        options['pnginfo'] = PngInfo()
+        options['pnginfo'] = info = PngInfo()
         for keyword, text in picture.text.items():
-            options['pnginfo'].add_text(keyword, text)
+            info.add_text(keyword, text)
     image.save(file, **_WRITTEN[suffix], **options)
     return file.getvalue()
 
@@ -159,8 +161,8 @@ def _open(file) -> Image.Image:
             warnings.simplefilter('ignore')  # of damaged files too: the error below says it with the file's name
             return Image.open(file, formats=[name for name in FORMATS if name != 'MPO'])
     except Image.DecompressionBombError as error:
-        raise ImageError(f'is larger than the {2 * Image.MAX_IMAGE_PIXELS} pixels that Pillow reads: '
-                         'cut it into smaller images') from error
+        most = 2 * Image.MAX_IMAGE_PIXELS  # pyright: ignore[reportOperatorIssue] - where None, none is too large
+        raise ImageError(f'is larger than the {most} pixels that Pillow reads: cut it into smaller images') from error
     except Exception as error:
         raise _damaged(error) from error
 
@@ -184,7 +186,7 @@ def _described(img: Image.Image, start: bytes) -> Header:
     bits, kinds = 8, ()
     if img.format == 'PNG':
         bits = start[24]
-    elif img.format == 'TIFF':
+    elif isinstance(img, TiffImageFile):
         bits, kinds = max(img.tag_v2.get(258, (1, ))), img.tag_v2.get(339, ())
     bits = max(bits, 8)
     # Not their number: to count the pages of a TIFF, Pillow reads them all. Of an MPO the first is the photograph.
@@ -195,7 +197,7 @@ def _described(img: Image.Image, start: bytes) -> Header:
         raise ImageError(f'has the colour mode {img.mode} with {bits} bits, expected gray or RGB with 8 or 16: convert '
                          'it to a PNG')
     transparent = img.mode in ('LA', 'PA', 'RGBA') or 'transparency' in img.info
-    return Header(FORMATS[img.format], bits, transparent, *img.size)
+    return Header(FORMATS[img.format or ''], bits, transparent, *img.size)
 
 
 def _decode_16_bit(data: bytes, img: Image.Image) -> np.ndarray:
@@ -233,6 +235,6 @@ def _encode_16_bit_png(planes: np.ndarray, icc: bytes | None, text: Mapping[str,
         chunk(b'IHDR', struct.pack('>IIBBBBB', width, height, 16, colour_type, 0, 0, 0)),
         chunk(b'iCCP', b'ICC profile\0\0' + zlib.compress(icc)) if icc else b'',
         *(chunk(b'tEXt', f'{keyword}\0{content}'.encode('ascii')) for keyword, content in text.items()),
-        chunk(b'IDAT', zlib.compress(stored, 4)),
+        chunk(b'IDAT', zlib.compress(stored.data, 4)),
         chunk(b'IEND', b''),
     ])

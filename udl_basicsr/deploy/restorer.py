@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from udl_basicsr.archs.ensemble_arch import EnsembleNet
+from udl_basicsr.archs.uncertainty_arch import UncertaintyNet
 from udl_basicsr.data.images import ImageError
 from udl_basicsr.functional import inference
 from udl_basicsr.functional.log_scale_maps import encode_log_scale
@@ -23,7 +24,7 @@ from .pictures import Pixels
 
 # A network that takes no size but multiples of something takes multiples of one of these.
 _MULTIPLES = (1, 2, 4, 8, 16, 32, 64, 3, 5, 6, 7, 9, 10, 12, 24, 48)
-_AMP = {'bf16': torch.bfloat16, 'fp16': torch.float16}
+_AMP: dict[str | None, torch.dtype] = {'bf16': torch.bfloat16, 'fp16': torch.float16}
 # ITU-R BT.601 from RGB in [0, 1]: Y in [16, 235]/255, as MATLAB's rgb2ycbcr and BasicSR's `color: y` have it.
 _YCBCR = np.array([[65.481, 128.553, 24.966], [-37.797, -74.203, 112.], [112., -93.786, -18.214]]) / 255
 _YCBCR_OFFSET = np.array([16., 128., 128.]) / 255
@@ -61,8 +62,7 @@ class Restorer:
     """
     network: nn.Module
     """The mean network: 1 channel (Y of YCbCr) or 3 (RGB) in [0, 1]."""
-    uncertainty: nn.Module | None = None
-    """An UncertaintyNet."""
+    uncertainty: UncertaintyNet | EnsembleNet | None = None
     tile: int | None = None
     """In low-quality pixels; None takes each picture whole."""
     overlap: int = 32
@@ -140,7 +140,8 @@ class Restorer:
     def log_scale(self, picture: Pixels, tick: Callable[[], None]) -> Pixels:
         """The map of s, the mean over the channels, as :func:`encode_log_scale` has it; arguments as :meth:`sr`."""
         image = self._image(_rgb(picture.colour))
-        return log_scale_picture(self._whole(self.uncertainty.log_scale, image, tick)[0].numpy().transpose(1, 2, 0))
+        s = self._whole(self._needed_uncertainty().log_scale, image, tick)
+        return log_scale_picture(s[0].numpy().transpose(1, 2, 0))
 
     def prediction(self, picture: Pixels, level: float, tick: Callable[[], None] = lambda: None) -> Prediction:
         """The picture, its intervals of a level by the head's own word, and s. What is gray is averaged over R, G, B.
@@ -154,11 +155,12 @@ class Restorer:
             ImageError: As :meth:`sr`.
             InferenceError: The networks restore Y alone, which says nothing of R, G and B.
         """
+        network = self._needed_uncertainty()
         if self.traits[0] == 1:
             raise InferenceError(['a network of one channel (Y) has no intervals of R, G and B; expected one of three'])
 
         def maps(lq: Tensor) -> Tensor:
-            return torch.cat([*self.uncertainty.interval(lq, level), self.uncertainty.log_scale(lq)], dim=1)
+            return torch.cat([*network.interval(lq, level), network.log_scale(lq)], dim=1)
 
         colour = picture.colour
         planes = self._planes(colour, tick)
@@ -167,6 +169,11 @@ class Restorer:
                                    for part in np.split(stacked, 3, axis=2))
         return Prediction(planes, below.clip(min=_LEAST), above.clip(min=_LEAST), log_scale)
 
+    def _needed_uncertainty(self) -> UncertaintyNet | EnsembleNet:
+        if self.uncertainty is None:
+            raise InferenceError(['s and intervals are what an uncertainty network says; give one (net_u_*)'])
+        return self.uncertainty
+
     def _planes(self, colour: np.ndarray, tick: Callable[[], None]) -> np.ndarray:
         """(h, w, 1 or 3) integers to (H, W, the same) floats; black is 0 and white 1."""
         rgb = _rgb(colour)
@@ -174,9 +181,9 @@ class Restorer:
         if sr.shape[2] == 1:
             cb_cr = (rgb @ _YCBCR.T + _YCBCR_OFFSET)[..., 1:]
             size = sr.shape[1::-1]
-            planes = [np.asarray(Image.fromarray(cb_cr[..., i].astype(np.float32)).resize(size, Image.BICUBIC))
+            planes = [Image.fromarray(cb_cr[..., i].astype(np.float32)).resize(size, Image.Resampling.BICUBIC)
                       for i in range(2)]
-            sr = (np.dstack([sr[..., 0], *planes]) - _YCBCR_OFFSET) @ np.linalg.inv(_YCBCR).T
+            sr = (np.dstack([sr[..., 0], *map(np.asarray, planes)]) - _YCBCR_OFFSET) @ np.linalg.inv(_YCBCR).T
         return sr if colour.shape[2] == 3 else sr.mean(axis=2, keepdims=True)
 
     def _alpha(self, alpha: np.ndarray, tick: Callable[[], None]) -> np.ndarray:
@@ -201,11 +208,12 @@ class Restorer:
     def _whole(self, network: inference.Restore, image: Tensor, tick: Callable[[], None]) -> Tensor:
         _, scale, multiple = self.traits
 
-        def run(lq: Tensor) -> Tensor:
+        def restored(lq: Tensor) -> Tensor:
             out = self._forward(network, lq)
             tick()
             return out
 
+        run: inference.Restore = restored
         if multiple > 1:
             run = inference.padded(run, multiple, scale)
         if self.tile:
@@ -271,33 +279,36 @@ def load_restorer(weights: str | Path, *, opt: str | Path | None = None, uncerta
         if len(member) != files:
             raise InferenceError([f'--member {" ".join(map(str, member))}: expected '
                                   f'{"net_g" if files == 1 else "net_g and net_u"}, as --weights has'])
-    networks, made_by = _load(weights, uncertainty, opt, param_key)
+    network, network_u, made_by = _load(weights, uncertainty, opt, param_key)
     if members or spread:
-        others = [_load(*member, *[None] * (2 - files), opt, param_key) for member in members]
-        parts = zip(networks, *(found for found, _ in others), strict=True)
-        networks = [EnsembleNet(*map(list, parts), flips=spread)] * files
-        traits = {Restorer(network, device=device).traits[:2] for network in networks[0].networks}
+        others = [_load(member[0], member[1] if files == 2 else None, opt, param_key) for member in members]
+        uncertainties = [u for u in (network_u, *(u for _, u, _ in others)) if u is not None]
+        network = EnsembleNet([network, *(g for g, _, _ in others)], uncertainties, flips=spread)
+        network_u = network if uncertainties else None
+        traits = {Restorer(member, device=device).traits[:2] for member in network.networks}
         if len(traits) > 1:
             raise InferenceError(['--member: expected networks of one scale and number of channels, got '
                                   + ' and '.join(f'x{scale} of {channels}' for channels, scale in sorted(traits))])
         made_by |= {'members': [list(map(str, member)) for member in members]}
-    return Restorer(*networks, device=device, made_by=made_by, spread=spread, **options)
+    return Restorer(network, network_u, device=device, made_by=made_by, spread=spread, **options)
 
 
 def _load(weights: str | Path, uncertainty: str | Path | None, opt: str | Path | None,
-          param_key: ParamKey) -> tuple[list[nn.Module], dict]:
+          param_key: ParamKey) -> tuple[nn.Module, UncertaintyNet | None, dict]:
     """The mean network, and the UncertaintyNet where there is one; and the files and blocks of both."""
     blocks = _options(weights, opt)
-    networks = [build_loaded(weights, blocks, param_key)]
+    network, network_u = build_loaded(weights, blocks, param_key), None
     made_by = {'weights': weights, 'network_g': blocks['network_g']}
     if uncertainty is not None:
         blocks = _options(uncertainty, opt)
         if 'network_u' not in blocks:
             raise ExportError(f'{uncertainty}: which network is it? Its options have no network_u; give -opt with the '
                               'option file of the run that trained it')
-        networks.append(build_loaded(uncertainty, blocks, 'params', 'u'))
+        network_u = build_loaded(uncertainty, blocks, 'params', 'u')
+        if not isinstance(network_u, UncertaintyNet):
+            raise ExportError(f'{uncertainty}: is a {type(network_u).__name__}; expected an UncertaintyNet')
         made_by |= {'uncertainty': uncertainty, 'network_u': {'backbone': blocks['network_g'], **blocks['network_u']}}
-    return networks, made_by
+    return network, network_u, made_by
 
 
 def _options(weights: str | Path, opt: str | Path | None) -> dict:

@@ -27,8 +27,10 @@ from udl_basicsr.utils.settings import RunSettings, TrainSettings
 
 from .complexity import count_macs, run_time
 from .plan import PlannedRun, Stage
+from .record_files import Record
 
 _ON_CPU = (180, 320)
+_AMP: dict[str | None, torch.dtype] = {'bf16': torch.bfloat16, 'fp16': torch.float16}
 _CROP = 48
 _WHOLE = 392  # side of a square of 480×320 pixels, as many images of BSDS have, where whole ones are trained on
 _BACKWARD = 3  # forward and backward in forwards: gradients to the input and to the weights cost one each
@@ -123,7 +125,9 @@ def _side(flat: Mapping) -> int:
 
 def judge_of(loss: Mapping | None) -> tuple[str, str | None] | None:
     """Backbone and file of weights of the LPIPS that judges in ``train.tlw_opt``; None where there is none."""
-    target = lookup('loss', loss.get('type')) if isinstance(loss, dict) else None
+    if not isinstance(loss, dict):
+        return None
+    target = lookup('loss', loss.get('type'))
     known = parameters(target)[0] if target else {}
     if 'judge' not in known:
         return None
@@ -135,7 +139,7 @@ def judge_of(loss: Mapping | None) -> tuple[str, str | None] | None:
 def device_speed(amp: str | None) -> float:
     """Operations a second of this machine in training, from about a second of convolutions of 64 channels."""
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    dtype = {'bf16': torch.bfloat16, 'fp16': torch.float16}.get(amp)
+    dtype = _AMP.get(amp)
     with quietly(), torch.enable_grad(), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
         net = nn.Sequential(*(nn.Conv2d(64, 64, 3, padding=1) for _ in range(4))).to(device)
         image = torch.rand(8, 64, _CROP, _CROP, device=device)
@@ -153,7 +157,7 @@ def device_speed(amp: str | None) -> float:
 @functools.lru_cache(maxsize=64)
 def _network_speed(network: str, side: int, batch: int, amp: str | None, device: torch.device) -> float:
     """Operations a second of a network's own steps, from about a second of them, without the optimiser."""
-    block, dtype = json.loads(network), {'bf16': torch.bfloat16, 'fp16': torch.float16}.get(amp)
+    block, dtype = json.loads(network), _AMP.get(amp)
     channels = block.get('num_in_ch', block.get('backbone', {}).get('num_in_ch', 3))
     chosen, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True  # as in training
     try:
@@ -204,15 +208,15 @@ class Estimate:
         machine: This one, as records name it.
     """
 
-    def __init__(self, runs: Iterable[PlannedRun], records: Mapping[Path, Mapping], out: Path, machine: str) -> None:
+    def __init__(self, runs: Iterable[PlannedRun], records: Mapping[Path, Record], out: Path, machine: str) -> None:
         same: dict[tuple, list[float]] = {}
         rates: dict[str, list[float]] = {}
         for run in runs:
             record = records.get(run.record(out))
-            if record and record['machine'] == machine:
+            if record and record.machine == machine:
                 last = run.stages[-1]  # stage 1 has a process of its own, whose time no record holds
-                same.setdefault(self._key(run), []).append(record['seconds'])
-                rates.setdefault(run.title, []).append(record['seconds'] / self._operations(last))
+                same.setdefault(self._key(run), []).append(record.seconds)
+                rates.setdefault(run.title, []).append(record.seconds / self._operations(last))
         self.same = {key: statistics.mean(values) for key, values in same.items()}
         self.rates = {title: statistics.mean(values) for title, values in rates.items()}
 

@@ -11,13 +11,14 @@ from udl_basicsr.utils.tables import markdown_table, text_table
 
 from .costs import Estimate, judge_of, training_speed
 from .plan import PlannedRun, Stage
+from .record_files import Record
 from .records import machine
 from .runner import done
 
 _ROOTS = ('dataroot_gt', 'dataroot_lq', 'meta_info_file')
 
 
-def describe_runs(runs: Sequence[PlannedRun], everything: Iterable[PlannedRun], records: Mapping[Path, Mapping],
+def describe_runs(runs: Sequence[PlannedRun], everything: Iterable[PlannedRun], records: Mapping[Path, Record],
                   out: Path, root: Path, differ: Container[str] = (), markdown: bool = False) -> str:
     """The cells of a plan, one a line, then their sum and where their times come from, then the data they need.
 

@@ -263,11 +263,12 @@ class _Expansion:
         flat.pop('network_u', None)
         flat['path'].pop('pretrain_network_u', None)
         source = {'udl': chain[-2] if len(chain) > 1 else None, 'esu': last,
-                  'sigma': last}.get(stage if isinstance(stage, str) else None)
+                  'sigma': last}.get(stage if isinstance(stage, str) else '')
         if source and 'network_u' in last.flat:
             flat['network_u'] = last.flat['network_u']
             flat['path']['pretrain_network_u'] = str(source.weights(self.root, 'u'))
-        flat['val'] = {} if flat.get('val') is None else flat['val']
+        val = flat.get('val')
+        flat['val'] = {} if val is None else val
         self.need_blocks(flat, ('datasets', 'val'), where)
         metrics = {} if (metrics := flat['val'].get('metrics')) is None else metrics
         if not isinstance(metrics, dict) or not metrics:
@@ -280,9 +281,9 @@ class _Expansion:
     @staticmethod
     def need_blocks(flat: dict, keys: Iterable[str], where: str) -> None:
         for key in keys:
-            value = flat
+            value: Any = flat
             for part in key.split('.'):
-                value = value.get(part)
+                value = value.get(part) if isinstance(value, dict) else None
             if not isinstance(value, dict):
                 raise OptionError(f'{where}: {key}: expected a block of keys, got {describe(value)}')
 

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from importlib.resources import files
 from pathlib import Path
 
 from udl_basicsr.utils.json_files import read_json
@@ -44,7 +43,7 @@ def load_paper(file: str | Path | None = None) -> dict:
     Raises:
         ScoresError: The file does not have the form of the packaged one, whose head describes it; says where.
     """
-    source = Path(file) if file else files('udl_basicsr.experiments') / 'paper_scores.json'
+    source = Path(file) if file else Path(__file__).with_name('paper_scores.json')
     try:
         paper = read_json(source, PrintedFloat)
         tables = paper.setdefault('tables', {})

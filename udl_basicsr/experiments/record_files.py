@@ -7,17 +7,73 @@ network's id before the method where there are several networks: the scores of i
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from udl_basicsr.utils.files import write_text
 from udl_basicsr.utils.json_files import JsonError, read_json
-from udl_basicsr.utils.scores import ScoresError, check_scores
+from udl_basicsr.utils.scores import Scores, ScoresError
 
 FIELDS = {'comparison': str, 'method': str, 'label': str, 'reference': str, 'seed': int, 'degradation': str,
           'network_title': str, 'parameters': int, 'stages': list, 'options': list, 'initial_weights': str,
           'data_order': str, 'seconds': float, 'machine': str, 'date': str, 'curve': dict}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record(Scores):
+    """The record of one run. What has a default was not kept from the beginning, or is unknown of mere test runs."""
+    comparison: str = ''
+    method: str
+    """Its id."""
+    label: str
+    """Of the method, as it is printed."""
+    order: int = 0
+    """Of the method among those of the plan."""
+    reference: str
+    """Id of the method that differences are taken to."""
+    seed: int
+    degradation: str = ''
+    network_title: str = ''
+    network_id: str | None = None
+    """In comparisons of several networks."""
+    lengths: str = 'shared'
+    parameters: int = 0
+    """Of the network; 0 where unknown."""
+    costs: dict[str, float] = field(default_factory=dict)
+    """``macs`` and ``runtime`` of an image, ``training`` of an iteration; times in milliseconds."""
+    run_time: dict[str, Any] | None = None
+    """``size`` and ``device`` of the image that was timed."""
+    peak_memory: dict[str, Any] | None = None
+    """``bytes``, and ``of`` what."""
+    stages: list[dict[str, Any]] = field(default_factory=list)
+    """``name`` and ``iterations`` of each; empty for a mere test run."""
+    options: list[dict[str, Any]] = field(default_factory=list)
+    """What decides of each stage's result."""
+    initial_weights: str = ''
+    data_order: str = ''
+    seconds: float = 0.
+    """Of training and test; 0 where unknown."""
+    machine: str = ''
+    date: str = ''
+    commit: str = ''
+    curve: dict[str, dict] = field(default_factory=dict)
+    """``loss`` and ``val``, over the iterations."""
+    pictures: str | None = None
+    """Their folder, where they were kept."""
+
+    LEFT_OUT: ClassVar[tuple[str, ...]] = (*Scores.LEFT_OUT, 'network_id', 'lengths')
+
+    @classmethod
+    def _check(cls, content: Any, source: str, finite: bool) -> None:
+        super()._check(content, source, finite)
+        for name, kind in FIELDS.items():
+            value = content.get(name)
+            accepted = (int, float) if kind is float else kind
+            if not isinstance(value, accepted) or isinstance(value, bool):
+                raise ScoresError(f'{source}: `{name}` should be of type {kind.__name__}, got {value!r}. '
+                                  'udl compare writes such records')
 
 
 def record_file(folder: str | Path, method: str, scale: int, seed: int, network: str | None = None) -> Path:
@@ -25,34 +81,32 @@ def record_file(folder: str | Path, method: str, scale: int, seed: int, network:
     return Path(folder) / f'{network + "_" if network else ""}{method}_x{scale}_seed{seed}.json'
 
 
-def check_record(record: Any, source: str = 'record') -> dict:
-    """Checks a record against the schema.
-
-    Raises:
-        ScoresError: Says which field is missing or wrong.
-    """
-    record = check_scores(record, source)
-    for field, kind in FIELDS.items():
-        value = record.get(field)
-        accepted = (int, float) if kind is float else kind
-        if not isinstance(value, accepted) or isinstance(value, bool):
-            raise ScoresError(f'{source}: `{field}` should be of type {kind.__name__}, got {value!r}. '
-                              'udl compare writes such records')
-    return record
-
-
-def write_record(record: Mapping, folder: str | Path) -> Path:
+def write_record(record: Record, folder: str | Path) -> Path:
     """Writes a record as a whole or not at all.
 
     Raises:
-        ScoresError: It does not follow the schema; nothing is written.
+        ScoresError: A field is of the wrong type, or a score is not finite; nothing is written.
     """
-    record = check_record(record)
-    file = record_file(folder, record['method'], record['scale'], record['seed'], record.get('network_id'))
-    return write_text(file, json.dumps(record, ensure_ascii=False, separators=(',', ':')) + '\n')
+    record = Record.from_json(record.to_json(), 'record')
+    file = record_file(folder, record.method, record.scale, record.seed, record.network_id)
+    return write_text(file, json.dumps(record.to_json(), ensure_ascii=False, separators=(',', ':')) + '\n')
 
 
-def read_records(folder: str | Path) -> list[dict]:
+def read_record(file: str | Path) -> Record:
+    """The record of one run.
+
+    Raises:
+        ScoresError: The file is no JSON or no record.
+        OSError: It cannot be read.
+    """
+    try:
+        content = read_json(file)
+    except JsonError as error:
+        raise ScoresError(f'{file} is no JSON file ({error}). Remove it and run the comparison again') from error
+    return Record.from_json(content, str(file))
+
+
+def read_records(folder: str | Path) -> list[Record]:
     """The records of a comparison, by method, scale and seed.
 
     Args:
@@ -67,18 +121,12 @@ def read_records(folder: str | Path) -> list[dict]:
     if not files:
         raise FileNotFoundError(f'{folder}: no records <method>_x<scale>_seed<seed>.json. Make them: '
                                 'udl compare FILE.yml')
-    records = []
-    for file in files:
-        try:
-            record = read_json(file)
-        except JsonError as error:
-            raise ScoresError(f'{file} is no JSON file ({error}). Remove it and run the comparison again') from error
-        records.append(check_record(record, str(file)))
+    records = [read_record(file) for file in files]
     check_pairs(records)
-    return sorted(records, key=lambda r: (r['scale'], r['method'], r['seed']))
+    return sorted(records, key=lambda r: (r.scale, r.method, r.seed))
 
 
-def check_pairs(records: Iterable[Mapping]) -> None:
+def check_pairs(records: Iterable[Record]) -> None:
     """Finds runs that cannot be compared pair by pair.
 
     Each network of a comparison is compared with itself. Where each method has a length of its own (``lengths: own``),
@@ -87,11 +135,12 @@ def check_pairs(records: Iterable[Mapping]) -> None:
     Raises:
         ScoresError: Names both runs and what differs.
     """
-    first: dict[tuple, Mapping] = {}
+    first: dict[tuple, Record] = {}
     for record in records:
-        other = first.setdefault((record.get('network_id'), record['scale'], record['seed']), record)
-        own = 'own' in (record.get('lengths'), other.get('lengths'))
-        for field in ('network_title', ) if own else ('network_title', 'initial_weights', 'data_order'):
-            if record[field] != other[field]:
-                raise ScoresError(f'{record["name"]} and {other["name"]} are no pair: `{field}` is {record[field]} in '
-                                  f'one and {other[field]} in the other. Keep them in different comparisons')
+        other = first.setdefault((record.network_id, record.scale, record.seed), record)
+        own = 'own' in (record.lengths, other.lengths)
+        for name in ('network_title', ) if own else ('network_title', 'initial_weights', 'data_order'):
+            mine, theirs = getattr(record, name), getattr(other, name)
+            if mine != theirs:
+                raise ScoresError(f'{record.name} and {other.name} are no pair: `{name}` is {mine} in '
+                                  f'one and {theirs} in the other. Keep them in different comparisons')

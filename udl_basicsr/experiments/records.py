@@ -24,10 +24,11 @@ from udl_basicsr.utils.settings import LoaderSettings, RunSettings
 
 from .costs import measure_image
 from .plan import PlannedRun, Stage
+from .record_files import Record
 
 
 def make_record(run: PlannedRun, root: Path, seconds: float, step: float | None = None,
-                memory: dict | None = None) -> dict:
+                memory: dict | None = None) -> Record:
     """The record of a run that has been trained and tested.
 
     Args:
@@ -45,24 +46,23 @@ def make_record(run: PlannedRun, root: Path, seconds: float, step: float | None 
     network = last['network_g']
     costs, measured = measure_image(network, last['scale'], run.size)
     training = {} if step is None else {'training': round(step, 3)}
-    return {
-        **read_scores(root / 'results' / run.name),
-        'scale': run.scale,  # of the plan: networks for aligned pairs (RealSR) keep the size
-        'comparison': run.plan, 'method': run.method, 'label': run.label, 'order': run.order,
-        'reference': run.reference, 'seed': run.seed, 'degradation': run.degradation, 'network_title': run.title,
-        **({'network_id': run.network} if run.network else {}),
-        **({'lengths': run.lengths} if run.lengths != 'shared' else {}),
-        'parameters': sum(p.numel() for p in build_network(network).parameters()),
-        'costs': {**costs, **training}, 'run_time': measured, 'peak_memory': memory,
-        'stages': [{'name': RunSettings.of(stage.flat).stage, 'iterations': stage.iterations} for stage in run.stages],
-        'options': [stage.essence for stage in run.stages],
-        'weights': f'experiments/{run.name}/models/net_g_latest.pth',
-        'initial_weights': histories[0][0]['initial_weights'],
-        'data_order': data_order(run.stages),
-        'seconds': round(seconds, 1), 'machine': machine(), 'date': datetime.date.today().isoformat(),
-        'commit': _commit(), 'curve': _curve(run.stages, histories),
-        'pictures': str(visualization) if has_pictures else None,
-    }
+    scores = vars(read_scores(root / 'results' / run.name))
+    return Record(
+        **{**scores, 'scale': run.scale,  # of the plan: networks for aligned pairs (RealSR) keep the size
+           'weights': f'experiments/{run.name}/models/net_g_latest.pth'},
+        comparison=run.plan, method=run.method, label=run.label, order=run.order,
+        reference=run.reference, seed=run.seed, degradation=run.degradation, network_title=run.title,
+        network_id=run.network or None, lengths=run.lengths,
+        parameters=sum(p.numel() for p in build_network(network).parameters()),
+        costs={**costs, **training}, run_time=measured, peak_memory=memory,
+        stages=[{'name': RunSettings.of(stage.flat).stage, 'iterations': stage.iterations} for stage in run.stages],
+        options=[stage.essence for stage in run.stages],
+        initial_weights=histories[0][0]['initial_weights'],
+        data_order=data_order(run.stages),
+        seconds=round(seconds, 1), machine=machine(), date=datetime.date.today().isoformat(),
+        commit=_commit(), curve=_curve(run.stages, histories),
+        pictures=str(visualization) if has_pictures else None,
+    )
 
 
 def peak_memory() -> dict | None:

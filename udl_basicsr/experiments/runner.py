@@ -7,7 +7,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,8 +51,8 @@ def check(runs: Iterable[PlannedRun], root: Path, file: str, data: bool = True) 
             if not data:
                 tested['val'] = {**tested['val'], 'metrics': without_lpips_weights(tested['val']['metrics'])}
             files = [Path(folder, name) for name in (*(stage.file.name for stage in run.stages), run.test_file.name)]
-            for file, later in zip(files, chain[1:], strict=False):
-                later['stage1'] = str(file)
+            for path, later in zip(files, chain[1:], strict=False):
+                later['stage1'] = str(path)
             names = {f'{path}:': f'{file}: {path.stem}:' for path in files}
             for path, flat in zip(files, (*chain, tested), strict=True):
                 path.write_text(dump_flat(flat), encoding='utf-8')
@@ -141,7 +141,8 @@ class Event:
     seconds: float = 0.  # of its processes; of stage 1, that of the run that it was trained for
 
 
-def make_all(runs: list[PlannedRun], out: Path, root: Path, gpus: list[str | None]) -> Iterator[Event]:
+def make_all(runs: list[PlannedRun], out: Path, root: Path, gpus: list[str | None],
+             ) -> Generator[Event, None, None]:
     """Makes the records that are missing, one run on each of ``gpus`` (see :func:`gpu_names`; None is the CPU).
 
     Every run has a process of its own, so that one that fails takes no other with it. When this generator is closed,
@@ -150,7 +151,8 @@ def make_all(runs: list[PlannedRun], out: Path, root: Path, gpus: list[str | Non
     Yields:
         Event: Each end of a run, and some ten times a minute how far the others are.
     """
-    context = multiprocessing.get_context('forkserver' if sys.platform != 'win32' else 'spawn')
+    context = multiprocessing.get_context('spawn') if sys.platform == 'win32' else \
+        multiprocessing.get_context('forkserver')
     context.set_forkserver_preload([__name__])
     waiting = [run for run in runs if not run.record(out).exists()]
     free, busy, spent = list(gpus), {}, dict.fromkeys((run.name for run in waiting), 0.)

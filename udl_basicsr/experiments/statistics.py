@@ -10,22 +10,24 @@ from scipy.special import stdtrit  # a fifth of the time that scipy.stats takes 
 from udl_basicsr.utils.scores import metric_facts
 from udl_basicsr.utils.tables import markdown_table, text_table
 
+from .record_files import Record
+
 SAMPLES = 10_000  # of the bootstrap
 
 
-def scores_matrix(records: Iterable[Mapping], method: str, dataset: str, metric: str,
+def scores_matrix(records: Iterable[Record], method: str, dataset: str, metric: str,
                   scale: int) -> tuple[list[int], list[str], np.ndarray]:
     """The scores of a method as (seeds, images, array of shape (S, I)); empty where it was not run."""
-    runs = {r['seed']: r['datasets'][dataset]['images'] for r in records
-            if r['method'] == method and r['scale'] == scale and dataset in r['datasets']
-            and metric in r['datasets'][dataset]['mean']}
+    runs = {r.seed: r.datasets[dataset].images for r in records
+            if r.method == method and r.scale == scale and dataset in r.datasets
+            and metric in r.datasets[dataset].mean}
     seeds = sorted(runs)
     images = sorted(set.intersection(*(set(run) for run in runs.values()))) if runs else []
     scores = np.array([[runs[s][i][metric] for i in images] for s in seeds])
     return seeds, images, scores.reshape(len(seeds), len(images))
 
 
-def means(records: Iterable[Mapping], method: str, dataset: str, metric: str, scale: int) -> dict[str, float] | None:
+def means(records: Iterable[Record], method: str, dataset: str, metric: str, scale: int) -> dict[str, float] | None:
     """Mean over seeds and images, and the standard deviation over seeds of the mean over images (NaN for one seed).
 
     Returns:
@@ -39,7 +41,7 @@ def means(records: Iterable[Mapping], method: str, dataset: str, metric: str, sc
             'seeds': len(seeds)}
 
 
-def paired_difference(records: Sequence[Mapping], method: str, dataset: str, metric: str, scale: int,
+def paired_difference(records: Sequence[Record], method: str, dataset: str, metric: str, scale: int,
                       reference: str | None = None, samples: int = SAMPLES) -> dict[str, Any] | None:
     """A method against the reference, pair by pair: same seed, same image.
 
@@ -62,10 +64,10 @@ def paired_difference(records: Sequence[Mapping], method: str, dataset: str, met
         which the method is better, None for a metric without direction; its facts. None where the two have no seed in
         common.
     """
-    mine = [r for r in records if r['method'] == method]
+    mine = [r for r in records if r.method == method]
     if not mine:
         return None
-    reference = reference or mine[0]['reference']
+    reference = reference or mine[0].reference
     (seeds, images, scores), (their_seeds, their_images, others) = (
         scores_matrix(records, name, dataset, metric, scale) for name in (method, reference))
     common, pictures = sorted({*seeds} & {*their_seeds}), sorted({*images} & {*their_images})
@@ -110,11 +112,11 @@ def value_at(curve: Mapping[int, float], iteration: int) -> float | None:
     return float(np.interp(iteration, at, [curve[i] for i in at]))
 
 
-def methods_of(records: Iterable[Mapping]) -> dict[str, str]:
+def methods_of(records: Iterable[Record]) -> dict[str, str]:
     """Ids and labels of the methods: the reference first, then by the order in the comparison's file, if kept."""
     found: dict[str, tuple] = {}
     for r in records:
-        found.setdefault(r['method'], (r['method'] != r['reference'], r.get('order', 0), r['method'], r['label']))
+        found.setdefault(r.method, (r.method != r.reference, r.order, r.method, r.label))
     return {key[2]: key[3] for key in sorted(found.values())}
 
 
@@ -127,19 +129,19 @@ def difference_cell(result: Mapping | None) -> str:
     return f'{mean} [{low}, {high}]'
 
 
-def summary_rows(records: Sequence[Mapping], scale: int,
+def summary_rows(records: Sequence[Record], scale: int,
                  metrics: Sequence[str] = ('psnr', 'ssim')) -> tuple[list[str], list[list[str]]]:
     """One row for each method: its mean on each data set, and its difference from the reference with its interval."""
-    records = [r for r in records if r['scale'] == scale]
-    datasets = list(dict.fromkeys(name for r in records for name in r['datasets']))
-    shown = [m for m in metrics if any(m in r['datasets'][d]['mean'] for r in records for d in r['datasets'])]
+    records = [r for r in records if r.scale == scale]
+    datasets = list(dict.fromkeys(name for r in records for name in r.datasets))
+    shown = [m for m in metrics if any(m in d.mean for r in records for d in r.datasets.values())]
     facts = {m: metric_facts(records, m) for m in shown}
     header = ['method', 'seeds', *(f'{d} {facts[m].title(m)}{tail}' for d in datasets for m in shown
                                    for tail in ('', ' − reference'))]
     rows = []
     for method, label in methods_of(records).items():
-        row = [label, str(len({r['seed'] for r in records if r['method'] == method}))]
-        is_reference = any(r['method'] == method == r['reference'] for r in records)
+        row = [label, str(len({r.seed for r in records if r.method == method}))]
+        is_reference = any(r.method == method == r.reference for r in records)
         for dataset in datasets:
             for metric in shown:
                 value = means(records, method, dataset, metric, scale)
@@ -150,11 +152,11 @@ def summary_rows(records: Sequence[Mapping], scale: int,
     return header, rows
 
 
-def format_summary(records: Sequence[Mapping], metrics: Sequence[str] = ('psnr', ), markdown: bool = False) -> str:
+def format_summary(records: Sequence[Record], metrics: Sequence[str] = ('psnr', ), markdown: bool = False) -> str:
     """The table of a comparison as it stands, for the terminal or in Markdown: one for each network and scale."""
     table, gap = (markdown_table, '\n\n') if markdown else (text_table, '\n')
-    groups: dict[tuple, list[Mapping]] = {}
-    for record in sorted(records, key=lambda r: r['scale']):
-        groups.setdefault((record.get('network_id', ''), record['scale']), []).append(record)
+    groups: dict[tuple, list[Record]] = {}
+    for record in sorted(records, key=lambda r: r.scale):
+        groups.setdefault((record.network_id or '', record.scale), []).append(record)
     return '\n\n'.join(f'{f"{network} ×{scale}".strip()}{gap}{table(*summary_rows(group, scale, metrics))}'
                        for (network, scale), group in groups.items())

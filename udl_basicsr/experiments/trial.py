@@ -73,13 +73,14 @@ def prepare(plan: Plan, runs: Iterable[PlannedRun], folder: Path) -> list[Planne
 
 def _smallest_side(runs: list[PlannedRun], folder: Path, file: str) -> int:
     """LR pixels of the smallest crop that is enough for all runs of a network and scale, which share their stage 1."""
+    problems = []
     for side in _SIDES:
         try:
             check([_on_trial(run, folder, side) for run in runs], folder, file, data=False)
             return side
         except OptionError as error:
-            problem = error
-    raise problem
+            problems.append(error)
+    raise problems[-1]
 
 
 def _place(run: PlannedRun, folder: Path, what: str, side: int) -> Path:
@@ -135,8 +136,10 @@ def _on_trial(run: PlannedRun, folder: Path, side: int) -> PlannedRun:
 
 def _random_judge(block: object) -> object:
     """A loss with a judge that needs no weights, where it has one."""
-    target = lookup('loss', block.get('type')) if isinstance(block, dict) else None
-    return {**block, 'judge_random': True} if target and 'judge_random' in parameters(target)[0] else block
+    if isinstance(block, dict) and (target := lookup('loss', block.get('type'))) \
+            and 'judge_random' in parameters(target)[0]:
+        return {**block, 'judge_random': True}
+    return block
 
 
 def _make_images(place: Path, run: PlannedRun, photos: Iterable[str], side: int) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .uncertainty import average_ranks, flat_pair
 
@@ -146,15 +147,15 @@ def uce(error: np.ndarray, scale: np.ndarray, bins: int = BINS) -> float:
 
 # ---------------------------------------------------------------- images told apart
 
-def auroc(inliers: np.ndarray, outliers: np.ndarray) -> float:
+def auroc(inliers: ArrayLike, outliers: ArrayLike) -> float:
     """The probability that an image of the second kind has the larger value, ties one half; in [0, 1], chance is ½.
 
     Args:
         inliers (ndarray): A value for each image as trained for, such as its mean θ; shape (n,).
         outliers (ndarray): For each shifted image, shape (m,).
     """
-    inliers, outliers = (np.ravel(a).astype(np.float64) for a in (inliers, outliers))
-    if not (inliers.size and outliers.size and np.isfinite([*inliers, *outliers]).all()):
+    usual, shifted = (np.ravel(a).astype(np.float64) for a in (inliers, outliers))
+    if not (usual.size and shifted.size and np.isfinite([*usual, *shifted]).all()):
         raise ValueError('expected finite values of images of both kinds')
-    ranks = average_ranks(np.concatenate([inliers, outliers]))[inliers.size:]
-    return float((ranks.sum() / outliers.size - (outliers.size + 1) / 2) / inliers.size)
+    ranks = average_ranks(np.concatenate([usual, shifted]))[usual.size:]
+    return float((ranks.sum() / shifted.size - (shifted.size + 1) / 2) / usual.size)

@@ -16,6 +16,7 @@ The risk must fall (or rise) with what is looked for, which is why it is asked o
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -172,7 +173,8 @@ def mask_risks(error: np.ndarray, scale: np.ndarray, within: float, thresholds: 
 
 # ---------------------------------------------------------------- the choice
 
-def smallest_factor(risks: np.ndarray, limit: float, factors: np.ndarray = FACTORS) -> float | None:
+def smallest_factor(risks: np.ndarray | Sequence[np.ndarray], limit: float, factors: np.ndarray = FACTORS,
+                    ) -> float | None:
     """The smallest λ whose mean risk over the images is within the limit.
 
     Args:
@@ -187,7 +189,8 @@ def smallest_factor(risks: np.ndarray, limit: float, factors: np.ndarray = FACTO
     return float(factors[good[0]]) if good.size else None
 
 
-def largest_threshold(risks: np.ndarray, limit: float, thresholds: np.ndarray = THRESHOLDS) -> float:
+def largest_threshold(risks: np.ndarray | Sequence[np.ndarray], limit: float, thresholds: np.ndarray = THRESHOLDS,
+                      ) -> float:
     """The largest τ whose mean risk over the images is within the limit; 0, an empty mask, where there is none.
 
     Args:

@@ -10,7 +10,6 @@ A function of your own states it by attributes, of which each may be missing::
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from typing import Any
 
 from basicsr.utils.registry import METRIC_REGISTRY
@@ -64,9 +63,9 @@ def without_better(block: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in block.items() if key != 'better'}
 
 
-def facts_for_scores(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, dict]:
+def facts_for_scores(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, MetricFacts]:
     """The field ``metrics`` of scores: the facts of each block of ``val.metrics``, by its name."""
-    return {name: asdict(block_facts(block)) for name, block in metrics.items()}
+    return {name: block_facts(block) for name, block in metrics.items()}
 
 
 def _read(function: Callable | None, higher_is_better: bool | None) -> MetricFacts:

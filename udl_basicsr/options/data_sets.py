@@ -138,13 +138,13 @@ def _check_dataset(dataset: dict, at: str, opt: dict, root_path: str, report: Fi
 
 
 def _check_pairs(dataset: dict, at: str, opt: dict, report: Findings, images: Images) -> None:
-    roots = [dataset.get('dataroot_gt'), dataset.get('dataroot_lq')]
-    for key, root in zip(('dataroot_gt', 'dataroot_lq'), roots, strict=True):
-        if not isinstance(root, str):
+    keys = ('dataroot_gt', 'dataroot_lq')
+    for key in keys:
+        if not isinstance(dataset.get(key), str):
             report.add(f'{at}.{key}', f'expected a folder, got null; {dataset["type"]} needs it')
     if report.has(at):
         return
-    gt_root, lq_root = roots
+    gt_root, lq_root = (dataset[key] for key in keys)
     with contextlib.ExitStack() as stack:
         if dataset['io_backend']['type'] == 'lmdb':
             pairs, opened = lmdb_pairs(gt_root, lq_root, at, report, stack)
@@ -197,8 +197,8 @@ def _readable(pairs: list[Pair], at: str, report: Findings, images: Images) -> d
     broken = [f'{name}: {why}' for pair in pairs for name in pair if isinstance(why := images.known[name], str)]
     if broken:
         report.add(at, f'{len(broken)} of {2 * len(pairs)} images cannot be used: {some_of(broken, "; ")}')
-    sizes = {pair: (images.known[pair.gt], images.known[pair.lq]) for pair in pairs}
-    return {pair: both for pair, both in sizes.items() if not any(isinstance(size, str) for size in both)}
+    return {pair: (gt, lq) for pair in pairs if not isinstance(gt := images.known[pair.gt], str)
+            and not isinstance(lq := images.known[pair.lq], str)}
 
 
 def _check_sizes(sizes: dict[Pair, tuple[Size, Size]], scale: int, dataset: dict, at: str, report: Findings) -> None:
@@ -217,7 +217,7 @@ def _check_sizes(sizes: dict[Pair, tuple[Size, Size]], scale: int, dataset: dict
         return
     small = {pair: min(lq) for pair, (_, lq) in sizes.items() if min(lq) < patch // scale}
     if small:
-        pair = min(small, key=small.get)
+        pair = min(small, key=small.__getitem__)
         others = f'; {len(small)} images are too small: {some_of([osp.basename(p.lq) for p in small])}'
         report.add(f'{at}.gt_size', f'{patch} makes LQ patches of {patch // scale}, larger than '
                    f'{osp.basename(pair.lq)}, whose short side is {small[pair]}; use {small[pair] * scale} or less, or '
@@ -234,7 +234,8 @@ def _check_metrics(sizes: dict[Pair, tuple[Size, Size]], scale: int, opt: dict, 
         if target in (None, calculate_lpips) or report.has(f'val.metrics.{name}'):
             continue
         arguments = {k: v for k, v in block.items() if k not in ('type', 'better')}
-        border = arguments.get('crop_border') if isinstance(arguments.get('crop_border'), int) else 0
-        width, height = (min(side * scale, _LARGEST_TRIAL + 2 * border) for side in lq)
+        border = arguments.get('crop_border')
+        most = _LARGEST_TRIAL + 2 * (border if isinstance(border, int) else 0)
+        width, height = (min(side * scale, most) for side in lq)
         if problem := try_metric(target, arguments, height, width, 'log_scale' in parameters(target)[0]):
             report.add(f'val.metrics.{name}', f'{problem}, as {osp.basename(pair.gt)} of {at} is')

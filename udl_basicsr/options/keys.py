@@ -18,7 +18,7 @@ from .schema import Built, Key
 from .signatures import call_problems, describe, keys_needed, keys_read, names_compared, parameters
 from .trials import quietly, try_optimizer, try_scheduler, why
 
-_PACKAGE = __package__.split('.')[0]
+_PACKAGE = __name__.split('.')[0]
 SUPPLIED = {'metric': {'img', 'img2', 'log_scale'}, 'optimizer': {'params'}, 'scheduler': {'optimizer', 'last_epoch'}}
 _NEEDS_MORE = {'LBFGS', 'SparseAdam'}  # a closure, sparse gradients: neither is what a training step has
 # by the program, at the top level
@@ -75,7 +75,7 @@ class KeyChecker:
         models = known('model')
         name = str(opt.get('model_type'))
         # the nearest, so that a typing error there hides no other problem
-        self.model = models.get(name) or models.get(nearest(name, models))
+        self.model: Any = models.get(name) or models.get(nearest(name, models) or '')  # None where none is near
         bases = self.model.__mro__ if self.model else ()
         self.ours = any(c.__module__.split('.')[0] == _PACKAGE for c in bases)
         self.reads = keys_read(self.model) if self.model else None
@@ -279,9 +279,10 @@ class KeyChecker:
         if phase == 'train':
             needed |= {'batch_size_per_gpu', 'num_worker_per_gpu'}
         backend = block.get('io_backend')
-        client = FileClient._backends.get(str(backend.get('type'))) if isinstance(backend, dict) else None
+        backend = backend if isinstance(backend, dict) else {}
+        client = FileClient._backends.get(str(backend.get('type')))
         arguments = {k: v for k, v in backend.items() if k != 'type'} if client else {}
-        for key, problem in call_problems(client, arguments, optional=None) if arguments else ():
+        for key, problem in call_problems(client, arguments, optional=None) if client else ():
             self.report.add(f'{where}.io_backend.{key}', problem)
         for key in sorted(set(arguments) - {'readahead'}) if client and backend['type'] == 'lmdb' else ():
             # the data set names the databases; a lock, or what is not read-only, would write beside them

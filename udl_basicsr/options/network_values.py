@@ -40,7 +40,7 @@ class NetworkChecker(KeyChecker):
         if self.ours and scale is None:
             self.report.add('scale', 'missing; expected the upscaling factor, an integer ≥ 1')
         network = self.check_network(block, 'network_g', scale)
-        if isinstance(network, nn.Module) and self.ours and not self.report.has('network_g'):
+        if isinstance(block, dict) and network and self.ours and not self.report.has('network_g'):
             self.check_channels(block, scale)
         uncertainty = self.opt.get('network_u')
         if not isinstance(uncertainty, dict):
@@ -118,5 +118,6 @@ class NetworkChecker(KeyChecker):
     def patch(self, scale: int) -> int:
         """Side of an LQ image that the networks are going to see."""
         gt_size = self.blocks().get('train', {}).get('gt_size')
-        usable = isinstance(gt_size, int) and gt_size % scale == 0 and 0 < gt_size // scale <= _LARGEST_PATCH
-        return gt_size // scale if usable else 48
+        if isinstance(gt_size, int) and gt_size % scale == 0 and 0 < gt_size // scale <= _LARGEST_PATCH:
+            return gt_size // scale
+        return 48

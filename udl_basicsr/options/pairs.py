@@ -133,16 +133,16 @@ def lmdb_pairs(gt_root: str, lq_root: str, at: str, report: Findings, stack: con
                  and size != (int(m['width']), int(m['height']))]
         if wrong:
             report.add(f'{at}.{key}', f'{osp.abspath(meta)} has other sizes than the database: {some_of(wrong)}')
-    if len(read) < 2:
-        return [], io.BytesIO
-    if keys[gt_root] != keys[lq_root]:
-        report.add(f'{at}.dataroot_lq', 'its images are not those of dataroot_gt: '
-                   f'{some_of(sorted(keys[gt_root] ^ keys[lq_root]))}')
 
     def opened(name: str) -> BinaryIO:
         root, _, key = name.rpartition('.lmdb/')
         return io.BytesIO(read[f'{root}.lmdb'](key))
 
+    if len(read) < 2:
+        return [], opened
+    if keys[gt_root] != keys[lq_root]:
+        report.add(f'{at}.dataroot_lq', 'its images are not those of dataroot_gt: '
+                   f'{some_of(sorted(keys[gt_root] ^ keys[lq_root]))}')
     both = keys[gt_root] & keys[lq_root]
     return [Pair(f'{gt_root}/{k}', f'{lq_root}/{k}') for k in sorted(both)], opened
 

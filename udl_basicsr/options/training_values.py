@@ -32,7 +32,8 @@ class TrainingChecker(NetworkChecker):
     def check_stage(self, train: dict) -> None:
         """What TLWModel and each stage of UDLModel train with, and which losses need more than an image."""
         losses = {k for k, v in train.items() if k.endswith('_opt') and isinstance(v, dict)}
-        gives = {stage.loss: stage.gives for stage in STAGES.values() if stage.loss}  # what the loss of a stage takes
+        # what the loss of a stage takes
+        gives = {stage.loss: stage.gives for stage in STAGES.values() if stage.loss and stage.gives}
         ordinary = losses - gives.keys()
         if self.ours and self.model_reads(('network_w',)):
             self.check_weighting(train, losses)
@@ -54,7 +55,8 @@ class TrainingChecker(NetworkChecker):
                 self.report.add(f'train.{key}.type', f'{target.__name__} does not look at the uncertainty (its forward '
                                 f'has no argument {gives[key]}); put it in pixel_opt')
             if target and key in ordinary and any(takes.get(name) for name in gives.values()):
-                places = [f'{stage.loss} (stage {name})' for name, stage in STAGES.items() if takes.get(stage.gives)]
+                places = [f'{stage.loss} (stage {name})' for name, stage in STAGES.items()
+                          if stage.gives and takes.get(stage.gives)]
                 self.report.add(f'train.{key}.type', f'{target.__name__} needs the uncertainty; put it in '
                                 + ' or '.join(places))
             if target and ('weight_map' in takes) != (key == 'tlw_opt'):
@@ -87,8 +89,7 @@ class TrainingChecker(NetworkChecker):
             add('train.tlw_opt', f'missing; {self.model.__name__} needs it, such as {{type: TLWLoss, base: l1}}')
         if not isinstance(self.opt.get('network_w'), dict):
             add('network_w', f'missing; {self.model.__name__} needs it, such as {{type: TLWNet}}')
-        data = self.opt['datasets'].get('train') if isinstance(self.opt.get('datasets'), dict) else None
-        gt_size = data.get('gt_size') if isinstance(data, dict) else None
+        gt_size = self.blocks().get('train', {}).get('gt_size')
         if judge in NETS and isinstance(gt_size, int) and gt_size < smallest_image(judge):
             add('datasets.train.gt_size', f'{gt_size} is too small for LPIPS with {judge}, which needs at least '
                 f'{smallest_image(judge)}')
@@ -133,7 +134,8 @@ class TrainingChecker(NetworkChecker):
     def check_head(self, train: dict, wanted: str | None) -> None:
         """That the loss of the stage trains what the head puts out."""
         block, network_u = train.get(wanted), self.opt.get('network_u')
-        target = lookup('loss', block.get('type')) if isinstance(block, dict) else None
+        block = block if isinstance(block, dict) else {}
+        target = lookup('loss', block.get('type'))
         trained = getattr(target, 'distribution', None)
         head = (network_u.get('head') or {}) if isinstance(network_u, dict) else None
         if trained is None or not isinstance(head, dict):
@@ -144,7 +146,7 @@ class TrainingChecker(NetworkChecker):
         if says != trained:
             self.report.add(f'train.{wanted}.type', f'{target.__name__} trains a head of distribution {trained}, and '
                             f'network_u.head is of {says}: set its distribution: {trained}')
-        for key in ('level', ) if trained == 'quantile' else ():
+        for key in ('level', ) if trained == says == 'quantile' else ():
             ours, theirs = (b.get(key, inspect.signature(c).parameters[key].default) for b, c in
                             ((block, target), (head, cls)))
             if ours != theirs:
@@ -152,9 +154,8 @@ class TrainingChecker(NetworkChecker):
                                 f'{describe(theirs)}; set both')
 
     def check_cache(self, stage: str) -> None:
-        datasets, where = self.opt.get('datasets'), 'datasets.train.uncertainty_cache'
-        train = datasets.get('train') if isinstance(datasets, dict) else None
-        folder = train.get('uncertainty_cache') if isinstance(train, dict) else None
+        train, where = self.blocks().get('train', {}), 'datasets.train.uncertainty_cache'
+        folder = train.get('uncertainty_cache')
         if not isinstance(folder, str):
             return
         cls = lookup('data set', train.get('type'))
@@ -184,7 +185,8 @@ class TrainingChecker(NetworkChecker):
             return
         if isinstance(warmup, int) and warmup > total:
             add('train.warmup_iter', f'{warmup} is longer than the training, total_iter: {total}')
-        scheduler = train.get('scheduler') if isinstance(train.get('scheduler'), dict) else {}
+        scheduler = train.get('scheduler')
+        scheduler = scheduler if isinstance(scheduler, dict) else {}
         for key in ('milestones', 'periods'):
             steps, where = scheduler.get(key), f'train.scheduler.{key}'
             if steps is None:
@@ -200,10 +202,7 @@ class TrainingChecker(NetworkChecker):
                 self.report.warnings.append(f'{where}: all come after total_iter: {total}; the learning rate stays '
                                             'constant')
         self.check_restarts(scheduler)
-        datasets = self.opt.get('datasets')
-        accumulate = self.given('train', 'accumulate')
-        data = datasets.get('train') if isinstance(datasets, dict) else None
-        batch = data.get('batch_size_per_gpu') if isinstance(data, dict) else None
+        accumulate, batch = self.given('train', 'accumulate'), self.blocks().get('train', {}).get('batch_size_per_gpu')
         if isinstance(accumulate, int) and isinstance(batch, int) and accumulate > 0 and batch % accumulate:
             add('train.accumulate', f'{accumulate} does not divide datasets.train.batch_size_per_gpu: {batch}')
 

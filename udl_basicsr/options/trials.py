@@ -176,7 +176,7 @@ def try_loss(key: str, target: type[nn.Module], block: dict, channels: int, side
             values = list(losses_of(key, criterion, pred, inputs).values())
             if wrong := [v for v in values if not isinstance(v, Tensor) or v.numel() != 1]:
                 return f'{target.__name__} gives {tuple(getattr(wrong[0], "shape", ()))}; training needs one number'
-            sum(values).sum().backward()
+            sum(values, torch.zeros(())).sum().backward()
     except Exception as error:
         return f'{target.__name__} fails on images of {side * scale}x{side * scale}: {why(error)}'
     return ''
@@ -248,8 +248,9 @@ def try_scheduler(target: type, arguments: dict) -> None:
 
 def try_metric(target: Callable, arguments: dict, height: int, width: int, log_scale: bool) -> str:
     """Why a metric gives no number for an image of this size; empty where it does."""
-    images = {key: np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-              for seed, key in enumerate(('img', 'img2'))}
+    images: dict[str, np.ndarray] = {
+        key: np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        for seed, key in enumerate(('img', 'img2'))}
     if log_scale:
         images['log_scale'] = images['img'].astype(np.float32) / 64
     try:
@@ -261,7 +262,7 @@ def try_metric(target: Callable, arguments: dict, height: int, width: int, log_s
     return '' if np.isfinite(value) else f'{target.__name__} gives {value} on an image of {width}x{height}'
 
 
-def try_dataset(target: type[Dataset], block: dict, wanted: tuple[str, ...]) -> str:
+def try_dataset(target: Callable[[dict], Dataset], block: dict, wanted: tuple[str, ...]) -> str:
     """Why a data set gives no images under the names that are wanted; empty where its first sample has them."""
     try:
         with quietly():

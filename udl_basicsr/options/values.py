@@ -129,7 +129,7 @@ class Checker(TrainingChecker):
         metrics, best, tile = val.get('metrics'), val.get('save_best'), val.get('tile')
         metrics = metrics if isinstance(metrics, dict) else {}
         if isinstance(best, dict):
-            for key, names in (('metric', metrics), ('dataset', [d.get('name') for d in sets.values()])):
+            for key, names in (('metric', metrics), ('dataset', [d['name'] for d in sets.values() if 'name' in d])):
                 if isinstance(best.get(key), str) and best[key] not in names:
                     self.report.add(f'val.save_best.{key}', f'there is no {key} {best[key]!r} here'
                                     f'{did_you_mean(best[key], names)}')
@@ -164,8 +164,8 @@ class Checker(TrainingChecker):
     def check_best(self, name: Any, metrics: dict) -> None:
         """That the metric by which the best checkpoint is kept has a best."""
         block = metrics.get(name) if isinstance(name, str) else None
-        target = lookup('metric', block.get('type')) if isinstance(block, dict) else None
-        if target is None or self.report.has(f'val.metrics.{name}') or block_facts(block).sign:
+        if not isinstance(block, dict) or lookup('metric', block.get('type')) is None \
+                or self.report.has(f'val.metrics.{name}') or block_facts(block).sign:
             return
         if stated_facts(block['type']):
             remedy = f'of {block["type"]} neither higher nor lower values are better; choose another metric'
@@ -185,7 +185,8 @@ class Checker(TrainingChecker):
 
     def why_no_log_scale(self) -> str:
         """Why there is no s to measure in validation; empty where there is."""
-        path = self.opt.get('path') if isinstance(self.opt.get('path'), dict) else {}
+        path = self.opt.get('path')
+        path = path if isinstance(path, dict) else {}
         if not self.ours:
             return f'model_type {self.opt.get("model_type")} has none: use UDLModel'
         if not isinstance(self.opt.get('network_u'), dict):

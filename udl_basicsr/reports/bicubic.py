@@ -11,11 +11,11 @@ from basicsr.metrics import calculate_metric
 
 from udl_basicsr.data.degradations import resize_bicubic
 from udl_basicsr.metrics.facts import facts_for_scores, without_better
-from udl_basicsr.utils.scores import mean_scores, protocol_sentence, write_scores
+from udl_basicsr.utils.scores import Measured, Scores, SetScores, protocol_sentence, write_scores
 
 
 def write_bicubic(name: str, dataset: str, gt_folder: str | Path, lq_folder: str | Path, scale: int,
-                  metrics_opt: Mapping[str, Mapping[str, Any]], results: str | Path = 'results') -> dict:
+                  metrics_opt: Mapping[str, Mapping[str, Any]], results: str | Path = 'results') -> Scores:
     """Upsamples a data set and writes `results/<name>` as test.py would.
 
     Args:
@@ -28,7 +28,7 @@ def write_bicubic(name: str, dataset: str, gt_folder: str | Path, lq_folder: str
         results: Parent of the folder that is written.
 
     Returns:
-        dict: The scores.
+        Scores: As they were written.
 
     Raises:
         FileNotFoundError: The folder is empty, or an image lacks its partner.
@@ -47,11 +47,10 @@ def write_bicubic(name: str, dataset: str, gt_folder: str | Path, lq_folder: str
         cv2.imwrite(str(pictures / f'{path.stem}_{name}.png'), sr)
     if not images:
         raise FileNotFoundError(f'There are no PNG images in {gt_folder}. Make them by udl prepare.')
-    scores = {'name': name, 'scale': scale, 'network': 'bicubic', 'weights': 'none',
-              'protocol': protocol_sentence(metrics_opt, scale),
-              'measured': {'rounded': True, 'metrics': {m: without_better(opt) for m, opt in metrics_opt.items()}},
-              'datasets': {dataset: {'images': images, 'mean': mean_scores(images)}},
-              'metrics': facts_for_scores(metrics_opt),
-              'versions': {'basicsr': version('basicsr'), 'opencv': cv2.__version__}}
+    scores = Scores(name=name, scale=scale, network='bicubic', weights='none',
+                    protocol=protocol_sentence(metrics_opt, scale),
+                    measured=Measured(True, {m: without_better(opt) for m, opt in metrics_opt.items()}),
+                    datasets={dataset: SetScores.of(images)}, metrics=facts_for_scores(metrics_opt),
+                    versions={'basicsr': version('basicsr'), 'opencv': cv2.__version__})
     write_scores(scores, folder)
     return scores

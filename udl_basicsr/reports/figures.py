@@ -104,7 +104,8 @@ def save(figure: Figure, out: str | Path) -> Path:
         for ax in figure.axes:
             for picture in ax.images:
                 # Photographs alone: a map keeps its values.
-                if picture.get_array().ndim == 3 and picture.get_array().shape[1] > ax.get_window_extent().width:
+                array = picture.get_array()
+                if array is not None and array.ndim == 3 and array.shape[1] > ax.get_window_extent().width:
                     picture.set_interpolation('hanning')
     # Type 3 fonts, matplotlib's default, are refused by many publishers; the salt makes names of SVG elements constant.
     with matplotlib.rc_context({'pdf.fonttype': 42, 'svg.hashsalt': 'udl_basicsr'}):

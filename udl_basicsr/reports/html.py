@@ -18,6 +18,7 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
+from udl_basicsr.experiments.record_files import Record
 from udl_basicsr.experiments.statistics import means
 from udl_basicsr.utils.scores import protocol_notes
 
@@ -38,26 +39,25 @@ def _some(values: Iterable[Any]) -> str:
 def _facts(group: Group) -> list[tuple[str, str]]:
     """What one must know of a group before its figures mean anything."""
     records = group.records
-    seeds = sorted({r['seed'] for r in records})
-    images = {name: len(next(r['datasets'][name]['images'] for r in records if name in r['datasets']))
+    seeds = sorted({r.seed for r in records})
+    images = {name: len(next(r.datasets[name].images for r in records if name in r.datasets))
               for name in group.datasets}
-    facts = [('Network', _some(r.get('network_title') or r['network'] for r in records)),
-             ('Parameters', _some(f'{r["parameters"]:,}'.replace(',', ' ') for r in records if 'parameters' in r)),
-             ('Scale', f'×{group.scale}' + ''.join(f', {d}' for d in {r.get('degradation') for r in records} if d)),
+    facts = [('Network', _some(r.network_title or r.network for r in records)),
+             ('Parameters', _some(f'{r.parameters:,}'.replace(',', ' ') for r in records if r.parameters)),
+             ('Scale', f'×{group.scale}' + ''.join(f', {d}' for d in {r.degradation for r in records} if d)),
              ('Test data', ', '.join(f'{name} ({count})' for name, count in images.items())),
              ('Budget', _some(_budget(r) for r in records)),
              ('Seeds', ', '.join(map(str, seeds)) if group.trained else ''),
-             ('Machine', _some(r.get('machine') for r in records))]
+             ('Machine', _some(r.machine for r in records))]
     return [(name, value) for name, value in facts if value]
 
 
-def _budget(record: Mapping) -> str:
-    stages = record.get('stages') or []
-    return _count(sum(s['iterations'] for s in stages), 'iteration') if stages else ''
+def _budget(record: Record) -> str:
+    return _count(sum(s['iterations'] for s in record.stages), 'iteration') if record.stages else ''
 
 
-def _stages(record: Mapping) -> str:
-    return ' → '.join(f'{s.get("name", "")} {s["iterations"]}' for s in record.get('stages') or [])
+def _stages(record: Record) -> str:
+    return ' → '.join(f'{s.get("name", "")} {s["iterations"]}' for s in record.stages)
 
 
 def _cards(group: Group) -> list[dict]:
@@ -70,9 +70,9 @@ def _cards(group: Group) -> list[dict]:
         if not found or (len(found) > 1 and not facts.sign):
             continue
         best = max(found, key=lambda m: facts.sign * found[m])
-        seeds = len({r['seed'] for r in group.of(best)})
+        seeds = len({r.seed for r in group.of(best)})
         tail = ', the highest mean' if len(found) > 1 and facts.higher_is_better else ''
-        tail += f', {_count(seeds, "seed")}' if seeds < len({r['seed'] for r in group.records}) else ''
+        tail += f', {_count(seeds, "seed")}' if seeds < len({r.seed for r in group.records}) else ''
         cards.append({'dataset': dataset, 'value': facts.text(found[best]), 'unit': unit(facts),
                       'style': group.style(best), 'label': group.methods[best], 'tail': tail,
                       'difference': difference_view(group.difference(best, dataset, metric))})
@@ -102,8 +102,8 @@ def _verdicts(group: Group) -> dict | None:
 # ---------------------------------------------------------------- tables
 
 def _table(group: Group, metric: str) -> dict:
-    datasets = [name for name in group.datasets if any(metric in r['datasets'][name]['mean'] for r in group.records
-                                                       if name in r['datasets'])]
+    datasets = [name for name in group.datasets if any(metric in r.datasets[name].mean for r in group.records
+                                                       if name in r.datasets)]
     values = {name: {m: v for m in group.methods if (v := means(group.records, m, name, metric, group.scale))}
               for name in datasets}
     facts = group.facts(metric)
@@ -131,18 +131,18 @@ def _table(group: Group, metric: str) -> dict:
 
 def _image_table(group: Group, dataset: str) -> dict:
     """The scores of each image, for a few runs."""
-    runs = [r for r in group.records if dataset in r['datasets']]
+    runs = [r for r in group.records if dataset in r.datasets]
     facts = {metric: group.facts(metric) for metric in group.metrics}
-    columns = [(r, metric) for metric in facts for r in runs if metric in r['datasets'][dataset]['mean']]
-    several = len({r['method'] for r in runs}) > 1
+    columns = [(r, metric) for metric in facts for r in runs if metric in r.datasets[dataset].mean]
+    several = len({r.method for r in runs}) > 1
     rows = []
-    for image in dict.fromkeys(name for r in runs for name in r['datasets'][dataset]['images']):
-        scores = [(r['datasets'][dataset]['images'].get(image, {}).get(metric), metric) for r, metric in columns]
+    for image in dict.fromkeys(name for r in runs for name in r.datasets[dataset].images):
+        scores = [(r.datasets[dataset].images.get(image, {}).get(metric), metric) for r, metric in columns]
         rows.append({'label': image, 'cells': [
             {'value': '' if value is None else repr(value), 'text': facts[metric].text(value)}
             for value, metric in scores]})
     return {'dataset': dataset, 'rows': rows, 'head': [
-        'Image', *(f'{facts[metric].title(metric)}{" " + r["label"] if several else ""}' for r, metric in columns)]}
+        'Image', *(f'{facts[metric].title(metric)}{" " + r.label if several else ""}' for r, metric in columns)]}
 
 
 def _runs(group: Group) -> dict:
@@ -151,13 +151,13 @@ def _runs(group: Group) -> dict:
     rows = []
     for method, label in group.methods.items():
         runs = group.of(method)
-        seconds = [r['seconds'] for r in runs if 'seconds' in r]
+        seconds = [r.seconds for r in runs if r.seconds]
         rows.append([label, _some(map(_stages, runs)),
-                     ', '.join(str(r['seed']) for r in runs) if group.trained else '',
+                     ', '.join(str(r.seed) for r in runs) if group.trained else '',
                      f'{np.mean(seconds) / 60:.1f}' if seconds else '',
-                     *(_some(r.get(key) for r in runs) for key in ('machine', 'date', 'commit'))])
+                     *(_some(getattr(r, key) for r in runs) for key in ('machine', 'date', 'commit'))])
     kept = [i for i in range(len(header)) if any(row[i] for row in rows)]
-    versions = dict.fromkeys(', '.join(f'{k} {v}' for k, v in r['versions'].items()) for r in group.records)
+    versions = dict.fromkeys(', '.join(f'{k} {v}' for k, v in r.versions.items()) for r in group.records)
     return {'head': [header[i] for i in kept], 'rows': [[row[i] or '–' for i in kept] for row in rows],
             'notes': [*protocol_notes(group.records, group.metrics), *(f'{text}.' for text in versions if text)]}
 
@@ -233,8 +233,8 @@ def _extreme(group: Group) -> str:
 
 
 def _title(groups: Sequence[Group]) -> str:
-    comparisons = dict.fromkeys(r['comparison'] for g in groups for r in g.records if 'comparison' in r)
-    names = comparisons or dict.fromkeys(r['name'] for g in groups for r in g.records)
+    comparisons = dict.fromkeys(r.comparison for g in groups for r in g.records if r.comparison)
+    names = comparisons or dict.fromkeys(r.name for g in groups for r in g.records)
     networks = _some(g.title for g in groups)
     if comparisons:
         return f'{", ".join(names)}: losses compared on {networks}'

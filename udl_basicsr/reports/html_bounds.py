@@ -60,7 +60,7 @@ def _facts(file: Path) -> dict:
     """What a picture says of itself; nothing where it does not."""
     try:
         with Image.open(file) as image:
-            facts = json.loads(image.text.get('udl', '{}'))
+            facts = json.loads(getattr(image, 'text', {}).get('udl', '{}'))  # PNGs alone have text
     except (OSError, ValueError, AttributeError, RecursionError):
         return {}
     if not isinstance(facts, dict):

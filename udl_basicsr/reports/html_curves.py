@@ -55,15 +55,15 @@ def curves_of(group: Group) -> dict | None:
     def found(*path: str) -> dict[str, dict[int, Mapping]]:
         lines: dict[str, dict[int, Mapping]] = {}
         for record in group.records:
-            value: Any = record.get('curve') or {}
+            value: Any = record.curve
             for key in path:
                 value = value.get(key) if isinstance(value, Mapping) else None
             if isinstance(value, Mapping):
-                lines.setdefault(record['method'], {})[record['seed']] = value
+                lines.setdefault(record.method, {})[record.seed] = value
         return lines
 
     charts = []
-    vals = [r['curve'].get('val') for r in group.records if isinstance(r.get('curve'), Mapping)]
+    vals = [r.curve.get('val') for r in group.records]
     sets = list(dict.fromkeys(name for val in vals if isinstance(val, Mapping) for name in val))
     kinds = [(('val', name), name, True) for name in sets] + [(('loss', ), 'Training', False)]
     for path, title, val in kinds:
@@ -85,7 +85,7 @@ def curves_of(group: Group) -> dict | None:
         return None
     switches = []
     for method in group.methods:
-        stages = group.of(method)[0].get('stages') or []
+        stages = group.of(method)[0].stages
         ends = np.cumsum([s['iterations'] for s in stages])
         switches.append([int(end) for end in ends[:-1]])
     return {'title': group.title, 'charts': charts, 'methods': list(group.methods.values()),

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from udl_basicsr.experiments.record_files import read_records
+from udl_basicsr.experiments.record_files import Record, read_records
 from udl_basicsr.experiments.statistics import methods_of, paired_difference
 from udl_basicsr.utils.metric_facts import MetricFacts
 from udl_basicsr.utils.scores import ScoresError, metric_facts, read_scores
@@ -27,13 +27,13 @@ class Group:
         remedy: The command that makes the pictures where there are none.
     """
     title: str
-    records: list[dict]
+    records: list[Record]
     remedy: str
     _differences: dict[tuple[str, str, str], dict | None] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def scale(self) -> int:
-        return self.records[0]['scale']
+        return self.records[0].scale
 
     @property
     def methods(self) -> dict[str, str]:
@@ -43,21 +43,21 @@ class Group:
     @property
     def reference(self) -> str | None:
         """Id of the method that differences are taken to; None where it was not run or nothing is to be compared."""
-        name = self.records[0]['reference']
+        name = self.records[0].reference
         return name if name in self.methods and len(self.methods) > 1 else None
 
     @property
     def trained(self) -> bool:
         """Whether these are the runs of a comparison, of which it is known how they were trained; else mere tests."""
-        return 'stages' in self.records[0]
+        return bool(self.records[0].stages)
 
     @property
     def datasets(self) -> list[str]:
-        return list(dict.fromkeys(name for r in self.records for name in r['datasets']))
+        return list(dict.fromkeys(name for r in self.records for name in r.datasets))
 
     @property
     def metrics(self) -> list[str]:
-        return list(dict.fromkeys(m for r in self.records for d in r['datasets'].values() for m in d['mean']))
+        return list(dict.fromkeys(m for r in self.records for d in r.datasets.values() for m in d.mean))
 
     def style(self, method: str) -> str:
         """The classes of a method's colour and dashes, see :mod:`.method_styles`."""
@@ -66,9 +66,9 @@ class Group:
     def facts(self, metric: str) -> MetricFacts:
         return metric_facts(self.records, metric)
 
-    def of(self, method: str) -> list[dict]:
+    def of(self, method: str) -> list[Record]:
         """The runs of a method, by seed."""
-        return sorted((r for r in self.records if r['method'] == method), key=lambda r: r['seed'])
+        return sorted((r for r in self.records if r.method == method), key=lambda r: r.seed)
 
     def difference(self, method: str, dataset: str, metric: str) -> dict | None:
         """The paired difference from the reference with its `verdict`; None for the reference or where it has none."""
@@ -95,7 +95,7 @@ def read_groups(folders: Iterable[str | Path]) -> list[Group]:
         FileNotFoundError: A folder that does not exist or holds neither.
         ScoresError: Records or scores that are malformed.
     """
-    groups: dict[tuple, list[dict]] = {}
+    groups: dict[tuple, list[Record]] = {}
     remedies, tested = {}, []
     for folder in map(Path, folders):
         if not folder.is_dir():
@@ -105,37 +105,37 @@ def read_groups(folders: Iterable[str | Path]) -> list[Group]:
             tested.append(folder)
             continue
         for record in read_records(folder):
-            if not all(isinstance(s, dict) and isinstance(s.get('iterations'), int) for s in record['stages']):
-                raise ScoresError(f'{folder}: {record["name"]}: `stages` should hold objects with `name` and '
-                                  f'`iterations`, got {record["stages"]!r}')
-            key = (str(folder), record['network_title'], record['scale'], record['degradation'])
+            if not all(isinstance(s, dict) and isinstance(s.get('iterations'), int) for s in record.stages):
+                raise ScoresError(f'{folder}: {record.name}: `stages` should hold objects with `name` and '
+                                  f'`iterations`, got {record.stages!r}')
+            key = (str(folder), record.network_title, record.scale, record.degradation)
             groups.setdefault(key, []).append(record)
             remedies[key] = ('udl compare FILE.yml --out FOLDER (a new one: runs with a record '
                              'there are not made again)')
     for record in _as_records(tested):
-        key = ('tests', '', record['scale'], '')
+        key = ('tests', '', record.scale, '')
         groups.setdefault(key, []).append(record)
         remedies[key] = 'udl test -opt FILE.yml --force_yml val:save_img=true'
     found = []
     for key, records in groups.items():
         folder, network, scale, degradation = key
-        network = network or ', '.join(dict.fromkeys(r['network'] for r in records))
+        network = network or ', '.join(dict.fromkeys(r.network for r in records))
         alone = len({k[0] for k in groups}) == 1
         title = f'{network}, ×{scale}' + (f', {degradation}' if degradation else '')
         found.append(Group(title if alone else f'{Path(folder).name}: {title}', records, remedies[key]))
     return found
 
 
-def _as_records(folders: Sequence[Path]) -> list[dict]:
+def _as_records(folders: Sequence[Path]) -> list[Record]:
     """Test runs in the form of records, as far as they say what records say."""
     folders = [folder.resolve() for folder in folders]
     scores = [read_scores(folder) for folder in folders]
     for folder in folders:
         if [f.name for f in folders].count(folder.name) > 1:
             raise ScoresError(f'Two results folders are called {folder.name}. Rename one of them.')
-    first = {s['scale']: f.name for f, s in zip(reversed(folders), reversed(scores), strict=True)}
-    return [{**s, 'method': f.name, 'label': f.name, 'reference': first[s['scale']], 'seed': 0, 'order': i,
-             'pictures': str(f / 'visualization')} for i, (f, s) in enumerate(zip(folders, scores, strict=True))]
+    first = {s.scale: f.name for f, s in zip(reversed(folders), reversed(scores), strict=True)}
+    return [Record(**vars(s), method=f.name, label=f.name, reference=first[s.scale], seed=0, order=i,
+                   pictures=str(f / 'visualization')) for i, (f, s) in enumerate(zip(folders, scores, strict=True))]
 
 
 # ---------------------------------------------------------------- words and numbers

@@ -14,6 +14,7 @@ from basicsr.metrics import calculate_metric
 from PIL import Image
 
 from udl_basicsr.data.degradations import resize_bicubic
+from udl_basicsr.experiments.record_files import Record
 
 from .figures import busiest_box
 from .html_bounds import bounds
@@ -61,9 +62,9 @@ class Picture:
         return f'{self.dataset}/{self.image}'
 
 
-def picture_folder(record: Mapping) -> Path | None:
+def picture_folder(record: Record) -> Path | None:
     """The folder of a run's pictures; a relative one is looked for from here."""
-    folder = record.get('pictures')
+    folder = record.pictures
     return Path(folder) if isinstance(folder, str) and folder and Path(folder).is_dir() else None
 
 
@@ -107,13 +108,13 @@ def _layers(group: Group, dataset: str, image: str, seed: int | None, gt: Sequen
     for method, label in group.methods.items():
         for record in group.of(method):
             folder = picture_folder(record)
-            if folder is None or (seed is not None and record['seed'] != seed):
+            if folder is None or (seed is not None and record.seed != seed):
                 continue
-            if image not in record['datasets'].get(dataset, {'images': {}})['images']:
+            if dataset not in record.datasets or image not in record.datasets[dataset].images:
                 continue
             if not any((folder / dataset).glob('*.png')):
                 continue
-            run = Run(label, str(folder), folder, group.scale, record['datasets'])
+            run = Run(label, str(folder), folder, group.scale, record.datasets)
             has_s = (folder / dataset / f'{image}_log_scale.png').is_file()
             layers.append(Layer(f'method:{method}', label, run.sr(dataset, image), run.scores(dataset, image),
                                 run.log_scale(dataset, image) if has_s else None))
@@ -143,11 +144,12 @@ def _layers(group: Group, dataset: str, image: str, seed: int | None, gt: Sequen
 
 def _bicubic_scores(group: Group, bicubic: np.ndarray, truth: np.ndarray | None) -> dict[str, float]:
     """PSNR and SSIM of the bicubic image, where the runs say how theirs were measured, and all the same."""
-    if truth is None or not all('measured' in r for r in group.records):
+    measured = [r.measured for r in group.records if r.measured]
+    if truth is None or len(measured) < len(group.records):
         return {}
     scores = {}
     for metric in group.metrics:
-        ways = [r['measured']['metrics'][metric] for r in group.records if metric in r['measured']['metrics']]
+        ways = [each.metrics[metric] for each in measured if metric in each.metrics]
         if ways and ways.count(ways[0]) == len(ways) and ways[0].get('type') in ('calculate_psnr', 'calculate_ssim'):
             scores[metric] = float(calculate_metric({'img': bicubic[..., ::-1], 'img2': truth[..., ::-1]}, ways[0]))
     return scores
@@ -177,7 +179,7 @@ def _order(group: Group, dataset: str) -> list[str]:
     metric = first_metric(group)
     values: dict[str, list[float]] = {}
     for record in group.records:
-        for image, scores in record['datasets'].get(dataset, {'images': {}})['images'].items():
+        for image, scores in record.datasets[dataset].images.items() if dataset in record.datasets else ():
             values.setdefault(image, []).append(scores.get(metric, 0.))
     alone = len(group.records) == 1
     sign = -1 if not alone or (metric and group.facts(metric).higher_is_better is False) else 1
@@ -259,9 +261,9 @@ def choose_pictures(groups: Sequence[Group], wanted: Sequence[str] = (), gt: Map
                 if not folder.is_dir():
                     raise ReportError(f'{what} {name}={folder}: no such folder')
 
-    if seed is not None and not any(r['seed'] == seed for g in groups for r in g.records):
+    if seed is not None and not any(r.seed == seed for g in groups for r in g.records):
         raise ReportError(f'--seed: there is no run of seed {seed}. There are: '
-                          f'{", ".join(map(str, sorted({r["seed"] for g in groups for r in g.records})))}')
+                          f'{", ".join(map(str, sorted({r.seed for g in groups for r in g.records})))}')
 
     candidates = []
     for group in groups:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from udl_basicsr.experiments.record_files import Record
 from udl_basicsr.experiments.statistics import methods_of, paired_difference
 from udl_basicsr.utils.scores import ScoresError
 
@@ -27,7 +28,7 @@ class Point(NamedTuple):
     difference: dict  # see paired_difference
 
 
-def lead_points(comparisons: Mapping[str, Sequence[Mapping]], methods: Sequence[str], dataset: str, axis: str,
+def lead_points(comparisons: Mapping[str, Sequence[Record]], methods: Sequence[str], dataset: str, axis: str,
                 metric: str = 'psnr') -> list[Point]:
     """How the difference from the reference moves from one comparison, or one method, to the next.
 
@@ -45,18 +46,18 @@ def lead_points(comparisons: Mapping[str, Sequence[Mapping]], methods: Sequence[
         raise ValueError(f'axis: expected one of {", ".join(AXES)}, got {axis!r}')
     points = []
     for name, records in comparisons.items():
-        runs = {(r['scale'], r['method']): r for r in records if r['method'] in methods}
+        runs = {(r.scale, r.method): r for r in records if r.method in methods}
         for (scale, method), run in runs.items():
             found = paired_difference(records, method, dataset, metric, scale)
             if found:
-                lengths = [stage['iterations'] for stage in run['stages']]
+                lengths = [stage['iterations'] for stage in run.stages]
                 x = {'budget': sum(lengths), 'share': lengths[0] / sum(lengths) if len(lengths) > 1 else 0.,
-                     'parameters': run['parameters'], 'scale': scale}[axis]
-                points.append(Point(float(x), name, method, run.get('network_title', ''), found))
+                     'parameters': run.parameters, 'scale': scale}[axis]
+                points.append(Point(float(x), name, method, run.network_title, found))
     return sorted(points, key=lambda p: p[:3])
 
 
-def lead_label(records: Iterable[Mapping], methods: Sequence[str]) -> str:
+def lead_label(records: Iterable[Record], methods: Sequence[str]) -> str:
     """What the methods are called together: their label, or what stands before its comma where they share that."""
     labels = dict.fromkeys(label for method, label in methods_of(records).items() if method in methods)
     heads = dict.fromkeys(label.partition(',')[0] for label in labels)

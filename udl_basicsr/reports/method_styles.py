@@ -1,6 +1,8 @@
 """Colours and dashes: a method has the same in every figure and in the report, and no two methods have both alike."""
 from __future__ import annotations
 
+from typing import Any
+
 COLOURS = ('#0072b2', '#d55e00', '#00906a', '#b5489a', '#a07000', '#6a51c7', '#11879a', '#77771a')
 """As dark as text on white must be, and told apart by the colour-blind as far as eight are. Black: the reference."""
 DASHES = ('-', (0, (4, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
@@ -9,7 +11,7 @@ BETTER, WORSE, GRAY = '#0072b2', '#b4440b', '#777777'
 """Of what is decided either way, and of what is not."""
 
 
-def style_of(number: int) -> dict:
+def style_of(number: int) -> dict[str, Any]:
     """Colour and dashes of the curve of that number: 40 that can be told apart, the first eight by colour alone."""
     return {'color': COLOURS[number % len(COLOURS)], 'linestyle': DASHES[number // len(COLOURS) % len(DASHES)]}
 

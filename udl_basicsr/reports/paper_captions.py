@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from udl_basicsr.experiments.printed import HR_SIZE
+from udl_basicsr.experiments.record_files import Record
 from udl_basicsr.utils.scores import protocol_notes
 
 from .paper_rows import RecordGroup, is_one_of
@@ -17,15 +18,15 @@ def about_ours(groups: Sequence[RecordGroup], metrics: Sequence[str]) -> list[st
         return ['Ours: no run with figures for this table yet.']
     texts = []
     for group in groups:
-        sizes = sorted({f'{record["parameters"]:,}'.replace(',', ' ') for record in group.records})
-        iterations = _usual(group, lambda record: str(sum(stage['iterations'] for stage in record['stages'])))
+        sizes = sorted({f'{record.parameters:,}'.replace(',', ' ') for record in group.records})
+        iterations = _usual(group, lambda record: str(sum(stage['iterations'] for stage in record.stages)))
         texts.append(f'Ours: {group.network}, {" and ".join(sizes)} parameters, '
                      f'comparison {group.comparison}; iterations {iterations}; '
-                     f'seeds {_usual(group, lambda record: str(record["seed"]))}. '
+                     f'seeds {_usual(group, lambda record: str(record.seed))}. '
                      f'Means over the seeds ± their standard deviation.')
     records = [record for group in groups for record in group.records]
-    for scale in sorted({record['scale'] for record in records}):
-        notes = protocol_notes([record for record in records if record['scale'] == scale], metrics)
+    for scale in sorted({record.scale for record in records}):
+        notes = protocol_notes([record for record in records if record.scale == scale], metrics)
         texts.append(f'Ours at ×{scale}: {" ".join(notes)}')
     return texts
 
@@ -36,19 +37,19 @@ def about_costs(groups: Sequence[RecordGroup], layout: Mapping) -> list[str]:
         return []
     head, (height, width) = layout['costs']['runtime'], layout.get('size', HR_SIZE)
     texts = {}
-    for record in (record for group in groups for record in group.records if record.get('run_time')):
-        known, (rows, columns) = record['run_time'], record['run_time']['size']
+    for record in (record for group in groups for record in group.records if record.run_time):
+        known, (rows, columns) = record.run_time, record.run_time['size']
         texts[f'Ours, {head}: measured on {known["device"]}' + (
-            '.' if 'runtime' in record.get('costs', {}) else
+            '.' if 'runtime' in record.costs else
             f', {columns}×{rows} pixels alone, and not shown, since the paper has {width}×{height}.')] = None
     return [*texts]
 
 
-def _usual(group: RecordGroup, value: Callable[[Mapping], str]) -> str:
+def _usual(group: RecordGroup, value: Callable[[Record], str]) -> str:
     """What most methods of a group have, and in brackets those that have something else."""
     values: dict[str, set[str]] = {}
     for label, name in group.methods.items():
-        values[label] = {value(record) for record in group.records if record['method'] == name}
+        values[label] = {value(record) for record in group.records if record.method == name}
     texts = {label: ', '.join(sorted(found, key=_natural)) for label, found in values.items()}
     common = Counter(texts.values()).most_common(1)[0][0]
     others = [f'{label}: {text}' for label, text in texts.items() if text != common]

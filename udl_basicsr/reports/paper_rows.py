@@ -4,6 +4,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from udl_basicsr.experiments.record_files import Record
 from udl_basicsr.utils.metric_facts import MetricFacts
 
 
@@ -71,7 +72,7 @@ class RecordGroup:
     """The records of one network in one comparison: what may be compared with one another."""
     comparison: str
     network: str
-    records: list[Mapping]
+    records: list[Record]
     methods: dict[str, str] = field(default_factory=dict)  # the table's method → our id
 
 

@@ -22,6 +22,7 @@ from udl_basicsr.experiments.printed import (
     printed_values,
     row_metrics,
 )
+from udl_basicsr.experiments.record_files import Record
 from udl_basicsr.experiments.statistics import means
 from udl_basicsr.utils.metric_facts import MetricFacts, facts_by_name
 from udl_basicsr.utils.scores import ScoresError, metric_facts
@@ -33,7 +34,7 @@ from .paper_rows import Line, Ours, PaperTable, Printed, RecordGroup, is_one_of
 
 # ---------------------------------------------------------------- joining
 
-def paper_table(name: str, ours: Sequence[Mapping] = (), fmt: str = 'text', notes: bool = True,
+def paper_table(name: str, ours: Sequence[Record] = (), fmt: str = 'text', notes: bool = True,
                 paper: Mapping | None = None) -> str:
     """A paper's table, ours beside printed, as it stands now: cells that are not trained yet are dashes.
 
@@ -52,7 +53,7 @@ def paper_table(name: str, ours: Sequence[Mapping] = (), fmt: str = 'text', note
     return render(make_table(name, ours, paper or load_paper()), fmt, notes)
 
 
-def make_table(name: str, records: Sequence[Mapping], paper: Mapping) -> PaperTable:
+def make_table(name: str, records: Sequence[Record], paper: Mapping) -> PaperTable:
     """Joins our records with the printed figures of one table.
 
     Args:
@@ -80,7 +81,7 @@ def make_table(name: str, records: Sequence[Mapping], paper: Mapping) -> PaperTa
     groups = _groups(records, layout, networks, methods, metrics, {cell[:2] for cell in printed})
 
     scales = sorted({*layout['scales'], *(row['scale'] for row in rows),
-                     *(record['scale'] for group in groups for record in group.records)})
+                     *(record.scale for group in groups for record in group.records)})
     printed_costs = {_cell_of(row): row.get('costs', {}) for row in rows}
     lines = tuple(line for scale in scales for line in _lines(
         scale, groups, networks, methods, metrics, printed, layout, printed_costs))
@@ -120,9 +121,9 @@ def _with_new(known: Mapping[str, list[str]], more: Iterable[str]) -> dict[str, 
     return {**known, **{name: [] for name in more if name not in known}}
 
 
-def _refuse_twins(records: Iterable[Mapping]) -> None:
+def _refuse_twins(records: Iterable[Record]) -> None:
     keys = 'comparison', 'network_title', 'method', 'scale', 'degradation', 'seed'
-    for run, count in Counter(tuple(record[key] for key in keys) for record in records).items():
+    for run, count in Counter(tuple(getattr(record, key) for key in keys) for record in records).items():
         if count > 1:
             raise ScoresError(f'{count} records of one run: {", ".join(map(str, run))}. Give each folder of records '
                               f'once, and different comparisons different names.')
@@ -160,18 +161,18 @@ def _plainly(name: str) -> str:
     return re.sub(r'[\s_+-]+', '', name.casefold())
 
 
-def _groups(records: Iterable[Mapping], layout: Mapping, networks: Mapping[str, list[str]],
+def _groups(records: Iterable[Record], layout: Mapping, networks: Mapping[str, list[str]],
             methods: Mapping[str, list[str]], metrics: Iterable[str], pairs: set[tuple[str, str]]) -> list[RecordGroup]:
     """The networks of ours that have a method and a metric of the table, each with its records of those methods."""
     found: dict[tuple[str, str], RecordGroup] = {}
     for record in records:
-        measured = {metric for dataset in record['datasets'].values() for metric in dataset['mean']}
-        if record['degradation'] == layout['degradation'] and measured & {*metrics}:
-            key = record['comparison'], record['network_title']
+        measured = {metric for dataset in record.datasets.values() for metric in dataset.mean}
+        if record.degradation == layout['degradation'] and measured & {*metrics}:
+            key = record.comparison, record.network_title
             found.setdefault(key, RecordGroup(*key, [])).records.append(record)
     for group in found.values():
         group.methods = _match(group, layout, networks, methods, pairs)
-        group.records = [record for record in group.records if record['method'] in group.methods.values()]
+        group.records = [record for record in group.records if record.method in group.methods.values()]
     return [group for group in found.values() if group.records]
 
 
@@ -182,7 +183,8 @@ def _match(group: RecordGroup, layout: Mapping, networks: Mapping[str, list[str]
     What the paper prints for this network comes first: its labels and our ids may stand for several losses, since
     `VDSR + GV` is MSE + GV, and `EDSR + GV` L1 + GV. Ids come before labels, and the names of this project first.
     """
-    ids, labels = ({_plainly(record[key]): record['method'] for record in group.records} for key in ('method', 'label'))
+    ids = {_plainly(record.method): record.method for record in group.records}
+    labels = {_plainly(record.label): record.method for record in group.records}
     same = [network for network, names in networks.items() if is_one_of(group, network, names)]
     ours = {method: [method, *names] for method, names in methods.items() if method not in layout.get('cited', ())}
     printed = {method: [_label(layout, method, network) for network in same or [group.network]] for method in ours}
@@ -201,7 +203,7 @@ def _lines(scale: int, groups: Sequence[RecordGroup], networks: Mapping[str, lis
            metrics: Iterable[str], printed: Mapping[tuple, Mapping], layout: Mapping,
            printed_costs: Mapping[tuple, Mapping]) -> Iterable[Line]:
     """The rows of one scale: the paper's networks with our namesakes, then our other networks."""
-    here = [group for group in groups if any(record['scale'] == scale for record in group.records)]
+    here = [group for group in groups if any(record.scale == scale for record in group.records)]
     cited = layout.get('cited', ())
     blocks: list[tuple[str | None, RecordGroup | None]] = []
     for network, names in networks.items():
@@ -229,7 +231,7 @@ def _lines(scale: int, groups: Sequence[RecordGroup], networks: Mapping[str, lis
 
 def _our_figures(group: RecordGroup, method: str, metrics: Iterable[str], scale: int) -> dict[tuple[str, str], Ours]:
     name = group.methods.get(method)
-    datasets = dict.fromkeys(dataset for record in group.records for dataset in record['datasets'])
+    datasets = dict.fromkeys(dataset for record in group.records for dataset in record.datasets)
     found = {(dataset, metric): means(group.records, name, dataset, metric, scale)
              for dataset in datasets for metric in metrics if name}
     return {(dataset_name(dataset), metric): Ours(figure['mean'], figure['sd'] if figure['seeds'] > 1 else None,
@@ -240,6 +242,6 @@ def _our_figures(group: RecordGroup, method: str, metrics: Iterable[str], scale:
 def _our_costs(group: RecordGroup, method: str, scale: int, layout: Mapping) -> dict[str, float]:
     """What ours costs, of the costs that the table has, by its first record."""
     record = next(record for record in group.records
-                  if record['method'] == group.methods[method] and record['scale'] == scale)
-    known = {'parameters': record['parameters'], **record.get('costs', {})}
+                  if record.method == group.methods[method] and record.scale == scale)
+    known = {'parameters': record.parameters, **record.costs}
     return {cost: known[cost] for cost in layout.get('costs', {}) if cost in known}

@@ -16,7 +16,7 @@ from udl_basicsr.data.images import SUFFIXES
 from udl_basicsr.functional.log_scale_maps import decode_log_scale
 from udl_basicsr.utils.json_files import read_json
 from udl_basicsr.utils.metric_facts import facts_by_name
-from udl_basicsr.utils.scores import ScoresError, check_scores, read_scores
+from udl_basicsr.utils.scores import Scores, ScoresError, SetScores, read_scores
 
 from .uncertainty import ReportError
 
@@ -69,7 +69,7 @@ class Run:
     source: str
     folder: Path
     scale: int
-    datasets: dict
+    datasets: dict[str, SetScores]
 
     def images(self, dataset: str) -> list[str]:
         """The names of the images of a data set.
@@ -80,7 +80,7 @@ class Run:
         if dataset not in self.datasets:
             raise ReportError(f'{self.source}: was not tested on {dataset}, but on '
                               f'{", ".join(self.datasets) or "nothing"}')
-        return list(self.datasets[dataset]['images'])
+        return list(self.datasets[dataset].images)
 
     def scores(self, dataset: str, image: str) -> dict[str, float]:
         """The metrics of one image.
@@ -91,7 +91,7 @@ class Run:
         names = self.images(dataset)
         if image not in names:
             raise ReportError(f'{self.source}: {dataset} has no image {image!r}, it has {", ".join(names)}')
-        return self.datasets[dataset]['images'][image]
+        return self.datasets[dataset].images[image]
 
     def caption(self, dataset: str, image: str) -> str:
         """PSNR and SSIM of one image as papers print them, `29.22 dB / 0.8266`; empty where neither was measured."""
@@ -150,9 +150,10 @@ def open_run(given: str) -> Run:
     path = Path(path)
     if path.suffix != '.json':
         scores = read_scores(path)
-        return Run(label or scores['name'], str(path), path / 'visualization', scores['scale'], scores['datasets'])
+        return Run(label or scores.name, str(path), path / 'visualization', scores.scale, scores.datasets)
     try:
-        record = check_scores(read_json(path), str(path))
+        record = read_json(path)
+        scores = Scores.from_json(record, str(path))
     except ValueError as error:
         if isinstance(error, ScoresError):
             raise
@@ -160,8 +161,8 @@ def open_run(given: str) -> Run:
     if not record.get('pictures'):
         raise ReportError(f'{path}: names no folder of pictures (`pictures`): they were not kept. Give the results '
                           'folder of the run')
-    return Run(label or record.get('label') or record['name'], str(path), Path(record['pictures']), record['scale'],
-               record['datasets'])
+    return Run(label or record.get('label') or scores.name, str(path), Path(record['pictures']), scores.scale,
+               scores.datasets)
 
 
 def same_size(images: dict[str, np.ndarray]) -> None:

@@ -2,13 +2,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import zip_longest
+from itertools import chain, repeat
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from udl_basicsr.experiments.record_files import Record
 from udl_basicsr.experiments.statistics import methods_of, paired_difference, value_at
 from udl_basicsr.functional.image_statistics import error_map
 from udl_basicsr.utils.metric_facts import MetricFacts
@@ -21,7 +23,7 @@ from .tlw import TLWMaps, TLWRun
 FONT = 7.
 
 
-def tidy(ax: Axes, grid: str = 'both') -> None:
+def tidy(ax: Axes, grid: Literal['both', 'x', 'y'] = 'both') -> None:
     ax.grid(axis=grid, color='#e6e6e6', linewidth=0.6)
     ax.set_axisbelow(True)
     ax.spines[['top', 'right']].set_visible(False)
@@ -51,19 +53,19 @@ def interval(ax: Axes, at: float, difference: Mapping, colour: str, vertical: bo
                         markeredgewidth=0)
 
 
-def one_scale(records: Sequence[Mapping], scale: int | None) -> tuple[list[Mapping], int]:
+def one_scale(records: Sequence[Record], scale: int | None) -> tuple[list[Record], int]:
     """The records of one scale, and that scale, which must be named where there are several (ScoresError)."""
-    scales = sorted({r['scale'] for r in records})
+    scales = sorted({r.scale for r in records})
     if scale is None and len(scales) > 1:
         raise ScoresError(f'the records are of the scales {", ".join(map(str, scales))}: choose one, --scale')
     scale = scales[0] if scale is None else scale
-    chosen = [r for r in records if r['scale'] == scale]
+    chosen = [r for r in records if r.scale == scale]
     if not chosen:
         raise ScoresError(f'no record is of scale {scale}, they are of {", ".join(map(str, scales))}')
     return chosen, scale
 
 
-def chosen_methods(records: Sequence[Mapping], methods: Sequence[str]) -> dict[str, str]:
+def chosen_methods(records: Sequence[Record], methods: Sequence[str]) -> dict[str, str]:
     """Ids and labels of the methods asked for, of all where none is; an unknown one is refused with a ScoresError."""
     known = methods_of(records)
     unknown = [method for method in methods if method not in known]
@@ -74,7 +76,7 @@ def chosen_methods(records: Sequence[Mapping], methods: Sequence[str]) -> dict[s
 
 # ---------------------------------------------------------------- a comparison
 
-def differences_figure(records: Sequence[Mapping], out: str | Path, metric: str = 'psnr', scale: int | None = None,
+def differences_figure(records: Sequence[Record], out: str | Path, metric: str = 'psnr', scale: int | None = None,
                        methods: Sequence[str] = (), width: float = WIDTH, dpi: int = 150) -> Path:
     """Draws how far each method is from the reference on each data set, with its intervals of 95 %.
 
@@ -100,15 +102,15 @@ def differences_figure(records: Sequence[Mapping], out: str | Path, metric: str 
     """
     records, scale = one_scale(records, scale)
     labels = chosen_methods(records, methods)
-    reference = records[0]['reference']
+    reference = records[0].reference
     labels.pop(reference, None)
-    datasets = list(dict.fromkeys(name for r in records for name in r['datasets']))
+    datasets = list(dict.fromkeys(name for r in records for name in r.datasets))
     found = {method: {name: paired_difference(records, method, name, metric, scale) for name in datasets}
              for method in labels}
     found = {method: row for method, row in found.items() if any(row.values())}
     datasets = [name for name in datasets if any(row[name] for row in found.values())]
     if not found:
-        metrics = dict.fromkeys(m for r in records for d in r['datasets'].values() for m in d['mean'])
+        metrics = dict.fromkeys(m for r in records for d in r.datasets.values() for m in d.mean)
         raise ScoresError(f'nothing to compare with {reference} in {metric} at ×{scale}: expected another method with '
                           f'a seed in common, and one of the metrics {", ".join(metrics)}')
     facts = metric_facts(records, metric)
@@ -160,18 +162,18 @@ def _in_unit(facts: MetricFacts) -> str:
     return f', {facts.unit}' if facts.unit else ''
 
 
-def validation_curves(records: Sequence[Mapping], method: str, dataset: str,
+def validation_curves(records: Sequence[Record], method: str, dataset: str,
                       metric: str) -> dict[int, dict[int, float]]:
     """The validations of a method: seed → iteration → value; empty where there are none."""
     curves = {}
     for record in records:
-        curve = record['curve'].get('val', {}).get(dataset, {})
-        if record['method'] == method and metric in curve:
-            curves[record['seed']] = dict(zip(curve['iter'], curve[metric], strict=True))
+        curve = record.curve.get('val', {}).get(dataset, {})
+        if record.method == method and metric in curve:
+            curves[record.seed] = dict(zip(curve['iter'], curve[metric], strict=True))
     return curves
 
 
-def curves_figure(records: Sequence[Mapping], dataset: str, out: str | Path, metric: str = 'psnr',
+def curves_figure(records: Sequence[Record], dataset: str, out: str | Path, metric: str = 'psnr',
                   scale: int | None = None, methods: Sequence[str] = (), width: float = WIDTH, dpi: int = 150) -> Path:
     """Draws the validations during training, and beside them their differences from the reference, seed by seed.
 
@@ -195,11 +197,11 @@ def curves_figure(records: Sequence[Mapping], dataset: str, out: str | Path, met
         ScoresError: No such validations, or an unknown method or scale.
     """
     records, scale = one_scale(records, scale)
-    labels, reference = chosen_methods(records, methods), records[0]['reference']
+    labels, reference = chosen_methods(records, methods), records[0].reference
     curves = {m: curve for m in labels if (curve := validation_curves(records, m, dataset, metric))}
     if not curves:
         there = {f'{name} ({", ".join(k for k in curve if k != "iter")})' for r in records
-                 for name, curve in r['curve'].get('val', {}).items()}
+                 for name, curve in r.curve.get('val', {}).items()}
         raise ScoresError(f'no record has a curve of {metric} on {dataset}. There are: '
                           f'{", ".join(sorted(there)) or "none"}')
     base = validation_curves(records, reference, dataset, metric)
@@ -262,7 +264,8 @@ def tlw_figure(run: TLWRun, maps: Sequence[TLWMaps], gt: np.ndarray, out: str | 
     unit, foot = 'epoch' if run.iters_per_epoch else 'iteration', 1.55
 
     def maps_of(kind: str, values: Iterable[np.ndarray], titles: Sequence[str] = ()) -> list[Panel]:
-        return [Panel(title, crop(value, box), kind) for value, title in zip_longest(values, titles, fillvalue='')]
+        named = zip(values, chain(titles, repeat('')), strict=False)  # which goes on without names
+        return [Panel(title, crop(value, box), kind) for value, title in named]
 
     titles = [f'iteration {m.iteration}\nk = {m.k:.3f}' for m in maps]
     figure = draw_grid([[Panel('ground truth', crop(gt, box)),

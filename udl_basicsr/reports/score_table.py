@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from udl_basicsr.experiments.printed import DATASETS, Values, dataset_name, printed_text
 from udl_basicsr.utils.metric_facts import MetricFacts
-from udl_basicsr.utils.scores import ScoresError, metric_facts, protocol_notes
+from udl_basicsr.utils.scores import Scores, ScoresError, metric_facts, protocol_notes
 from udl_basicsr.utils.tables import markdown_table, text_table
 
 FORMATS = ('text', 'md', 'csv', 'latex')
@@ -68,8 +68,8 @@ def _words(text: str) -> list[str]:
     return [word for word in re.split(r'[\W_]+', text.lower()) if word]
 
 
-def _means(scores: Mapping) -> Values:
-    return {dataset_name(name): dict(dataset['mean']) for name, dataset in scores['datasets'].items()}
+def _means(scores: Scores) -> Values:
+    return {dataset_name(name): dict(dataset.mean) for name, dataset in scores.datasets.items()}
 
 
 def _printed_label(row: Mapping, printed: Iterable[Mapping]) -> str:
@@ -85,7 +85,7 @@ def _difference(values: Values, base: Values) -> Values:
             for name, metrics in values.items()}
 
 
-def join(results: Iterable[Mapping], reference: Sequence[str] = (), printed: Sequence[Mapping] = (),
+def join(results: Iterable[Scores], reference: Sequence[str] = (), printed: Sequence[Mapping] = (),
          metrics: Sequence[str] = ('psnr', 'ssim')) -> Table:
     """Joins runs and printed scores.
 
@@ -99,10 +99,10 @@ def join(results: Iterable[Mapping], reference: Sequence[str] = (), printed: Seq
     Raises:
         ScoresError: No results, two of the same name and scale, or a reference that is not among them.
     """
-    results = sorted(results, key=lambda scores: scores['scale'])
+    results = sorted(results, key=lambda scores: scores.scale)
     if not results:
         raise ScoresError('There are no results to join.')
-    names = [(scores['name'], scores['scale']) for scores in results]
+    names = [(scores.name, scores.scale) for scores in results]
     for name, scale in names:
         if names.count((name, scale)) > 1:
             raise ScoresError(f'Two results are called {name} ×{scale}. Test one of them under another name.')
@@ -114,18 +114,18 @@ def join(results: Iterable[Mapping], reference: Sequence[str] = (), printed: Seq
     datasets = [name for name in DATASETS if name in seen] + [name for name in seen if name not in DATASETS]
     rows: list[Row] = []
     notes: list[str] = []
-    for scale in dict.fromkeys(scores['scale'] for scores in results):
-        runs = [scores for scores in results if scores['scale'] == scale]
+    for scale in dict.fromkeys(scores.scale for scores in results):
+        runs = [scores for scores in results if scores.scale == scale]
         papers = [row for row in printed if row['scale'] == scale]
-        bases = [scores for name in reference for scores in runs if scores['name'] == name]
+        bases = [scores for name in reference for scores in runs if scores.name == name]
         rows += [Row(scale, _printed_label(row, printed), 'paper', row['values']) for row in papers]
         for scores in runs:
             means = _means(scores)
-            rows.append(Row(scale, scores['name'], 'run', means))
+            rows.append(Row(scale, scores.name, 'run', means))
             if bases and bases[0] is not scores:
-                rows.append(Row(scale, f'− {bases[0]["name"]}', 'difference', _difference(means, _means(bases[0]))))
+                rows.append(Row(scale, f'− {bases[0].name}', 'difference', _difference(means, _means(bases[0]))))
             rows += [Row(scale, f'− {_printed_label(row, printed)}', 'difference', _difference(means, row['values']))
-                     for row in _partners(scores['name'], papers)]
+                     for row in _partners(scores.name, papers)]
         notes += [f'×{scale}: {note}' for note in protocol_notes(runs, metrics)]
     return Table(tuple(datasets), {m: metric_facts(results, m) for m in metrics}, tuple(rows), tuple(notes))
 

@@ -130,8 +130,8 @@ def tlw_maps(run: TLWRun, iteration: int, gt: np.ndarray, lq: np.ndarray) -> TLW
         if pred.shape != target.shape:
             raise ReportError(f'{run.folder}: makes {pred.shape[3]}×{pred.shape[2]} pixels of this LQ, but the GT has '
                               f'{target.shape[3]}×{target.shape[2]}')
-        loss, k = run.loss, run.k(iteration)
-        sigmoid, weights = nets['w'].body(torch.cat([target, pred], dim=1)).sigmoid(), nets['w'](target, pred, k)
+        loss, k, body = run.loss, run.k(iteration), nets['w'].get_submodule('body')
+        sigmoid, weights = body(torch.cat([target, pred], dim=1)).sigmoid(), nets['w'](target, pred, k)
         sample = weights if loss.deterministic else relaxed_bernoulli(weights, loss.temperature, 1)[0]
     sr = (pred.clamp(0, 1) * 255).round().to(torch.uint8)
     return TLWMaps(iteration, k, *(t[0].permute(1, 2, 0).numpy() for t in (sr, sigmoid, weights, sample)))

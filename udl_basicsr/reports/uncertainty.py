@@ -192,7 +192,6 @@ def make_report(name: str, pairs: Sequence[tuple[np.ndarray, np.ndarray]], facto
     fractions = np.arange(F.STEPS) / F.STEPS
     curves = {measure: (F.sparsification_curve(error, scale, measure=measure), F.oracle_curve(error, measure=measure))
               for measure in ('mae', 'rmse')}
-    coverage = [F.calibration_curve(error, c * scale, rounding=ROUNDING) for c in (1., factor)]
     ranking = {'ause_mae': F.area_between(*curves['mae']), 'ause_rmse': F.area_between(*curves['rmse']),
                'spearman': F.spearman(error, scale)}
 
@@ -204,9 +203,11 @@ def make_report(name: str, pairs: Sequence[tuple[np.ndarray, np.ndarray]], facto
                   'calibration_error': float(np.abs(observed - F.LEVELS).mean()), 'mae': float(error.mean()), **ranking}
         return {key: values[key] for key in COLUMNS}
 
-    return Report(name, len(pairs), error.size, scores(1., coverage[0]), scores(factor, coverage[1]),
-                  fractions.tolist(), *(curve.tolist() for curve in curves['mae']), F.LEVELS.tolist(),
-                  *(c.tolist() for c in coverage), *(part.tolist() for part in I.binned_spread(error, scale)),
+    as_predicted, recalibrated = (F.calibration_curve(error, c * scale, rounding=ROUNDING) for c in (1., factor))
+    (sparsification, oracle), (spread, rmse) = curves['mae'], I.binned_spread(error, scale)
+    return Report(name, len(pairs), error.size, scores(1., as_predicted), scores(factor, recalibrated),
+                  fractions.tolist(), sparsification.tolist(), oracle.tolist(), F.LEVELS.tolist(),
+                  as_predicted.tolist(), recalibrated.tolist(), spread.tolist(), rmse.tolist(),
                   _by_image(pairs, 1., alpha), _by_image(pairs, factor, alpha))
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -93,10 +94,10 @@ def variance_peaks_figure(gt: np.ndarray, runs: Mapping[str, np.ndarray], patch_
     figure = new_figure(width, 2.6, dpi)
     shown = min(points, gt.shape[1])
     at = [group[0] for group in np.array_split(np.arange(gt.shape[1]), shown)]
+    styles: list[dict[str, Any]] = [{'color': 'black'}, *map(style_of, range(len(runs)))]
     for number, (name, x) in enumerate((('x', 0.07), ('y', 0.56))):
         ax = figure.add_axes((x, 0.17, 0.42, 0.62))
-        for label, values, style in (('ground truth', gt, {'color': 'black'}),
-                                     *((label, values, style_of(n)) for n, (label, values) in enumerate(runs.items()))):
+        for (label, values), style in zip([('ground truth', gt), *runs.items()], styles, strict=True):
             ax.plot(at, peaks(values[number], shown), linewidth=0.8, label=f'{label}: mean {values[number].mean():.4f}',
                     **style)
         ax.set(title=f'({"ab"[number]}) gradient along {name}', xlabel=f'patch of {patch_size}×{patch_size} pixels')

@@ -7,12 +7,13 @@ tests and comparisons leave: records, pictures, maps of s. The definitions are o
 """
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from udl_basicsr.experiments.record_files import Record
 from udl_basicsr.experiments.statistics import scores_matrix
 from udl_basicsr.functional import attribution
 from udl_basicsr.utils.metric_facts import MetricFacts
@@ -48,7 +49,7 @@ class Gains(NamedTuple):
                            for i, (name, gain) in enumerate(zip(self.images, self.gains, strict=True))}}
 
 
-def gains_by_texture(records: Sequence[Mapping], method: str, dataset: str, gt: str | Path, metric: str = 'psnr',
+def gains_by_texture(records: Sequence[Record], method: str, dataset: str, gt: str | Path, metric: str = 'psnr',
                      scale: int = 4, reference: str | None = None, steep: float = attribution.STEEP) -> Gains:
     """The gain of each image against its texture.
 
@@ -66,7 +67,7 @@ def gains_by_texture(records: Sequence[Mapping], method: str, dataset: str, gt: 
         ScoresError: The two have no seed in common, or fewer than three images; or the metric has no direction.
         ReportError: A GT image is missing.
     """
-    reference, facts = reference or records[0]['reference'], metric_facts(records, metric)
+    reference, facts = reference or records[0].reference, metric_facts(records, metric)
     (seeds, images, mine), (their_seeds, their_images, theirs) = (
         scores_matrix(records, name, dataset, metric, scale) for name in (method, reference))
     common = sorted({*seeds} & {*their_seeds})
@@ -167,7 +168,8 @@ def errors_by_decile(reference: Run, method: Run, uncertainty: Run, dataset: str
                       *(attribution.luma_error(picture, target)[inside].astype(np.float32) for picture in pictures)])
     edges = np.quantile(np.concatenate([s.ravel() for s, *_ in found]), np.linspace(0, 1, TENTHS + 1))
     sums = [attribution.error_sums(s, a.astype(np.float64), b.astype(np.float64), edges[1:-1]) for s, a, b in found]
-    pixels, ours, theirs = (sum(getattr(one, name) for one in sums) for name in ('pixels', 'method', 'reference'))
+    pixels, ours, theirs = (np.sum([getattr(one, name) for one in sums], axis=0)
+                            for name in ('pixels', 'method', 'reference'))
     with np.errstate(invalid='ignore'):  # s of one value: some tenths are empty
         return Deciles(len(found), edges, theirs / pixels, ours / pixels, *attribution.error_changes(sums))
 
@@ -193,8 +195,7 @@ def deciles_figure(deciles: Deciles, labels: Sequence[str], dataset: str, out: s
                              (axes[2], deciles.saved, 'of all squared error, %')):
         sign = -1 if change is deciles.saved else 1  # less error is better, more that is saved as well
         ends = 100 * np.stack([change.low, change.high])
-        colours = [BETTER if better else WORSE if worse else GRAY for better, worse in zip(
-            (sign * ends < 0).all(axis=0), (sign * ends > 0).all(axis=0), strict=True)]
+        colours = [BETTER if (pair < 0).all() else WORSE if (pair > 0).all() else GRAY for pair in (sign * ends).T]
         ax.axhline(0, color='black', linewidth=0.8)
         ax.vlines(tenths, *ends, color=colours, linewidth=1.6)
         ax.scatter(tenths, 100 * change.value, s=12, c=colours, zorder=3)

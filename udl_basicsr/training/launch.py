@@ -27,7 +27,7 @@ _SAVED = 'What was saved before is kept'
 _LOST = re.compile(r'connection (was )?(closed|reset|refused)|broken pipe|remote process exited', re.IGNORECASE)
 
 
-def run(action: Callable[..., None], is_train: bool, root_path: Path | None = None, does: str = '',
+def run(action: Callable[..., object], is_train: bool, root_path: Path | None = None, does: str = '',
         argv: Sequence[str] | None = None) -> int:
     """Parses the command line, starts torch.distributed, checks the options and acts.
 
@@ -67,7 +67,7 @@ def run(action: Callable[..., None], is_train: bool, root_path: Path | None = No
     return 0
 
 
-def _act(action: Callable[..., None], args: argparse.Namespace, is_train: bool, root_path: Path | None,
+def _act(action: Callable[..., object], args: argparse.Namespace, is_train: bool, root_path: Path | None,
          command: str) -> None:
     try:
         Path.cwd()

@@ -20,7 +20,15 @@ from udl_basicsr.metrics.facts import facts_for_scores, without_better
 from udl_basicsr.options.parse import Parsed
 from udl_basicsr.options.summary import describe_options
 from udl_basicsr.utils.distributed import broadcast
-from udl_basicsr.utils.scores import format_scores, mean_scores, protocol_sentence, unmeasured, write_scores
+from udl_basicsr.utils.scores import (
+    Measured,
+    Scores,
+    SetScores,
+    format_scores,
+    protocol_sentence,
+    unmeasured,
+    write_scores,
+)
 from udl_basicsr.utils.settings import LoaderSettings, LoggerSettings, RunSettings, TrainSettings, ValSettings
 from udl_basicsr.utils.version import __version__
 
@@ -173,11 +181,11 @@ def _validate(model, val_loaders, iteration, tb_logger, history, opt) -> None:
             history.add(iteration, dataset=loader.dataset.opt['name'], **means)
 
 
-def test(parsed: Parsed) -> dict:
+def test(parsed: Parsed) -> Scores:
     """Tests on every data set of the options; writes and prints the table of scores.
 
     Returns:
-        dict: The scores, as in ``results/<name>/scores.json``.
+        Scores: As in ``results/<name>/scores.json``.
 
     Raises:
         FloatingPointError: The network's output is not finite, and nothing is written; or a metric is not, which is
@@ -198,7 +206,7 @@ def test(parsed: Parsed) -> dict:
             logger.info(f"Testing {images.opt['name']}: {len(images)} images.")
             model.validation(loader, opt['name'], None, ValSettings.of(opt['val']).save_img)
         scores = _scores(model, opt)
-        if opt['rank'] == 0 and scores['datasets']:
+        if opt['rank'] == 0 and scores.datasets:
             for path in write_scores(scores, opt['path']['results_root']):
                 logger.info(f'Scores written to {path}')
             logger.info('\n' + format_scores(scores))
@@ -208,20 +216,19 @@ def test(parsed: Parsed) -> dict:
     return scores
 
 
-def _scores(model, opt: dict) -> dict:
+def _scores(model, opt: dict) -> Scores:
     metrics, rounded = opt['val'].get('metrics') or {}, opt['val'].get('rounded', True)
-    return {
-        'name': opt['name'],
-        'scale': opt['scale'],
-        'network': opt['network_g']['type'],
-        'weights': _weights(model, opt['path']),
-        'protocol': protocol_sentence(metrics, opt['scale'], rounded),
-        'measured': {'rounded': rounded, 'metrics': {name: without_better(m) for name, m in metrics.items()}},
-        'datasets': {name: {'images': images, 'mean': mean_scores(images)} for name, images in model.scores.items()
-                     if images and metrics},
-        'metrics': facts_for_scores(metrics),
-        'versions': _versions(),
-    }
+    return Scores(
+        name=opt['name'],
+        scale=opt['scale'],
+        network=opt['network_g']['type'],
+        weights=_weights(model, opt['path']),
+        protocol=protocol_sentence(metrics, opt['scale'], rounded),
+        measured=Measured(rounded, {name: without_better(m) for name, m in metrics.items()}),
+        datasets={name: SetScores.of(images) for name, images in model.scores.items() if images and metrics},
+        metrics=facts_for_scores(metrics),
+        versions=_versions(),
+    )
 
 
 def _weights(model, path: dict) -> str:

@@ -1,6 +1,6 @@
 """The scores of one test run: checked, printed, written, read back.
 
-A run's scores are one plain dict, so that any tool can make or read one::
+A run's scores are :class:`Scores`, and one plain object of a JSON file, so that any tool can make or read one::
 
     {'name': 'EDSR_UDL_x4', 'scale': 4, 'network': 'EDSR', 'weights': 'experiments/…/net_g_latest.pth',
      'protocol': 'PSNR/SSIM on Y (ITU-R BT.601), border of 4 px cropped, SR rounded to 8 bits',
@@ -24,9 +24,10 @@ import io
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 from .errors import UdlError
 from .files import write_text
@@ -47,9 +48,88 @@ class ScoresError(UdlError, ValueError):
     """Scores that do not follow the schema; the message says where and what was expected."""
 
 
+@dataclass(frozen=True)
+class SetScores:
+    """The scores of one data set."""
+    images: dict[str, dict[str, float | None]]
+    """Image → metric → value; None where it is no finite number."""
+    mean: dict[str, float | None]
+    """Metric → mean over the images."""
+
+    @classmethod
+    def of(cls, images: dict[str, dict[str, float | None]]) -> SetScores:
+        """Those of these images, with their mean."""
+        return cls(images, mean_scores(images))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """How the metrics of scores were measured."""
+    rounded: bool
+    """Whether SR images were rounded to 8 bits first."""
+    metrics: dict[str, dict[str, Any]]
+    """Metric → its block of ``val.metrics``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """The scores of one test run; the head of this module shows them as a JSON file has them."""
+    name: str
+    scale: int
+    network: str
+    weights: str
+    protocol: str
+    """How the metrics were measured, in words."""
+    measured: Measured | None = None
+    """None: scores from before it was kept."""
+    datasets: dict[str, SetScores]
+    metrics: dict[str, MetricFacts] = field(default_factory=dict)
+    """Those that say something of themselves."""
+    versions: dict[str, str]
+
+    LEFT_OUT: ClassVar[tuple[str, ...]] = ('measured', )
+    """Fields that a file does not have where they are as they are by default."""
+
+    @classmethod
+    def from_json(cls, content: Any, source: str = 'scores', finite: bool = True) -> Self:
+        """Checks what a JSON file has.
+
+        Args:
+            content: What should be the scores of a run; keys that are no fields are passed over.
+            source: Named at the head of the error.
+            finite: Refuse values that are null, infinite or NaN; else they become None.
+
+        Raises:
+            ScoresError: Says what is missing or wrong, and where.
+        """
+        cls._check(content, source, finite)
+        given = {one.name: content[one.name] for one in fields(cls) if one.name in content}
+        given['datasets'] = {name: SetScores({image: _floats(values) for image, values in dataset['images'].items()},
+                                             _floats(dataset['mean']))
+                             for name, dataset in content['datasets'].items()}
+        if 'metrics' in given:
+            given['metrics'] = {metric: read_facts(values) for metric, values in content['metrics'].items()}
+        if 'measured' in given:
+            given['measured'] = Measured(content['measured']['rounded'], content['measured']['metrics'])
+        return cls(**given)
+
+    @classmethod
+    def _check(cls, content: Any, source: str, finite: bool) -> None:
+        """Raises ScoresError where a JSON file does not follow the schema."""
+        _check_scores(content, source, finite)
+
+    def to_json(self) -> dict[str, Any]:
+        """What a JSON file has, in the order of the fields."""
+        content = asdict(self)
+        for one in fields(self):
+            if one.name in self.LEFT_OUT and content[one.name] == one.default:
+                del content[one.name]
+        return content
+
+
 # ---------------------------------------------------------------- metrics
 
-def metric_facts(runs: Iterable[Mapping], metric: str) -> MetricFacts:
+def metric_facts(runs: Iterable[Scores], metric: str) -> MetricFacts:
     """What scores or records say of a metric; where none of them says anything, what its name alone does.
 
     Raises:
@@ -58,15 +138,14 @@ def metric_facts(runs: Iterable[Mapping], metric: str) -> MetricFacts:
     found: MetricFacts | None = None
     source = ''
     for run in runs:
-        stated = run.get('metrics', {}).get(metric)
-        if stated is None:
+        facts = run.metrics.get(metric)
+        if facts is None:
             continue
-        facts = read_facts(stated)
         if found is None or found.higher_is_better is None:
-            found, source = facts, run['name']
+            found, source = facts, run.name
         elif facts.higher_is_better not in (None, found.higher_is_better):
             raise ScoresError(f'{metric}: {found.better} values are better by {source}, and {facts.better} ones by '
-                              f'{run["name"]}. They are no scores of one metric: call one of them otherwise')
+                              f'{run.name}. They are no scores of one metric: call one of them otherwise')
     return facts_by_name(metric) if found is None else found
 
 
@@ -90,12 +169,12 @@ def mean_scores(images: Mapping[str, Mapping[str, float | None]]) -> dict[str, f
             for metric, column in columns.items()}
 
 
-def unmeasured(scores: Mapping) -> list[str]:
+def unmeasured(scores: Scores) -> list[str]:
     """Which values are infinite or NaN, one line for each data set and metric; empty where all are numbers."""
     return [f'{name}: {metric} is {", ".join(f"{value} for {image}" for image, value in odd[:5])}'
             + (f' and {len(odd) - 5} more images' if len(odd) > 5 else '')
-            for name, dataset in scores['datasets'].items() for metric in dataset['mean']
-            if (odd := [(image, values[metric]) for image, values in dataset['images'].items()
+            for name, dataset in scores.datasets.items() for metric in dataset.mean
+            if (odd := [(image, values[metric]) for image, values in dataset.images.items()
                         if not _is_finite(values[metric])])]
 
 
@@ -133,29 +212,29 @@ def protocol_sentence(metrics_opt: Mapping[str, Mapping[str, Any]], scale: int, 
         ', SR rounded to 8 bits' if rounded else ', SR not rounded to 8 bits')
 
 
-def protocol_of(run: Mapping, metrics: Iterable[str]) -> str:
+def protocol_of(run: Scores, metrics: Iterable[str]) -> str:
     """How some metrics of a run were measured, in a sentence; of scores without `measured` the sentence on them all."""
-    measured = run.get('measured')
+    measured = run.measured
     if measured is None:
-        return run['protocol']
-    return protocol_sentence({m: measured['metrics'][m] for m in metrics if m in measured['metrics']}, run['scale'],
-                             measured['rounded'])
+        return run.protocol
+    return protocol_sentence({m: measured.metrics[m] for m in metrics if m in measured.metrics}, run.scale,
+                             measured.rounded)
 
 
-def protocol_notes(runs: Sequence[Mapping], metrics: Sequence[str]) -> list[str]:
+def protocol_notes(runs: Sequence[Scores], metrics: Sequence[str]) -> list[str]:
     """How runs of one scale were measured, and which of the metrics cannot be compared: a sentence each.
 
     Metrics are compared one by one: runs that differ in a further metric alone are of one protocol.
     """
     whole: dict[str, list[str]] = {}
     for run in runs:
-        whole.setdefault(protocol_of(run, metrics), []).append(run['name'])
-    if len({run['protocol'] for run in runs}) == 1 or len(whole) == 1:
+        whole.setdefault(protocol_of(run, metrics), []).append(run.name)
+    if len({run.protocol for run in runs}) == 1 or len(whole) == 1:
         return [f'{text}.' for text in whole][:1]
     notes = [f'{", ".join(names[:3])}{f" and {len(names) - 3} more" if len(names) > 3 else ""}: {text}.'
              for text, names in whole.items()]
     for metric in metrics:
-        having = [run for run in runs if any(metric in d['mean'] for d in run['datasets'].values())]
+        having = [run for run in runs if any(metric in d.mean for d in run.datasets.values())]
         if len({protocol_of(run, [metric]) for run in having}) > 1:
             notes.append(f'{metric.upper()} was measured by different protocols and cannot be compared.')
     return notes
@@ -163,25 +242,16 @@ def protocol_notes(runs: Sequence[Mapping], metrics: Sequence[str]) -> list[str]
 
 # ---------------------------------------------------------------- schema
 
-def check_scores(scores: Any, source: str = 'scores', finite: bool = True) -> dict:
-    """Checks scores against the schema.
+def _floats(values: Mapping[str, Any]) -> dict[str, float | None]:
+    return {metric: float(value) if _is_finite(value) else None for metric, value in values.items()}
 
-    Args:
-        scores: What should be the scores of a run.
-        source: Named at the head of the error.
-        finite: Refuse values that are null, infinite or NaN; else they become None.
 
-    Returns:
-        dict: The same scores, every value a finite Python float (or None).
-
-    Raises:
-        ScoresError: Says what is missing or wrong, and where.
-    """
+def _check_scores(scores: Any, source: str, finite: bool) -> None:
     def need(condition: bool, what: str) -> None:
         if not condition:
             raise ScoresError(f'{source}: {what}. test.py writes such scores; run it again.')
 
-    def floats(values: Any, where: str) -> dict[str, float | None]:
+    def need_numbers(values: Any, where: str) -> None:
         need(isinstance(values, Mapping), f'{where} should map metrics to numbers, got {values!r}')
         for metric, value in values.items():
             need(value is None or (isinstance(value, Real) and not isinstance(value, bool)),
@@ -191,26 +261,25 @@ def check_scores(scores: Any, source: str = 'scores', finite: bool = True) -> di
                 raise ScoresError(f'{source}: {where}.{metric} is {value}: it could not be measured, or is infinite as '
                                   'the PSNR of two equal images is. Leave the metric or the image out, or take other '
                                   'weights, and test again.')
-        return {metric: float(value) if _is_finite(value) else None for metric, value in values.items()}
 
     need(isinstance(scores, Mapping), f'expected an object with {", ".join(FIELDS)}, got {type(scores).__name__}')
-    for field, kind in FIELDS.items():
-        need(field in scores, f'`{field}` is missing')
-        need(isinstance(scores[field], kind) and not isinstance(scores[field], bool),
-             f'`{field}` should be of type {kind.__name__}, got {scores[field]!r}')
+    for name, kind in FIELDS.items():
+        need(name in scores, f'`{name}` is missing')
+        need(isinstance(scores[name], kind) and not isinstance(scores[name], bool),
+             f'`{name}` should be of type {kind.__name__}, got {scores[name]!r}')
     need(scores['scale'] > 0, f'`scale` should be positive, got {scores["scale"]}')
 
-    datasets = {}
     for name, dataset in scores['datasets'].items():
         where = f'datasets.{name}'
         need(isinstance(dataset, Mapping) and isinstance(dataset.get('images'), Mapping) and 'mean' in dataset,
              f'{where} should hold `images` and `mean`')
-        mean = floats(dataset['mean'], f'{where}.mean')
-        images = {image: floats(values, f'{where}.images.{image}') for image, values in dataset['images'].items()}
-        for image, values in images.items():
-            need(values.keys() == mean.keys(), f'{where}.images.{image} has the metrics {sorted(values)}, '
-                                               f'but the mean has {sorted(mean)}')
-        datasets[name] = {'images': images, 'mean': mean}
+        need_numbers(dataset['mean'], f'{where}.mean')
+        for image, values in dataset['images'].items():
+            need_numbers(values, f'{where}.images.{image}')
+        for image, values in dataset['images'].items():
+            need(values.keys() == dataset['mean'].keys(),
+                 f'{where}.images.{image} has the metrics {sorted(values)}, '
+                 f'but the mean has {sorted(dataset["mean"])}')
     stated = scores.get('metrics', {})
     need(isinstance(stated, Mapping), f'`metrics` should be of type dict, got {stated!r}')
     for metric, values in stated.items():
@@ -224,57 +293,56 @@ def check_scores(scores: Any, source: str = 'scores', finite: bool = True) -> di
              and isinstance(ways.get('metrics'), Mapping)
              and all(isinstance(way, Mapping) for way in ways['metrics'].values()),
              f'`measured` should hold `rounded` and, for each of `metrics`, its options, got {ways!r:.80}')
-    return {**scores, 'datasets': datasets}
 
 
 # ---------------------------------------------------------------- tables
 
 
-def _with_mean(dataset: Mapping) -> list[tuple[str, Mapping]]:
+def _with_mean(dataset: SetScores) -> list[tuple[str, Mapping]]:
     """The rows of a data set, the mean last, also where an image is called so."""
-    return [*dataset['images'].items(), ('mean', dataset['mean'])]
+    return [*dataset.images.items(), ('mean', dataset.mean)]
 
 
-def _dataset_rows(scores: Mapping, dataset: Mapping) -> tuple[list[str], list[list[str]]]:
-    facts = {metric: metric_facts([scores], metric) for metric in dataset['mean']}
+def _dataset_rows(scores: Scores, dataset: SetScores) -> tuple[list[str], list[list[str]]]:
+    facts = {metric: metric_facts([scores], metric) for metric in dataset.mean}
     rows = [[image, *(facts[m].text(values[m]) for m in facts)] for image, values in _with_mean(dataset)]
     return ['image', *(facts[m].title(m) for m in facts)], rows
 
 
-def _summary_rows(scores: Mapping) -> tuple[list[str], list[list[str]]]:
+def _summary_rows(scores: Scores) -> tuple[list[str], list[list[str]]]:
     facts = {metric: metric_facts([scores], metric) for metric in _all_metrics(scores)}
-    rows = [[name, str(len(dataset['images'])), *(facts[m].text(dataset['mean'].get(m)) for m in facts)]
-            for name, dataset in scores['datasets'].items()]
+    rows = [[name, str(len(dataset.images)), *(facts[m].text(dataset.mean.get(m)) for m in facts)]
+            for name, dataset in scores.datasets.items()]
     return ['data set', 'images', *(facts[m].title(m) for m in facts)], rows
 
 
-def _all_metrics(scores: Mapping) -> list[str]:
+def _all_metrics(scores: Scores) -> list[str]:
     """Every metric of every data set, each once, in order."""
-    return list(dict.fromkeys(metric for dataset in scores['datasets'].values() for metric in dataset['mean']))
+    return list(dict.fromkeys(metric for dataset in scores.datasets.values() for metric in dataset.mean))
 
 
-def format_scores(scores: Mapping) -> str:
+def format_scores(scores: Scores) -> str:
     """What a test prints at its end: a table per data set, how it was measured, and the means together."""
-    parts = [f'{name}\n{text_table(*_dataset_rows(scores, dataset))}' for name, dataset in scores['datasets'].items()]
-    parts.append(f'{scores["name"]}: {scores["network"]} ×{scores["scale"]}, {scores["weights"]}\n'
-                 f'{text_table(*_summary_rows(scores))}\n{scores["protocol"]}.')
+    parts = [f'{name}\n{text_table(*_dataset_rows(scores, dataset))}' for name, dataset in scores.datasets.items()]
+    parts.append(f'{scores.name}: {scores.network} ×{scores.scale}, {scores.weights}\n'
+                 f'{text_table(*_summary_rows(scores))}\n{scores.protocol}.')
     return '\n\n'.join(parts)
 
 
-def _markdown(scores: Mapping) -> str:
-    parts = [f'# {scores["name"]}', f'{scores["network"]} ×{scores["scale"]}, `{scores["weights"]}`. '
-                                    f'{scores["protocol"]}.', markdown_table(*_summary_rows(scores))]
-    parts += [f'## {name}\n\n{markdown_table(*_dataset_rows(scores, ds))}' for name, ds in scores['datasets'].items()]
-    parts.append(', '.join(f'{package} {version}' for package, version in scores['versions'].items()))
+def _markdown(scores: Scores) -> str:
+    parts = [f'# {scores.name}', f'{scores.network} ×{scores.scale}, `{scores.weights}`. '
+                                    f'{scores.protocol}.', markdown_table(*_summary_rows(scores))]
+    parts += [f'## {name}\n\n{markdown_table(*_dataset_rows(scores, ds))}' for name, ds in scores.datasets.items()]
+    parts.append(', '.join(f'{package} {version}' for package, version in scores.versions.items()))
     return '\n\n'.join(parts).rstrip() + '\n'
 
 
-def _csv(scores: Mapping) -> str:
+def _csv(scores: Scores) -> str:
     metrics = _all_metrics(scores)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator='\n')
     writer.writerow([*CSV_FIELDS, *metrics])
-    for name, dataset in scores['datasets'].items():
+    for name, dataset in scores.datasets.items():
         for image, values in _with_mean(dataset):
             # repr gives back the very same float: the CSV loses nothing against the JSON file.
             writer.writerow([name, image, *('' if values.get(m) is None else repr(values[m]) for m in metrics)])
@@ -284,34 +352,31 @@ def _csv(scores: Mapping) -> str:
 # ---------------------------------------------------------------- files
 
 
-def write_scores(scores: Mapping, folder: str | Path) -> list[Path]:
+def write_scores(scores: Scores, folder: str | Path) -> list[Path]:
     """Writes scores.json, scores.csv (a row per image, and `mean` as the last row of a data set) and scores.md.
 
     Args:
-        scores: Scores as described at the head of this module.
+        scores: Of one test run; values that are not finite are written as null.
         folder: Made when missing, usually `results/<name>`.
 
     Returns:
         list[Path]: The three files.
 
     Raises:
-        ScoresError: The scores do not follow the schema; nothing is written.
+        ScoresError: A field is of the wrong type; nothing is written.
     """
-    scores, folder = check_scores(scores, finite=False), Path(folder)
-    text = json.dumps(scores, indent=2, ensure_ascii=False, allow_nan=False)
+    scores, folder = Scores.from_json(scores.to_json(), finite=False), Path(folder)
+    text = json.dumps(scores.to_json(), indent=2, ensure_ascii=False, allow_nan=False)
     return [write_text(folder / 'scores.json', text + '\n'),
             write_text(folder / 'scores.csv', _csv(scores)),
             write_text(folder / 'scores.md', _markdown(scores))]
 
 
-def read_scores(path: str | Path) -> dict:
+def read_scores(path: str | Path) -> Scores:
     """Reads the scores of a run.
 
     Args:
         path: A scores.json, or the results folder that holds it.
-
-    Returns:
-        dict: Scores as described at the head of this module.
 
     Raises:
         FileNotFoundError: There is no such file; the message says how to make it.
@@ -323,7 +388,7 @@ def read_scores(path: str | Path) -> dict:
         raise FileNotFoundError(f'No scores at {file}. Test the network first: '
                                 f'udl test -opt <test.yml> writes results/<name>/scores.json.')
     try:
-        scores = read_json(file)
+        content = read_json(file)
     except JsonError as error:
         raise ScoresError(f'{file} is no JSON file ({error}). Run the test again.') from error
-    return check_scores(scores, str(file))
+    return Scores.from_json(content, str(file))
