@@ -86,7 +86,8 @@ def data_order(chain: Iterable[Stage]) -> str:
     for stage in chain:
         opt = {**stage.flat['datasets']['train'], 'phase': 'train', 'scale': stage.flat['scale']}
         dataset, settings = build_dataset(opt), LoaderSettings.of(opt)
-        sampler = TrainBatches(len(dataset), opt['batch_size_per_gpu'], stage.iterations,
+        length = len(dataset)  # pyright: ignore[reportArgumentType] - torch's base class has none, BasicSR's have
+        sampler = TrainBatches(length, opt['batch_size_per_gpu'], stage.iterations,
                                first_iter=settings.first_iter, ratio=settings.dataset_enlarge_ratio,
                                seed=stage.flat['manual_seed'])
         for batch in sampler:
