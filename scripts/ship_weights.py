@@ -17,6 +17,7 @@ import udl_basicsr.register  # noqa: F401 - the networks, by their names
 from udl_basicsr.data.uncertainty_maps import fingerprint
 from udl_basicsr.deploy.export import build_loaded, export_safetensors
 from udl_basicsr.experiments.record_files import read_record
+from udl_basicsr.utils import exits
 from udl_basicsr.utils.checkpoints import network_weights, safetensors_metadata
 from udl_basicsr.utils.shipped_weights import folder, scales
 
@@ -110,6 +111,7 @@ def card() -> str:
                        rate=options['train']['optim_g']['lr'], hashes='\n'.join(hashes))
 
 
+@exits.command()
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('records', nargs='*', type=Path, help='of methods L1 and ESU_UDL')

@@ -416,7 +416,7 @@ def test_results_of_other_weights_or_options_are_not_mixed(run, capsys):
     assert f'{run.out}: holds pictures that were made otherwise' in (
         said := refused(run, capsys, path, '--param-key', 'params'))
     assert re.search(r'--weights: \S+net_g_latest.pth \(\w{8}\) there, \S+net_g_latest.pth \(\w{8}\) now', said)
-    assert '--self-ensemble: no there, yes now' in refused(run, capsys, other, '--self-ensemble')
+    assert '--self_ensemble: no there, yes now' in refused(run, capsys, other, '--self-ensemble')
     assert '--amp: no there, bf16 now' in refused(run, capsys, path, '--amp', 'bf16')
     run.options({'type': 'EDSR', **SMALL, 'res_scale': 0.5})
     assert 'network_g.res_scale: not set there, 0.5 now' in refused(run, capsys, path)

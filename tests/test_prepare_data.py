@@ -303,8 +303,8 @@ def test_bad_folders(source, tmp_path, monkeypatch, capsys, where, options, mess
     (['--scale', '1'], 'expected whole numbers from 2 to 8'),
     (['--scale', '2.5'], 'expected whole numbers from 2 to 8'),
     (['--degradation', 'bicubic'], 'invalid choice'),
-    (['--step', '24'], 'give --sub-images too'),
-    (['--sub-images', '50', '--scale', '2', '3'], '--sub-images 50 is no multiple of scale 3'),
+    (['--step', '24'], 'give --sub_images too'),
+    (['--sub-images', '50', '--scale', '2', '3'], '--sub_images 50 is no multiple of scale 3'),
     (['--sub-images', '48', '--step', '10', '--scale', '4'], '--step 10 is no multiple of scale 4'),
     (['--workers', '0'], 'expected a whole number above 0'),
 ])
@@ -402,4 +402,4 @@ def test_workers_keep_the_order_and_pass_errors_on():
         assert workers.map(divmod, [(7, 2), (9, 4)], 'test') == [(3, 1), (2, 1)]
         with pytest.raises(ZeroDivisionError):
             workers.map(divmod, [(1, 0)], 'test')
-    assert PreparationError(['x']).problems == ['x']
+    assert PreparationError(['x']).problems == ('x',)

@@ -177,7 +177,7 @@ def tlw(args, look: dict) -> Path:
     count = min(4, len(run.iterations))  # as many as are still large in print, from the first to the last
     chosen = args.iterations or sorted({run.iterations[round(i * (len(run.iterations) - 1) / max(count - 1, 1))]
                                         for i in range(count)})
-    box = _box(args.box, gt)
+    box = None if args.box is None else _box(args.box, gt)
     return plots.tlw_figure(run, [tlw_maps(run, i, gt, lq) for i in chosen], gt, args.out, box, **look)
 
 

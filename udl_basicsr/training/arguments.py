@@ -1,5 +1,6 @@
 """BasicSR's command line, which training and testing share."""
 import argparse
+import os
 from pathlib import Path
 
 from udl_basicsr.utils.command_line import CommandParser
@@ -36,7 +37,7 @@ def launch_parser(does: str, told: str | None = None) -> argparse.ArgumentParser
 
 def tested_file(text: str) -> str:
     """The option file of a test or a training; of a run's folder, the newest of the resolved files in it."""
-    if not Path(text).is_dir():
+    if not os.path.isdir(text):  # which is false, too, of what is no name of a file at all
         return option_file(text, ('test_', 'train_', ''))
     files = sorted(Path(text).glob('*.yml'), key=lambda file: file.stat().st_mtime)
     if not files:
