@@ -12,6 +12,7 @@ from PIL import Image
 
 from udl_basicsr.cli import figures as figures_command
 from udl_basicsr.cli import main as door
+from udl_basicsr.functional import attribution
 from udl_basicsr.functional import losses as formulas
 from udl_basicsr.reports import figures, html_pictures, lead, paper_formats, score_table, tradeoff
 from udl_basicsr.utils import option_files, plugins
@@ -100,7 +101,7 @@ def test_what_parsers_write_out_is_what_the_modules_know():
     assert known('--min_over', 'weights') == list(formulas.MIN_OVER)
     assert known('--cost', 'tradeoff') == list(tradeoff.UNITS)
     assert known('--axis', 'lead') == list(lead.AXES)
-    assert known('--steep', 'texture') == lead.STEEP
+    assert known('--steep', 'texture') == attribution.STEEP
     assert known('--limits', 'uncertainty') == figures.LOG_SCALE_LIMITS
     assert known('--width', 'crops') == figures.WIDTH
     for name, formats in (('tables', paper_formats.FORMATS), ('scores', score_table.FORMATS)):
@@ -118,7 +119,7 @@ def test_a_network_of_ones_own(tmp_path):
     (tmp_path / 'own_nets.py').write_text(OWN)
     (tmp_path / 'a.yml').write_text(json.dumps({'scale': 2, 'network_g': {'type': 'OwnNet', 'upscale': 2}}))
     done = udl(tmp_path, 'complexity', 'a.yml')
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "'OwnNet'" in done.stderr
     for argv in (['complexity', 'a.yml', '--import', 'own_nets'], ['--import=own_nets', 'complexity', 'a.yml']):
         done = udl(tmp_path, *argv)
