@@ -87,6 +87,9 @@ def _tiny(flat: dict, root: Path) -> dict:
         flat['network_w']['num_feat'] = 4
         flat['datasets']['train']['gt_size'] = 24 * scale
         flat['train']['tlw_opt'].update(judge='squeeze', judge_random=True)
+    if (likelihood := flat.get('train', {}).get('likelihood_opt') or {}).get('type') == 'UEOLoss':
+        flat['datasets']['train']['gt_size'] = 24 * scale
+        likelihood.update(judge='squeeze', judge_random=True)
     path = flat.setdefault('path', {})
     for label in ('g', 'u'):
         if path.get(f'pretrain_network_{label}'):

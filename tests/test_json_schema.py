@@ -21,8 +21,6 @@ def valid(value, rule, root):
     def holds(key, says):
         if key == '$ref':
             return valid(value, root['definitions'][says.rpartition('/')[2]], root)
-        if key == 'type' and isinstance(says, list):
-            return any(holds('type', one) for one in says)
         if key == 'type':
             return number and (says == 'number' or value == int(value)) if says in ('number', 'integer') else \
                 isinstance(value, TYPES[says])

@@ -43,7 +43,8 @@ def built(tmp_path_factory):
 
     build('sdist', copy)
     with tarfile.open(next(folder.glob('*.tar.gz'))) as sdist:
-        sdist.extractall(folder / 'unpacked', filter='data')
+        safely = {'filter': 'data'} if hasattr(tarfile, 'data_filter') else {}  # from 3.11.4
+        sdist.extractall(folder / 'unpacked', **safely)
         names = {name.partition('/')[2] for name in sdist.getnames()}
     build('wheel', next((folder / 'unpacked').iterdir()))
     with zipfile.ZipFile(next(folder.glob('*.whl'))) as wheel:

@@ -96,7 +96,7 @@ _TEXT = {'type': 'string', 'minLength': 1}
 BOOL = Kind('true | false', lambda v: isinstance(v, bool), json={'type': 'boolean'})
 TEXT = Kind('text', lambda v: isinstance(v, str) and v != '', json=_TEXT)
 FILE_OR_BLOCK = Kind('text, or block of options', lambda v: isinstance(v, dict) or TEXT.accepts(v),
-                     json={'type': ['string', 'object']})
+                     json={'anyOf': [_TEXT, {'type': 'object'}]})
 FOLDER_NAME = Kind('name of a folder: text without / \\ : * ? " < > | and not . or ..', _is_folder_name, json=_TEXT)
 POSITIVE = Kind('number > 0', lambda v: _is_number(v) and v > 0, json={'type': 'number', 'exclusiveMinimum': 0})
 DECAY = Kind('number, 0 ≤ x < 1', lambda v: _is_number(v) and 0 <= v < 1,
