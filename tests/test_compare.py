@@ -205,19 +205,19 @@ def test_a_comparison_from_its_plan(plan, capsys):
     assert records.keys() == {'L1', 'twice', 'UDL'}
     assert records['L1'].label == 'ℓ1'
     assert records['UDL'].network_title == 'EDSR 1×8'
-    assert [s['iterations'] for s in records['UDL'].stages] == [4, 2]
+    assert [s.iterations for s in records['UDL'].stages] == [4, 2]
     # Four iterations and two more from the weights they left are six, if the crops go on where they were: bit for bit,
     # since SGD remembers nothing.
     assert records['twice'].datasets == records['L1'].datasets
     assert records['UDL'].datasets != records['L1'].datasets
     l1, udl = records['L1'].curve, records['UDL'].curve
-    assert l1['loss']['iter'] == udl['loss']['iter'] == [1, 2, 3, 4, 5, 6]
-    assert l1['loss']['l_pix'] == records['twice'].curve['loss']['l_pix']
-    assert udl['loss']['l_udl'][:4] == [None] * 4
-    assert all(udl['loss']['l_udl'][4:])
-    assert udl['loss']['l_fidelity'][4:] == [None] * 2
-    assert all(udl['loss']['l_fidelity'][:4])
-    assert l1['val']['val']['iter'] == [3, 6]
+    assert l1.loss['iter'] == udl.loss['iter'] == [1, 2, 3, 4, 5, 6]
+    assert l1.loss['l_pix'] == records['twice'].curve.loss['l_pix']
+    assert udl.loss['l_udl'][:4] == [None] * 4
+    assert all(udl.loss['l_udl'][4:])
+    assert udl.loss['l_fidelity'][4:] == [None] * 2
+    assert all(udl.loss['l_fidelity'][:4])
+    assert l1.val['val']['iter'] == [3, 6]
     assert list((file.parent / records['UDL'].pictures / 'Set5').glob('*_log_scale.png'))
     # which crops there were decides about the loss: were they others, so were this
     assert records['L1'].data_order == kept.data_order(plans.read_plan(file, file.parent).runs[0].stages)

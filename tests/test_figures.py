@@ -15,6 +15,7 @@ from conftest import photograph
 from invented import invented_record
 
 from udl_basicsr.experiments.printed import load_paper
+from udl_basicsr.experiments.record_files import TrainedStage
 from udl_basicsr.functional import image_statistics as stats
 from udl_basicsr.functional.log_scale_maps import encode_log_scale
 from udl_basicsr.losses import UDLLoss
@@ -487,7 +488,7 @@ def test_tradeoff_dots_are_the_printed_ones_and_ours(tmp_path):
     paper = load_paper()
     ours = record('L1', 0, 0., scale=3)
     ours = replace(ours, comparison='large', parameters=43_000_000, costs={'runtime': 250.},
-                   stages=[{'name': 'plain', 'iterations': 5}], datasets={'Set5': ours.datasets[SET]})
+                   stages=[TrainedStage('plain', 5)], datasets={'Set5': ours.datasets[SET]})
     tables = [make_table(name, [ours], paper) for name in ('le-3', 'le-6')]
     dots = {(dot.label, dot.ours): dot for dot in tradeoff.tradeoff_dots(tables, 'Set5', 3)}
     # copied from the paper: run time in ms, PSNR on Set5 at ×3, parameters

@@ -18,7 +18,7 @@ import pytest
 from invented import invented_record
 from PIL import Image
 
-from udl_basicsr.experiments.record_files import Record, read_record, read_records, write_record
+from udl_basicsr.experiments.record_files import Curve, Record, read_record, read_records, write_record
 from udl_basicsr.experiments.statistics import paired_difference
 from udl_basicsr.functional.log_scale_maps import encode_log_scale
 from udl_basicsr.reports import html, html_groups, html_intervals, html_pictures, method_styles
@@ -216,13 +216,13 @@ def hostile(records):
              'commit', 'protocol', 'method', 'reference')
     return [replace(
         r, **{key: named(getattr(r, key)) for key in texts},
-        stages=[{**stage, 'name': named(stage['name'])} for stage in r.stages],
+        stages=[replace(stage, name=named(stage.name)) for stage in r.stages],
         versions={named(k): named(v) for k, v in r.versions.items()},
         metrics={named(m): MetricFacts(True, 2, named('dB')) for m in ('psnr', 'ssim')},
         datasets={named(d): SetScores({named(i): scores(x) for i, x in v.images.items()}, scores(v.mean))
                   for d, v in r.datasets.items()},
-        curve={'loss': {'iter': [1, 2], named('l_pix'): [.2, .1]},
-               'val': {named('Set5'): {'iter': [1, 2], named('psnr'): [26., 27.]}}}) for r in records]
+        curve=Curve({'iter': [1, 2], named('l_pix'): [.2, .1]},
+                    {named('Set5'): {'iter': [1, 2], named('psnr'): [26., 27.]}})) for r in records]
 
 
 def test_no_name_that_a_user_chooses_becomes_markup(tmp_path, monkeypatch):
@@ -554,6 +554,10 @@ def test_pictures_of_other_sizes_are_refused(tmp_path, capsys):
 
 @pytest.mark.parametrize(('change', 'message'), [
     (lambda r: r['stages'].append(3), '`stages` should hold objects'),
+    (lambda r: r['stages'].append({'name': 'udl'}), '`stages.iterations` should be of type int, got None'),
+    (lambda r: r.update(run_time={'ms': 1, 'size': [8], 'device': 'CPU'}), '`run_time.size` should be a height'),
+    (lambda r: r.update(peak_memory=3), '`peak_memory` should be of type dict'),
+    (lambda r: r['curve'].update(loss=3), '`curve.loss` should be of type dict'),
     (lambda r: r['curve']['val']['Set5']['psnr'].pop(), 'a curve is malformed'),
     (lambda r: r.update(label=3), '`label` should be of type str'),
 ])

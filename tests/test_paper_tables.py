@@ -203,7 +203,7 @@ def test_costs_stand_beside_the_printed_ones():
         'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 64, 'num_block': 16, 'upscale': 2}}
     records = [replace(make_record('L1', network=network, scale=2, name=network, Set5=[(30., 0.9)]),
                        parameters=parameters, costs={'macs': complexity.count_macs(block, 2), 'runtime': 12.34},
-                       run_time={'ms': 12.34, 'size': [720, 1280], 'device': 'a GPU'})
+                       run_time=record_files.RunTime(12.34, [720, 1280], 'a GPU'))
                for (network, block), parameters in zip(blocks.items(), (667_008, 1_369_859), strict=True)]
     markdown = paper_tables.paper_table('le-3', records, 'md')
     header = cells(markdown, 'network', 'scale', 'loss', 'seeds')
@@ -216,7 +216,7 @@ def test_costs_stand_beside_the_printed_ones():
     assert 'Ours, Runtime: measured on a GPU.' in markdown
     # Table 5 prints no MACs; and a CPU measures a small image, which is no figure of the table
     real = replace(records[0], network_title='SRResNet', degradation='RealSR', costs={'macs': 5},
-                   run_time={'ms': 1., 'size': [180, 320], 'device': 'a CPU'})
+                   run_time=record_files.RunTime(1., [180, 320], 'a CPU'))
     table = paper_tables.make_table('le-5', [real], papers.load_paper())
     assert [line.our_costs for line in table.lines if line.ours] == [{'parameters': 667_008}]
     assert 'Ours, Runtime: measured on a CPU, 320×180 pixels alone, and not shown, since the paper has 2200×1200.' in (

@@ -27,7 +27,7 @@ from udl_basicsr.utils.settings import RunSettings, TrainSettings
 
 from .complexity import count_macs, run_time
 from .plan import PlannedRun, Stage
-from .record_files import Record
+from .record_files import Record, RunTime
 
 _ON_CPU = (180, 320)
 _AMP: dict[str | None, torch.dtype] = {'bf16': torch.bfloat16, 'fp16': torch.float16}
@@ -68,7 +68,7 @@ def _judge(net: str, side: int) -> int:
     return _count(judge, *images) // 2
 
 
-def measure_image(network: Mapping, scale: int, size: Sequence[int]) -> tuple[dict, dict]:
+def measure_image(network: Mapping, scale: int, size: Sequence[int]) -> tuple[dict[str, float], RunTime]:
     """What one image costs: operations counted, run time measured here.
 
     Args:
@@ -78,7 +78,7 @@ def measure_image(network: Mapping, scale: int, size: Sequence[int]) -> tuple[di
 
     Returns:
         tuple: The record's ``costs``: ``macs`` of the image and, if it was timed as a whole, ``runtime`` in ms; and its
-            ``run_time``: ``{'ms': float, 'size': [height, width], 'device': str}``.
+            ``run_time``.
     """
     found = {}
     with suppress(Exception):  # a network that looks at values cannot be counted without computing
@@ -90,7 +90,7 @@ def measure_image(network: Mapping, scale: int, size: Sequence[int]) -> tuple[di
     if timed == list(size):
         found['runtime'] = ms
     device = torch.cuda.get_device_name() if gpu else f'CPU, {torch.get_num_threads()} thread(s)'
-    return found, {'ms': ms, 'size': timed, 'device': device}
+    return found, RunTime(ms, timed, device)
 
 
 # ---------------------------------------------------------------- training

@@ -24,11 +24,11 @@ from udl_basicsr.utils.settings import LoaderSettings, RunSettings
 
 from .costs import measure_image
 from .plan import PlannedRun, Stage
-from .record_files import Record
+from .record_files import Curve, PeakMemory, Record, Series, TrainedStage
 
 
 def make_record(run: PlannedRun, root: Path, seconds: float, step: float | None = None,
-                memory: dict | None = None) -> Record:
+                memory: PeakMemory | None = None) -> Record:
     """The record of a run that has been trained and tested.
 
     Args:
@@ -55,7 +55,7 @@ def make_record(run: PlannedRun, root: Path, seconds: float, step: float | None 
         network_id=run.network or None, lengths=run.lengths,
         parameters=sum(p.numel() for p in build_network(network).parameters()),
         costs={**costs, **training}, run_time=measured, peak_memory=memory,
-        stages=[{'name': RunSettings.of(stage.flat).stage, 'iterations': stage.iterations} for stage in run.stages],
+        stages=[TrainedStage(RunSettings.of(stage.flat).stage, stage.iterations) for stage in run.stages],
         options=[stage.essence for stage in run.stages],
         initial_weights=histories[0][0]['initial_weights'],
         data_order=data_order(run.stages),
@@ -65,18 +65,18 @@ def make_record(run: PlannedRun, root: Path, seconds: float, step: float | None 
     )
 
 
-def peak_memory() -> dict | None:
+def peak_memory() -> PeakMemory | None:
     """The most memory that this process had so far: what torch allocated on the GPU, else all of the process.
 
     Returns:
-        dict | None: ``{'bytes': int, 'of': 'GPU' | 'process'}``; None where the system does not tell.
+        PeakMemory | None: None where the system does not tell.
     """
     if torch.cuda.is_available():
-        return {'bytes': torch.cuda.max_memory_allocated(), 'of': 'GPU'}
+        return PeakMemory(torch.cuda.max_memory_allocated(), 'GPU')
     with suppress(ImportError):  # Windows
         import resource
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return {'bytes': peak if sys.platform == 'darwin' else peak * 1024, 'of': 'process'}
+        return PeakMemory(peak if sys.platform == 'darwin' else peak * 1024, 'process')
     return None
 
 
@@ -95,10 +95,10 @@ def data_order(chain: Iterable[Stage]) -> str:
     return digest.hexdigest()
 
 
-def _curve(chain: Iterable[Stage], histories: Iterable[list[dict]]) -> dict:
+def _curve(chain: Iterable[Stage], histories: Iterable[list[dict]]) -> Curve:
     """Losses and validations over the whole budget: a second stage goes on counting."""
-    losses: dict[str, list] = {}
-    validations: dict[str, dict[str, list]] = {}
+    losses: Series = {}
+    validations: dict[str, Series] = {}
     before = 0
     for stage, history in zip(chain, histories, strict=True):
         for entry in history[1:]:
@@ -111,7 +111,7 @@ def _curve(chain: Iterable[Stage], histories: Iterable[list[dict]]) -> dict:
             for values in target.values():
                 values.extend([None] * (count + 1 - len(values)))
         before += stage.iterations
-    return {'loss': losses, 'val': validations}
+    return Curve(losses, validations)
 
 
 def machine() -> str:

@@ -104,14 +104,20 @@ class Scores:
         """
         cls._check(content, source, finite)
         given = {one.name: content[one.name] for one in fields(cls) if one.name in content}
-        given['datasets'] = {name: SetScores({image: _floats(values) for image, values in dataset['images'].items()},
-                                             _floats(dataset['mean']))
-                             for name, dataset in content['datasets'].items()}
-        if 'metrics' in given:
-            given['metrics'] = {metric: read_facts(values) for metric, values in content['metrics'].items()}
-        if 'measured' in given:
-            given['measured'] = Measured(content['measured']['rounded'], content['measured']['metrics'])
-        return cls(**given)
+        return cls(**given | cls._parts(content))
+
+    @classmethod
+    def _parts(cls, content: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields that are more than a JSON file has."""
+        parts: dict[str, Any] = {'datasets': {
+            name: SetScores({image: _floats(values) for image, values in dataset['images'].items()},
+                            _floats(dataset['mean']))
+            for name, dataset in content['datasets'].items()}}
+        if 'metrics' in content:
+            parts['metrics'] = {metric: read_facts(values) for metric, values in content['metrics'].items()}
+        if 'measured' in content:
+            parts['measured'] = Measured(content['measured']['rounded'], content['measured']['metrics'])
+        return parts
 
     @classmethod
     def _check(cls, content: Any, source: str, finite: bool) -> None:
