@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 from basicsr.archs.edsr_arch import EDSR
+from infer_runs import SMALL, Run, pixels
 from scipy import integrate, stats
-from test_infer import SMALL, Run, pixels
 
 from udl_basicsr.archs import UncertaintyNet
 from udl_basicsr.archs.ensemble_arch import EnsembleNet
