@@ -130,6 +130,19 @@ def test_the_summary_says_what_was_found():
     lines = statistics.format_summary(records).splitlines()
     assert any(line.split()[:3] == ['UDL', '1', '30.25'] and '+0.25 [+0.25, +0.25]' in line for line in lines)
     assert any(line.split()[:3] == ['EU!', '1', '29.00'] and '−1.00' in line for line in lines)
+    assert 'memory' not in lines[1]  # of old records nothing is known
+
+    def of(method, seed, operations, *seconds, memory=2e9):
+        return record(method, seed, {'a': 30.}, costs={'operations': operations}, peak_memory={'bytes': memory},
+                      stages=[{'name': 'esu', 'iterations': 1, **({'seconds': s} if s else {})} for s in seconds])
+
+    records = [of('L1', 0, 1e9, 60.), of('L1', 1, 1e9, 240.), of('UDL', 0, 1.2e9, 60., 70.), of('UDL', 1, 1.3e9, 60, 0),
+               of('EU', 0, 2e9, 3600., 3900., memory=3.21e9)]
+    lines = statistics.format_summary(records).splitlines()
+    assert lines[1].split()[-3:] == ['operations', 'training', 'memory']
+    assert {line.split()[0]: re.split(' {2,}', line)[-3:] for line in lines[3:]} == {
+        'L1': ['× 1.00', '60 s', '2.00 GB'], 'UDL': ['× 1.25', '2.2 min', '2.00 GB'],
+        'EU': ['× 2.00', '2.1 h', '3.21 GB']}
 
 
 # ------------------------------------------------------------------------------------------------------ order of crops
@@ -218,6 +231,10 @@ def test_a_comparison_from_its_plan(plan, capsys):
     assert udl['loss']['l_fidelity'][4:] == [None] * 2
     assert all(udl['loss']['l_fidelity'][:4])
     assert l1['val']['val']['iter'] == [3, 6]
+    assert set(l1['loss']) == {'iter', 'l_pix', 'grad_norm'}
+    assert [len(r.stages) for r in records.values() if all(s['seconds'] > 0 for s in r.stages)] == [1, 2, 2]
+    operations = {method: record.costs['operations'] for method, record in records.items()}
+    assert operations['twice'] == operations['L1'] < operations['UDL']
     assert list((file.parent / records['UDL'].pictures / 'Set5').glob('*_log_scale.png'))
     # which crops there were decides about the loss: were they others, so were this
     assert records['L1'].data_order == kept.data_order(plans.read_plan(file, file.parent).runs[0].stages)
@@ -323,9 +340,9 @@ def test_the_plans_of_the_repository_can_be_read():
         assert len({r.name for r in runs}) == len(runs)
         totals = {r.scale: set() for r in runs}
         for r in runs:
-            # of what is refined the last stage counts: a head that is trained before leaves the network as it is
-            counted = r.stages[-1:] if file.stem.startswith('refine') else r.stages
-            totals[r.scale].add(sum(stage.iterations for stage in counted))
+            # a head that is trained alone leaves the network as it is; in shared lengths it is of the budget all the same
+            totals[r.scale].add(sum(stage.iterations for stage in r.stages if r.lengths == 'shared' or not
+                                    trains_head_alone(stage.flat['stage'], stage.flat['train'])))
         assert all(len(budgets) == 1 for budgets in totals.values())  # the same budget for all
 
 

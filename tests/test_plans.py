@@ -11,9 +11,10 @@ import yaml
 from test_compare import record
 
 from udl_basicsr.cli import comparing
-from udl_basicsr.experiments import costs, overview, plan, record_files, records, runner, statistics, trial
+from udl_basicsr.experiments import costs, plan, record_files, records, runner, statistics, trial
 from udl_basicsr.options.parse import OptionError
 from udl_basicsr.utils.scores import ScoresError
+from udl_basicsr.utils.text import duration
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = {'type': 'PairedImageDataset', 'io_backend': {'type': 'disk'}}
@@ -341,7 +342,7 @@ def test_a_dry_run_needs_no_data_and_writes_nothing(write, tmp_path, script, cap
 
 
 def test_durations_are_for_people():
-    assert [overview.duration(s) for s in (59, 300, 7300, 3 * 86400, 1000 * 86400)] == [
+    assert [duration(s) for s in (59, 300, 7300, 3 * 86400, 1000 * 86400)] == [
         '59 s', '5.0 min', '2.0 h', '3.0 d', '2.7 years']
 
 

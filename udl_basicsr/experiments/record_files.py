@@ -42,13 +42,14 @@ class Record(Scores):
     parameters: int = 0
     """Of the network; 0 where unknown."""
     costs: dict[str, float] = field(default_factory=dict)
-    """``macs`` and ``runtime`` of an image, ``training`` of an iteration; times in milliseconds."""
+    """``macs`` and ``runtime`` of an image, ``training`` of an iteration, times in milliseconds; ``operations`` of all
+    iterations."""
     run_time: dict[str, Any] | None = None
     """``size`` and ``device`` of the image that was timed."""
     peak_memory: dict[str, Any] | None = None
     """``bytes``, and ``of`` what."""
     stages: list[dict[str, Any]] = field(default_factory=list)
-    """``name`` and ``iterations`` of each; empty for a mere test run."""
+    """``name`` and ``iterations`` of each, and ``seconds`` where they were timed; empty for a mere test run."""
     options: list[dict[str, Any]] = field(default_factory=list)
     """What decides of each stage's result."""
     initial_weights: str = ''
