@@ -184,7 +184,7 @@ def _costs(records: Sequence[Record]) -> dict[str, list[str]]:
         own, base = mean(method, operations), mean(records[0].reference, operations)
         times = [sum(s['seconds'] for s in r.stages) for r in records
                  if r.method == method and r.stages and all('seconds' in s for s in r.stages)]
-        memory = mean(method, lambda r: r.peak_memory and r.peak_memory['bytes'])
+        memory = mean(method, lambda r: r.peak_memory['bytes'] if r.peak_memory else None)
         found[method] = [f'× {own / base:.2f}' if own and base else '–', duration(min(times)) if times else '–',
                          f'{memory / 1e9:.2f} GB' if memory and own else '–']
     return found
