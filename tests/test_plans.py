@@ -7,12 +7,13 @@ from copy import deepcopy
 import pytest
 import torch
 from plan_cases import EDSR, FILES, METRICS, PLAN, everything, script, write  # noqa: F401
-from test_compare import record
+from test_records import record
 
 from udl_basicsr.cli import comparing
-from udl_basicsr.experiments import costs, overview, plan, record_files, records, statistics
+from udl_basicsr.experiments import costs, plan, record_files, records, statistics
 from udl_basicsr.options.parse import OptionError
 from udl_basicsr.utils.scores import ScoresError
+from udl_basicsr.utils.text import duration
 
 # ------------------------------------------------------------------------------------------------- networks and lengths
 
@@ -278,7 +279,7 @@ def test_a_dry_run_needs_no_data_and_writes_nothing(write, tmp_path, script, cap
 
 
 def test_durations_are_for_people():
-    assert [overview.duration(s) for s in (59, 300, 7300, 3 * 86400, 1000 * 86400)] == [
+    assert [duration(s) for s in (59, 300, 7300, 3 * 86400, 1000 * 86400)] == [
         '59 s', '5.0 min', '2.0 h', '3.0 d', '2.7 years']
 
 

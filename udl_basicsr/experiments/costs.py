@@ -20,6 +20,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from udl_basicsr.losses.perceptual import NETS, build_lpips
+from udl_basicsr.models.stage_table import trains_head_alone
 from udl_basicsr.options.keys import lookup
 from udl_basicsr.options.signatures import parameters
 from udl_basicsr.options.trials import build_network, quietly
@@ -108,6 +109,8 @@ def iteration_operations(flat: Mapping) -> int:
         uncertainty = forward({'backbone': flat['network_g'], **flat['network_u']})
         frozen = stage == 'udl' and not data.get('uncertainty_cache')
         one = _BACKWARD * image + uncertainty if frozen else _BACKWARD * (image if stage == 'udl' else uncertainty)
+        if trains_head_alone(stage, train):
+            one -= (_BACKWARD - 1) * image
     else:
         one = _BACKWARD * image
     if judge := judge_of(train.get('tlw_opt')):

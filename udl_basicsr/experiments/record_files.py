@@ -28,6 +28,8 @@ class TrainedStage:
     """A stage that a run went through."""
     name: str
     iterations: int
+    seconds: float | None = None
+    """That its steps took, undisturbed; None where they were not timed."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,8 @@ class Record(Scores):
     parameters: int = 0
     """Of the network; 0 where unknown."""
     costs: dict[str, float] = field(default_factory=dict)
-    """``macs`` and ``runtime`` of an image, ``training`` of an iteration; times in milliseconds."""
+    """``macs`` and ``runtime`` of an image, ``training`` of an iteration, times in milliseconds; ``operations`` of all
+    iterations."""
     run_time: RunTime | None = None
     peak_memory: PeakMemory | None = None
     stages: list[TrainedStage] = field(default_factory=list)
@@ -103,7 +106,8 @@ class Record(Scores):
         for stage in content['stages']:
             if not isinstance(stage, dict):
                 raise ScoresError(f'{source}: `stages` should hold objects with `name` and `iterations`, got {stage!r}')
-            _need(stage, {'name': str, 'iterations': int}, source, 'stages.')
+            _need(stage, {'name': str, 'iterations': int, **({'seconds': float} if 'seconds' in stage else {})}, source,
+                  'stages.')
         for name, kinds in {'run_time': {'ms': float, 'size': list, 'device': str},
                             'peak_memory': {'bytes': int, 'of': str}}.items():
             if content.get(name) is not None:
@@ -124,6 +128,13 @@ class Record(Scores):
         parts = {name: _made(kind, content[name]) for name, kind in (
             ('run_time', RunTime), ('peak_memory', PeakMemory), ('curve', Curve)) if content.get(name) is not None}
         return {**super()._parts(content), **parts, 'stages': [_made(TrainedStage, s) for s in content['stages']]}
+
+    def to_json(self) -> dict[str, Any]:
+        content = super().to_json()
+        for stage in content['stages']:
+            if stage['seconds'] is None:
+                del stage['seconds']
+        return content
 
 
 def _made(kind: type, content: Mapping) -> Any:

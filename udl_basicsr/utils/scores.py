@@ -38,7 +38,7 @@ from .tables import markdown_table, text_table
 FIELDS = {'name': str, 'scale': int, 'network': str, 'weights': str, 'protocol': str, 'datasets': dict,
           'versions': dict}
 CSV_FIELDS = ('dataset', 'image')  # of scores.csv, before the metrics
-HISTORY_FIELDS = ('iter', 'dataset', 'initial_weights', 'iters_per_epoch')
+HISTORY_FIELDS = ('iter', 'dataset', 'initial_weights', 'iters_per_epoch', 'seconds')
 """What the lines of a run's history hold beside losses and metrics, which therefore cannot be called like this."""
 
 _CROPPED_IN_PAPERS = ('calculate_psnr', 'calculate_ssim')  # on the other metrics papers do not agree
