@@ -41,8 +41,13 @@ def _compiler_later() -> Iterator[None]:
         return importlib.import_module(name)
 
     later = types.ModuleType(name, 'Stand-in made by udl_basicsr while torchvision is imported.')
+    def anything_else(attribute: str):
+        if attribute.startswith('__'):  # inspect looks for __file__ in all modules that there are
+            raise AttributeError(attribute)
+        return getattr(real(), attribute)
+
     later.__dict__['is_compile_supported'] = lambda device: real().is_compile_supported(device)
-    later.__dict__['__getattr__'] = lambda attribute: getattr(real(), attribute)
+    later.__dict__['__getattr__'] = anything_else
     sys.modules[name] = later
     try:
         yield
