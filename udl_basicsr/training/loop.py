@@ -218,7 +218,8 @@ def test(parsed: Parsed) -> Scores:
 
 
 def _scores(model, opt: dict) -> Scores:
-    metrics, rounded = opt['val'].get('metrics') or {}, opt['val'].get('rounded', True)
+    val = ValSettings.of(opt['val'])
+    metrics, rounded = val.metrics, val.rounded
     return Scores(
         name=opt['name'],
         scale=opt['scale'],
