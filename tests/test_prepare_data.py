@@ -261,7 +261,7 @@ def test_all_bad_files_are_named_at_once_and_nothing_is_written(source, out, cap
     (source / '0.JPG').write_bytes(encode(COLOUR, 'JPEG'))
     (source / 'gone.png').symlink_to('nowhere.png')
     (source / 'notes.txt').write_text('no image, no matter')
-    assert run(source, out, '--scale', '2', '4') == 1
+    assert run(source, out, '--scale', '2', '4') == 2
     said = capsys.readouterr().err
     for index in range(len(BAD_FILES)):
         assert f'bad{index}.png: ' in said
@@ -294,7 +294,7 @@ def test_bad_folders(source, tmp_path, monkeypatch, capsys, where, options, mess
     Path('dotted/a.b.png').write_bytes(encode(COLOUR))
     Path('foreign/prepare.json').write_text('[]')
     before = tree(tmp_path)
-    assert run(where, 'out', '--scale', '2', *options) == 1
+    assert run(where, 'out', '--scale', '2', *options) == 2
     assert message in capsys.readouterr().err
     assert tree(tmp_path) == before
 
@@ -330,7 +330,7 @@ def test_other_images_are_never_mixed_in(source, out, capsys):
     before = tree(out)
     (source / '0.png').write_bytes(encode(picture(seed=9)))
     (source / '1.png').rename(source / 'new.png')
-    assert run(source, out, '--scale', '2', '--sub-images', '40') == 1
+    assert run(source, out, '--scale', '2', '--sub-images', '40') == 2
     said = capsys.readouterr().err
     assert 'was prepared from other images (changed 0.png; new new.png; gone 1.png)' in said
     assert 'holds sub-images of 48 with step 24, asked for are 40 and 20' in said
@@ -340,7 +340,7 @@ def test_other_images_are_never_mixed_in(source, out, capsys):
 def test_changed_while_running(source, out, monkeypatch, capsys):
     inspect = prepare_module._inspect
     monkeypatch.setattr(prepare_module, '_inspect', lambda path: {**inspect(path), 'sha256': 'of another file'})
-    assert run(source, out) == 1
+    assert run(source, out) == 2
     assert '0.png: changed while it was being prepared' in capsys.readouterr().err
 
 
