@@ -76,7 +76,7 @@ def ship_record(path: Path, root: Path) -> None:
     stages = record.options
     scores = {name: {k: round(v, 4) for k, v in data.mean.items()} for name, data in record.datasets.items()}
     facts = {'data': DATA, 'commit': record.commit, 'seed': record.seed, 'date': record.date,
-             'machine': record.machine, 'iterations': [stage['iterations'] for stage in record.stages]}
+             'machine': record.machine, 'iterations': [stage.iterations for stage in record.stages]}
     ship(stages[-1], 'g', last, f'{method}_x{scale}', {**facts, 'training': stages, 'scores': scores})
     if method == 'UDL':
         first = root / record.weights.replace(f'_{record.method}_', '_first_ESU_')

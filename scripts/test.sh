@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Lints the code, checks the types of the rooms that are clean, and runs the tests. Arguments go to pytest: bash scripts/test.sh -k losses
+# Lints the code, checks the types of the package, and runs the tests. Arguments go to pytest: bash scripts/test.sh -k losses
 source "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
 
 cat << 'END'

@@ -11,6 +11,7 @@ import yaml
 import udl_basicsr  # noqa: F401 - before anything imports basicsr, which needs its torchvision shim
 
 # isort: split
+from basicsr.archs import build_network
 from basicsr.models import build_model
 from basicsr.utils import get_root_logger
 
@@ -146,6 +147,19 @@ class Project:
 @pytest.fixture
 def project(tmp_path, pairs):
     return Project(tmp_path, pairs)
+
+
+@pytest.fixture
+def stage1(project):
+    """The uncertainty network of ``esu.yml``, untrained, where its run would have left it."""
+    options = project.parse('esu').flat
+    torch.manual_seed(7)
+    network = build_network({'backbone': options['network_g'], **options['network_u']}).eval()
+    models = project.root / 'experiments/esu/models'
+    models.mkdir(parents=True)
+    torch.save({'params': network.state_dict()}, models / 'net_u_latest.pth')
+    torch.save({'params': network.mean_network.state_dict()}, models / 'net_g_latest.pth')
+    return network
 
 
 def status_of(main, *args, **kwargs) -> int:

@@ -9,8 +9,8 @@ import yaml
 from basicsr.archs.edsr_arch import EDSR
 from basicsr.utils import img2tensor
 from conftest import photograph, status_of
+from infer_runs import SMALL, Run
 from PIL import Image
-from test_infer import SMALL, Run
 
 from udl_basicsr.archs import UncertaintyNet
 from udl_basicsr.cli import calibrate as command

@@ -1,6 +1,5 @@
-"""Comparisons: runs that differ in their loss alone, records that are added to, and statistics against closed forms."""
+"""Comparisons: plans of runs that differ in their loss alone, made, stopped and gone on with."""
 import importlib.util
-import json
 import os
 import re
 import signal
@@ -10,130 +9,19 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
-from invented import invented_record
+from test_records import ROOT
 
-from udl_basicsr.cli import comparing
 from udl_basicsr.data.loader import TrainBatches
-from udl_basicsr.experiments import complexity, record_files, runner, statistics
+from udl_basicsr.experiments import complexity, record_files, runner
 from udl_basicsr.experiments import plan as plans
 from udl_basicsr.experiments import records as kept
+from udl_basicsr.models.stage_table import trains_head_alone
 from udl_basicsr.options.parse import OptionError
 from udl_basicsr.training import run_folder
-from udl_basicsr.utils.scores import ScoresError
 
-ROOT = Path(__file__).resolve().parents[1]
-
-
-def record(method: str, seed: int, scores: dict, **fields) -> record_files.Record:
-    images = {name: {'psnr': value} for name, value in scores.items()}
-    datasets = {'Set5': {'images': images, 'mean': {'psnr': sum(scores.values()) / len(scores)}}}
-    return invented_record(**{
-        'name': f'{method}_{seed}', 'method': method, 'seed': seed, 'datasets': datasets,
-        'initial_weights': f'w{seed}', 'data_order': f'd{seed}', **fields})
-
-
-# ---------------------------------------------------------------------------------------------------------- statistics
-
-
-def test_means_and_paired_differences_in_closed_form():
-    records = [record('L1', 0, {'a': 30., 'b': 20.}), record('L1', 1, {'a': 31., 'b': 21.}),
-               record('UDL', 0, {'a': 30.5, 'b': 20.5}), record('UDL', 1, {'a': 31.1, 'b': 21.1}),
-               record('UDL', 2, {'a': 99., 'b': 99.})]  # a seed that L1 lacks is no pair
-    assert statistics.means(records[:4], 'L1', 'Set5', 'psnr', 2) == {
-        'mean': 25.5, 'sd': pytest.approx(np.sqrt(.5)), 'seeds': 2}
-    result = statistics.paired_difference(records, 'UDL', 'Set5', 'psnr', 2)
-    assert (result['seeds'], result['images'], result['ahead'], result['pairs']) == (2, 2, 4, 4)
-    assert result['mean'] == pytest.approx(0.3)
-    # every image differs alike, so that the bootstrap has the seeds alone: means of two draws out of 0.5 and 0.1
-    assert (result['low'], result['high']) == (pytest.approx(0.1), pytest.approx(0.5))
-    # Student's t with one degree of freedom is Cauchy's, whose quantiles are a tangent; the standard error is 0.2.
-    assert result['seed_low'] == pytest.approx(0.3 - np.tan(np.pi * 0.475) * 0.2)
-    assert result['seed_high'] == pytest.approx(0.3 + np.tan(np.pi * 0.475) * 0.2)
-    assert statistics.paired_difference(records, 'none', 'Set5', 'psnr', 2) is None
-    assert statistics.paired_difference(records, 'UDL', 'Set14', 'psnr', 2) is None
-
-
-@pytest.mark.parametrize(('seeds', 'quantile'), [
-    (3, 0.95 * np.sqrt(2 / (1 - 0.95**2))),  # two degrees of freedom: in closed form
-    (5, 2.776), (31, 2.042), (41, 2.021), (121, 1.980)])  # as printed in tables
-def test_the_interval_over_seeds_is_students(seeds, quantile):
-    gains = np.random.default_rng(0).normal(0.1, 0.05, seeds)
-    records = [record(method, seed, {'a': 30. + gain, 'b': 20. + gain}) for seed in range(seeds)
-               for method, gain in (('L1', 0.), ('UDL', gains[seed]))]
-    result = statistics.paired_difference(records, 'UDL', 'Set5', 'psnr', 2, samples=10)
-    half = quantile * np.sqrt(sum((gains - gains.mean())**2) / (seeds - 1) / seeds)
-    assert result['seed_low'] == pytest.approx(gains.mean() - half, abs=2e-4 * half + 1e-12)
-    assert result['seed_high'] == pytest.approx(gains.mean() + half, abs=2e-4 * half + 1e-12)
-
-
-def test_the_reference_differs_from_itself_by_nothing():
-    records = [record('L1', seed, {'a': 30. + seed, 'b': 20.}) for seed in range(3)]
-    result = statistics.paired_difference(records, 'L1', 'Set5', 'psnr', 2)
-    assert (result['mean'], result['low'], result['high'], result['ahead']) == (0, 0, 0, 0)
-
-
-def test_bootstrap_of_one_seed_is_that_of_a_mean():
-    values = np.random.default_rng(1).normal(0.2, 1, (1, 400))
-    low, high = statistics.bootstrap_interval(values)
-    error = values.std() / 20  # of the mean of 400
-    assert low == pytest.approx(values.mean() - 1.96 * error, abs=0.1 * error)
-    assert high == pytest.approx(values.mean() + 1.96 * error, abs=0.1 * error)
-
-
-def test_bootstrap_covers_what_it_should():
-    # 95 % intervals of many data sets with a seed effect and an image effect contain the truth nearly that often. With
-    # few seeds they fall short, as bootstrap intervals do; with 20 they come close.
-    random, hits = np.random.default_rng(2), 0
-    for _ in range(200):
-        seeds, images = random.normal(0, 1, (20, 1)), random.normal(0, 1, (1, 40))
-        low, high = statistics.bootstrap_interval(0.3 + seeds + images + random.normal(0, 1, (20, 40)), 500)
-        hits += low <= 0.3 <= high
-    assert 0.88 <= hits / 200 <= 0.99
-
-
-def test_records_are_read_back_and_checked(tmp_path):
-    record_files.write_record(record('L1', 0, {'a': 30.}), tmp_path)
-    record_files.write_record(record('UDL', 0, {'a': 31.}), tmp_path)
-    assert [r.method for r in record_files.read_records(tmp_path)] == ['L1', 'UDL']
-    with pytest.raises(FileNotFoundError, match='udl compare'):
-        record_files.read_records(tmp_path / 'none')
-    with pytest.raises(ScoresError, match='`seed` should be of type int'):
-        record_files.write_record(replace(record('L1', 0, {'a': 30.}), seed='0'), tmp_path)
-    for field, value in (('initial_weights', 'others'), ('data_order', 'other'), ('network_title', 'RCAN')):
-        record_files.write_record(record('UDL', 0, {'a': 31.}, **{field: value}), tmp_path)
-        with pytest.raises(ScoresError, match=f'are no pair: `{field}`'):
-            record_files.read_records(tmp_path)
-    (tmp_path / 'UDL_x2_seed0.json').write_text('{')
-    with pytest.raises(ScoresError, match=r'UDL_x2_seed0\.json is no JSON'):
-        record_files.read_records(tmp_path)
-
-
-def test_files_stay_as_they_are(tmp_path):
-    """A record that is read and written again is the same file; of an old one, what was not kept is not known."""
-    for file in sorted((ROOT / 'docs' / 'results' / 'quick_x4').glob('*_seed0.json')):
-        again = record_files.write_record(record_files.read_record(file), tmp_path)
-        assert (again.name, again.read_bytes()) == (file.name, file.read_bytes())
-    assert len(list(tmp_path.iterdir())) == 2
-    content = json.loads(again.read_text())
-    for name in ('measured', 'metrics', 'order', 'costs', 'run_time', 'peak_memory', 'commit', 'pictures'):
-        del content[name]
-    old = record_files.Record.from_json({**content, 'unknown': 1})
-    assert (old.measured, old.metrics, old.costs, old.pictures, old.order) == (None, {}, {}, None, 0)
-    assert old.datasets == record_files.read_record(again).datasets
-
-
-def test_the_summary_says_what_was_found():
-    records = [record('L1', 0, {'a': 30.}), record('UDL', 0, {'a': 30.25}), record('EU', 0, {'a': 29.}, label='EU!')]
-    lines = statistics.format_summary(records).splitlines()
-    assert any(line.split()[:3] == ['UDL', '1', '30.25'] and '+0.25 [+0.25, +0.25]' in line for line in lines)
-    assert any(line.split()[:3] == ['EU!', '1', '29.00'] and '−1.00' in line for line in lines)
-
-
-# ------------------------------------------------------------------------------------------------------ order of crops
-
+# ------------------------------------------------------------------------------------------------------- order of crops
 
 def test_a_stage_goes_on_in_the_order_of_the_one_before():
     arguments = {'length': 10, 'batch_size': 3, 'ratio': 2, 'seed': 5}
@@ -143,8 +31,7 @@ def test_a_stage_goes_on_in_the_order_of_the_one_before():
     assert list(TrainBatches(total_iter=7, start_iter=5, first_iter=4, **arguments)) == whole[9:]
 
 
-# ------------------------------------------------------------------------------------------------------------ the plan
-
+# ------------------------------------------------------------------------------------------------------------- the plan
 
 @pytest.fixture
 def plan(tmp_path, pairs):
@@ -205,19 +92,23 @@ def test_a_comparison_from_its_plan(plan, capsys):
     assert records.keys() == {'L1', 'twice', 'UDL'}
     assert records['L1'].label == 'ℓ1'
     assert records['UDL'].network_title == 'EDSR 1×8'
-    assert [s['iterations'] for s in records['UDL'].stages] == [4, 2]
+    assert [s.iterations for s in records['UDL'].stages] == [4, 2]
     # Four iterations and two more from the weights they left are six, if the crops go on where they were: bit for bit,
     # since SGD remembers nothing.
     assert records['twice'].datasets == records['L1'].datasets
     assert records['UDL'].datasets != records['L1'].datasets
     l1, udl = records['L1'].curve, records['UDL'].curve
-    assert l1['loss']['iter'] == udl['loss']['iter'] == [1, 2, 3, 4, 5, 6]
-    assert l1['loss']['l_pix'] == records['twice'].curve['loss']['l_pix']
-    assert udl['loss']['l_udl'][:4] == [None] * 4
-    assert all(udl['loss']['l_udl'][4:])
-    assert udl['loss']['l_fidelity'][4:] == [None] * 2
-    assert all(udl['loss']['l_fidelity'][:4])
-    assert l1['val']['val']['iter'] == [3, 6]
+    assert l1.loss['iter'] == udl.loss['iter'] == [1, 2, 3, 4, 5, 6]
+    assert l1.loss['l_pix'] == records['twice'].curve.loss['l_pix']
+    assert udl.loss['l_udl'][:4] == [None] * 4
+    assert all(udl.loss['l_udl'][4:])
+    assert udl.loss['l_fidelity'][4:] == [None] * 2
+    assert all(udl.loss['l_fidelity'][:4])
+    assert l1.val['val']['iter'] == [3, 6]
+    assert set(l1.loss) == {'iter', 'l_pix', 'grad_norm'}
+    assert [len(r.stages) for r in records.values() if all(s.seconds > 0 for s in r.stages)] == [1, 2, 2]
+    operations = {method: record.costs['operations'] for method, record in records.items()}
+    assert operations['twice'] == operations['L1'] < operations['UDL']
     assert list((file.parent / records['UDL'].pictures / 'Set5').glob('*_log_scale.png'))
     # which crops there were decides about the loss: were they others, so were this
     assert records['L1'].data_order == kept.data_order(plans.read_plan(file, file.parent).runs[0].stages)
@@ -323,9 +214,10 @@ def test_the_plans_of_the_repository_can_be_read():
         assert len({r.name for r in runs}) == len(runs)
         totals = {r.scale: set() for r in runs}
         for r in runs:
-            # of what is refined the last stage counts: a head that is trained before leaves the network as it is
-            counted = r.stages[-1:] if file.stem.startswith('refine') else r.stages
-            totals[r.scale].add(sum(stage.iterations for stage in counted))
+            # of what is refined or judged: a head that is trained alone leaves the network as it is
+            apart = file.stem.startswith(('refine', 'uncertainty'))
+            totals[r.scale].add(sum(stage.iterations for stage in r.stages if not apart or not
+                                    trains_head_alone(stage.flat['stage'], stage.flat['train'])))
         assert all(len(budgets) == 1 for budgets in totals.values())  # the same budget for all
 
 
@@ -365,12 +257,6 @@ def test_when_all_will_have_ended(plan, tmp_path, monkeypatch):
     clock[0] += 8
     at(names[0], 4)
     assert outlook.seconds() == pytest.approx(8)
-
-
-def test_records_lie_where_the_project_keeps_them(tmp_path):
-    assert comparing.records_folder(tmp_path, 'a') == tmp_path / 'results' / 'a' / 'records'
-    (tmp_path / 'docs' / 'results').mkdir(parents=True)
-    assert comparing.records_folder(tmp_path, 'a') == tmp_path / 'docs' / 'results' / 'a'
 
 
 def test_what_takes_some_sizes_alone_can_be_measured():

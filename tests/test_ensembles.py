@@ -1,14 +1,22 @@
 """Ensembles of networks and of flips: moments as NumPy's, mixtures as SciPy's densities, and the pictures of infer."""
+import json
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
 import torch
 from basicsr.archs.edsr_arch import EDSR
+from basicsr.utils import img2tensor
+from conftest import status_of
+from infer_runs import SMALL, Run, pixels
 from scipy import integrate, stats
-from test_infer import SMALL, Run, pixels
+from test_calibrate import CalibrationRun
 
 from udl_basicsr.archs import UncertaintyNet
 from udl_basicsr.archs.ensemble_arch import EnsembleNet
+from udl_basicsr.cli import coverage
+from udl_basicsr.deploy.calibration import read_calibration
 from udl_basicsr.functional.ensembles import mean_and_variance, total_log_scale
 from udl_basicsr.functional.inference import self_ensembled
 from udl_basicsr.functional.log_scale_maps import decode_log_scale
@@ -77,14 +85,20 @@ def run(tmp_path):
     return Run(tmp_path)
 
 
-def test_infer_takes_members_and_their_spread(run, capsys):
-    path, options = run.picture(), run.add_uncertainty()
+def add_other(run) -> tuple[UncertaintyNet, Path]:
+    """A second run, experiments/y."""
     other = nets(1)[0]
     folder = run.models.parents[1] / 'y' / 'models'
     folder.mkdir(parents=True)
     (folder.parent / 'y.yml').write_text((run.models.parent / 'x.yml').read_text().replace('name: x', 'name: y'))
     torch.save({'params': other.mean_network.state_dict()}, folder / 'net_g_latest.pth')
     torch.save({'params': other.state_dict()}, folder / 'net_u_latest.pth')
+    return other, folder
+
+
+def test_infer_takes_members_and_their_spread(run, capsys):
+    path, options = run.picture(), run.add_uncertainty()
+    other, folder = add_other(run)
     member = ['--member', folder / 'net_g_latest.pth', folder / 'net_u_latest.pth']
     assert run(path, *options, *member, '--tile', 8, '--overlap', 12) == 0
     lq = torch.from_numpy(pixels(path).transpose(2, 0, 1).copy())[None] / 255
@@ -110,3 +124,49 @@ def test_infer_takes_members_and_their_spread(run, capsys):
     assert np.abs(same[0] - same[1]).max() <= 1
     assert (maps[0] >= maps[1] - 2).all()  # the spread, and by Jensen the mean of squares, only add
     assert (maps[0] > maps[1] + 10).any()
+
+
+def test_an_ensemble_is_calibrated_and_judged(tmp_path, capsys):
+    run = CalibrationRun(tmp_path)
+    other, folder = add_other(run)
+    member = ['--member', folder / 'net_g_latest.pth', folder / 'net_u_latest.pth']
+    assert run.calibrate(*member) == 0
+    found = read_calibration(run.file)
+
+    ensemble = EnsembleNet([run.network, other.mean_network], [run.net_u, other])
+    errors, halves = [], []
+    for number in range(6):
+        lq = img2tensor(cv2.imread(str(run.kept / 'LQ' / f'{number}.png')).astype(np.float32) / 255)[None]
+        truth = img2tensor(cv2.imread(str(run.kept / 'GT' / f'{number}.png')).astype(np.float32))[None]
+        with torch.no_grad():
+            errors.append((truth - 255 * ensemble(lq).clip(0, 1)).abs().numpy())
+            halves.append(np.log(4) * ensemble.log_scale(lq).exp().numpy())
+
+    def risk(factor):
+        return np.mean([np.mean(error > factor * half) for error, half in zip(errors, halves, strict=True)])
+
+    assert risk(1.003 * found.factor) <= found.limit < risk(found.factor / 1.003)
+
+    picture = run.picture()
+    intervals = ['--intervals', '--within', 16]
+    assert run(picture, *run.options_u, *intervals) == 2  # one network alone has not been calibrated
+    assert 'calibrate these with udl calibrate' in capsys.readouterr().err
+    assert run(picture, *run.options_u, *member, *intervals) == 0
+
+    for name, prepared in (('GT', 'GTmod2'), ('LQ', 'LRbicx2')):
+        (run.kept / prepared).symlink_to(run.kept / name)
+    runs, out = [run.models.parent, folder.parent], run.root / 'judged'
+    arguments = ['--halve', run.kept, '--alpha', 0.4, '--device', 'cpu', '--out', out]
+    capsys.readouterr()
+    assert status_of(coverage.main, [str(a) for a in (
+        f'one={runs[0]}', '--ensemble', f'two={runs[0]}', runs[1], *arguments)]) == 0
+    one, two = json.loads((out / 'coverage.json').read_text())['runs']
+    assert (one['name'], two['name']) == ('one', 'two')
+    for number, (error, half) in enumerate(zip(errors, halves, strict=True)):
+        half = half / np.log(4) * np.log(2.5)
+        expected = np.mean(error <= half)
+        assert two['images'][f'kept/{number}']['coverage_predicted'] == pytest.approx(expected, abs=2e-3)
+    for wrong, told in ((['--ensemble', runs[0]], 'expected two runs or more'), ([], 'give a run, or --ensemble'),
+                        ([runs[0], f'x={runs[1]}'], 'two runs have the same name: x, x; give them others')):
+        assert status_of(coverage.main, [str(a) for a in (*wrong, *arguments)]) == 2
+        assert told in capsys.readouterr().err

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from fuzzing import KEYS, LONG, bounded, garbled, listing, mutated
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
-from test_fuzz import KEYS, LONG, bounded, garbled, listing, mutated
 
 from udl_basicsr.experiments import costs, overview, plan, runner
 from udl_basicsr.options.parse import OptionError

@@ -4,8 +4,8 @@ import json
 import cv2
 import numpy as np
 import pytest
+from html_pages import SIZE, script, write_comparison
 from PIL import Image
-from test_html_report import SIZE, script, write_comparison
 
 from udl_basicsr.deploy.pictures import Pixels, encode_picture
 from udl_basicsr.reports import html_bounds, html_groups, html_pictures

@@ -2,7 +2,7 @@
 import json
 
 import pytest
-from test_compare import record
+from test_records import record
 
 from udl_basicsr.experiments.printed import load_paper
 from udl_basicsr.experiments.record_files import read_records

@@ -170,7 +170,7 @@ def record(run, metrics: list[str]) -> Record:
     return invented_record(
         name=run.name, comparison=run.plan, network_title=run.title, method=run.method, label=run.label,
         scale=run.scale, seed=run.seed, degradation=run.degradation,
-        stages=[{'iterations': stage.iterations} for stage in run.stages],
+        stages=[{'name': stage.name, 'iterations': stage.iterations} for stage in run.stages],
         datasets={name: {'images': {'a': mean}, 'mean': mean} for name in names})
 
 

@@ -1,81 +1,21 @@
-"""Plans of several networks, their overview and trial; what is wrong with one is said before a byte is written."""
-import importlib.util
+"""Plans of several networks: what they run, what is wrong with them, what they cost."""
+# ruff: noqa: F811 - fixtures that come from plan_cases
 import json
 import time
 from copy import deepcopy
-from pathlib import Path
 
 import pytest
 import torch
-import yaml
-from test_compare import record
+from plan_cases import EDSR, FILES, METRICS, PLAN, everything, script, write  # noqa: F401
+from test_records import record
 
 from udl_basicsr.cli import comparing
-from udl_basicsr.experiments import costs, overview, plan, record_files, records, runner, statistics, trial
+from udl_basicsr.experiments import costs, plan, record_files, records, statistics
 from udl_basicsr.options.parse import OptionError
 from udl_basicsr.utils.scores import ScoresError
-
-ROOT = Path(__file__).resolve().parents[1]
-DATA = {'type': 'PairedImageDataset', 'io_backend': {'type': 'disk'}}
-METRICS = {'psnr': {'type': 'calculate_psnr', 'crop_border': '${scale}', 'test_y_channel': True}}
-EDSR = {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 4, 'num_block': 1, 'upscale': '${scale}'}
-UNCERTAINTY = {'type': 'UncertaintyNet', 'head': {'type': 'UDLHead', 'num_feat': 4}}
-FILES = {
-    'train.yml': {
-        'model_type': 'UDLModel',
-        'datasets': {'train': {**DATA, 'name': 'DIV2K', 'dataroot_gt': 'data/train/GT', 'dataroot_lq': 'data/train/LR',
-                               'gt_size': 96, 'use_hflip': True, 'use_rot': True, 'num_worker_per_gpu': 6,
-                               'batch_size_per_gpu': 16, 'dataset_enlarge_ratio': 1, 'prefetch_mode': None},
-                     'val': {**DATA, 'name': 'Set5', 'dataroot_gt': 'data/Set5/GT', 'dataroot_lq': 'data/Set5/LR'}},
-        'train': {'optim_g': {'type': 'Adam', 'lr': 0.1}, 'total_iter': 4000, 'warmup_iter': 10, 'accumulate': 2,
-                  'scheduler': {'type': 'MultiStepLR', 'milestones': [2000], 'gamma': 0.5}},
-        'val': {'val_freq': 1000, 'metrics': METRICS, 'save_best': {'metric': 'psnr', 'dataset': 'Set5'}},
-        'logger': {'print_freq': 100, 'save_checkpoint_freq': 1000, 'use_tb_logger': True}},
-    'test.yml': {'datasets': {f'test_{i}': {**DATA, 'name': name, 'dataroot_gt': f'data/{name}/GT',
-                                            'dataroot_lq': f'data/{name}/LR'}
-                              for i, name in enumerate(('Set5', 'Set14'), 1)}, 'val': {'metrics': METRICS}},
-    'edsr.yml': {'network_g': EDSR, 'train': {'optim_g': {'lr': 0.2}}},
-    'l1.yml': {'stage': 'plain', 'train': {'pixel_opt': {'type': 'L1Loss'}}},
-    'esu.yml': {'stage': 'esu', 'network_u': UNCERTAINTY, 'train': {'likelihood_opt': {'type': 'ESULoss'}}},
-    'udl.yml': {'stage': 'udl', 'network_u': UNCERTAINTY, 'train': {'udl_opt': {'type': 'UDLLoss'}}},
-    'tlw.yml': {'model_type': 'TLWModel', 'network_w': {'type': 'TLWNet', 'num_feat': 4},
-                'train': {'tlw_opt': {'type': 'TLWLoss', 'judge': 'squeeze'}}},
-}
-PLAN = {
-    'name': 'table', 'title': 'UDL paper', 'table': 'udl-5', 'reference': 'L1', 'train': 'train.yml',
-    'test': 'test.yml', 'seeds': [0, 1], 'lengths': 'own', 'deterministic': True,
-    'networks': {'EDSR-S': {'base': 'edsr.yml'},
-                 'ESPCN': {'options': {'network_g': {'type': 'ESPCN', 'num_feat': 8, 'upscale': '${scale}'}},
-                           'scales': ['x3'], 'methods': ['L1']}},
-    'scales': {'x2': None, 'x3': {'train': {'train': {'optim_g': {'lr': 0.15, 'weight_decay': 0.5}}},
-                                  'test': {'datasets': {'test_2': None}}}},
-    'first': {'ESU': {'base': 'esu.yml', 'train': {'total_iter': 1000}}},
-    'methods': {'L1': {'label': 'Original', 'base': 'l1.yml'},
-                'UDL': {'label': 'L_UDL-Ours', 'after': 'ESU', 'base': ['l1.yml', 'udl.yml'],
-                        'options': {'train': {'pixel_opt': None, 'total_iter': 3000, 'optim_g': {'lr': 0.3}}}}}}
-
-
-@pytest.fixture
-def write(tmp_path):
-    """Writes the files of a plan; ``write(seeds=[1])`` changes the plan, ``write({'train.yml': {...}})`` a file."""
-    def write(files: dict | None = None, /, **changes) -> Path:
-        for name, content in {**FILES, **(files or {}), 'plan.yml': {**PLAN, **changes}}.items():
-            (tmp_path / name).write_text(yaml.safe_dump(content))
-        return tmp_path / 'plan.yml'
-    return write
-
-
-@pytest.fixture
-def script():
-    return importlib.import_module('udl_basicsr.cli.compare')
-
-
-def everything(folder: Path) -> dict:
-    return {p: p.lstat().st_mtime_ns for p in folder.rglob('*')}
-
+from udl_basicsr.utils.text import duration
 
 # ------------------------------------------------------------------------------------------------- networks and lengths
-
 
 def test_networks_scales_bases_and_lengths_of_their_own(write, tmp_path):
     read = plan.read_plan(write(), tmp_path)
@@ -146,8 +86,7 @@ def test_the_printed_table_stands_beside_ours(write, tmp_path, capsys):
     assert {'34.50/–', '35.25/–', '38.00/0.9605'} <= {*table}  # ours twice, and a cell that is not trained here
 
 
-# ---------------------------------------------------------------------------------------------------- what is wrong
-
+# -------------------------------------------------------------------------------------------------------- what is wrong
 
 @pytest.mark.parametrize('name', ['', '.', '..', 'a/b', '../up', '/tmp/absolute', 'a\nb', 'é' * 150, 'x' * 300, 'NUL',
                                   '~', '-x', 5, None, ['a'], 'x' * 140])
@@ -250,8 +189,7 @@ def test_no_jobs_are_refused(write, script, capsys, arguments, message):
     assert message in capsys.readouterr().err
 
 
-# ------------------------------------------------------------------------------------------------------- what it costs
-
+# -------------------------------------------------------------------------------------------------------- what it costs
 
 def test_operations_of_a_step_in_closed_form(write, tmp_path):
     runs = {run.name: run for run in plan.read_plan(write(), tmp_path).runs}
@@ -341,7 +279,7 @@ def test_a_dry_run_needs_no_data_and_writes_nothing(write, tmp_path, script, cap
 
 
 def test_durations_are_for_people():
-    assert [overview.duration(s) for s in (59, 300, 7300, 3 * 86400, 1000 * 86400)] == [
+    assert [duration(s) for s in (59, 300, 7300, 3 * 86400, 1000 * 86400)] == [
         '59 s', '5.0 min', '2.0 h', '3.0 d', '2.7 years']
 
 
@@ -352,78 +290,3 @@ def test_the_degradation_is_what_the_options_say(write, tmp_path):
     difference = records._difference([shared.runs[0].stages[0].essence],
                                      [plan.read_plan(write(), tmp_path).runs[0].stages[0].essence], 'record')
     assert 'degradation: BD' in difference
-
-
-# ------------------------------------------------------------------------------------------------------------ the trial
-
-
-def test_the_trial_of_a_table_goes_through_every_cell(write, tmp_path, script, capsys, monkeypatch):
-    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'torch'))
-    metrics = {**METRICS, 'lpips': {'type': 'calculate_lpips', 'net': 'squeeze', 'better': 'lower'}}
-    files = {'train.yml': {**FILES['train.yml'], 'degradation': 'BD'},
-             'test.yml': {**FILES['test.yml'], 'val': {'metrics': metrics}}}
-    methods = {**PLAN['methods'], 'TLW': {'label': 'L1-TLW', 'base': 'tlw.yml'}}
-    file = write(files, methods=methods)
-    before = everything(tmp_path)
-    assert script.main([str(file), '--root', str(tmp_path), '--trial', '--only', 'ESPCN', 'EDSR-S', 'x3']) == 0
-    said = capsys.readouterr().out
-    assert '4 of 4 cells run' in said
-    folder = tmp_path / 'trials' / 'table'
-    assert {p for p in everything(tmp_path) if folder not in (p, *p.parents)} == {*before, folder.parent}
-    found = {file.stem: json.loads(file.read_text()) for file in (folder / 'records').iterdir()}
-    assert found.keys() == {f'{cell}_x3_seed0' for cell in ('EDSR-S_L1', 'EDSR-S_UDL', 'EDSR-S_TLW', 'ESPCN_L1')}
-    udl = found['EDSR-S_UDL_x3_seed0']
-    assert [stage['iterations'] for stage in udl['stages']] == [trial.ITERATIONS] * 2
-    assert (udl['network_title'], udl['degradation'], udl['scale']) == ('EDSR-S', 'BD', 3)
-    assert udl['datasets']['Set5']['mean'].keys() == {'psnr', 'lpips'}
-    # the network is the plan's own, and its costs are those of 144x144 output pixels, here in closed form
-    weights = found['ESPCN_L1_x3_seed0']['parameters'] - 8 - 4 - 27  # biases
-    assert found['ESPCN_L1_x3_seed0']['costs']['macs'] == weights * 48**2
-    assert udl['run_time']['ms'] > 0
-    assert udl['costs']['training'] > 0
-    assert udl['peak_memory']['bytes'] > 2**20
-    # a second trial takes the place of the first; a folder of somebody's own is left alone
-    (folder / '.trial').unlink()
-    assert script.main([str(file), '--root', str(tmp_path), '--trial']) == 2
-    assert 'no trial has made it' in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(('name', 'cells'), [('udl-2', 4), ('le-1', 5)])
-def test_the_trial_of_a_printed_table(name, cells, tmp_path, script, capsys):
-    """Two stages, and each form of the sigma branch, as the plans of the papers have them."""
-    file = Path(__file__).parent.parent / 'options' / 'papers' / f'{name}.yml'
-    assert script.main([str(file), '--root', str(tmp_path), '--trial', '--jobs', '2']) == 0
-    assert f'{cells} of {cells} cells run' in capsys.readouterr().out
-    runs = plan.read_plan(file, tmp_path).runs
-    found = {file.stem for file in (tmp_path / 'trials' / name / 'records').iterdir()}
-    assert found == {run.record(tmp_path).stem for run in runs}
-    assert len(runs) == cells
-
-
-def test_a_trial_says_which_cell_fails(write, tmp_path, script, capsys):
-    methods = {'L1': PLAN['methods']['L1'], 'explodes': {'base': 'l1.yml', 'options': {
-        'train': {'optim_g': {'type': 'SGD', 'lr': 1e30}}}}}
-    file = write(methods=methods, first={}, networks={'EDSR-S': {'base': 'edsr.yml'}}, scales={'x2': {}})
-    assert script.main([str(file), '--root', str(tmp_path), '--trial']) == 1
-    said = capsys.readouterr().out
-    assert 'EDSR-S explodes ×2 seed 0: failed with status 1' in said
-    assert 'not finite' in said
-    assert '1 of 2 cells run' in said
-
-
-def test_the_trial_takes_the_smallest_crop_that_is_enough(write, tmp_path):
-    runs = plan.read_plan(write(), tmp_path).runs
-    runs = [run for run in runs if (run.network, run.scale, run.seed) == ('EDSR-S', 2, 0)]
-    assert trial._smallest_side(runs, tmp_path, 'plan.yml') == 16
-    gv = {'type': 'GradientVarianceLoss', 'patch_size': 40}
-    large = plan.read_plan(write({'l1.yml': {'stage': 'plain', 'train': {'gv_opt': gv}}}), tmp_path).runs[0]
-    assert trial._smallest_side([large], tmp_path, 'plan.yml') == 24  # 48 HR pixels hold a patch of 40, 32 do not
-
-
-def test_every_seed_and_method_is_checked_before_the_first_begins(write, tmp_path):
-    methods = {**PLAN['methods'], 'late': {'base': 'l1.yml', 'seeds': [3], 'options': {
-        'train': {'pixel_opt': {'type': 'L2Loss'}}}}}
-    read = plan.read_plan(write(methods=methods), tmp_path)
-    with pytest.raises(OptionError, match=r'plan\.yml: EDSR-S_late_x2_seed3: train\.pixel_opt\.type') as error:
-        runner.check(read.runs, tmp_path, read.file, data=False)
-    assert len(error.value.problems) == 2  # of both scales

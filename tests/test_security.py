@@ -2,7 +2,7 @@
 
 docs/SECURITY.md has the list with the answers. Every attack that could run code would make the file ``owned``.
 """
-# ruff: noqa: F811 - fixtures that come from test_options
+# ruff: noqa: F811 - fixtures that come from option_cases
 import io
 import json
 import os
@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from option_cases import parse, train_opt  # noqa: F401
 from PIL import Image
-from test_data_check import png_header
-from test_options import parse, train_opt  # noqa: F401
+from test_image_headers import png_header
 
 from udl_basicsr.data.prepare import Job, PreparationError, prepare
 from udl_basicsr.data.workers import Workers

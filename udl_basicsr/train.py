@@ -12,15 +12,12 @@ def main(root_path: Path | None = None) -> int:
         root_path: Where ``experiments/`` and ``results/`` go; None is the working directory.
 
     Returns:
-        0. Whatever else :func:`udl_basicsr.training.launch.run` returns ends the process.
+        0.
 
     Raises:
-        SystemExit: With that status.
+        SystemExit: With any other status of :func:`udl_basicsr.training.launch.run`.
     """
-    status = launch.run(stages.train, is_train=True, root_path=root_path)
-    if status:
-        raise SystemExit(status)
-    return 0
+    return launch.run_or_exit(stages.train, is_train=True, root_path=root_path)
 
 
 if __name__ == '__main__':

@@ -6,7 +6,7 @@ Examples:
     udl calibrate --weights experiments/EDSR_UDL_x4/models/net_g_latest.pth \\
         --uncertainty experiments/EDSR_ESU_x4/models/net_u_latest.pth --gt kept/GTmod4 --lq kept/LRbicx4
 
-The result lies beside net_u and holds for these two networks alone; udl infer --intervals uses it. Without --delta the
+The result lies beside net_u and holds for these networks alone; udl infer --intervals uses it. Without --delta the
 promise is one of the mean over images (at least 1/α − 1 of them), with it one that fails with probability δ at most
 (22 images for α = δ = 0.1). See docs/UNCERTAINTY.md.
 
@@ -61,6 +61,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--tile', type=int, metavar='N', help='restore tiles of N x N input pixels: less memory')
     parser.add_argument('--overlap', type=int, default=32, metavar='M', help='input pixels around each; default 32')
     parser.add_argument('--self_ensemble', action='store_true', help='as in udl infer, which then needs it as well')
+    parser.add_argument('--spread', action='store_true', help='likewise')
+    parser.add_argument('--member', nargs='+', action='append', default=[], type=weights_file, metavar='FILE',
+                        help='likewise: net_g and net_u of a further network of the ensemble; once for each')
     parser.add_argument('--amp', choices=['bf16', 'fp16'], help='likewise')
     parser.add_argument('--device', choices=['auto', 'cpu', 'cuda'], default='auto', help='default: a GPU if there is')
     parser.add_argument('--out', type=Path, metavar='FILE', help='default: net_u_*.calibration.json beside net_u')
@@ -94,9 +97,11 @@ def main(argv: list[str] | None = None) -> int:
         risk_limit(len(pairs), args.alpha, args.delta)  # before networks are loaded: too few images end it here
         restorer = load_restorer(args.weights, opt=args.opt, uncertainty=args.uncertainty,
                                  param_key=args.param_key or EMA_FIRST, device=args.device, tile=args.tile,
-                                 overlap=args.overlap, self_ensemble=args.self_ensemble, amp=args.amp)
+                                 overlap=args.overlap, self_ensemble=args.self_ensemble, spread=args.spread,
+                                 members=args.member, amp=args.amp)
         done = iter(range(1, len(pairs) + 1))
-        found = calibrate(restorer, pairs, args.alpha, args.delta, args.within, (args.weights, args.uncertainty),
+        found = calibrate(restorer, pairs, args.alpha, args.delta, args.within,
+                          [args.weights, args.uncertainty, *(file for member in args.member for file in member)],
                           lambda pair: print(f'{next(done)}/{len(pairs)} {pair.name}', flush=True))
     except (CalibrationError, KeptApartError, TooFewImagesError, InferenceError, ExportError, OptionError,
             CheckpointError) as error:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from udl_basicsr.experiments import runner, trial
-from udl_basicsr.experiments.overview import describe_runs, duration, needed_data
+from udl_basicsr.experiments.overview import describe_runs, needed_data
 from udl_basicsr.experiments.plan import Plan, PlannedRun, read_plan, select
 from udl_basicsr.experiments.record_files import Record, read_records, record_file
 from udl_basicsr.experiments.records import made_with_other_options
@@ -19,6 +19,7 @@ from udl_basicsr.reports.paper_tables import paper_table
 from udl_basicsr.training.interrupts import EXIT_INTERRUPTED
 from udl_basicsr.training.run_folder import EXIT_BUSY
 from udl_basicsr.utils.gpus import gpu_names
+from udl_basicsr.utils.text import duration
 
 
 def run(args: argparse.Namespace) -> int:

@@ -4,7 +4,11 @@
         --halve datasets/BSD100 --out results/coverage
 
 Set5, Set14 and one half of BSD100 calibrate, the other half judges, and the halves change places. Data sets are folders
-that udl prepare has made. With --shifts also how well the mean θ tells inputs of another kind.
+that udl prepare has made. With --shifts also how well the mean θ tells inputs of another kind. Several runs that differ
+in their seed are judged as one with --ensemble:
+
+    udl coverage ESU=experiments/ESU_seed0 --ensemble three=experiments/ESU_seed0 experiments/ESU_seed1 \
+        experiments/ESU_seed2 --calibrate datasets/Set5 datasets/Set14 --halve datasets/BSD100 --out results/coverage
 """
 from __future__ import annotations
 
@@ -20,7 +24,11 @@ def main(argv: list[str] | None = None) -> int:
     parser = CommandParser(told=__doc__,
                            description='Judges calibrated intervals on images kept apart, and prints each '
                                      'score with its interval over images.')
-    parser.add_argument('runs', nargs='+', type=Path, metavar='RUN', help='folders of runs, experiments/<name>')
+    parser.add_argument('runs', nargs='*', metavar='[NAME=]RUN', help='folders of runs, experiments/<name>; NAME is '
+                        "what the table says, by default the folder's")
+    parser.add_argument('--ensemble', nargs='+', action='append', default=[], metavar='RUN', help='folders of runs '
+                        'that are judged as one: their mean, with how far they differ as a part of θ. NAME= goes '
+                        'before the first; once for each ensemble')
     parser.add_argument('--calibrate', nargs='*', default=[], metavar='FOLDER', help='data sets that only calibrate')
     parser.add_argument('--halve', required=True, metavar='FOLDER', help='data set of which each half judges once')
     parser.add_argument('--alpha', type=float, default=0.1, help='share of pixels outside; default 0.1')
@@ -41,17 +49,23 @@ def main(argv: list[str] | None = None) -> int:
     from udl_basicsr.deploy.judging import SHIFTS, judge, prepared_pairs
     from udl_basicsr.deploy.kept_apart import check_apart
     from udl_basicsr.reports.coverage import allowed, format_coverage, write_coverage
-    names = [run.resolve().name for run in args.runs]
+    for members in args.ensemble:
+        if len(members) < 2:
+            parser.error(f'--ensemble {members[0]}: expected two runs or more')
+    judged = [_named(run) for run in args.runs] + [_named(*members) for members in args.ensemble]
+    names = [name for name, _ in judged]
+    if not names:
+        parser.error('give a run, or --ensemble with some')
     if len(set(names)) < len(names):
-        parser.error(f'two runs have the same name: {", ".join(names)}')
+        parser.error(f'two runs have the same name: {", ".join(names)}; give them others, as NAME=RUN')
     judgements = []
-    for name, run in zip(names, args.runs, strict=True):
-        weights, uncertainty = networks_of(run)
-        restorer = load_restorer(weights, uncertainty=uncertainty, device=args.device)
+    for name, runs in judged:
+        (weights, uncertainty), *others = members = [networks_of(run) for run in runs]
+        restorer = load_restorer(weights, uncertainty=uncertainty, members=others, device=args.device)
         scale = restorer.traits[1]
         calibrating = [pair for root in args.calibrate for pair in prepared_pairs(root, scale)]
         halved = prepared_pairs(args.halve, scale)
-        check_apart([*calibrating, *halved], (weights, uncertainty))
+        check_apart([*calibrating, *halved], [file for member in members for file in member])
         total = len(calibrating) + len(halved) * (1 + len(SHIFTS) * args.shifts)
         with tqdm(total=total, desc=name, unit='image', disable=None, file=sys.stderr) as bar:
             judgements.append(judge(name, restorer, calibrating, halved, args.alpha, args.within, args.shifts,
@@ -70,3 +84,12 @@ def main(argv: list[str] | None = None) -> int:
     for path in files:
         print(f'Wrote {path}')
     return 0
+
+
+def _named(first: str, *others: str) -> tuple[str, list[Path]]:
+    """What the table calls a run or an ensemble, and the folders."""
+    name, equals, path = first.partition('=')
+    if not equals or Path(first).is_dir():
+        name, path = '', first
+    runs = [Path(path), *map(Path, others)]
+    return name or runs[0].resolve().name + (f' and {len(others)} more' if others else ''), runs

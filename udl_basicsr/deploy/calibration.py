@@ -31,7 +31,7 @@ WITHIN = (4., 8., 16., 32.)
 """Errors in grey levels for which a mask is calibrated where no others are asked for."""
 _FORMAT = {'made_by': 'udl_basicsr calibrate', 'format': 1}
 _IDENTITY = {'weights_hash': '--weights', 'uncertainty_hash': '--uncertainty', 'self_ensemble': '--self_ensemble',
-             'amp': '--amp'}
+             'spread': '--spread', 'amp': '--amp'}
 _KINDS = {'alpha': float, 'delta': (float, type(None)), 'images': int, 'factor': float, 'limit': float,
           'mean_risk': float, 'mean_width': float, 'within': dict, 'networks': dict, 'data': list, 'training': dict,
           'versions': dict}
@@ -89,7 +89,7 @@ class Calibration:
         """
         now = describe(restorer)
         for key, option in _IDENTITY.items():
-            if self.networks.get(key) != now.get(key):
+            if (self.networks.get(key) or None) != (now.get(key) or None):  # older files lack what was not there yet
                 there, here = (str(entry.get(key.removesuffix('_hash'), 'no')) +
                                (f' ({str(entry.get(key))[:8]})' if key.endswith('_hash') else '')
                                for entry in (self.networks, now))

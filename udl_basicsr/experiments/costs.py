@@ -20,6 +20,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from udl_basicsr.losses.perceptual import NETS, build_lpips
+from udl_basicsr.models.stage_table import trains_head_alone
 from udl_basicsr.options.keys import lookup
 from udl_basicsr.options.signatures import parameters
 from udl_basicsr.options.trials import build_network, quietly
@@ -27,7 +28,7 @@ from udl_basicsr.utils.settings import RunSettings, TrainSettings
 
 from .complexity import count_macs, run_time
 from .plan import PlannedRun, Stage
-from .record_files import Record
+from .record_files import Record, RunTime
 
 _ON_CPU = (180, 320)
 _AMP: dict[str | None, torch.dtype] = {'bf16': torch.bfloat16, 'fp16': torch.float16}
@@ -68,7 +69,7 @@ def _judge(net: str, side: int) -> int:
     return _count(judge, *images) // 2
 
 
-def measure_image(network: Mapping, scale: int, size: Sequence[int]) -> tuple[dict, dict]:
+def measure_image(network: Mapping, scale: int, size: Sequence[int]) -> tuple[dict[str, float], RunTime]:
     """What one image costs: operations counted, run time measured here.
 
     Args:
@@ -78,7 +79,7 @@ def measure_image(network: Mapping, scale: int, size: Sequence[int]) -> tuple[di
 
     Returns:
         tuple: The record's ``costs``: ``macs`` of the image and, if it was timed as a whole, ``runtime`` in ms; and its
-            ``run_time``: ``{'ms': float, 'size': [height, width], 'device': str}``.
+            ``run_time``.
     """
     found = {}
     with suppress(Exception):  # a network that looks at values cannot be counted without computing
@@ -90,7 +91,7 @@ def measure_image(network: Mapping, scale: int, size: Sequence[int]) -> tuple[di
     if timed == list(size):
         found['runtime'] = ms
     device = torch.cuda.get_device_name() if gpu else f'CPU, {torch.get_num_threads()} thread(s)'
-    return found, {'ms': ms, 'size': timed, 'device': device}
+    return found, RunTime(ms, timed, device)
 
 
 # ---------------------------------------------------------------- training
@@ -108,6 +109,8 @@ def iteration_operations(flat: Mapping) -> int:
         uncertainty = forward({'backbone': flat['network_g'], **flat['network_u']})
         frozen = stage == 'udl' and not data.get('uncertainty_cache')
         one = _BACKWARD * image + uncertainty if frozen else _BACKWARD * (image if stage == 'udl' else uncertainty)
+        if trains_head_alone(stage, train):
+            one -= (_BACKWARD - 1) * image
     else:
         one = _BACKWARD * image
     if judge := judge_of(train.get('tlw_opt')):

@@ -8,6 +8,7 @@ from pathlib import Path
 from udl_basicsr.losses.perceptual import backbone_file
 from udl_basicsr.utils.settings import TrainSettings
 from udl_basicsr.utils.tables import markdown_table, text_table
+from udl_basicsr.utils.text import duration
 
 from .costs import Estimate, judge_of, training_speed
 from .plan import PlannedRun, Stage
@@ -68,14 +69,6 @@ def describe_runs(runs: Sequence[PlannedRun], everything: Iterable[PlannedRun], 
 
 def _lengths(chain: Sequence[Stage]) -> str:
     return ' + '.join(str(stage.iterations) for stage in chain)
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people."""
-    for unit, size in (('years', 365 * 86400), ('d', 86400), ('h', 3600), ('min', 60)):
-        if seconds >= 2 * size:
-            return f'{seconds / size:,.1f} {unit}'
-    return f'{seconds:.0f} s'
 
 
 def needed_data(runs: Iterable[PlannedRun]) -> Iterator[tuple[str, str, list[str]]]:

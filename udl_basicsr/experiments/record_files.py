@@ -7,8 +7,8 @@ network's id before the method where there are several networks: the scores of i
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,6 +19,42 @@ from udl_basicsr.utils.scores import Scores, ScoresError
 FIELDS = {'comparison': str, 'method': str, 'label': str, 'reference': str, 'seed': int, 'degradation': str,
           'network_title': str, 'parameters': int, 'stages': list, 'options': list, 'initial_weights': str,
           'data_order': str, 'seconds': float, 'machine': str, 'date': str, 'curve': dict}
+Series = dict[str, list]
+"""``iter``, and of each name as many values; None where a stage did not log it."""
+
+
+@dataclass(frozen=True)
+class TrainedStage:
+    """A stage that a run went through."""
+    name: str
+    iterations: int
+    seconds: float | None = None
+    """That its steps took, undisturbed; None where they were not timed."""
+
+
+@dataclass(frozen=True)
+class RunTime:
+    """The time that one image took."""
+    ms: float
+    size: list[int]
+    """Height and width of the image."""
+    device: str
+
+
+@dataclass(frozen=True)
+class PeakMemory:
+    """The most memory that a training had."""
+    bytes: int
+    of: str
+    """``GPU``: what torch allocated there; ``process``: all of it."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What was logged, over the iterations of all stages."""
+    loss: Series = field(default_factory=dict)
+    val: dict[str, Series] = field(default_factory=dict)
+    """Of each data set."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,13 +78,12 @@ class Record(Scores):
     parameters: int = 0
     """Of the network; 0 where unknown."""
     costs: dict[str, float] = field(default_factory=dict)
-    """``macs`` and ``runtime`` of an image, ``training`` of an iteration; times in milliseconds."""
-    run_time: dict[str, Any] | None = None
-    """``size`` and ``device`` of the image that was timed."""
-    peak_memory: dict[str, Any] | None = None
-    """``bytes``, and ``of`` what."""
-    stages: list[dict[str, Any]] = field(default_factory=list)
-    """``name`` and ``iterations`` of each; empty for a mere test run."""
+    """``macs`` and ``runtime`` of an image, ``training`` of an iteration, times in milliseconds; ``operations`` of all
+    iterations."""
+    run_time: RunTime | None = None
+    peak_memory: PeakMemory | None = None
+    stages: list[TrainedStage] = field(default_factory=list)
+    """Empty for a mere test run."""
     options: list[dict[str, Any]] = field(default_factory=list)
     """What decides of each stage's result."""
     initial_weights: str = ''
@@ -58,8 +93,7 @@ class Record(Scores):
     machine: str = ''
     date: str = ''
     commit: str = ''
-    curve: dict[str, dict] = field(default_factory=dict)
-    """``loss`` and ``val``, over the iterations."""
+    curve: Curve = field(default_factory=Curve)
     pictures: str | None = None
     """Their folder, where they were kept."""
 
@@ -68,12 +102,62 @@ class Record(Scores):
     @classmethod
     def _check(cls, content: Any, source: str, finite: bool) -> None:
         super()._check(content, source, finite)
-        for name, kind in FIELDS.items():
-            value = content.get(name)
-            accepted = (int, float) if kind is float else kind
-            if not isinstance(value, accepted) or isinstance(value, bool):
-                raise ScoresError(f'{source}: `{name}` should be of type {kind.__name__}, got {value!r}. '
-                                  'udl compare writes such records')
+        _need(content, FIELDS, source)
+        for stage in content['stages']:
+            if not isinstance(stage, dict):
+                raise ScoresError(f'{source}: `stages` should hold objects with `name` and `iterations`, got {stage!r}')
+            _need(stage, {'name': str, 'iterations': int, **({'seconds': float} if 'seconds' in stage else {})}, source,
+                  'stages.')
+        for name, kinds in {'run_time': {'ms': float, 'size': list, 'device': str},
+                            'peak_memory': {'bytes': int, 'of': str}}.items():
+            if content.get(name) is not None:
+                _need(content, {name: dict}, source)
+                _need(content[name], kinds, source, f'{name}.')
+        size = (content.get('run_time') or {}).get('size', (0, 0))
+        if len(size) != 2 or not all(isinstance(side, int) for side in size):
+            raise ScoresError(f'{source}: `run_time.size` should be a height and a width, got {size!r}')
+        curve = content['curve']
+        _need({'loss': {}, 'val': {}, **curve}, {'loss': dict, 'val': dict}, source, 'curve.')
+        for where, series in (('loss', curve.get('loss', {})), *curve.get('val', {}).items()):
+            if not _is_series(series):
+                raise ScoresError(f'{source}: a curve is malformed: `curve`, {where} should hold `iter`, and of each '
+                                  'name as many values')
+
+    @classmethod
+    def _parts(cls, content: Mapping[str, Any]) -> dict[str, Any]:
+        parts = {name: _made(kind, content[name]) for name, kind in (
+            ('run_time', RunTime), ('peak_memory', PeakMemory), ('curve', Curve)) if content.get(name) is not None}
+        return {**super()._parts(content), **parts, 'stages': [_made(TrainedStage, s) for s in content['stages']]}
+
+    def to_json(self) -> dict[str, Any]:
+        content = super().to_json()
+        for stage in content['stages']:
+            if stage['seconds'] is None:
+                del stage['seconds']
+        return content
+
+
+def _made(kind: type, content: Mapping) -> Any:
+    return kind(**{one.name: content[one.name] for one in fields(kind) if one.name in content})
+
+
+def _need(content: Mapping, kinds: Mapping[str, type], source: str, where: str = '') -> None:
+    for name, kind in kinds.items():
+        value = content.get(name)
+        accepted = (int, float) if kind is float else kind
+        if not isinstance(value, accepted) or isinstance(value, bool):
+            raise ScoresError(f'{source}: `{where}{name}` should be of type {kind.__name__}, got {value!r}. '
+                              'udl compare writes such records')
+
+
+def _is_series(series: Any) -> bool:
+    if not isinstance(series, dict) or not all(isinstance(values, list) for values in series.values()):
+        return False
+    iterations = series.get('iter')
+    if iterations is None:
+        return not series
+    return (all(isinstance(i, int) for i in iterations)
+            and all(len(values) == len(iterations) for values in series.values()))
 
 
 def record_file(folder: str | Path, method: str, scale: int, seed: int, network: str | None = None) -> Path:

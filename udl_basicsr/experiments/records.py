@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -19,16 +20,16 @@ from udl_basicsr.data.loader import TrainBatches, build_dataset
 from udl_basicsr.options.parse import OptionError, load_yaml
 from udl_basicsr.training.history import read_history
 from udl_basicsr.utils.json_files import read_json
-from udl_basicsr.utils.scores import read_scores
+from udl_basicsr.utils.scores import HISTORY_FIELDS, read_scores
 from udl_basicsr.utils.settings import LoaderSettings, RunSettings
 
-from .costs import measure_image
+from .costs import iteration_operations, measure_image
 from .plan import PlannedRun, Stage
-from .record_files import Record
+from .record_files import Curve, PeakMemory, Record, Series, TrainedStage
 
 
 def make_record(run: PlannedRun, root: Path, seconds: float, step: float | None = None,
-                memory: dict | None = None) -> Record:
+                memory: PeakMemory | None = None) -> Record:
     """The record of a run that has been trained and tested.
 
     Args:
@@ -46,6 +47,7 @@ def make_record(run: PlannedRun, root: Path, seconds: float, step: float | None 
     network = last['network_g']
     costs, measured = measure_image(network, last['scale'], run.size)
     training = {} if step is None else {'training': round(step, 3)}
+    training['operations'] = sum(iteration_operations(stage.flat) * stage.iterations for stage in run.stages)
     scores = vars(read_scores(root / 'results' / run.name))
     return Record(
         **{**scores, 'scale': run.scale,  # of the plan: networks for aligned pairs (RealSR) keep the size
@@ -55,7 +57,7 @@ def make_record(run: PlannedRun, root: Path, seconds: float, step: float | None 
         network_id=run.network or None, lengths=run.lengths,
         parameters=sum(p.numel() for p in build_network(network).parameters()),
         costs={**costs, **training}, run_time=measured, peak_memory=memory,
-        stages=[{'name': RunSettings.of(stage.flat).stage, 'iterations': stage.iterations} for stage in run.stages],
+        stages=[_stage(stage, history) for stage, history in zip(run.stages, histories, strict=True)],
         options=[stage.essence for stage in run.stages],
         initial_weights=histories[0][0]['initial_weights'],
         data_order=data_order(run.stages),
@@ -65,18 +67,18 @@ def make_record(run: PlannedRun, root: Path, seconds: float, step: float | None 
     )
 
 
-def peak_memory() -> dict | None:
+def peak_memory() -> PeakMemory | None:
     """The most memory that this process had so far: what torch allocated on the GPU, else all of the process.
 
     Returns:
-        dict | None: ``{'bytes': int, 'of': 'GPU' | 'process'}``; None where the system does not tell.
+        PeakMemory | None: None where the system does not tell.
     """
     if torch.cuda.is_available():
-        return {'bytes': torch.cuda.max_memory_allocated(), 'of': 'GPU'}
+        return PeakMemory(torch.cuda.max_memory_allocated(), 'GPU')
     with suppress(ImportError):  # Windows
         import resource
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return {'bytes': peak if sys.platform == 'darwin' else peak * 1024, 'of': 'process'}
+        return PeakMemory(peak if sys.platform == 'darwin' else peak * 1024, 'process')
     return None
 
 
@@ -95,15 +97,22 @@ def data_order(chain: Iterable[Stage]) -> str:
     return digest.hexdigest()
 
 
-def _curve(chain: Iterable[Stage], histories: Iterable[list[dict]]) -> dict:
+def _stage(stage: Stage, history: list[dict]) -> TrainedStage:
+    """What a stage was, and what its steps took if none had been disturbed: their median, as often as there are."""
+    steps = [entry['seconds'] for entry in history if 'seconds' in entry]
+    return TrainedStage(RunSettings.of(stage.flat).stage, stage.iterations,
+                        round(statistics.median(steps) * stage.iterations, 1) if steps else None)
+
+
+def _curve(chain: Iterable[Stage], histories: Iterable[list[dict]]) -> Curve:
     """Losses and validations over the whole budget: a second stage goes on counting."""
-    losses: dict[str, list] = {}
-    validations: dict[str, dict[str, list]] = {}
+    losses: Series = {}
+    validations: dict[str, Series] = {}
     before = 0
     for stage, history in zip(chain, histories, strict=True):
         for entry in history[1:]:
             point = {'iter': before + entry['iter'],
-                     **{k: float(f'{v:.6g}') for k, v in entry.items() if k not in ('iter', 'dataset')}}
+                     **{k: float(f'{v:.6g}') for k, v in entry.items() if k not in HISTORY_FIELDS}}
             target = validations.setdefault(entry['dataset'], {}) if 'dataset' in entry else losses
             count = len(target.get('iter', ()))
             for key, value in point.items():
@@ -111,7 +120,7 @@ def _curve(chain: Iterable[Stage], histories: Iterable[list[dict]]) -> dict:
             for values in target.values():
                 values.extend([None] * (count + 1 - len(values)))
         before += stage.iterations
-    return {'loss': losses, 'val': validations}
+    return Curve(losses, validations)
 
 
 def machine() -> str:

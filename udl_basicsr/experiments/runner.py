@@ -124,9 +124,7 @@ def make(run: PlannedRun, out: Path, root: Path, log: Path, gpu: str | None, fir
 
 def _command(argv: list[str], action: Callable, is_train: bool, root: Path) -> None:
     sys.argv = argv
-    status = launch.run(action, is_train=is_train, root_path=root)
-    if status:
-        sys.exit(status)
+    launch.run_or_exit(action, is_train, root)
 
 
 # ---------------------------------------------------------------- all of them

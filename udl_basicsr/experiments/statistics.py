@@ -1,7 +1,7 @@
 """What the records of a comparison say: means over seeds, paired differences, their intervals, and tables of both."""
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypedDict
 
 import numpy as np
@@ -9,6 +9,7 @@ from scipy.special import stdtrit  # a fifth of the time that scipy.stats takes 
 
 from udl_basicsr.utils.scores import metric_facts
 from udl_basicsr.utils.tables import markdown_table, text_table
+from udl_basicsr.utils.text import duration
 
 from .record_files import Record
 
@@ -156,7 +157,38 @@ def summary_rows(records: Sequence[Record], scale: int,
                 result = None if is_reference else paired_difference(records, method, dataset, metric, scale)
                 row.append(difference_cell(result))
         rows.append(row)
+    costs = _costs(records)
+    if any(cells != _UNKNOWN for cells in costs.values()):
+        header += ['operations', 'training', 'memory']
+        rows = [row + costs[method] for row, method in zip(rows, methods_of(records), strict=True)]
     return header, rows
+
+
+_UNKNOWN = ['–'] * 3
+
+
+def _costs(records: Sequence[Record]) -> dict[str, list[str]]:
+    """Of each method what its training took: operations beside the reference's, time, and the most memory.
+
+    Means over seeds; time, of whose seeds some may have had a busy machine, is the least.
+    """
+    def mean(method: str, values: Callable[[Record], float | None]) -> float | None:
+        found = [value for r in records if r.method == method and (value := values(r)) is not None]
+        return sum(found) / len(found) if found else None
+
+    def operations(record: Record) -> float | None:
+        return record.costs.get('operations')
+
+    found = {}
+    for method in methods_of(records):
+        own, base = mean(method, operations), mean(records[0].reference, operations)
+        timed = [[s.seconds for s in r.stages if s.seconds is not None] for r in records
+                 if r.method == method and r.stages and all(s.seconds is not None for s in r.stages)]
+        times = [sum(seconds) for seconds in timed]
+        memory = mean(method, lambda r: r.peak_memory.bytes if r.peak_memory else None)
+        found[method] = [f'× {own / base:.2f}' if own and base else '–', duration(min(times)) if times else '–',
+                         f'{memory / 1e9:.2f} GB' if memory and own else '–']
+    return found
 
 
 def format_summary(records: Sequence[Record], metrics: Sequence[str] = ('psnr', ), markdown: bool = False) -> str:

@@ -22,9 +22,9 @@ from udl_basicsr.options.keys import lookup
 from udl_basicsr.options.parse import OptionError
 from udl_basicsr.options.signatures import parameters
 from udl_basicsr.utils.tables import text_table
+from udl_basicsr.utils.text import duration
 
 from .costs import iteration_operations
-from .overview import duration
 from .plan import Plan, PlannedRun, Stage
 from .runner import check, make_all, without_lpips_weights, write_options
 

@@ -15,6 +15,8 @@ from udl_basicsr.experiments.statistics import bootstrap_interval
 from udl_basicsr.utils.files import write_text
 from udl_basicsr.utils.tables import markdown_table, text_table
 
+from .method_styles import GRAY, style_of
+
 COLUMNS = {
     'coverage_predicted': ('coverage, λ = 1', 3),
     'coverage': ('coverage', 3),
@@ -87,9 +89,10 @@ def coverage_figure(judgements: Sequence[Judgement], alpha: float, out: str | Pa
     figure = Figure(figsize=(5 + 4 * len(judgements), 4), dpi=dpi, facecolor='white', layout='constrained')
     FigureCanvasAgg(figure)
     first, *others = figure.subplots(1, 1 + len(judgements), squeeze=False)[0]
-    for judgement in judgements:
-        first.plot(sorted(scores['coverage'] for scores in judgement.images.values()), label=judgement.name)
-    first.axhline(1 - alpha, color='#888888', linewidth=1, linestyle=':')
+    for number, judgement in enumerate(judgements):
+        first.plot(sorted(scores['coverage'] for scores in judgement.images.values()), label=judgement.name,
+                   **style_of(number))
+    first.axhline(1 - alpha, color=GRAY, linewidth=1, linestyle=':')
     first.set(title='Coverage of each image', xlabel='images, from the least covered', ylabel='share inside')
     first.legend(fontsize=8, frameon=False)
     for ax, judgement in zip(others, judgements, strict=True):

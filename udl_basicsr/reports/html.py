@@ -53,20 +53,22 @@ def _facts(group: Group) -> list[tuple[str, str]]:
 
 
 def _budget(record: Record) -> str:
-    return _count(sum(s['iterations'] for s in record.stages), 'iteration') if record.stages else ''
+    return _count(sum(stage.iterations for stage in record.stages), 'iteration') if record.stages else ''
 
 
 def _stages(record: Record) -> str:
-    return ' → '.join(f'{s.get("name", "")} {s["iterations"]}' for s in record.stages)
+    return ' → '.join(f'{stage.name} {stage.iterations}' for stage in record.stages)
 
 
 def _cards(group: Group) -> list[dict]:
     """A card for each data set: the best mean, and its difference from the reference."""
     metric, cards = first_metric(group), []
-    facts = group.facts(metric) if metric else None
-    for dataset in group.datasets if metric else ():
-        found = {m: means(group.records, m, dataset, metric, group.scale) for m in group.methods}
-        found = {m: value['mean'] for m, value in found.items() if value}
+    if metric is None:
+        return []
+    facts = group.facts(metric)
+    for dataset in group.datasets:
+        found = {m: value['mean'] for m in group.methods
+                 if (value := means(group.records, m, dataset, metric, group.scale))}
         if not found or (len(found) > 1 and not facts.sign):
             continue
         best = max(found, key=lambda m: facts.sign * found[m])
@@ -113,7 +115,7 @@ def _table(group: Group, metric: str) -> dict:
         value = values[name].get(method)
         return value and {
             'value': repr(value['mean']), 'text': facts.text(value['mean']),
-            'tag': {1: 'b', 2: 'u'}.get(ranks[name].get(method), 'span'),
+            'tag': {1: 'b', 2: 'u'}.get(ranks[name].get(method, 0), 'span'),
             'sd': f'±{value["sd"]:.{digits_of(facts)}f}' if math.isfinite(value['sd']) else '',
             'difference': difference_view(group.difference(method, name, metric))}
 

@@ -3,17 +3,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
+from udl_basicsr.experiments.record_files import Series
 from udl_basicsr.experiments.statistics import value_at
-from udl_basicsr.utils.scores import ScoresError
 
 from .html_groups import Group
 
 
-def _curve(runs: Mapping[int, Mapping], base: Mapping[int, Mapping], metric: str) -> dict | None:
+def _curve(runs: Mapping[int, Series], base: Mapping[int, Series], metric: str) -> dict | None:
     """One line: the mean over seeds at the iterations that all have, their range, and the mean paired difference.
 
     Args:
@@ -21,24 +20,20 @@ def _curve(runs: Mapping[int, Mapping], base: Mapping[int, Mapping], metric: str
         base: The same of the reference.
         metric: Which values.
     """
-    def points(run: Mapping) -> dict[int, float]:
-        return {int(i): float(v) for i, v in zip(run['iter'], run[metric], strict=True)
+    def points(run: Series) -> dict[int, float]:
+        return {i: float(v) for i, v in zip(run['iter'], run[metric], strict=True)
                 if isinstance(v, (int, float)) and math.isfinite(v)}
 
-    try:
-        mine = {seed: points(run) for seed, run in runs.items() if run and metric in run}
-        theirs = {seed: points(run) for seed, run in base.items() if seed in mine and run and metric in run}
-    except (KeyError, TypeError, ValueError) as error:
-        raise ScoresError(f'a curve is malformed, expected as many iterations as values of {metric}: '
-                          f'{type(error).__name__} {error}') from error
+    mine = {seed: points(run) for seed, run in runs.items() if metric in run}
+    theirs = {seed: points(run) for seed, run in base.items() if seed in mine and metric in run}
     iterations = sorted(set.intersection(*map(set, mine.values()))) if mine else []
     if not iterations:
         return None
     line = {'iter': iterations}
     values = np.array([[mine[seed][i] for i in iterations] for seed in mine])
     line |= {'mean': _short(values.mean(0)), 'low': _short(values.min(0)), 'high': _short(values.max(0))}
-    there = {i: [value_at(run, i) for run in theirs.values()] for i in iterations} if theirs else {}
-    both = [i for i, values in there.items() if None not in values]
+    there = {i: [value for run in theirs.values() if (value := value_at(run, i)) is not None] for i in iterations}
+    both = [i for i, found in there.items() if found and len(found) == len(theirs)]
     if both:
         delta = np.array([[mine[seed][i] - there[i][n] for i in both] for n, seed in enumerate(theirs)])
         line |= {'delta_iter': both, 'delta': _short(delta.mean(0)), 'delta_low': _short(delta.min(0)),
@@ -52,27 +47,18 @@ def _short(values: np.ndarray) -> list[float]:
 
 def curves_of(group: Group) -> dict | None:
     """The curves of a group for the script: a chart for each data set and metric, and one for each loss."""
-    def found(*path: str) -> dict[str, dict[int, Mapping]]:
-        lines: dict[str, dict[int, Mapping]] = {}
-        for record in group.records:
-            value: Any = record.curve
-            for key in path:
-                value = value.get(key) if isinstance(value, Mapping) else None
-            if isinstance(value, Mapping):
-                lines.setdefault(record.method, {})[record.seed] = value
-        return lines
-
     charts = []
-    vals = [r.curve.get('val') for r in group.records]
-    sets = list(dict.fromkeys(name for val in vals if isinstance(val, Mapping) for name in val))
-    kinds = [(('val', name), name, True) for name in sets] + [(('loss', ), 'Training', False)]
-    for path, title, val in kinds:
-        runs = found(*path)
+    sets = dict.fromkeys(name for record in group.records for name in record.curve.val)
+    for title, val in [*((name, True) for name in sets), ('Training', False)]:
+        runs: dict[str, dict[int, Series]] = {}
+        for record in group.records:
+            runs.setdefault(record.method, {})[record.seed] = (
+                record.curve.val.get(title, {}) if val else record.curve.loss)
         keys = dict.fromkeys(k for seeds in runs.values() for run in seeds.values() for k in run if k != 'iter')
         for metric in keys:
             lines = []
             for index, method in enumerate(group.methods):
-                base = runs.get(group.reference, {}) if val else {}
+                base = runs.get(group.reference, {}) if val and group.reference else {}
                 line = _curve(runs.get(method, {}), base, metric)
                 if line:
                     lines.append({'m': index, **line})
@@ -86,7 +72,7 @@ def curves_of(group: Group) -> dict | None:
     switches = []
     for method in group.methods:
         stages = group.of(method)[0].stages
-        ends = np.cumsum([s['iterations'] for s in stages])
+        ends = np.cumsum([stage.iterations for stage in stages])
         switches.append([int(end) for end in ends[:-1]])
     return {'title': group.title, 'charts': charts, 'methods': list(group.methods.values()),
             'styles': [group.style(method) for method in group.methods], 'switches': switches,

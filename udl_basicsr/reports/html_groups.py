@@ -105,9 +105,6 @@ def read_groups(folders: Iterable[str | Path]) -> list[Group]:
             tested.append(folder)
             continue
         for record in read_records(folder):
-            if not all(isinstance(s, dict) and isinstance(s.get('iterations'), int) for s in record.stages):
-                raise ScoresError(f'{folder}: {record.name}: `stages` should hold objects with `name` and '
-                                  f'`iterations`, got {record.stages!r}')
             key = (str(folder), record.network_title, record.scale, record.degradation)
             groups.setdefault(key, []).append(record)
             remedies[key] = ('udl compare FILE.yml --out FOLDER (a new one: runs with a record '
@@ -163,8 +160,9 @@ def interval_text(difference: Mapping) -> str:
 
 def difference_view(difference: Mapping | None) -> dict | None:
     """What a template shows of a paired difference."""
-    return difference and {'verdict': difference['verdict'], 'text': difference_text(difference),
-                           'unit': unit(difference['facts']), 'interval': interval_text(difference)}
+    return None if difference is None else {
+        'verdict': difference['verdict'], 'text': difference_text(difference), 'unit': unit(difference['facts']),
+        'interval': interval_text(difference)}
 
 
 def verdict(difference: Mapping, trained: bool = True) -> str:

@@ -47,7 +47,7 @@ def forest(group: Group, metric: str) -> dict | None:
                for name in group.datasets}
     results = {name: found for name, found in results.items() if found}
     every = [d for found in results.values() for d in found.values()]
-    if not every:
+    if group.reference is None or not every:
         return None
     usual = max(d['seeds'] for d in every)
     low, high = axis_range([(d['low'], d['high']) for d in every])

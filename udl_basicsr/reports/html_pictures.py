@@ -44,7 +44,7 @@ class Layer:
     key: str
     label: str
     image: np.ndarray
-    scores: Mapping[str, float]
+    scores: Mapping[str, float | None]
     log_scale: np.ndarray | None = None
 
 
@@ -180,7 +180,8 @@ def _order(group: Group, dataset: str) -> list[str]:
     values: dict[str, list[float]] = {}
     for record in group.records:
         for image, scores in record.datasets[dataset].images.items() if dataset in record.datasets else ():
-            values.setdefault(image, []).append(scores.get(metric, 0.))
+            score = scores.get(metric) if metric else None
+            values.setdefault(image, []).append(0. if score is None else score)
     alone = len(group.records) == 1
     sign = -1 if not alone or (metric and group.facts(metric).higher_is_better is False) else 1
     order = sorted(values, key=lambda image: sign * (values[image][0] if alone else np.std(values[image])))
@@ -211,10 +212,12 @@ def _encoded(picture: Picture, quality: int | None) -> dict:
         for m in facts if m in layer.scores]}
         for layer in picture.layers]
     part = '' if (width, height) == picture.whole else f'{width}×{height} of {picture.whole[0]}×{picture.whole[1]} px'
+    first = first_metric(picture.group)
+    sign = facts[first].sign if first else 0
     for entry, layer in zip(layers, picture.layers, strict=True):
-        first = first_metric(picture.group)
-        if math.isfinite(layer.scores.get(first, math.nan)) and facts[first].sign:
-            entry['rank'] = facts[first].sign * layer.scores[first]
+        score = layer.scores.get(first) if first else None
+        if sign and score is not None and math.isfinite(score):
+            entry['rank'] = sign * score
     group, reference = picture.group, picture.group.reference
     return {'name': picture.name, 'group': group.title, 'scale': group.scale, 'width': width, 'height': height,
             'part': part, 'layers': layers, 'reference': f'method:{reference}' if reference else None}
@@ -276,8 +279,8 @@ def choose_pictures(groups: Sequence[Group], wanted: Sequence[str] = (), gt: Map
         candidates.sort(key=lambda c: c[0])  # stable: the first of every set, then the second
     chosen, maps, notes, left_out, total, without = [], [], [], [], 0, []
     for _, group, dataset, image, roots in candidates:
-        layers = _layers(group, dataset, image, seed, *(roots[k].get(dataset, ()) for k in roots),
-                         intervals.get(dataset, ()))
+        layers = _layers(group, dataset, image, seed, roots['dataroot_gt'].get(dataset, ()),
+                         roots['dataroot_lq'].get(dataset, ()), intervals.get(dataset, ()))
         if not layers:
             without.append(f'{dataset}/{image}')
             continue

@@ -50,7 +50,7 @@ def lead_points(comparisons: Mapping[str, Sequence[Record]], methods: Sequence[s
         for (scale, method), run in runs.items():
             found = paired_difference(records, method, dataset, metric, scale)
             if found:
-                lengths = [stage['iterations'] for stage in run.stages]
+                lengths = [stage.iterations for stage in run.stages]
                 x = {'budget': sum(lengths), 'share': lengths[0] / sum(lengths) if len(lengths) > 1 else 0.,
                      'parameters': run.parameters, 'scale': scale}[axis]
                 points.append(Point(float(x), name, method, run.network_title, found))

@@ -19,7 +19,7 @@ def about_ours(groups: Sequence[RecordGroup], metrics: Sequence[str]) -> list[st
     texts = []
     for group in groups:
         sizes = sorted({f'{record.parameters:,}'.replace(',', ' ') for record in group.records})
-        iterations = _usual(group, lambda record: str(sum(stage['iterations'] for stage in record.stages)))
+        iterations = _usual(group, lambda record: str(sum(stage.iterations for stage in record.stages)))
         texts.append(f'Ours: {group.network}, {" and ".join(sizes)} parameters, '
                      f'comparison {group.comparison}; iterations {iterations}; '
                      f'seeds {_usual(group, lambda record: str(record.seed))}. '
@@ -37,9 +37,11 @@ def about_costs(groups: Sequence[RecordGroup], layout: Mapping) -> list[str]:
         return []
     head, (height, width) = layout['costs']['runtime'], layout.get('size', HR_SIZE)
     texts = {}
-    for record in (record for group in groups for record in group.records if record.run_time):
-        known, (rows, columns) = record.run_time, record.run_time['size']
-        texts[f'Ours, {head}: measured on {known["device"]}' + (
+    for record in (record for group in groups for record in group.records):
+        if record.run_time is None:
+            continue
+        rows, columns = record.run_time.size
+        texts[f'Ours, {head}: measured on {record.run_time.device}' + (
             '.' if 'runtime' in record.costs else
             f', {columns}×{rows} pixels alone, and not shown, since the paper has {width}×{height}.')] = None
     return [*texts]

@@ -205,27 +205,25 @@ def _lines(scale: int, groups: Sequence[RecordGroup], networks: Mapping[str, lis
     """The rows of one scale: the paper's networks with our namesakes, then our other networks."""
     here = [group for group in groups if any(record.scale == scale for record in group.records)]
     cited = layout.get('cited', ())
-    blocks: list[tuple[str | None, RecordGroup | None]] = []
+    blocks: list[tuple[str, str | None, RecordGroup | None]] = []  # how it is called, the paper's network, ours
     for network, names in networks.items():
         namesakes = [group for group in here if network not in cited and is_one_of(group, network, names)]
-        blocks += [(network, group) for group in namesakes] or [(network, None)]
-    others = [group for group in here if group not in [known for _, known in blocks]]
-    if len(blocks) == 1 and blocks[0][1] is None and others:  # a single network of the paper's: ours stand beside it
-        blocks = [(blocks[0][0], group) for group in others]
+        blocks += [(group.network, network, group) for group in namesakes] or [(network, network, None)]
+    others = [group for group in here if group not in [known for *_, known in blocks]]
+    if len(blocks) == 1 and blocks[0][2] is None and others:  # a single network of the paper's: ours stand beside it
+        blocks = [(group.network, blocks[0][1], group) for group in others]
     else:
-        blocks += [(None, group) for group in others]
-    titles = Counter(group.network for _, group in blocks if group)
-    for network, group in blocks:
-        title = network if group is None else group.network
-        if group and titles[group.network] > 1:
-            title = f'{title} ({group.comparison})'
+        blocks += [(group.network, None, group) for group in others]
+    titles = Counter(title for title, _, group in blocks if group)
+    for title, network, group in blocks:
+        heading = f'{title} ({group.comparison})' if group and titles[title] > 1 else title
         for method in methods:
             cell = network, method, scale
             ours = _our_figures(group, method, metrics, scale) if group else {}
             if ours or cell in printed or (network and not printed):
-                yield Line(scale, title, group.comparison if group else '', method,
-                           _label(layout, method, network or group.network), network in cited or method in cited, ours,
-                           printed.get(cell, {}), _our_costs(group, method, scale, layout) if ours else {},
+                yield Line(scale, heading, group.comparison if group else '', method,
+                           _label(layout, method, network or title), network in cited or method in cited, ours,
+                           printed.get(cell, {}), _our_costs(group, method, scale, layout) if group and ours else {},
                            printed_costs.get(cell, {}))
 
 

@@ -82,7 +82,7 @@ class Run:
                               f'{", ".join(self.datasets) or "nothing"}')
         return list(self.datasets[dataset].images)
 
-    def scores(self, dataset: str, image: str) -> dict[str, float]:
+    def scores(self, dataset: str, image: str) -> dict[str, float | None]:
         """The metrics of one image.
 
         Raises:

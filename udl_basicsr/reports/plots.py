@@ -167,9 +167,10 @@ def validation_curves(records: Sequence[Record], method: str, dataset: str,
     """The validations of a method: seed → iteration → value; empty where there are none."""
     curves = {}
     for record in records:
-        curve = record.curve.get('val', {}).get(dataset, {})
+        curve = record.curve.val.get(dataset, {})
         if record.method == method and metric in curve:
-            curves[record.seed] = dict(zip(curve['iter'], curve[metric], strict=True))
+            curves[record.seed] = {i: value for i, value in zip(curve['iter'], curve[metric], strict=True)
+                                   if value is not None}
     return curves
 
 
@@ -201,7 +202,7 @@ def curves_figure(records: Sequence[Record], dataset: str, out: str | Path, metr
     curves = {m: curve for m in labels if (curve := validation_curves(records, m, dataset, metric))}
     if not curves:
         there = {f'{name} ({", ".join(k for k in curve if k != "iter")})' for r in records
-                 for name, curve in r.curve.get('val', {}).items()}
+                 for name, curve in r.curve.val.items()}
         raise ScoresError(f'no record has a curve of {metric} on {dataset}. There are: '
                           f'{", ".join(sorted(there)) or "none"}')
     base = validation_curves(records, reference, dataset, metric)

@@ -10,12 +10,14 @@ import io
 import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from udl_basicsr.experiments.printed import DATASETS, Values, dataset_name, printed_text
 from udl_basicsr.utils.metric_facts import MetricFacts
 from udl_basicsr.utils.scores import Scores, ScoresError, metric_facts, protocol_notes
 from udl_basicsr.utils.tables import markdown_table, text_table
 
+Key = TypeVar('Key', bound=Hashable)
 FORMATS = ('text', 'md', 'csv', 'latex')
 MARKS = {'md': ('**{}**', '<u>{}</u>'), 'latex': ('\\textbf{{{}}}', '\\underline{{{}}}')}  # best, second-best
 
@@ -135,12 +137,11 @@ def ranks(table: Table, scale: int, dataset: str, metric: str) -> dict[str, int]
 
     Printed scores take no part, and a lone run has nobody to win against.
     """
-    return places({row.label: row.values[dataset][metric] for row in table.rows
-                   if row.kind == 'run' and row.scale == scale
-                   and row.values.get(dataset, {}).get(metric) is not None}, table.facts[metric])
+    return places({row.label: value for row in table.rows if row.kind == 'run' and row.scale == scale
+                   and (value := row.values.get(dataset, {}).get(metric)) is not None}, table.facts[metric])
 
 
-def places(values: Mapping[Hashable, float], facts: MetricFacts, digits: int | None = None) -> dict[Hashable, int]:
+def places(values: Mapping[Key, float], facts: MetricFacts, digits: int | None = None) -> dict[Key, int]:
     """Who is best (1) and second-best (2) by the value as it is printed.
 
     Nobody, where there is nobody to win against, or the metric has no direction.

@@ -29,6 +29,8 @@ from udl_basicsr.utils.errors import UdlError
 from udl_basicsr.utils.files import write_text
 from udl_basicsr.utils.tables import markdown_table, text_table
 
+from .method_styles import GRAY, style_of
+
 # score → heading and decimals
 COLUMNS = {
     'factor': ('θ ×', 3),
@@ -53,8 +55,6 @@ BY_IMAGE = {
     'ause': ('AUSE ↓', 4),
     'aurg': ('AURG ↑', 4),
 }
-_COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#000000')  # of Okabe and Ito
-_GRAY = '#888888'
 
 
 class ReportError(UdlError, ValueError):
@@ -263,37 +263,37 @@ def uncertainty_figure(reports: Sequence[Report], out: str | Path, dpi: int = 15
     figure = Figure(figsize=(17, 4.6), dpi=dpi, facecolor='white', layout='constrained')
     FigureCanvasAgg(figure)
     left, middle, right, last = figure.subplots(1, 4)
-    colours = [_COLOURS[i % len(_COLOURS)] for i in range(len(reports))]
-    for report, colour in zip(reports, colours, strict=True):
+    for number, report in enumerate(reports):
+        style = style_of(number)
         percent = 100 * np.array(report.fractions)
-        left.plot(percent, report.sparsification, color=colour, linewidth=1.8,
+        left.plot(percent, report.sparsification, **style, linewidth=1.8,
                   label=f'{report.name}: AUSE {report.scores["ause_mae"]:.3f}')
-        left.plot(percent, report.oracle, color=colour, linewidth=1, linestyle=(0, (4, 2)))
+        left.plot(percent, report.oracle, color=style['color'], linewidth=1, linestyle=(0, (4, 2)))
         for ax, observed, scores in ((middle, report.coverage, report.scores),
                                      (right, report.coverage_recalibrated, report.recalibrated)):
             times = '' if ax is middle else f', θ × {scores["factor"]:.2f}'
-            ax.plot(report.levels, observed, color=colour, linewidth=1.8,
+            ax.plot(report.levels, observed, **style, linewidth=1.8,
                     label=f'{report.name}{times}: error {scores["calibration_error"]:.3f}')
         if not report.spread:
             continue
-        last.loglog(report.spread, report.rmse, color=colour, linewidth=1.8, marker='o', markersize=3,
+        last.loglog(report.spread, report.rmse, **style, linewidth=1.8, marker='o', markersize=3,
                     label=f'{report.name}: ENCE per image {report.by_image["ence"][0]:.2f}')
     ends = [min(*last.get_xlim(), *last.get_ylim()), max(*last.get_xlim(), *last.get_ylim())]
-    last.plot(ends, ends, color=_GRAY, linewidth=1, linestyle=':', zorder=0)
+    last.plot(ends, ends, color=GRAY, linewidth=1, linestyle=':', zorder=0)
     last.set(title='Error against predicted spread', xlabel='predicted σ = √2 θ, grey levels',
              ylabel='RMSE of the bin, grey levels', xlim=ends, ylim=ends, aspect='equal')
     for axis in (last.xaxis, last.yaxis):
         axis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter='{x:g}', minor_locator=NullLocator())
-    left.axhline(1, color=_GRAY, linewidth=1, linestyle=':', label='chance')
-    left.plot([], [], color=_GRAY, linewidth=1, linestyle=(0, (4, 2)), label='oracle: by the true error')
+    left.axhline(1, color=GRAY, linewidth=1, linestyle=':', label='chance')
+    left.plot([], [], color=GRAY, linewidth=1, linestyle=(0, (4, 2)), label='oracle: by the true error')
     left.set(title='Sparsification', xlabel='most uncertain pixels removed, %', xlim=(0, 100),
              ylabel='mean |error| of the others, of all = 1', ylim=(0, max(1.05, *left.get_ylim())))
     for ax, title in ((middle, 'Calibration, as predicted'), (right, 'Calibration, θ rescaled')):
-        ax.plot([0, 1], [0, 1], color=_GRAY, linewidth=1, linestyle=':', zorder=0)
+        ax.plot([0, 1], [0, 1], color=GRAY, linewidth=1, linestyle=':', zorder=0)
         ax.set(title=title, xlabel='expected coverage', ylabel='observed coverage', xlim=(0, 1), ylim=(0, 1),
                aspect='equal')
-    middle.text(0.03, 0.97, 'above: θ too large', color=_GRAY, fontsize=8, va='top')
-    middle.text(0.97, 0.03, 'below: θ too small', color=_GRAY, fontsize=8, ha='right')
+    middle.text(0.03, 0.97, 'above: θ too large', color=GRAY, fontsize=8, va='top')
+    middle.text(0.97, 0.03, 'below: θ too small', color=GRAY, fontsize=8, ha='right')
     for ax in (left, middle, right, last):
         ax.grid(color='#e6e6e6', linewidth=0.6)
         ax.set_axisbelow(True)

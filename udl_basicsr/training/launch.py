@@ -67,6 +67,18 @@ def run(action: Callable[..., object], is_train: bool, root_path: Path | None = 
     return 0
 
 
+def run_or_exit(action: Callable[..., object], is_train: bool, root_path: Path | None = None) -> int:
+    """As :func:`run`, but returns only 0: any other status ends the process.
+
+    Raises:
+        SystemExit: With that status.
+    """
+    status = run(action, is_train, root_path)
+    if status:
+        raise SystemExit(status)
+    return 0
+
+
 def _act(action: Callable[..., object], args: argparse.Namespace, is_train: bool, root_path: Path | None,
          command: str) -> None:
     try:

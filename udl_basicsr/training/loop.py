@@ -144,7 +144,7 @@ def _iterate(model, batches, sampler, val_loaders, opt, tb_logger, history, star
                 **({'broken_images': broken} if broken else {}),
             })
             if history:
-                history.add(iteration, **losses)
+                history.add(iteration, **losses, seconds=round(iter_timer.get_avg_time(), 5))
         if val_opt and iteration % val_opt['val_freq'] == 0 and not last:
             _validate(model, val_loaders, iteration, tb_logger, history, opt)
         # Our models' ranks have agreed in the step, where they tell one another whether it is finite.

@@ -38,7 +38,7 @@ from .tables import markdown_table, text_table
 FIELDS = {'name': str, 'scale': int, 'network': str, 'weights': str, 'protocol': str, 'datasets': dict,
           'versions': dict}
 CSV_FIELDS = ('dataset', 'image')  # of scores.csv, before the metrics
-HISTORY_FIELDS = ('iter', 'dataset', 'initial_weights', 'iters_per_epoch')
+HISTORY_FIELDS = ('iter', 'dataset', 'initial_weights', 'iters_per_epoch', 'seconds')
 """What the lines of a run's history hold beside losses and metrics, which therefore cannot be called like this."""
 
 _CROPPED_IN_PAPERS = ('calculate_psnr', 'calculate_ssim')  # on the other metrics papers do not agree
@@ -104,14 +104,20 @@ class Scores:
         """
         cls._check(content, source, finite)
         given = {one.name: content[one.name] for one in fields(cls) if one.name in content}
-        given['datasets'] = {name: SetScores({image: _floats(values) for image, values in dataset['images'].items()},
-                                             _floats(dataset['mean']))
-                             for name, dataset in content['datasets'].items()}
-        if 'metrics' in given:
-            given['metrics'] = {metric: read_facts(values) for metric, values in content['metrics'].items()}
-        if 'measured' in given:
-            given['measured'] = Measured(content['measured']['rounded'], content['measured']['metrics'])
-        return cls(**given)
+        return cls(**given | cls._parts(content))
+
+    @classmethod
+    def _parts(cls, content: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields that are more than a JSON file has."""
+        parts: dict[str, Any] = {'datasets': {
+            name: SetScores({image: _floats(values) for image, values in dataset['images'].items()},
+                            _floats(dataset['mean']))
+            for name, dataset in content['datasets'].items()}}
+        if 'metrics' in content:
+            parts['metrics'] = {metric: read_facts(values) for metric, values in content['metrics'].items()}
+        if 'measured' in content:
+            parts['measured'] = Measured(content['measured']['rounded'], content['measured']['metrics'])
+        return parts
 
     @classmethod
     def _check(cls, content: Any, source: str, finite: bool) -> None:

@@ -22,6 +22,14 @@ def some(names: Iterable[Any], count: int = 4) -> str:
     return ', '.join(one_line(name, _LONGEST_NAME) for name in names[:count]) + rest
 
 
+def duration(seconds: float) -> str:
+    """Seconds for people."""
+    for unit, size in (('years', 365 * 86400), ('d', 86400), ('h', 3600), ('min', 60)):
+        if seconds >= 2 * size:
+            return f'{seconds / size:,.1f} {unit}'
+    return f'{seconds:.0f} s'
+
+
 def first_line(error: BaseException) -> str:
     """What an exception of a library says, as a part of a line; the name of its class where it says nothing."""
     lines = str(error).strip().splitlines()

@@ -1,0 +1,141 @@
+"""The records of a comparison: their statistics in closed form, and what their files hold."""
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from invented import invented_record
+
+from udl_basicsr.cli import comparing
+from udl_basicsr.experiments import record_files, statistics
+from udl_basicsr.utils.scores import ScoresError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def record(method: str, seed: int, scores: dict, **fields) -> record_files.Record:
+    images = {name: {'psnr': value} for name, value in scores.items()}
+    datasets = {'Set5': {'images': images, 'mean': {'psnr': sum(scores.values()) / len(scores)}}}
+    return invented_record(**{
+        'name': f'{method}_{seed}', 'method': method, 'seed': seed, 'datasets': datasets,
+        'initial_weights': f'w{seed}', 'data_order': f'd{seed}', **fields})
+
+
+# ----------------------------------------------------------------------------------------------------------- statistics
+
+def test_means_and_paired_differences_in_closed_form():
+    records = [record('L1', 0, {'a': 30., 'b': 20.}), record('L1', 1, {'a': 31., 'b': 21.}),
+               record('UDL', 0, {'a': 30.5, 'b': 20.5}), record('UDL', 1, {'a': 31.1, 'b': 21.1}),
+               record('UDL', 2, {'a': 99., 'b': 99.})]  # a seed that L1 lacks is no pair
+    assert statistics.means(records[:4], 'L1', 'Set5', 'psnr', 2) == {
+        'mean': 25.5, 'sd': pytest.approx(np.sqrt(.5)), 'seeds': 2}
+    result = statistics.paired_difference(records, 'UDL', 'Set5', 'psnr', 2)
+    assert (result['seeds'], result['images'], result['ahead'], result['pairs']) == (2, 2, 4, 4)
+    assert result['mean'] == pytest.approx(0.3)
+    # every image differs alike, so that the bootstrap has the seeds alone: means of two draws out of 0.5 and 0.1
+    assert (result['low'], result['high']) == (pytest.approx(0.1), pytest.approx(0.5))
+    # Student's t with one degree of freedom is Cauchy's, whose quantiles are a tangent; the standard error is 0.2.
+    assert result['seed_low'] == pytest.approx(0.3 - np.tan(np.pi * 0.475) * 0.2)
+    assert result['seed_high'] == pytest.approx(0.3 + np.tan(np.pi * 0.475) * 0.2)
+    assert statistics.paired_difference(records, 'none', 'Set5', 'psnr', 2) is None
+    assert statistics.paired_difference(records, 'UDL', 'Set14', 'psnr', 2) is None
+
+
+@pytest.mark.parametrize(('seeds', 'quantile'), [
+    (3, 0.95 * np.sqrt(2 / (1 - 0.95**2))),  # two degrees of freedom: in closed form
+    (5, 2.776), (31, 2.042), (41, 2.021), (121, 1.980)])  # as printed in tables
+def test_the_interval_over_seeds_is_students(seeds, quantile):
+    gains = np.random.default_rng(0).normal(0.1, 0.05, seeds)
+    records = [record(method, seed, {'a': 30. + gain, 'b': 20. + gain}) for seed in range(seeds)
+               for method, gain in (('L1', 0.), ('UDL', gains[seed]))]
+    result = statistics.paired_difference(records, 'UDL', 'Set5', 'psnr', 2, samples=10)
+    half = quantile * np.sqrt(sum((gains - gains.mean())**2) / (seeds - 1) / seeds)
+    assert result['seed_low'] == pytest.approx(gains.mean() - half, abs=2e-4 * half + 1e-12)
+    assert result['seed_high'] == pytest.approx(gains.mean() + half, abs=2e-4 * half + 1e-12)
+
+
+def test_the_reference_differs_from_itself_by_nothing():
+    records = [record('L1', seed, {'a': 30. + seed, 'b': 20.}) for seed in range(3)]
+    result = statistics.paired_difference(records, 'L1', 'Set5', 'psnr', 2)
+    assert (result['mean'], result['low'], result['high'], result['ahead']) == (0, 0, 0, 0)
+
+
+def test_bootstrap_of_one_seed_is_that_of_a_mean():
+    values = np.random.default_rng(1).normal(0.2, 1, (1, 400))
+    low, high = statistics.bootstrap_interval(values)
+    error = values.std() / 20  # of the mean of 400
+    assert low == pytest.approx(values.mean() - 1.96 * error, abs=0.1 * error)
+    assert high == pytest.approx(values.mean() + 1.96 * error, abs=0.1 * error)
+
+
+def test_bootstrap_covers_what_it_should():
+    # 95 % intervals of many data sets with a seed effect and an image effect contain the truth nearly that often. With
+    # few seeds they fall short, as bootstrap intervals do; with 20 they come close.
+    random, hits = np.random.default_rng(2), 0
+    for _ in range(200):
+        seeds, images = random.normal(0, 1, (20, 1)), random.normal(0, 1, (1, 40))
+        low, high = statistics.bootstrap_interval(0.3 + seeds + images + random.normal(0, 1, (20, 40)), 500)
+        hits += low <= 0.3 <= high
+    assert 0.88 <= hits / 200 <= 0.99
+
+
+def test_records_are_read_back_and_checked(tmp_path):
+    record_files.write_record(record('L1', 0, {'a': 30.}), tmp_path)
+    record_files.write_record(record('UDL', 0, {'a': 31.}), tmp_path)
+    assert [r.method for r in record_files.read_records(tmp_path)] == ['L1', 'UDL']
+    with pytest.raises(FileNotFoundError, match='udl compare'):
+        record_files.read_records(tmp_path / 'none')
+    with pytest.raises(ScoresError, match='`seed` should be of type int'):
+        record_files.write_record(replace(record('L1', 0, {'a': 30.}), seed='0'), tmp_path)
+    for field, value in (('initial_weights', 'others'), ('data_order', 'other'), ('network_title', 'RCAN')):
+        record_files.write_record(record('UDL', 0, {'a': 31.}, **{field: value}), tmp_path)
+        with pytest.raises(ScoresError, match=f'are no pair: `{field}`'):
+            record_files.read_records(tmp_path)
+    (tmp_path / 'UDL_x2_seed0.json').write_text('{')
+    with pytest.raises(ScoresError, match=r'UDL_x2_seed0\.json is no JSON'):
+        record_files.read_records(tmp_path)
+
+
+def test_files_stay_as_they_are(tmp_path):
+    """A record that is read and written again is the same file; of an old one, what was not kept is not known."""
+    for file in sorted((ROOT / 'docs' / 'results' / 'quick_x4').glob('*_seed0.json')):
+        again = record_files.write_record(record_files.read_record(file), tmp_path)
+        assert (again.name, again.read_bytes()) == (file.name, file.read_bytes())
+    assert len(list(tmp_path.iterdir())) == 2
+    content = json.loads(again.read_text())
+    for name in ('measured', 'metrics', 'order', 'costs', 'run_time', 'peak_memory', 'commit', 'pictures'):
+        del content[name]
+    old = record_files.Record.from_json({**content, 'unknown': 1})
+    assert (old.measured, old.metrics, old.costs, old.pictures, old.order) == (None, {}, {}, None, 0)
+    assert old.datasets == record_files.read_record(again).datasets
+
+
+def test_the_summary_says_what_was_found():
+    records = [record('L1', 0, {'a': 30.}), record('UDL', 0, {'a': 30.25}), record('EU', 0, {'a': 29.}, label='EU!')]
+    lines = statistics.format_summary(records).splitlines()
+    assert any(line.split()[:3] == ['UDL', '1', '30.25'] and '+0.25 [+0.25, +0.25]' in line for line in lines)
+    assert any(line.split()[:3] == ['EU!', '1', '29.00'] and '−1.00' in line for line in lines)
+    assert 'memory' not in lines[1]  # of old records nothing is known
+
+    def of(method, seed, operations, *seconds, memory=2e9):
+        return record(method, seed, {'a': 30.}, costs={'operations': operations},
+                      peak_memory={'bytes': int(memory), 'of': 'process'},
+                      stages=[{'name': 'esu', 'iterations': 1, **({'seconds': s} if s else {})} for s in seconds])
+
+    records = [of('L1', 0, 1e9, 60.), of('L1', 1, 1e9, 240.), of('UDL', 0, 1.2e9, 60., 70.), of('UDL', 1, 1.3e9, 60, 0),
+               of('EU', 0, 2e9, 3600., 3900., memory=3.21e9)]
+    lines = statistics.format_summary(records).splitlines()
+    assert lines[1].split()[-3:] == ['operations', 'training', 'memory']
+    assert {line.split()[0]: re.split(' {2,}', line)[-3:] for line in lines[3:]} == {
+        'L1': ['× 1.00', '60 s', '2.00 GB'], 'UDL': ['× 1.25', '2.2 min', '2.00 GB'],
+        'EU': ['× 2.00', '2.1 h', '3.21 GB']}
+
+
+# ------------------------------------------------------------------------------------------------------------- the plan
+
+def test_records_lie_where_the_project_keeps_them(tmp_path):
+    assert comparing.records_folder(tmp_path, 'a') == tmp_path / 'results' / 'a' / 'records'
+    (tmp_path / 'docs' / 'results').mkdir(parents=True)
+    assert comparing.records_folder(tmp_path, 'a') == tmp_path / 'docs' / 'results' / 'a'

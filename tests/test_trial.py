@@ -1,0 +1,82 @@
+"""The trial of a plan: every cell, small."""
+# ruff: noqa: F811 - fixtures that come from plan_cases
+import json
+from pathlib import Path
+
+import pytest
+from plan_cases import FILES, METRICS, PLAN, everything, script, write  # noqa: F401
+
+from udl_basicsr.experiments import plan, runner, trial
+from udl_basicsr.options.parse import OptionError
+
+
+def test_the_trial_of_a_table_goes_through_every_cell(write, tmp_path, script, capsys, monkeypatch):
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'torch'))
+    metrics = {**METRICS, 'lpips': {'type': 'calculate_lpips', 'net': 'squeeze', 'better': 'lower'}}
+    files = {'train.yml': {**FILES['train.yml'], 'degradation': 'BD'},
+             'test.yml': {**FILES['test.yml'], 'val': {'metrics': metrics}}}
+    methods = {**PLAN['methods'], 'TLW': {'label': 'L1-TLW', 'base': 'tlw.yml'}}
+    file = write(files, methods=methods)
+    before = everything(tmp_path)
+    assert script.main([str(file), '--root', str(tmp_path), '--trial', '--only', 'ESPCN', 'EDSR-S', 'x3']) == 0
+    said = capsys.readouterr().out
+    assert '4 of 4 cells run' in said
+    folder = tmp_path / 'trials' / 'table'
+    assert {p for p in everything(tmp_path) if folder not in (p, *p.parents)} == {*before, folder.parent}
+    found = {file.stem: json.loads(file.read_text()) for file in (folder / 'records').iterdir()}
+    assert found.keys() == {f'{cell}_x3_seed0' for cell in ('EDSR-S_L1', 'EDSR-S_UDL', 'EDSR-S_TLW', 'ESPCN_L1')}
+    udl = found['EDSR-S_UDL_x3_seed0']
+    assert [stage['iterations'] for stage in udl['stages']] == [trial.ITERATIONS] * 2
+    assert (udl['network_title'], udl['degradation'], udl['scale']) == ('EDSR-S', 'BD', 3)
+    assert udl['datasets']['Set5']['mean'].keys() == {'psnr', 'lpips'}
+    # the network is the plan's own, and its costs are those of 144x144 output pixels, here in closed form
+    weights = found['ESPCN_L1_x3_seed0']['parameters'] - 8 - 4 - 27  # biases
+    assert found['ESPCN_L1_x3_seed0']['costs']['macs'] == weights * 48**2
+    assert udl['run_time']['ms'] > 0
+    assert udl['costs']['training'] > 0
+    assert udl['peak_memory']['bytes'] > 2**20
+    # a second trial takes the place of the first; a folder of somebody's own is left alone
+    (folder / '.trial').unlink()
+    assert script.main([str(file), '--root', str(tmp_path), '--trial']) == 2
+    assert 'no trial has made it' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(('name', 'cells'), [('udl-2', 4), ('le-1', 5)])
+def test_the_trial_of_a_printed_table(name, cells, tmp_path, script, capsys):
+    """Two stages, and each form of the sigma branch, as the plans of the papers have them."""
+    file = Path(__file__).parent.parent / 'options' / 'papers' / f'{name}.yml'
+    assert script.main([str(file), '--root', str(tmp_path), '--trial', '--jobs', '2']) == 0
+    assert f'{cells} of {cells} cells run' in capsys.readouterr().out
+    runs = plan.read_plan(file, tmp_path).runs
+    found = {file.stem for file in (tmp_path / 'trials' / name / 'records').iterdir()}
+    assert found == {run.record(tmp_path).stem for run in runs}
+    assert len(runs) == cells
+
+
+def test_a_trial_says_which_cell_fails(write, tmp_path, script, capsys):
+    methods = {'L1': PLAN['methods']['L1'], 'explodes': {'base': 'l1.yml', 'options': {
+        'train': {'optim_g': {'type': 'SGD', 'lr': 1e30}}}}}
+    file = write(methods=methods, first={}, networks={'EDSR-S': {'base': 'edsr.yml'}}, scales={'x2': {}})
+    assert script.main([str(file), '--root', str(tmp_path), '--trial']) == 1
+    said = capsys.readouterr().out
+    assert 'EDSR-S explodes ×2 seed 0: failed with status 1' in said
+    assert 'not finite' in said
+    assert '1 of 2 cells run' in said
+
+
+def test_the_trial_takes_the_smallest_crop_that_is_enough(write, tmp_path):
+    runs = plan.read_plan(write(), tmp_path).runs
+    runs = [run for run in runs if (run.network, run.scale, run.seed) == ('EDSR-S', 2, 0)]
+    assert trial._smallest_side(runs, tmp_path, 'plan.yml') == 16
+    gv = {'type': 'GradientVarianceLoss', 'patch_size': 40}
+    large = plan.read_plan(write({'l1.yml': {'stage': 'plain', 'train': {'gv_opt': gv}}}), tmp_path).runs[0]
+    assert trial._smallest_side([large], tmp_path, 'plan.yml') == 24  # 48 HR pixels hold a patch of 40, 32 do not
+
+
+def test_every_seed_and_method_is_checked_before_the_first_begins(write, tmp_path):
+    methods = {**PLAN['methods'], 'late': {'base': 'l1.yml', 'seeds': [3], 'options': {
+        'train': {'pixel_opt': {'type': 'L2Loss'}}}}}
+    read = plan.read_plan(write(methods=methods), tmp_path)
+    with pytest.raises(OptionError, match=r'plan\.yml: EDSR-S_late_x2_seed3: train\.pixel_opt\.type') as error:
+        runner.check(read.runs, tmp_path, read.file, data=False)
+    assert len(error.value.problems) == 2  # of both scales
