@@ -50,6 +50,8 @@ def test_help_of_every_command(program, monkeypatch):
         assert not [flag for flag in flags if '-' in flag.lstrip('-')]
     if program.parent.name == 'cli':
         the_examples_of_the_help_can_be_typed(caught.value.args[0], program.stem)
+        without_indentation = CommandParser(told=inspect.cleandoc(module.__doc__))  # as Python 3.13 keeps it
+        assert without_indentation.examples == caught.value.args[0].examples
 
 
 def the_examples_of_the_help_can_be_typed(parser, command):
