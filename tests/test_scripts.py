@@ -10,6 +10,7 @@ import pytest
 
 from udl_basicsr.cli import drawing, figures
 from udl_basicsr.cli.main import COMMANDS
+from udl_basicsr.utils.command_line import CommandParser
 
 ROOT = Path(__file__).parents[1]
 PROGRAMS = [*(path for path in sorted((ROOT / 'scripts').glob('*.py')) if path.name != 'demo.py'),  # demo.sh's
