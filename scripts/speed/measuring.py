@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from udl_basicsr.utils import processor
+
 from .contenders import Case, Settings, Trainer, levers
 from .loading import waiting
 from .memory import peak_memory
@@ -64,6 +66,7 @@ def run(plan: Plan, device: torch.device, folders: tuple[Path, Path] | None = No
         SpeedError: Validation figures that differ from BasicSR's.
     """
     torch.backends.cudnn.benchmark = True  # as in BasicSR's and our training
+    processor.keep_freed_memory()  # as in ours; here BasicSR's gains by it, too
     report = dict.fromkeys(GOALS)
     report |= {'figures': {}, 'machine': {**machine(device), 'clock': plan.clock}, 'networks': {}, 'growth': [],
                'validation': {}, 'data': {}}

@@ -21,6 +21,7 @@ from udl_basicsr.models.stage_table import trains_head_alone
 from udl_basicsr.options.keys import lookup
 from udl_basicsr.options.parse import OptionError
 from udl_basicsr.options.signatures import parameters
+from udl_basicsr.utils.settings import RunSettings
 from udl_basicsr.utils.tables import text_table
 from udl_basicsr.utils.text import duration
 
@@ -119,7 +120,7 @@ def _on_trial(run: PlannedRun, folder: Path, side: int) -> PlannedRun:
         # without weights of elsewhere, but for a head that is trained on nothing else
         flat['path'] = {key: value for key, value in (of.flat.get('path') or {}).items()
                         if not key.startswith('pretrain_')
-                        or trains_head_alone(flat.get('stage', 'plain'), flat['train'])}
+                        or trains_head_alone(RunSettings.of(flat).stage, flat['train'])}
         if isinstance(flat.get('val'), dict):
             flat['val'] = {**flat['val'], 'val_freq': ITERATIONS, 'save_img': False,
                            'metrics': without_lpips_weights(flat['val'].get('metrics') or {})}

@@ -1,11 +1,27 @@
 """Whether a step may be taken, which all ranks must answer alike, without making the host wait for the device."""
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+
+
+def clip_grad_norm(parameters: Iterable[Tensor], largest: float | None) -> Tensor:
+    """The norm of the gradients, all taken together, which are shortened to ``largest`` if that is given.
+
+    torch's multiplies all gradients even where nothing is to be clipped: by one, which costs as much as the norm.
+    """
+    parameters = list(parameters)
+    if largest:
+        return nn.utils.clip_grad_norm_(parameters, largest)
+    grads = [p.grad for p in parameters if p.grad is not None]
+    if not grads:
+        return torch.zeros((), device=parameters[0].device if parameters else None)
+    norms = torch._foreach_norm(grads)  # pyright: ignore[reportPrivateImportUsage] - as torch's
+    return torch.linalg.vector_norm(torch.stack(norms))
 
 
 def leaves_out_by_itself(optimizer: torch.optim.Optimizer) -> bool:

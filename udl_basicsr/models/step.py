@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from udl_basicsr.archs import UncertaintyNet
+from udl_basicsr.functional.weight_gradient import FastWeightGradients
 from udl_basicsr.losses.base import inputs_of
 from udl_basicsr.utils.checkpoints import EMA_FIRST, ParamKey, load_network
 from udl_basicsr.utils.settings import RunSettings, TrainSettings, strict_load
 
-from .guard import StepGuard, leaves_out_by_itself
+from .guard import StepGuard, clip_grad_norm, leaves_out_by_itself
 from .loss_blocks import build_loss, losses_of
 from .saving import SavedModel
 
@@ -155,6 +156,8 @@ class StepModel(SavedModel):
         self.grad_clip, self.skip_nonfinite = self.settings.grad_clip, self.settings.skip_nonfinite
         self.skipped, self.skipped_in_a_row = 0, 0
         self.run = {}  # what the loop wants to find again in a training state
+        fast = self.device.type == 'cpu' and FastWeightGradients.pay() and not self.settings.compile
+        self.convolutions = FastWeightGradients() if fast else contextlib.nullcontext()
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.settings.amp == 'fp16')
         if self.ema_decay > 0:
             self.net_g_ema = build_network(self.opt['network_g']).to(self.device, memory_format=self.memory_format)
@@ -247,7 +250,7 @@ class StepModel(SavedModel):
             for label in labels:
                 self.scaler.unscale_(optimizers[label])
                 for name, parameters in self.clipped_apart(label).items():
-                    norms[name] = nn.utils.clip_grad_norm_(parameters, self.grad_clip or float('inf'))
+                    norms[name] = clip_grad_norm(parameters, self.grad_clip)
             self._log |= norms
             minimised |= {**losses, **norms}
             if self.guard.refuses(self._finite(losses, norms), self.asked_to_stop()):
@@ -295,6 +298,7 @@ class StepModel(SavedModel):
                 for network in self.networks_in_training().values():
                     if isinstance(network, DistributedDataParallel) and number < len(parts):
                         waiting.enter_context(network.no_sync())
+                waiting.enter_context(self.convolutions)
                 losses, figures = compute_losses(lq, gt, **{key: part[number - 1] for key, part in given.items()})
                 share = len(lq) / batch
                 self.scaler.scale(functools.reduce(torch.add, losses.values()) * share).backward()

@@ -19,6 +19,7 @@ from udl_basicsr.data.loader import ValidationImages, build_dataset, seed_all, t
 from udl_basicsr.metrics.facts import facts_for_scores, without_better
 from udl_basicsr.options.parse import Parsed
 from udl_basicsr.options.summary import describe_options
+from udl_basicsr.utils import processor
 from udl_basicsr.utils.distributed import broadcast
 from udl_basicsr.utils.scores import (
     Measured,
@@ -217,7 +218,8 @@ def test(parsed: Parsed) -> Scores:
 
 
 def _scores(model, opt: dict) -> Scores:
-    metrics, rounded = opt['val'].get('metrics') or {}, opt['val'].get('rounded', True)
+    val = ValSettings.of(opt['val'])
+    metrics, rounded = val.metrics, val.rounded
     return Scores(
         name=opt['name'],
         scale=opt['scale'],
@@ -263,6 +265,7 @@ def _begin(parsed: Parsed, log: RunLog) -> None:
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
     torch.backends.cudnn.benchmark = not deterministic
     torch.use_deterministic_algorithms(deterministic)
+    processor.keep_freed_memory()
 
 
 def _tb_logger(opt: dict):

@@ -1,0 +1,147 @@
+"""The gradient to a convolution's weights by matrix products: torch's, whatever the shapes, and only where it pays."""
+import pytest
+import torch
+from basicsr.archs.edsr_arch import EDSR
+from torch import nn
+from torch.nn import functional as F
+
+from udl_basicsr.archs import UDLHead, UncertaintyNet
+from udl_basicsr.functional.weight_gradient import FastWeightGradients, weight_gradient
+from udl_basicsr.models.guard import clip_grad_norm
+from udl_basicsr.utils import processor
+
+LAST = torch.channels_last
+
+
+@pytest.mark.parametrize('memory_format', [LAST, torch.contiguous_format])
+@pytest.mark.parametrize(('batch', 'channels', 'out', 'size', 'kernel', 'padding'), [
+    (2, 9, 16, (11, 9), (3, 3), (1, 1)),
+    (1, 9, 3, (40, 30), (3, 3), (1, 1)),  # an image
+    (2, 5, 12, (50, 20), (2, 2), (1, 1)),  # the upsampled convolution's
+    (1, 4, 9, (31, 17), (3, 5), (0, 2)),
+    (2, 4, 3, (31, 17), (5, 1), (2, 0)),
+    (1, 4, 8, (9, 400), (7, 7), (3, 3)),  # several blocks, a padding higher than some
+    (1, 4, 8, (5, 900), (3, 3), (1, 1)),  # rows longer than a block
+    (1, 4, 4, (8, 8), (2, 2), (2, 2)),  # a padding larger than the kernel needs
+])
+def test_it_is_the_gradient(batch, channels, out, size, kernel, padding, memory_format):
+    x = torch.randn(batch, channels, *size, dtype=torch.float64).contiguous(memory_format=memory_format)
+    weight = torch.randn(out, channels, *kernel, dtype=torch.float64, requires_grad=True)
+    y = F.conv2d(x, weight, padding=padding)
+    grad = torch.randn_like(y).contiguous(memory_format=memory_format)
+    expected, = torch.autograd.grad(y, weight, grad)
+    torch.testing.assert_close(weight_gradient(x, grad, kernel, padding), expected, rtol=1e-11, atol=1e-11)
+
+
+def gradients(net: nn.Module, lq: torch.Tensor, *modes) -> list[torch.Tensor]:
+    lq = lq.detach().requires_grad_()
+    for mode in modes:
+        mode.__enter__()
+    mean, s = net(lq)
+    for mode in modes:
+        mode.__exit__(None, None, None)
+    (mean.square().mean() + s.exp().mean()).backward()
+    found = [lq.grad, *(p.grad for p in net.parameters())]
+    net.zero_grad()
+    return found
+
+
+def test_a_network_has_the_same_gradients():
+    """Of all its layers, as near to float64's as torch's own."""
+    net = UncertaintyNet(EDSR(3, 3, num_feat=40, num_block=1, upscale=2)).to(memory_format=LAST)
+    lq = torch.rand(1, 3, 44, 44).contiguous(memory_format=LAST)
+    stock, ours = gradients(net, lq), gradients(net, lq, FastWeightGradients())
+    exact = gradients(net.double(), lq.double())
+    differ = 0
+    for theirs, mine, expected in zip(stock, ours, exact, strict=True):
+        scale = expected.abs().max()
+        errors = [(value - expected).abs().max() / scale for value in (theirs, mine)]
+        assert errors[1] < max(2 * errors[0], 2e-6)
+        differ += not torch.equal(theirs, mine)
+    assert differ >= 5  # those that were computed otherwise
+
+
+@pytest.mark.parametrize(('change', 'ours'), [
+    ({}, True), ({'memory_format': torch.contiguous_format}, False), ({'channels': 16}, False), ({'size': 20}, False),
+    ({'stride': 2}, False), ({'groups': 2}, False), ({'dilation': 2}, False), ({'dtype': torch.bfloat16}, False),
+    ({'kernel': 1}, False), ({'frozen': True}, False), ({'amp': True}, False), ({'padding': 'same'}, False)])
+def test_others_are_left_to_torch(change, ours):
+    channels, size = change.get('channels', 48), change.get('size', 40)
+    conv = nn.Conv2d(channels, 48, change.get('kernel', 3), change.get('stride', 1), change.get('padding', 1),
+                     change.get('dilation', 1), change.get('groups', 1), dtype=change.get('dtype'))
+    conv.requires_grad_(not change.get('frozen'))
+    x = torch.rand(1, channels, size, size, dtype=change.get('dtype')).requires_grad_()
+    x = x.contiguous(memory_format=change.get('memory_format', LAST))
+    with FastWeightGradients(), torch.autocast('cpu', enabled=change.get('amp', False)):
+        y = conv(x)
+        torch.testing.assert_close(y, conv(x))
+    assert ('_Convolution' in type(y.grad_fn).__name__) == ours
+
+
+def test_it_can_be_differentiated_again():
+    """A loss of someone's may look at the gradient."""
+    conv = nn.Conv2d(32, 32, 3, padding=1)
+    x = torch.rand(1, 32, 56, 56).contiguous(memory_format=LAST).requires_grad_()
+    results = []
+    for mode in (FastWeightGradients(), torch.autocast('cpu', enabled=False)):
+        with mode:
+            y = conv(x).square().sum()
+        slope, = torch.autograd.grad(y, conv.weight, create_graph=True)
+        results.append(torch.autograd.grad(slope.square().sum(), x)[0])
+    assert results[0].abs().max() > 0
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
+
+
+def test_a_step_takes_it_where_it_pays_and_is_the_same(project, monkeypatch):
+    networks = []
+    for pays in (True, False):
+        monkeypatch.setattr(FastWeightGradients, 'pay', lambda pays=pays: pays)
+        torch.manual_seed(0)
+        model = project.model('esu', 'network_g:num_feat=48', 'train:channels_last=true', 'train:accumulate=2')
+        assert isinstance(model.convolutions, FastWeightGradients) == pays
+        torch.manual_seed(1)
+        model.feed_data({'lq': torch.rand(2, 3, 28, 28), 'gt': torch.rand(2, 3, 56, 56)})
+        model.optimize_parameters(1)
+        networks.append([p.grad for p in model.trained.parameters()])
+    assert not all(map(torch.equal, *networks))
+    for mine, theirs in zip(*networks, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-5 * float(theirs.abs().max()))
+
+
+def test_elu_in_its_place_has_the_slope():
+    """That of s by all features, from far below 0 to far above, beside float64's."""
+    head = UDLHead(8, 3, 2)
+    x = torch.linspace(-100, 100, 8 * 36).view(1, 8, 6, 6)
+    results = []
+    for number in (torch.float32, torch.float64):
+        features = x.to(number, copy=True).requires_grad_()
+        out = head.to(number)(features)
+        head.zero_grad()
+        out.sum().backward()
+        results.append([out.detach().double(), features.grad.double(), *(p.grad.double() for p in head.parameters())])
+    for mine, expected in zip(*results, strict=True):
+        assert (mine - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize('largest', [None, 0.5, 1e9])
+def test_the_norm_is_torchs_and_clips_alone_where_asked(largest):
+    values = [torch.randn(3, 4), torch.randn(7), torch.randn(2, 2)]
+    mine, theirs = ([nn.Parameter(torch.zeros_like(v)) for v in values] for _ in range(2))
+    for parameters in (mine, theirs):
+        for p, value in zip(parameters[:2], values, strict=False):  # the last has no gradient
+            p.grad = value.clone()
+    norm = clip_grad_norm(iter(mine), largest)
+    assert torch.equal(norm, nn.utils.clip_grad_norm_(theirs, largest or float('inf')))
+    assert all(torch.equal(a.grad, b.grad) for a, b in zip(mine[:2], theirs[:2], strict=True))
+    assert clip_grad_norm(mine[2:], largest) == 0
+
+
+def test_memory_that_was_freed_is_kept():
+    """Pages that the system has to give anew for 40 MiB, which are 10,240: none, after the first time."""
+    resource = pytest.importorskip('resource')
+    if not processor.keep_freed_memory():
+        pytest.skip('no glibc')
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(10 * 2**20)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 100
