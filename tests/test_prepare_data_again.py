@@ -28,7 +28,7 @@ def test_other_images_are_never_mixed_in(source, out, capsys):
     before = tree(out)
     (source / '0.png').write_bytes(encode(picture(seed=9)))
     (source / '1.png').rename(source / 'new.png')
-    assert run(source, out, '--scale', '2', '--sub-images', '40') == 1
+    assert run(source, out, '--scale', '2', '--sub-images', '40') == 2
     said = capsys.readouterr().err
     assert 'was prepared from other images (changed 0.png; new new.png; gone 1.png)' in said
     assert 'holds sub-images of 48 with step 24, asked for are 40 and 20' in said
@@ -38,7 +38,7 @@ def test_other_images_are_never_mixed_in(source, out, capsys):
 def test_changed_while_running(source, out, monkeypatch, capsys):
     inspect = prepare_module._inspect
     monkeypatch.setattr(prepare_module, '_inspect', lambda path: {**inspect(path), 'sha256': 'of another file'})
-    assert run(source, out) == 1
+    assert run(source, out) == 2
     assert '0.png: changed while it was being prepared' in capsys.readouterr().err
 
 
