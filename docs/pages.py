@@ -33,7 +33,7 @@ def on_files(files, config):
 def on_page_markdown(markdown, page, config, files):
     """Turns links between files of the repository into links between pages."""
     here = page.file.src_uri
-    return link_pages(markdown, here, set(files.src_uris))
+    return link_pages(markdown, here, {file.src_uri for file in files if file.inclusion.is_included()})
 
 
 def link_pages(markdown: str, page: str, pages: set[str]) -> str:

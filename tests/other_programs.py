@@ -71,7 +71,7 @@ def run(capsys, *argv, fails=None):
     status = script.main([str(a) for a in argv])
     printed = capsys.readouterr()
     if fails:
-        assert status == 1
+        assert status == 2
         assert re.search(fails, printed.err), printed.err
         assert not printed.out
     else:

@@ -112,7 +112,7 @@ def test_a_training_file_is_a_test_as_well(file, tmp_path):
     assert flat['path']['pretrain_network_g'] == f'{models}/net_g_latest.pth'
     assert {key: flat[key] for key in ('name', 'scale', 'network_g')} == {
         key: trained[key] for key in ('name', 'scale', 'network_g')}
-    assert [block['name'] for block in flat['datasets'].values()] == ['Set5', 'Set14', 'B100', 'Urban100', 'Manga109']
+    assert [block['name'] for block in flat['datasets'].values()] == ['Set5', 'Set14', 'BSD100', 'Urban100', 'Manga109']
     assert all(f'bicx{flat["scale"]}' in block['dataroot_lq'] for block in flat['datasets'].values())
     assert flat['val']['metrics']['psnr']['crop_border'] == flat['scale']
     assert flat['path'].get('pretrain_network_u') == (f'{models}/net_u_latest.pth' if '_ESU_' in file else None)

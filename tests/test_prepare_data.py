@@ -219,7 +219,7 @@ def test_all_bad_files_are_named_at_once_and_nothing_is_written(source, out, cap
     (source / '0.JPG').write_bytes(encode(COLOUR, 'JPEG'))
     (source / 'gone.png').symlink_to('nowhere.png')
     (source / 'notes.txt').write_text('no image, no matter')
-    assert run(source, out, '--scale', '2', '4') == 1
+    assert run(source, out, '--scale', '2', '4') == 2
     said = capsys.readouterr().err
     for index in range(len(BAD_FILES)):
         assert f'bad{index}.png: ' in said
@@ -252,7 +252,7 @@ def test_bad_folders(source, tmp_path, monkeypatch, capsys, where, options, mess
     Path('dotted/a.b.png').write_bytes(encode(COLOUR))
     Path('foreign/prepare.json').write_text('[]')
     before = tree(tmp_path)
-    assert run(where, 'out', '--scale', '2', *options) == 1
+    assert run(where, 'out', '--scale', '2', *options) == 2
     assert message in capsys.readouterr().err
     assert tree(tmp_path) == before
 

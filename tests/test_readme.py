@@ -1,4 +1,6 @@
 """What README.md and the notebook say is done, not only read."""
+import importlib
+import inspect
 import json
 import re
 from pathlib import Path
@@ -35,6 +37,24 @@ def test_the_links_of_the_pages_lead_somewhere():
 def test_the_readme_links_each_page_once():
     for page in (ROOT / 'docs').glob('*.md'):
         assert README.count(f'](docs/{page.name})') == 1, page.name
+
+
+@pytest.mark.parametrize('room', ['losses', 'archs', 'metrics', 'functional'])
+def test_the_reference_describes_arguments_that_exist(room):
+    """One each: mkdocs warns of other names, which ends the build of the site."""
+    module, strange = importlib.import_module(f'udl_basicsr.{room}'), []
+    items = {name: getattr(module, name) for name in module.__all__}
+    for name, part in items.copy().items():  # of metrics, all are modules
+        if inspect.ismodule(part):
+            items |= {f'{name}.{key}': item for key, item in vars(items.pop(name)).items()
+                      if getattr(item, '__module__', '') == part.__name__}
+    assert len(items) > 5
+    for name, item in items.items():
+        section = re.search(r'^Args:\n((?:    .*\n?|\n)*)', inspect.getdoc(item) or '', re.M)
+        entries = re.findall(r'^    (\S[^:(]*)', section[1], re.M) if section else []
+        known = inspect.signature(item).parameters
+        strange += [f'{name}: {entry}' for entry in entries if entry.strip(' *') not in known]
+    assert strange == []
 
 
 def test_the_notebook_runs_and_its_claims_hold(monkeypatch, tmp_path):

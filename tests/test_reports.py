@@ -285,7 +285,7 @@ def test_command_line(tmp_path, results, capsys):
     assert '† printed in B. Lim' in capsys.readouterr().out
     assert main([*folders, '--out', str(tmp_path / 'table.txt')]) == 0
     assert 'EDSR_UDL_x4' in (tmp_path / 'table.txt').read_text(encoding='utf-8')
-    assert main([str(tmp_path / 'nothing')]) == 1
+    assert main([str(tmp_path / 'nothing')]) == 2
     assert 'error: No scores at' in capsys.readouterr().err
 
 

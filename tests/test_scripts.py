@@ -10,6 +10,7 @@ import pytest
 
 from udl_basicsr.cli import drawing, figures
 from udl_basicsr.cli.main import COMMANDS
+from udl_basicsr.utils.command_line import CommandParser
 
 ROOT = Path(__file__).parents[1]
 PROGRAMS = [*(path for path in sorted((ROOT / 'scripts').glob('*.py')) if path.name != 'demo.py'),  # demo.sh's
@@ -50,6 +51,8 @@ def test_help_of_every_command(program, monkeypatch):
         assert not [flag for flag in flags if '-' in flag.lstrip('-')]
     if program.parent.name == 'cli':
         the_examples_of_the_help_can_be_typed(caught.value.args[0], program.stem)
+        without_indentation = CommandParser(told=inspect.cleandoc(module.__doc__))  # as Python 3.13 keeps it
+        assert without_indentation.examples == caught.value.args[0].examples
 
 
 def the_examples_of_the_help_can_be_typed(parser, command):

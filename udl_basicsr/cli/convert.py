@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
         options, notes = convert_file(args.pop('weights'), **args)
     except (ExportError, CheckpointError, OptionError) as error:
         print(f'error: {error}', file=sys.stderr)
-        return 1
+        return exits.MISUSED
     for note in notes:
         print(note, file=sys.stderr)
     print(f'Wrote {args["out"]}' + (f' and {args["out_u"]}' if args['out_u'] else ''), file=sys.stderr)

@@ -109,7 +109,7 @@ def main(argv: list[str] | None = None) -> int:
     except PreparationError as error:
         print(f'Cannot prepare {job.source}, {len(error.problems)} problem(s) to put right:', file=sys.stderr)
         print('\n'.join(f'  {problem}' for problem in error.problems), file=sys.stderr)
-        return 1
+        return exits.MISUSED
     except BrokenProcessPool:
         print('A worker process was killed, for lack of memory perhaps. Run the same command again with fewer '
               '--workers; it goes on where it stopped.', file=sys.stderr)

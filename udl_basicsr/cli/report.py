@@ -34,7 +34,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = CommandParser(told=__doc__,
                            description='Makes one self-contained HTML file of a comparison or of test runs.')
     parser.add_argument('folders', nargs='+', metavar='FOLDER', help='docs/results/<comparison>, with the records of '
-                        'udl compare, or results/<name>, with the scores.json of test.py')
+                        'udl compare, or results/<name>, with the scores.json of udl test')
     parser.add_argument('--out', metavar='FILE', help='default: report.html in the first folder')
     parser.add_argument('--images', nargs='+', default=[], metavar='DATASET/NAME', help='which pictures to put in; '
                         'default: one or two of each data set, by a rule that the page states, below 5 MB')

@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
         table = join([read_scores(path) for path in args.results], args.reference, printed, args.metrics)
     except (ScoresError, OSError) as error:
         print(f'error: {error}', file=sys.stderr)
-        return 1
+        return exits.MISUSED
     sources = dict.fromkeys(row['source'] for row in printed)
     notes = [f'† printed in {paper["sources"][name]["title"]}, {paper["sources"][name]["url"]}' for name in sources]
     text = render(replace(table, notes=(*table.notes, *notes)), args.format)

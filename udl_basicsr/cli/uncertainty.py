@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
         files = write_reports(reports, protocol, args.out)
     except (ReportError, OSError) as error:
         print(f'error: {error}', file=sys.stderr)
-        return 1
+        return exits.MISUSED
     print(format_reports(reports, protocol))
     for path in files:
         print(f'Wrote {path}')

@@ -66,7 +66,7 @@ class Workers:
         Args:
             function: Importable from a module, as are its arguments' types.
             tasks: The argument tuples.
-            label: What stands before the progress bar.
+            label: What stands before the progress bar, which only a terminal shows.
 
         Returns:
             The results in the order of the tasks.
@@ -76,7 +76,7 @@ class Workers:
         """
         if not tasks:
             return []
-        with tqdm(total=len(tasks), desc=label, unit='image', dynamic_ncols=True) as bar:
+        with tqdm(total=len(tasks), desc=label, unit='image', dynamic_ncols=True, disable=None) as bar:
             if self.count <= 1:
                 results = []
                 for task in tasks:

@@ -46,8 +46,8 @@ def carn_to_ours(weights: Weights, kind: str, scale: int | None) -> Converted:
         there = {'up': _scale_of_group(weights, 'upsample.up.body')}
     name = next((n for n, s in there.items() if scale in (None, s)), None)
     if name is None or (scale is None and len(there) > 1):
-        raise ConversionError(f'--scale: expected one of {sorted(there.values())}, the scales of this file; '
-                              f'got {scale}')
+        raise ConversionError(f'--scale: expected {" or ".join(map(str, sorted(there.values())))}, which this file '
+                              'holds; ' + ('none was given' if scale is None else f'got {scale}'))
     params = {key.replace(f'upsample.{name}.', f'upsample.up{there[name]}.'): value.clone()
               for key, value in weights.items() if not key.startswith('upsample.') or f'.{name}.' in key}
     num_feat = weights['entry.weight'].shape[0]

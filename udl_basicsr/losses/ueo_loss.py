@@ -18,7 +18,8 @@ class UEOLoss(LikelihoodLoss):
     so the second term pulls s up where errors are seen. The image is a constant of it, as of TLW's eq. 8.
 
     By the name of 2025's UEO, of which no more than the formula was at hand: weights, k, temperature and judge are
-    ours, with TLW's released values where it has the same.
+    ours, with TLW's released values where it has the same. The arguments that are not listed are those of
+    :class:`LikelihoodLoss`, without ``reduction='none'``.
 
     Args:
         judge_weight (float): Weight of the second term.
@@ -30,7 +31,6 @@ class UEOLoss(LikelihoodLoss):
         judge_linear (bool): LPIPS with its linear layers.
         judge_weights (str | None): torchvision's file of its ImageNet weights; None looks in torch's cache.
         judge_random (bool): A random backbone, for trials without weights.
-        loss_weight, img_range, reduction, detach: See :class:`LikelihoodLoss`; no ``reduction`` ``'none'``.
 
     Raises:
         ValueError: An argument outside of what is said here.

@@ -120,8 +120,7 @@ class LikelihoodLoss(WeightedLoss):
 class EULoss(LikelihoodLoss):
     """Estimating uncertainty: mean(exp(-s)*e + s) (UDL paper, eq. 6). Per-pixel optimum s* = ln e.
 
-    Args:
-        loss_weight, img_range, reduction, detach: See :class:`LikelihoodLoss`.
+    The arguments are those of :class:`LikelihoodLoss`.
     """
 
     def pixel_terms(self, error, log_scale):
@@ -134,8 +133,7 @@ class ESULoss(LikelihoodLoss):
 
     The second s is Jeffreys' prior p(theta) = 1/theta, which pulls the scale of most pixels towards 0.
 
-    Args:
-        loss_weight, img_range, reduction, detach: See :class:`LikelihoodLoss`.
+    The arguments are those of :class:`LikelihoodLoss`.
     """
 
     def pixel_terms(self, error, log_scale):
@@ -150,8 +148,7 @@ class GaussianNLLLoss(LikelihoodLoss):
     s is then the log of a standard deviation, not of a Laplace scale: ``head: {distribution: gaussian}``. Per-pixel
     optimum s* = ln e.
 
-    Args:
-        loss_weight, img_range, reduction, detach: See :class:`LikelihoodLoss`.
+    The arguments are those of :class:`LikelihoodLoss`.
     """
     distribution = 'gaussian'
 
@@ -163,9 +160,10 @@ class GaussianNLLLoss(LikelihoodLoss):
 class GRAMLoss(LikelihoodLoss):
     """GRAM, 2019: mean(sg[sigmoid(s)] * (exp(-s)*e + s)), sg = stop-gradient.
 
+    The arguments that are not listed are those of :class:`LikelihoodLoss`.
+
     Args:
         norm (str): ``'l1'`` uses e, ``'l2'`` uses e^2; s is then the log of a squared scale, s* = ln(e^2).
-        loss_weight, img_range, reduction, detach: See :class:`LikelihoodLoss`.
     """
 
     def __init__(self, loss_weight: float = 1.0, norm: str = 'l1', img_range: float = 255., reduction: str = 'mean',
@@ -183,10 +181,10 @@ class BetaNLLLoss(LikelihoodLoss):
     """beta-NLL for a Laplace density: mean(sg[e^(beta*s)] * (exp(-s)*e + s)), sg = stop-gradient.
 
     Seitzer et al., ICLR 2022 (arXiv 2203.09168); see :func:`~udl_basicsr.functional.likelihoods.beta_nll_terms`.
+    The arguments that are not listed are those of :class:`LikelihoodLoss`.
 
     Args:
         beta (float): In [0, 1]; 0 is EU, at 1 the image is trained as with L1. 0.5 as printed.
-        loss_weight, img_range, reduction, detach: See :class:`LikelihoodLoss`.
 
     Raises:
         ValueError: ``beta`` outside of [0, 1]; and what LikelihoodLoss refuses.
@@ -210,8 +208,7 @@ class GeneralisedGaussianLoss(LikelihoodLoss):
     Upadhyay et al., ECCV 2022 (arXiv 2207.06873). For ``head: {distribution: generalised_gaussian}``. Their cap
     restores the image too, by a loss of its own; here the image stays what it is, and no such loss is needed.
 
-    Args:
-        loss_weight, img_range, reduction, detach: See :class:`LikelihoodLoss`.
+    The arguments are those of :class:`LikelihoodLoss`.
     """
     distribution = 'generalised_gaussian'
 
@@ -224,12 +221,11 @@ class QuantileLoss(LikelihoodLoss):
     """The pinball losses of a lower and an upper quantile, summed: an interval without a density.
 
     Angelopoulos et al., ICML 2022 (arXiv 2202.05265). For ``head: {distribution: quantile}``. There another loss trains
-    the image, so ``detach: all`` is what is meant.
+    the image, so ``detach: all`` is what is meant. The log calls the terms ``l_fidelity`` (lower quantile) and
+    ``l_log_scale`` (upper). The arguments that are not listed are those of :class:`LikelihoodLoss`.
 
     Args:
         level (float): Share of the truth between the quantiles, as the head has it; 0.9 as printed.
-        loss_weight, img_range, reduction, detach: See :class:`LikelihoodLoss`. The log calls the terms
-            ``l_fidelity`` (lower quantile) and ``l_log_scale`` (upper).
 
     Raises:
         ValueError: ``level`` that is no probability; and what LikelihoodLoss refuses.

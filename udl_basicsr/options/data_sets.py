@@ -56,7 +56,7 @@ class Images:
         portion = 8 if self.deep else _PORTION
         portions = [names[i:i + portion] for i in range(0, len(names), portion)]
         with ThreadPoolExecutor(_THREADS) as threads, \
-                tqdm(total=len(names), desc=what, unit='image', disable=self.quiet or not self.deep,
+                tqdm(total=len(names), desc=what, unit='image', disable=self.quiet or not self.deep or None,
                      dynamic_ncols=True) as bar:
             for some, found in zip(portions, threads.map(look_at, portions), strict=True):
                 self.known.update(zip(some, found, strict=True))

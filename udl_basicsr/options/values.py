@@ -72,9 +72,9 @@ class Checker(TrainingChecker):
         for key, block in datasets.items():
             phase, where = key.split('_')[0], f'datasets.{key}'
             if self.is_train and phase == 'test':
-                self.report.add(where, 'a test set in a training file: call it val, or use it with test.py')
+                self.report.add(where, 'a test set in a training file: call it val, or use it with udl test')
             if not self.is_train and phase == 'train':
-                self.report.add(where, 'a training set in a test file: test.py takes test, test_1, ...; is this a '
+                self.report.add(where, 'a training set in a test file: udl test takes test, test_1, ...; is this a '
                                 'training file?')
             if not isinstance(block, dict):
                 continue

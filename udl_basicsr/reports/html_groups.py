@@ -100,7 +100,7 @@ def read_groups(folders: Iterable[str | Path]) -> list[Group]:
     for folder in map(Path, folders):
         if not folder.is_dir():
             raise FileNotFoundError(f'{folder}: no such folder. Expected docs/results/<comparison>, with the records '
-                                    'of udl compare, or results/<name>, with the scores.json of test.py')
+                                    'of udl compare, or results/<name>, with the scores.json of udl test')
         if (folder / 'scores.json').is_file():
             tested.append(folder)
             continue

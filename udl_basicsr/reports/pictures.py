@@ -132,7 +132,7 @@ class Run:
                               'so that the uncertainty is saved beside the images')
         encoded = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
         if encoded is None or encoded.dtype != np.uint16 or encoded.ndim != 2:
-            raise ReportError(f'{path}: expected a gray 16-bit PNG, the map of s that test.py writes')
+            raise ReportError(f'{path}: expected a gray 16-bit PNG, the map of s that udl test writes')
         return decode_log_scale(encoded)
 
 

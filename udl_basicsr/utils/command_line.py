@@ -1,5 +1,6 @@
 """The parser of all commands: one spelling of flags, BasicSR's ``--force_yml``, and examples at the end of the help."""
 import argparse
+import re
 import sys
 import textwrap
 from typing import Any
@@ -9,13 +10,15 @@ class CommandParser(argparse.ArgumentParser):
     """An ArgumentParser that takes ``--dry-run`` for ``--dry_run`` too.
 
     Args:
-        told: The docstring of the command's module; its indented lines are the examples that ``--help`` ends with.
+        told: The docstring of the command's module; its lines that begin with ``udl``, and what continues them after
+            a backslash, are the examples that ``--help`` ends with. That they are indented says nothing: Python 3.13
+            takes the indentation off a docstring that has nothing else after its first line.
     """
 
     def __init__(self, *args: Any, told: str | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        lines = [line for line in (told or '').splitlines()[1:] if line.startswith('    ')]
-        self.examples = textwrap.indent(textwrap.dedent('\n'.join(lines)), '  ')
+        examples = re.findall(r'^ *udl (?:.*\\\n)*.*', told or '', re.M)
+        self.examples = textwrap.indent('\n'.join(map(textwrap.dedent, examples)), '  ')
 
     def parse_known_args(self, args=None, namespace=None):
         return super().parse_known_args([_spelt(text) for text in (sys.argv[1:] if args is None else args)], namespace)

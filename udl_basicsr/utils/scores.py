@@ -255,7 +255,7 @@ def _floats(values: Mapping[str, Any]) -> dict[str, float | None]:
 def _check_scores(scores: Any, source: str, finite: bool) -> None:
     def need(condition: bool, what: str) -> None:
         if not condition:
-            raise ScoresError(f'{source}: {what}. test.py writes such scores; run it again.')
+            raise ScoresError(f'{source}: {what}. udl test writes such scores; run it again.')
 
     def need_numbers(values: Any, where: str) -> None:
         need(isinstance(values, Mapping), f'{where} should map metrics to numbers, got {values!r}')
