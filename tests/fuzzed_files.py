@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from fuzzing import LONG, _memory, anything, bounded, mutated  # noqa: F401 - a fixture of its module and of this one
+from fuzzing import LONG, bounded
 from hypothesis import HealthCheck, note, settings
 from hypothesis import strategies as st
 

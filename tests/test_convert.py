@@ -1,5 +1,4 @@
 """Weights from other programs and back: the same pixels as their networks."""
-
 import os
 
 import pytest

@@ -1,5 +1,4 @@
 """Weights for other programs: safetensors, ONNX, stock BasicSR, spandrel."""
-
 import hashlib
 import json
 import re

@@ -1,5 +1,4 @@
 """The papers' maps against the losses and against OpenCV."""
-
 import cv2
 import numpy as np
 import pytest

@@ -8,7 +8,6 @@ ones:
 It also trains a step with, and validates, what was accepted, and prints how many files there were. What it finds is
 shrunk by hypothesis, printed, and kept in ``.hypothesis`` to be tried first the next time.
 """
-
 import contextlib
 import json
 import re

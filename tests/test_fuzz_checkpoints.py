@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from basicsr.archs import build_network
 from fuzzed_files import HOSTILE, KEYS, File, Tally, attempts, damaged, nodes, torch_files
-from fuzzing import LONG, _memory, anything, bounded, mutated  # noqa: F401 - a fixture of its module and of this one
+from fuzzing import _memory, anything, mutated  # noqa: F401 - a fixture of its module and of this one
 from hypothesis import given, note
 from hypothesis import strategies as st
 from other_programs import TheirCARN

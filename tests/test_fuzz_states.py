@@ -10,7 +10,7 @@ import torch
 from basicsr.models import build_model
 from conftest import Project, batch
 from fuzzed_files import File, Tally, attempts, torch_files
-from fuzzing import LONG, _memory, anything, bounded, mutated  # noqa: F401 - a fixture of its module and of this one
+from fuzzing import _memory  # noqa: F401 - a fixture of its module and of this one
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -1,5 +1,4 @@
 """The gradient variance loss against references, and as printed and as released."""
-
 import numpy as np
 import pytest
 import torch

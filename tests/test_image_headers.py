@@ -1,5 +1,4 @@
 """What the head of an image file says before it is read, and what is refused by it."""
-
 import io
 import struct
 import time
@@ -8,7 +7,6 @@ import zlib
 import cv2
 import numpy as np
 import pytest
-from option_cases import parse, refused, train_opt  # noqa: F401
 from PIL import Image
 
 from udl_basicsr.data.images import MAX_PIXELS, ImageError, decode_rgb, read_header

@@ -1,5 +1,4 @@
 """Metrics against SciPy, brute force, closed forms and BasicSR's."""
-
 import numpy as np
 import pytest
 import scipy.integrate

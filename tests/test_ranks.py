@@ -1,5 +1,4 @@
 """Runs of several processes: they agree, and each says what is wrong with it."""
-
 import os
 import re
 import socket
