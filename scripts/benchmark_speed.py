@@ -44,9 +44,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--compile', nargs='*', choices=list(speed.NETWORKS), metavar='NAME',
                         help='networks with torch.compile among the levers, which costs minutes each on a CPU '
                              '(default: all, quick: none)')
-    parser.add_argument('--clock', choices=list(speed.CLOCKS), default='wall',
+    parser.add_argument('--clock', choices=list(speed.CLOCKS),
                         help='what a step is timed by; processor, for one thread on a CPU: the time that it computes, '
-                             'where others compute on the same machine (default: wall)')
+                             'where others compute on the same machine; gpu: its own events (default: gpu where '
+                             'there is one, else wall)')
     parser.add_argument('--device', choices=['auto', 'cpu', 'cuda'], default='auto')
     args = parser.parse_args(argv)
     if args.out.suffix == '.png' or args.out.is_dir():
@@ -54,16 +55,17 @@ def main(argv: list[str] | None = None) -> int:
     there = next(p for p in args.out.absolute().parents if p.exists())
     if not (there.is_dir() and os.access(there, os.W_OK)):
         parser.error(f'--out {args.out}: {there} is no folder that can be written')
-    if args.device == 'cuda' and not torch.cuda.is_available():
-        parser.error('--device cuda: torch finds no GPU here')
+    if 'cuda' in (args.device, 'cuda' if args.clock == 'gpu' else '') and not torch.cuda.is_available():
+        parser.error('--device cuda, --clock gpu: torch finds no GPU here')
     if args.clock == 'processor' and (args.device == 'cuda' or torch.get_num_threads() > 1):
         parser.error('--clock processor: adds up the time of all threads; set OMP_NUM_THREADS=1, and --device cpu')
     device = torch.device('cuda' if args.device != 'cpu' and torch.cuda.is_available() else 'cpu')
+    clock = args.clock or ('gpu' if device.type == 'cuda' else 'wall')
     try:
         if args.val:
             speed.check_folders(*args.val, scale=4)
         plan = speed.make_plan(device, args.quick, args.networks, args.batch, args.patch, args.rounds, args.seconds,
-                               args.clock, args.compile)
+                               clock, args.compile)
         report = speed.run(plan, device, args.val, save=partial(speed.save, path=args.out))
     except speed.SpeedError as error:
         print(error, file=sys.stderr)

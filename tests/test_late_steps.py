@@ -41,9 +41,10 @@ def seeing(model):
     handle.remove()
 
 
-@pytest.mark.parametrize('stage', ['plain', 'esu'])
-def test_steps_left_out_on_the_device_are_those_left_out_by_the_host(project, stage, caplog):
-    force = ('train:skip_nonfinite=2', 'train:ema_decay=0.9', 'train:grad_clip=1')
+@pytest.mark.parametrize(('stage', 'amp'), [('plain', '~'), ('esu', '~'), ('esu', 'fp16')])
+def test_steps_left_out_on_the_device_are_those_left_out_by_the_host(project, stage, amp, caplog):
+    """With fp16 also those that the scaler leaves out in search of its scale, which NaN does not change."""
+    force = ('train:skip_nonfinite=2', 'train:ema_decay=0.9', 'train:grad_clip=1', f'train:amp={amp}')
     models = late_twin(project, stage, *force)
     data = [batch(1), nan_batch(), nan_batch(), batch(2), nan_batch(), batch(3)]
     for model in models:
@@ -53,6 +54,8 @@ def test_steps_left_out_on_the_device_are_those_left_out_by_the_host(project, st
                 model.feed_data(each)
                 model.optimize_parameters(number)
     at_once, late = models
+    if amp == 'fp16':
+        assert 1 < late.scaler.get_scale() == at_once.scaler.get_scale() < 2**16
     assert late.get_current_log() == pytest.approx(at_once.get_current_log())
     assert (late.skipped, late.skipped_in_a_row) == (3, 0)
     assert_same_weights(late.trained.state_dict(), at_once.trained.state_dict())
@@ -141,8 +144,9 @@ def test_waits_are_seen():
 _ALLOWED: dict[str, set] = {}
 
 
-@pytest.mark.parametrize('stage', ['plain', 'esu', 'udl', 'sigma', 'tlw'])
-def test_a_step_waits_for_nothing(project, stage1, stage):
+@pytest.mark.parametrize(('stage', 'amp'), [
+    ('plain', '~'), ('esu', '~'), ('udl', '~'), ('sigma', '~'), ('tlw', '~'), ('esu', 'fp16')])
+def test_a_step_waits_for_nothing(project, stage1, stage, amp):
     more = {
         'sigma': {'stage': 'sigma', 'network_u': {'head': {'type': 'SigmaHead', 'num_feat': 8}},
                   'train': {'pixel_opt': {'type': 'ExpectedL1Loss'}, 'sigma_opt': {'type': 'SigmaLoss'}}},
@@ -152,7 +156,8 @@ def test_a_step_waits_for_nothing(project, stage1, stage):
     }
     if stage in more:
         (project.root / f'{stage}.yml').write_text(json.dumps({'_base_': '_base_.yml', 'name': stage, **more[stage]}))
-    model = project.model(stage, FUSED, 'train:ema_decay=0.9', 'train:grad_clip=1', 'train:skip_nonfinite=2')
+    model = project.model(stage, FUSED, 'train:ema_decay=0.9', 'train:grad_clip=1', 'train:skip_nonfinite=2',
+                          f'train:amp={amp}')
     model.iters_per_epoch, model.guard.late = 1, True
     for number in (1, 2, 3, 4, 5):  # a loss looks at the floor of s in calls 1, 2, 4, 8, ...
         model.update_learning_rate(number)

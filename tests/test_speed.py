@@ -15,7 +15,7 @@ from conftest import photograph
 from torch.nn import functional as F
 
 import speed
-from speed import measuring, validating
+from speed import measuring, pairing, report, validating
 
 CPU = torch.device('cpu')
 CASE = speed.Case('tiny', batch=2, patch=12)
@@ -69,10 +69,49 @@ def test_a_round_is_not_begun_after_its_time_but_there_are_three():
     assert len(speed.paired({'a': clock.contender('a', *[2] * 9)}, 9, 0, seconds=0, clock=clock)['a']) == 3
 
 
+def test_steps_that_are_timed_together_are_averaged():
+    clock = Clock()
+    samples = speed.paired({'a': clock.contender('a', 9, 9, 1, 2, 3, 5)}, rounds=2, warmup=1, clock=clock, steps=2)
+    assert samples == {'a': [1.5, 4]}
+
+
+def test_the_clock_of_a_gpu_goes_by_its_events(monkeypatch):
+    """Here with events that have the processor's time, in milliseconds as torch has it: a pause is not in it."""
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            self.time = time.process_time()
+
+        def synchronize(self):
+            pass
+
+        def elapsed_time(self, end):
+            return 1000 * (end.time - self.time)
+
+    monkeypatch.setattr(torch.cuda, 'Event', Event)
+    monkeypatch.setattr(pairing, '_FIRST', [])
+
+    def contender():
+        time.sleep(0.05)
+        begin = time.process_time()
+        while time.process_time() - begin < 0.02:
+            pass
+
+    assert 0.019 < speed.Plan((), 1, 9, clock='gpu', steps=2).time({'a': contender}, 0)['a'][0] < 0.04
+
+
+def test_hours_are_those_of_the_printed_training():
+    """UDL, tables 1 to 6: 120,000 iterations of stage 1 and 400,000 of stage 2, and L1 as long as both."""
+    an_hour = {'seconds': {'median': 3600.}}
+    assert [report.hours(kind, an_hour) for kind in ('l1_float32', 'esu', 'udl_cached')] == [520_000, 120_000, 400_000]
+
+
 def test_a_plan_times_by_its_clock():
     """That of the processor does not run while others do."""
     measured = {clock: speed.Plan((), 1, 9, clock=clock).time({'sleep': lambda: time.sleep(0.05)}, 0)['sleep']
-                for clock in speed.CLOCKS}
+                for clock in ('wall', 'processor')}
     assert measured['wall'][0] >= 0.05
     assert measured['processor'][0] < measured['wall'][0] / 5
 

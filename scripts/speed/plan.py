@@ -27,7 +27,8 @@ class Plan:
         backends (tuple): Ways to store the training data, of which waiting is measured.
         workers (tuple): Loader processes, likewise.
         clock (str): What steps are timed by, one of ``CLOCKS``: the time on the wall, or that of this process on the
-            processors, which others who compute on the same machine do not lengthen by much.
+            processors, which others who compute on the same machine do not lengthen by much, or the GPU's.
+        steps (int): How many are timed together.
     """
     cases: tuple[Case, ...]
     rounds: int
@@ -41,11 +42,13 @@ class Plan:
     backends: tuple[str, ...] = ()
     workers: tuple[int, ...] = ()
     clock: str = 'wall'
+    steps: int = 1
 
     def time(self, contenders: Mapping[str, Callable[[], object]], warmup: int, title: str = '', share: float = 1
              ) -> dict[str, list[float]]:
         """:func:`paired`, by this plan, in a ``share`` of its seconds."""
-        return paired(contenders, self.rounds, warmup, self.seconds * share, title, CLOCKS[self.clock])
+        return paired(contenders, self.rounds, warmup, self.seconds * share, title, CLOCKS[self.clock],
+                      self.steps)
 
 
 def make_plan(device: torch.device, quick: bool, networks: Sequence[str] | None = None,
@@ -54,11 +57,13 @@ def make_plan(device: torch.device, quick: bool, networks: Sequence[str] | None 
               compiled: Sequence[str] | None = None) -> Plan:
     """A plan for a device; what is None follows from the device and from ``quick`` (two minutes on two CPU cores)."""
     gpu = device.type == 'cuda'
+    steps = 5 if gpu else 1
     networks = networks or (('EDSR-S', ) if quick else ('EDSR-S', 'EDSR', 'RCAN', 'SwinIR'))
     if quick:
         case = Case(batch=batch or (16 if gpu else 2), patch=patch or (48 if gpu else 24))
         cases = tuple(replace(case, network=name) for name in networks)
-        return Plan(cases, rounds or 9, seconds or 15, compiled=tuple(compiled or ()), images=10, clock=clock)
+        return Plan(cases, rounds or 9, seconds or 15, compiled=tuple(compiled or ()), images=10, clock=clock,
+                    steps=steps)
     base = Case(batch=batch or (16 if gpu else 4), patch=patch or 48)
     large = Case(batch=16 if gpu else 1, patch=48 if gpu else 16)
     cases = tuple(replace(base if name == 'EDSR-S' else large, network=name) for name in networks)
@@ -72,4 +77,4 @@ def make_plan(device: torch.device, quick: bool, networks: Sequence[str] | None 
         memory=replace(base, batch=16 if gpu else 4, patch=48) if cases[0] == base else None,
         compiled=tuple(networks if compiled is None else compiled), growth=tuple(dict.fromkeys(growth)),
         validated=('tiny', 'EDSR-S') if gpu else ('tiny', ), images=20, backends=('disk', 'lmdb', 'memory'),
-        workers=(0, 1, 2), clock=clock)
+        workers=(0, 1, 2), clock=clock, steps=steps)

@@ -13,7 +13,7 @@ from udl_basicsr.utils.files import write_text
 from udl_basicsr.utils.tables import text_table
 
 from .contenders import Case, Settings
-from .measuring import GOALS
+from .measuring import GOALS, ITERATIONS
 
 
 def tables(report: Mapping) -> str:
@@ -29,9 +29,11 @@ def tables(report: Mapping) -> str:
             for lever, values in result['levers'].items()]))
         parts += [f'not available: {lever} ({why})' for lever, why in result['unavailable'].items()]
         of = Case(**result['memory_case'])
-        parts.append(text_table(['contender', 's a step', 'quartiles', f'peak MiB, {of.batch} of {of.patch}'], [
+        parts.append(text_table(['contender', 's a step', 'quartiles', 'iterations a second', 'hours as printed',
+                                 f'peak MiB, {of.batch} of {of.patch}'], [
             [kind, f"{values['seconds']['median']:.4f}",
              f"{values['seconds']['low']:.4f} to {values['seconds']['high']:.4f}",
+             f"{1 / values['seconds']['median']:.2f}", f'{hours(kind, values):.1f}',
              f"{result['memory'][kind] / 2**20:.0f}"] for kind, values in result['contenders'].items()]))
         if name != next(iter(report['networks'])):
             parts.append(text_table(['ratio', 'median', 'quartiles'], [
@@ -57,6 +59,11 @@ def tables(report: Mapping) -> str:
         [key, *_cells(values), ' '.join(map(str, reversed(GOALS[key]))) if key in GOALS else '']
         for key, values in report['figures'].items()]))
     return '\n\n'.join(parts) + '\n'
+
+
+def hours(kind: str, values: Mapping) -> float:
+    """What the training of a contender takes that the UDL paper prints; nothing for reading and validation."""
+    return ITERATIONS[kind.partition('_')[0]] * values['seconds']['median'] / 3600
 
 
 def _cells(values: Mapping) -> tuple[str, str]:

@@ -1,6 +1,7 @@
 """Whether a step may be taken, which all ranks must answer alike, without making the host wait for the device."""
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from typing import Any
 
@@ -84,9 +85,26 @@ class StepGuard:
         if not self.late:
             scaler.step(optimizer)
             return
-        optimizer.found_inf = self.left_out  # pyright: ignore[reportAttributeAccessIssue] - torch's scaler does so
+        not_taken = self.left_out
+        if scaler.is_enabled():  # one in search of its scale leaves out steps as well; its own step would forget ours
+            # 0 or 1, never 2: the fused kernels look whether it is 1.
+            not_taken = functools.reduce(torch.maximum, scaler._found_inf_per_device(optimizer).values(), not_taken)
+        optimizer.found_inf = not_taken  # pyright: ignore[reportAttributeAccessIssue] - torch's scaler does so
         optimizer.step()
         del optimizer.found_inf  # pyright: ignore[reportAttributeAccessIssue]
+
+    def update(self, scaler: torch.amp.GradScaler) -> None:
+        """Of the scale, after the steps of an iteration. NaN says nothing about it: left out, it stays.
+
+        Late without reading it back; the count of steps up to its next doubling then begins anew.
+        """
+        if not (self.late and scaler.is_enabled()):
+            scaler.update()
+            return
+        one = torch.ones((), device=self.device)
+        before = scaler.scale(one)
+        scaler.update()
+        scaler.update(torch.where(self.left_out > 0, before, scaler.scale(one)))
 
     def end(self, note: Any) -> None:
         """Late: sends the answer on its way to the host, with what is to be known of this iteration if it is bad."""

@@ -177,8 +177,7 @@ class StepModel(SavedModel):
                                  'and with train.accumulate one that does not depend on the number of parts')
         self.setup_optimizers()
         self.setup_schedulers()
-        # On a CPU nothing waits; a scaler in search of its scale reads that anyway.
-        late = self.device.type == 'cuda' and not self.scaler.is_enabled()
+        late = self.device.type == 'cuda'  # on a CPU nothing waits
         self.guard = StepGuard(self.device, self.opt['world_size'] if self.opt['dist'] else 1, self.skip_nonfinite,
                                late and all(map(leaves_out_by_itself, self.optimizers)))
 
@@ -263,7 +262,7 @@ class StepModel(SavedModel):
             for label in labels:
                 self.guard.step(optimizers[label], self.scaler)
         else:
-            self.scaler.update()
+            self.guard.update(self.scaler)
             if self.ema_decay > 0:
                 self.model_ema(self.ema_decay)
             if not self.guard.late:

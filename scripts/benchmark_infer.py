@@ -1,0 +1,126 @@
+#!/usr/bin/env python
+"""Inference on pictures: processor time and memory beside a loop as in BasicSR's inference scripts, and onnxruntime.
+
+    OMP_NUM_THREADS=1 python scripts/benchmark_infer.py --pictures datasets/BSD100/LRbicx4 --count 5 --out infer.json
+
+Each contender runs in a process of its own, in turn, round by round: EDSR-S x4 with random weights, on the CPU. Counted
+is what comes after the network is loaded; the memory is what the process holds beyond that at its worst moment.
+"""
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+import speed
+from speed.contenders import build_network
+from udl_basicsr.deploy.export import export_onnx
+from udl_basicsr.deploy.infer import carry_out, load_restorer, make_plan
+from udl_basicsr.utils import exits, processor
+from udl_basicsr.utils.files import write_text
+from udl_basicsr.utils.tables import text_table
+
+CONTENDERS = ('basicsr', 'ours', 'ours, tiles of 64', 'ours, tiles of 128', 'onnxruntime')
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--pictures', type=Path, required=True, metavar='FOLDER')
+    parser.add_argument('--count', type=int, default=5, help='of its pictures, the first; default 5')
+    parser.add_argument('--rounds', type=int, default=3)
+    parser.add_argument('--out', type=Path, metavar='FILE', help='JSON to write')
+    parser.add_argument('--child', nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    pictures = sorted(args.pictures.glob('*.png'))[:args.count]
+    if not pictures:
+        parser.error(f'--pictures {args.pictures}: expected a folder with PNG files')
+    if args.child:
+        print(json.dumps(_measured(pictures, args.child[0], Path(args.child[1]))))
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        prepare(Path(folder))
+        found = {name: [] for name in CONTENDERS}
+        for _ in range(args.rounds):
+            for name, results in found.items():
+                given = [str(word) for word in ('--pictures', args.pictures, '--count', args.count)]
+                done = subprocess.run([sys.executable, __file__, *given, '--child', name, folder], check=True,
+                                      stdout=subprocess.PIPE, text=True)
+                results.append(json.loads(done.stdout.splitlines()[-1]))
+        sizes = [cv2.imread(str(picture)).shape[:2] for picture in pictures]
+    report = {'processor': processor.name(torch.device('cpu')), 'threads': torch.get_num_threads(), 'sizes': sizes,
+              'contenders': found}
+    rows = []
+    for name, results in found.items():
+        ratio = speed.figure(speed.ratios([r['seconds'] for r in found['basicsr']], [r['seconds'] for r in results]))
+        memory = speed.figure([r['bytes'] / 2**20 for r in results])['median']
+        rows.append([name, f"{len(pictures) / speed.figure([r['seconds'] for r in results])['median']:.2f}",
+                     f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})", f'{memory:.0f}'])
+    print(text_table(['', 'pictures a second', 'times as fast as BasicSR', 'peak MiB'], rows))
+    if args.out:
+        write_text(args.out, json.dumps(report, indent=1) + '\n')
+    return 0
+
+
+def prepare(folder: Path) -> None:
+    """The network as a checkpoint with its option file, and as ONNX."""
+    torch.manual_seed(0)
+    block = speed.Case('EDSR-S').options()
+    network = build_network(block).eval()
+    torch.save({'params': network.state_dict()}, folder / 'net_g.pth')
+    (folder / 'net_g.yml').write_text(json.dumps({'network_g': block, 'scale': 4}))
+    export_onnx(network, folder / 'net_g.onnx')
+
+
+def _measured(pictures: list[Path], name: str, folder: Path) -> dict:
+    with tempfile.TemporaryDirectory() as out:
+        run = _contender(name, pictures, folder, Path(out))
+        before, begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+        run()
+        seconds = time.process_time() - begin
+        return {'seconds': seconds, 'bytes': 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)}
+
+
+def _contender(name: str, pictures: list[Path], folder: Path, out: Path) -> Callable[[], object]:
+    if name.startswith('ours'):
+        tile = int(name.rpartition(' ')[2]) if 'tiles' in name else None
+        restorer = load_restorer(folder / 'net_g.pth', opt=folder / 'net_g.yml', device='cpu', tile=tile)
+        plan = make_plan(pictures, out)
+        return lambda: carry_out(plan.jobs, restorer)
+    if name == 'onnxruntime':
+        import onnxruntime
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        session = onnxruntime.InferenceSession(folder / 'net_g.onnx', options, providers=['CPUExecutionProvider'])
+
+        def restore(image: np.ndarray) -> np.ndarray:
+            return session.run(['sr'], {'lq': image})[0]
+    else:
+        network = build_network(speed.Case('EDSR-S').options())
+        network.load_state_dict(torch.load(folder / 'net_g.pth')['params'])
+        network.eval()
+
+        def restore(image: np.ndarray) -> np.ndarray:
+            with torch.no_grad():
+                return network(torch.from_numpy(image)).numpy()
+
+    def run() -> None:
+        """As BasicSR's inference scripts: one picture after the other, read, restored whole and written."""
+        for picture in pictures:
+            image = cv2.imread(str(picture), cv2.IMREAD_COLOR).astype(np.float32) / 255
+            image = np.ascontiguousarray(image[:, :, ::-1].transpose(2, 0, 1))[None]
+            sr = restore(image)[0].clip(0, 1)[::-1].transpose(1, 2, 0)
+            cv2.imwrite(str(out / picture.name), (sr * 255).round().astype(np.uint8))
+    return run
+
+
+if __name__ == '__main__':
+    exits.print_anything()
+    sys.exit(main())
