@@ -46,9 +46,9 @@ interpolation: noise, blur and JPEG blocks stay. Do not quote their scores; trai
 that.
 
 **The uncertainty** is s, the log of the scale of the error. It comes from the ESU network and describes ESU's image,
-not UDL's. At {calibrated} it is calibrated for UDL's image: `udl infer PICTURE --out FOLDER --intervals` writes bounds with at
-most 10 % of the values outside, on average over images like those of Set5, Set14 and BSD100. For other images,
-calibrate anew: see docs/UNCERTAINTY.md.
+not UDL's. At {calibrated} it is calibrated for UDL's image: `udl infer PICTURE --out FOLDER --intervals` writes bounds
+with at most 10 % of the values outside, on average over images like those of Set5, Set14 and BSD100. For other
+images, calibrate anew: see docs/UNCERTAINTY.md.
 
 **Licence.** The same as the repository's. The training images are public benchmark sets for research.
 
