@@ -97,6 +97,7 @@ def _measured(pictures: list[Path], name: str, folder: Path) -> dict:
 
 def _contender(name: str, pictures: list[Path], folder: Path, out: Path) -> Callable[[], object]:
     if name.startswith('ours'):
+        processor.keep_freed_memory()  # as udl infer does
         tile = int(name.rpartition(' ')[2]) if 'tiles' in name else None
         restorer = load_restorer(folder / 'net_g.pth', opt=folder / 'net_g.yml', device='cpu', tile=tile)
         plan = make_plan(pictures, out)
