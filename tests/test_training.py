@@ -187,6 +187,7 @@ def test_the_final_iteration_is_validated_and_logged_where_frequencies_do_not_di
     train(project, 'plain', 'train:total_iter=7')
     log = project.log('plain')
     assert [int(n) for n in re.findall(r'iter: +(\d+),', log)] == [2, 4, 6, 7]
+    assert re.findall(r'eta: ([^,]+),', log)[-1] == '0:00:00'  # where BasicSR has -1 day
     assert log.count('Validation val') == 2
     assert re.search(r'Validation val(?:(?!Validation).)*$', log, re.S)
 

@@ -204,7 +204,9 @@ class KeyChecker:
             if what == 'network' and isinstance(name, str) and name in REFUSED:
                 self.report.add(f'{where}.type', f'{name} cannot be trained here: {REFUSED[name]}')
             else:
-                self.report.add(f'{where}.type', problem + did_you_mean(name or '', names))
+                yours = ' (if it is your own, name its module with --import)'
+                self.report.add(f'{where}.type', problem + did_you_mean(name or '', names)
+                                + (yours if name and what in ('network', 'loss', 'metric') else ''))
             return
         target, arguments = names[name], {k: v for k, v in block.items() if k != 'type'}
         if what == 'metric':

@@ -119,6 +119,7 @@ def _iterate(model, batches, sampler, val_loaders, opt, tb_logger, history, star
     logger_opt, val_opt, seed = opt['logger'], opt.get('val'), opt['manual_seed']
     warmup_iter = TrainSettings.of(opt['train']).warmup_iter
     message_logger = MessageLogger(opt, start_iter, tb_logger)
+    message_logger.max_iters += 1  # it counts from 0 (basicsr/utils/logger.py:101); the last line had an ETA of -1 day
     data_timer, iter_timer, started = AvgTimer(), AvgTimer(), time.time()
     logger, broken = message_logger.logger, 0
     model.asked_to_stop = lambda: interrupts.signal is not None
