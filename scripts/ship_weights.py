@@ -46,7 +46,7 @@ interpolation: noise, blur and JPEG blocks stay. Do not quote their scores; trai
 that.
 
 **The uncertainty** is s, the log of the scale of the error. It comes from the ESU network and describes ESU's image,
-not UDL's. At ×4 it is calibrated for UDL's image: `udl infer PICTURE --out FOLDER --intervals` writes bounds with at
+not UDL's. At {calibrated} it is calibrated for UDL's image: `udl infer PICTURE --out FOLDER --intervals` writes bounds with at
 most 10 % of the values outside, on average over images like those of Set5, Set14 and BSD100. For other images,
 calibrate anew: see docs/UNCERTAINTY.md.
 
@@ -103,8 +103,10 @@ def card() -> str:
     table = ['| name | scale | loss | iterations | Set5 | Set14 | BSD100 |', '|:---|:---|:---|:---|:---|:---|:---|']
     network, data = options['network_g'], options['data']
     more = len(scales()) > 1
+    calibrated = sorted(path.name.split('.')[0].split('_x')[1] for path in folder().glob('*.calibration.json'))
     return CARD.format(other_scales='; `--scale` chooses another scale' if more else '',
                        other_tests='`--force_yml scale=N` for another scale, or ' if more else '',
+                       calibrated=' and '.join(f'×{scale}' for scale in calibrated),
                        network=f'{network["num_block"]} blocks and {network["num_feat"]} channels',
                        table='\n'.join(table + rows), data=DATA, batch=data['batch_size_per_gpu'],
                        crop='×'.join(2 * [str(data['gt_size'] // options['scale'])]),

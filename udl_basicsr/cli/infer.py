@@ -110,8 +110,10 @@ def main(argv: list[str] | None = None) -> int:
     from udl_basicsr.deploy.infer import InferenceError, carry_out, load_restorer, make_plan
     from udl_basicsr.deploy.infer_record import check_folder
     from udl_basicsr.deploy.interval_pictures import load_writer
+    from udl_basicsr.utils import processor
     from udl_basicsr.utils.checkpoints import EMA_FIRST, CheckpointError
     from udl_basicsr.utils.yaml_files import OptionError
+    processor.keep_freed_memory()
     try:
         plan = make_plan(args.inputs, args.out, suffix=args.suffix, file_format=args.format,
                          log_scale=args.uncertainty is not None, intervals=args.intervals is not None,
