@@ -21,6 +21,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from udl_basicsr.training.arguments import option_file
 from udl_basicsr.utils import exits
 from udl_basicsr.utils.command_line import CommandParser
 from udl_basicsr.utils.shipped_weights import locate_weights, scales
@@ -59,7 +60,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                         'package, with its uncertainty')
     parser.add_argument('--scale', type=int, choices=scales(), metavar='N', help='of the networks that come with the '
                         f'package: {" or ".join(map(str, scales()))}; default 4')
-    parser.add_argument('-opt', '--opt', metavar='YAML',
+    parser.add_argument('-opt', '--opt', metavar='YAML', type=option_file,
                         help="option file with network_g; default: the one in the weights' run")
     parser.add_argument('--param_key', metavar='KEY',
                         help='entry of the weights; default: params_ema where there is one, else params')
