@@ -71,7 +71,7 @@ def test_a_report_in_a_process_of_its_own(tmp_path):
 
 def test_uncertainty_without_results_in_a_process_of_its_own(tmp_path):
     done = udl(tmp_path, 'uncertainty', 'nothing', '--dataset', 'Set5', '--gt', '.', '--out', 'out')
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert 'Traceback' not in done.stderr
 
 

@@ -43,6 +43,8 @@ def test_help_of_every_command(program, monkeypatch):
         assert parser.description
         for action in parser._actions:
             assert action.help is argparse.SUPPRESS or all(option in text for option in action.option_strings)
+            if '-opt' in action.option_strings and program.parent.name == 'cli':
+                assert Path(action.type('udl:EDSR_UDL_x4')).is_file()
         with pytest.raises(SystemExit) as stop:  # and as it is asked for
             argparse.ArgumentParser.parse_known_args(parser, ['--help'])
         assert stop.value.code == 0

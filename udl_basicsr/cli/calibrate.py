@@ -19,6 +19,7 @@ import sys
 from pathlib import Path
 
 from udl_basicsr.cli.infer import weights_file
+from udl_basicsr.training.arguments import option_file
 from udl_basicsr.utils import exits
 from udl_basicsr.utils.command_line import CommandParser
 
@@ -55,7 +56,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                         help='errors in grey levels for which masks are calibrated; default 4 8 16 32')
     parser.add_argument('--weights', type=weights_file, metavar='FILE', help='net_g_*')
     parser.add_argument('--uncertainty', type=weights_file, metavar='FILE', help='net_u_*')
-    parser.add_argument('-opt', '--opt', metavar='YAML',
+    parser.add_argument('-opt', '--opt', metavar='YAML', type=option_file,
                         help="of the networks; default: the option file in the weights' run")
     parser.add_argument('--param_key', metavar='KEY', help='entry of net_g; default: params_ema, else params')
     parser.add_argument('--tile', type=int, metavar='N', help='restore tiles of N x N input pixels: less memory')

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import sys
 
+from udl_basicsr.training.arguments import option_file
 from udl_basicsr.utils import exits
 from udl_basicsr.utils.command_line import CommandParser
 
@@ -32,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--to', choices=['udl', 'udl_two', 'edsr'], help='from our EDSR into this format')
     parser.add_argument('--out_u', metavar='FILE', help='where net_u goes, from formats udl and udl_two')
     parser.add_argument('--in_u', metavar='FILE', help='our net_u, for --to udl_two beside net_g')
-    parser.add_argument('-opt', '--opt', metavar='YAML',
+    parser.add_argument('-opt', '--opt', metavar='YAML', type=option_file,
                         help="option file with our network_g; default: the one in the run's "
                         'folder, or what a .safetensors says')
     parser.add_argument('--param_key', help='entry with the weights; default: params_ema, else params, state_dict, ...')

@@ -21,6 +21,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from udl_basicsr.training.arguments import option_file
 from udl_basicsr.utils import exits
 from udl_basicsr.utils.command_line import CommandParser
 from udl_basicsr.utils.shipped_weights import locate_weights, scales
@@ -59,7 +60,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                         'package, with its uncertainty')
     parser.add_argument('--scale', type=int, choices=scales(), metavar='N', help='of the networks that come with the '
                         f'package: {" or ".join(map(str, scales()))}; default 4')
-    parser.add_argument('-opt', '--opt', metavar='YAML',
+    parser.add_argument('-opt', '--opt', metavar='YAML', type=option_file,
                         help="option file with network_g; default: the one in the weights' run")
     parser.add_argument('--param_key', metavar='KEY',
                         help='entry of the weights; default: params_ema where there is one, else params')
@@ -109,8 +110,10 @@ def main(argv: list[str] | None = None) -> int:
     from udl_basicsr.deploy.infer import InferenceError, carry_out, load_restorer, make_plan
     from udl_basicsr.deploy.infer_record import check_folder
     from udl_basicsr.deploy.interval_pictures import load_writer
+    from udl_basicsr.utils import processor
     from udl_basicsr.utils.checkpoints import EMA_FIRST, CheckpointError
     from udl_basicsr.utils.yaml_files import OptionError
+    processor.keep_freed_memory()
     try:
         plan = make_plan(args.inputs, args.out, suffix=args.suffix, file_format=args.format,
                          log_scale=args.uncertainty is not None, intervals=args.intervals is not None,
