@@ -61,6 +61,7 @@ class _EnoughError(Exception):
     """The first step of the last stage is done."""
 
 
+@exits.command()
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('-opt', required=True, metavar='FILE', help='option file of stage 2, which names stage 1')
@@ -77,10 +78,13 @@ def main(argv: list[str] | None = None) -> int:
 
 def measure(file: str, force_yml: list[str], val: list[str] | None = None) -> dict:
     """``{'processor', 'step': seconds of one of stage 1, and a dictionary of parts and seconds for each segment}``."""
-    phases, segments, models, steps = Phases(), {}, [], []
-    for part, functions in PARTS.items():
-        for owner, attribute in functions:
-            phases.watch(owner, attribute, part)
+    phases = Phases()
+    with phases.watched(PARTS):
+        return _measure(phases, file, force_yml, val)
+
+
+def _measure(phases: Phases, file: str, force_yml: list[str], val: list[str] | None) -> dict:
+    segments, models, steps = {}, [], []
     step, validate = StepModel.optimize_parameters, loop._validate
 
     def take(segment: str) -> None:
@@ -121,6 +125,8 @@ def measure(file: str, force_yml: list[str], val: list[str] | None = None) -> di
                 sys.exit(status)
         except _EnoughError:
             pass
+        finally:
+            StepModel.optimize_parameters, loop._validate = step, validate
     segments[START] = {**IMPORTS, **segments[START]}
     segments[START][Phases.REST] -= sum(IMPORTS.values())
     return {'processor': processor.name(loop.torch.device('cpu')), 'step': steps[0], 'segments': segments}

@@ -32,6 +32,7 @@ from udl_basicsr.utils.tables import text_table
 CONTENDERS = ('basicsr', 'ours', 'ours, tiles of 64', 'ours, tiles of 128', 'onnxruntime')
 
 
+@exits.command()
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--pictures', type=Path, required=True, metavar='FOLDER')

@@ -187,7 +187,7 @@ class Doors:
                             '-opt', self.root / 'opt.yml', '--device', 'cpu')
 
     def convert(self, path):
-        return self.printed(1, script('convert'), path, '--out', self.root / 'out.safetensors', '--opt',
+        return self.printed(2, script('convert'), path, '--out', self.root / 'out.safetensors', '--opt',
                             self.root / 'opt.yml')
 
     def test(self, path):
@@ -270,7 +270,7 @@ def test_networks_that_a_file_asks_for(doors, little_memory, door, networks, rea
     safetensors.torch.save_file(network().state_dict(), path, {'format': 'pt', 'networks': networks})
     if door == 'infer':
         argv = (doors.root / 'a.png', '--out', doors.root / 'out', '--device', 'cpu', '--weights')
-    text = doors.printed(2 if door == 'infer' else 1, script('infer' if door == 'infer' else 'convert'),
+    text = doors.printed(2, script('infer' if door == 'infer' else 'convert'),
                          *argv, path)
     assert 'odd.safetensors' in text
     assert re.search(reason, text), text
@@ -303,7 +303,7 @@ def test_weights_of_other_programs_whose_layers_are_wrong(doors, key, change, re
     else:
         weights = {k: v for k, v in weights.items() if not k.startswith(key)}
     torch.save(weights, doors.root / 'odd.pth')
-    text = doors.printed(1, script('convert'), doors.root / 'odd.pth', '--out', doors.root / 'out.pth')
+    text = doors.printed(2, script('convert'), doors.root / 'odd.pth', '--out', doors.root / 'out.pth')
     assert 'odd.pth: ' in text
     assert re.search(reason, text), text
     assert not (doors.root / 'out.pth').exists()

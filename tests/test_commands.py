@@ -157,6 +157,8 @@ COMMANDS = {
     'cache': [['-opt', '{}']],
     'complexity': [['{}']],
     'options': [['{}'], ['copy'], ['copy', 'folder']],
+    'benchmark_command': [['-opt', '{}']],
+    'benchmark_infer': [['--pictures', '{}']],
     'benchmark_losses': [['{}']],
     'benchmark_speed': [['--out', 'o.json', '--quick', '--val', '{}', 'pictures']],
     'scores': [['{}'], ['scores', '--paper', 'EDSR', '--paper_file', '{}']],

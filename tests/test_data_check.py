@@ -1,7 +1,9 @@
 """The check of the data before anything begins: what is missing, broken or of the wrong size, all at once."""
 # ruff: noqa: F811 - fixtures that come from option_cases
+import io
 import os
 import shutil
+import sys
 from os import path as osp
 from pathlib import Path
 
@@ -158,7 +160,7 @@ def test_long_lists_end_with_the_number(parse, train_opt, tmp_path):
 
 
 @pytest.mark.parametrize('kind', ['png', 'jpg'])
-def test_deep(parse, train_opt, tmp_path, kind, capfd):
+def test_deep(parse, train_opt, tmp_path, kind, monkeypatch):
     """What a header cannot tell: pixels that are broken inside a file whose beginning and end are sound."""
     noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
     for folder, size in (('gt', (64, 48)), ('lq', (32, 24))):
@@ -174,11 +176,13 @@ def test_deep(parse, train_opt, tmp_path, kind, capfd):
         del data[700:]
     path.write_bytes(data)
     parse(train_opt)
-    capfd.readouterr()
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, 'stderr', terminal)
     text = refused(parse, train_opt, deep=True)
     assert f'datasets.train: 1 of 8 images cannot be used: {path}: cannot be read' in text
     assert 'datasets.val: 1 of 8 images' in text
-    bar = capfd.readouterr().err
+    bar = terminal.getvalue()
     assert '8/8' in bar  # the validation set has the same files, which are decoded once
     assert 'datasets.train (Tiny)' in bar
     assert 'datasets.val' not in bar

@@ -323,7 +323,7 @@ def test_the_report(results, capsys):
     for dataset, gt, message in (('C', 'A', 'val.save_img: true'), ('A', 'C', 'is it the GT folder')):
         with pytest.raises(ReportError, match=message):
             read_errors(results / 'results' / 'good', dataset, results / gt)
-    assert main([runs[0], '--dataset', 'C', '--gt', 'no', '--out', 'no']) == 1
+    assert main([runs[0], '--dataset', 'C', '--gt', 'no', '--out', 'no']) == 2
     assert 'error: ' in capsys.readouterr().err
     folder = results / 'results' / 'good' / 'visualization' / 'A'
     (folder / '1x2_good.png').unlink()

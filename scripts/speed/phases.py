@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -37,14 +37,25 @@ class Phases:
             with self._lock:
                 self.spent[name] = self.spent.get(name, 0.) + whole - within
 
-    def watch(self, owner: Any, attribute: str, name: str) -> None:
-        """Makes a function of a module or class a part."""
-        function: Callable = getattr(owner, attribute)
+    @contextmanager
+    def watched(self, parts: Mapping[str, Iterable[tuple[Any, str]]]) -> Iterator[None]:
+        """Makes functions of modules and classes parts, for a time: name to ``(owner, attribute)``."""
+        before = [(owner, attribute, getattr(owner, attribute))
+                  for those in parts.values() for owner, attribute in those]
+        try:
+            for name, those in parts.items():
+                for owner, attribute in those:
+                    setattr(owner, attribute, self._timed(getattr(owner, attribute), name))
+            yield
+        finally:
+            for owner, attribute, function in before:
+                setattr(owner, attribute, function)
 
-        def watched(*args, **kwargs):
+    def _timed(self, function: Callable, name: str) -> Callable:
+        def timed(*args, **kwargs):
             with self.part(name):
                 return function(*args, **kwargs)
-        setattr(owner, attribute, watched)
+        return timed
 
     def take(self) -> dict[str, float]:
         """All parts since the last call, with what the process has spent on none of them; begins anew."""

@@ -101,7 +101,7 @@ def _stage(stage: Stage, history: list[dict]) -> TrainedStage:
     """What a stage was, and what its steps took if none had been disturbed: their median, as often as there are."""
     steps = [entry['seconds'] for entry in history if 'seconds' in entry]
     return TrainedStage(RunSettings.of(stage.flat).stage, stage.iterations,
-                        round(statistics.median(steps) * stage.iterations, 1) if steps else None)
+                        float(f'{statistics.median(steps) * stage.iterations:.4g}') if steps else None)
 
 
 def _curve(chain: Iterable[Stage], histories: Iterable[list[dict]]) -> Curve:
