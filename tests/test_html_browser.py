@@ -104,6 +104,13 @@ def choose(browser, side, key):
                    s.dispatchEvent(new Event('change')); }})()""")
 
 
+def open_both(browser, file):
+    """L1 on the left, UDL on the right."""
+    browser.open(file)
+    choose(browser, 'left', 'method:L1')
+    choose(browser, 'right', 'method:UDL')
+
+
 def close(pixel, colour, tolerance=3):
     return np.abs(np.subtract(pixel, colour)).max() <= tolerance
 
@@ -124,9 +131,7 @@ def test_opens_from_disk_without_a_request_or_a_complaint(browser, file):
 
 @in_browser
 def test_the_line_divides_what_is_seen(browser, file):
-    browser.open(file)
-    choose(browser, 'left', 'method:L1')
-    choose(browser, 'right', 'method:UDL')
+    open_both(browser, file)
     x, y, w, h = browser.box('#stage')
     row, left, right = int(y + h * .75), int(x + w * .4), int(x + w * .6)
     screen = browser.screen()
@@ -205,10 +210,7 @@ def test_two_fingers_zoom_on_a_phone(browser, file):
 
 @in_browser
 def test_uncertainty_lies_over_its_side(browser, file):
-    browser.open(file)
-    choose(browser, 'left', 'method:L1')
-    choose(browser, 'right', 'method:UDL')
-    x, y, w, h = browser.box('#stage')
+    open_both(browser, file)
     browser.js("(() => { const o = document.getElementById('opacity'); o.value = 100;"
                "o.dispatchEvent(new Event('input')); })()")
     x, y, w, h = browser.box('#stage')
@@ -225,9 +227,7 @@ def test_uncertainty_lies_over_its_side(browser, file):
 
 @in_browser
 def test_difference_is_the_absolute_difference(browser, file):
-    browser.open(file)
-    choose(browser, 'left', 'method:L1')
-    choose(browser, 'right', 'method:UDL')
+    open_both(browser, file)
     browser.js("document.querySelector('[name=mode][value=difference]').click()")
     browser.js("(() => { const o = document.getElementById('gain'); o.value = 1;"
                "o.dispatchEvent(new Event('input')); })()")
