@@ -172,7 +172,8 @@ END
 tar -czf "$OUT/results.tar.gz" --exclude='*.state' --exclude='*.pth' -C "$DAY" work
 rm -f "$OUT"/state.*
 # Runs in progress whole, and of the others, which have a record, the weights; not more than can be handed back.
-room=$((STATE_MB * 1024)) kept=(gpu_day/work/*.done gpu_day/work/parts.jsonl gpu_day/work/records)
+room=$((STATE_MB * 1024)) from_here=${WORK#"$PWD"/}
+kept=("$from_here"/*.done "$from_here/parts.jsonl" "$from_here/records")
 for run in experiments/"$(basename "$PLAN" .yml)"_*; do
     method=${run#experiments/"$(basename "$PLAN" .yml)"_}
     if [ -e "$WORK/records/${method/#first_ESU/ESU_UDL}.json" ]; then

@@ -99,6 +99,12 @@ class Record(Scores):
 
     LEFT_OUT: ClassVar[tuple[str, ...]] = (*Scores.LEFT_OUT, 'network_id', 'lengths')
 
+    @property
+    def seconds_of_steps(self) -> float | None:
+        """Of all stages together, undisturbed; None where one of them was not timed."""
+        known = [stage.seconds for stage in self.stages if stage.seconds is not None]
+        return sum(known) if known and len(known) == len(self.stages) else None
+
     @classmethod
     def _check(cls, content: Any, source: str, finite: bool) -> None:
         super()._check(content, source, finite)

@@ -182,9 +182,7 @@ def _costs(records: Sequence[Record]) -> dict[str, list[str]]:
     found = {}
     for method in methods_of(records):
         own, base = mean(method, operations), mean(records[0].reference, operations)
-        timed = [[s.seconds for s in r.stages if s.seconds is not None] for r in records
-                 if r.method == method and r.stages and all(s.seconds is not None for s in r.stages)]
-        times = [sum(seconds) for seconds in timed]
+        times = [r.seconds_of_steps for r in records if r.method == method and r.seconds_of_steps is not None]
         memory = mean(method, lambda r: r.peak_memory.bytes if r.peak_memory else None)
         found[method] = [f'× {own / base:.2f}' if own and base else '–', duration(min(times)) if times else '–',
                          f'{memory / 1e9:.2f} GB' if memory and own else '–']
