@@ -10,7 +10,7 @@ from udl_basicsr.archs import UncertaintyNet
 from udl_basicsr.functional.distributions import DISTRIBUTIONS, QuantileDistribution
 
 LOG_SCALES = (-0.9, 0., 1.7)
-SHAPES = (-0.95, 0., 0.6, 3.)  # beta 0.33, 1, 2.2, 4.4
+SHAPES = (-0.95, 0., 0.6, 8.)  # beta 0.6, 1, 1.5, 2
 
 
 def _raw(*maps):
@@ -22,8 +22,9 @@ def _cases():
         yield 'laplace', _raw(s), stats.laplace(scale=math.exp(s))
         yield 'gaussian', _raw(s), stats.norm(scale=math.exp(s))
         for shape in SHAPES:
-            beta = math.exp(1.5 * math.tanh(shape))
-            yield 'generalised_gaussian', _raw(s, shape), stats.gennorm(beta, scale=math.exp(s))
+            beta = 2**math.tanh(shape)
+            alpha = math.exp(s) * math.gamma(1 / beta) / math.gamma(2 / beta)
+            yield 'generalised_gaussian', _raw(s, shape), stats.gennorm(beta, scale=alpha)
 
 
 @pytest.mark.parametrize(('name', 'raw', 'truth'), list(_cases()))

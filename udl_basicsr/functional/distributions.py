@@ -86,11 +86,12 @@ class GaussianDistribution(Distribution):
 
 
 class GeneralisedGaussianDistribution(Distribution):
-    """Two maps, ln(alpha) and what bounds ln(beta): density beta/(2 alpha Gamma(1/beta)) exp(-(e/alpha)^beta).
+    """Two maps, s = ln(theta) and a shape: density beta/(2 alpha Gamma(1/beta)) exp(-(e/alpha)^beta).
 
     Upadhyay et al., BayesCap, ECCV 2022 (arXiv 2207.06873). beta = 1 is Laplace with theta = alpha, beta = 2 is Gauss
-    with sigma = alpha/sqrt(2). Ours: ln(beta) = 1.5 tanh(second map), so that beta begins near 1 and stays between 0.22
-    and 4.5, and no power overflows.
+    with sigma = alpha/sqrt(2). Ours: the head says theta = alpha Gamma(2/beta)/Gamma(1/beta) instead of alpha, so that a
+    change of the shape leaves the scale as it is; and beta = 2^tanh(second map), which begins near 1 and stays between
+    1/2 and 2. Beyond 2 a single error far out, (e/alpha)^beta, undoes what many iterations have learned.
     """
     name = 'generalised_gaussian'
     maps = 2
@@ -98,12 +99,12 @@ class GeneralisedGaussianDistribution(Distribution):
     @staticmethod
     def parameters(raw: Tensor) -> tuple[Tensor, Tensor]:
         """ln(alpha) and beta, each (N, C, H, W)."""
-        log_alpha, shape = _promoted(raw).chunk(2, dim=1)
-        return log_alpha, (1.5 * shape.tanh()).exp()
+        log_scale, shape = _promoted(raw).chunk(2, dim=1)
+        beta = torch.exp2(shape.tanh())
+        return log_scale + torch.lgamma(1 / beta) - torch.lgamma(2 / beta), beta
 
     def log_scale(self, raw):
-        log_alpha, beta = self.parameters(raw)
-        return log_alpha + torch.lgamma(2 / beta) - torch.lgamma(1 / beta)
+        return _promoted(raw).chunk(2, dim=1)[0]
 
     def variance(self, raw):
         log_alpha, beta = self.parameters(raw)
