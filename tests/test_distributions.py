@@ -10,7 +10,7 @@ from udl_basicsr.archs import UncertaintyNet
 from udl_basicsr.functional.distributions import DISTRIBUTIONS, QuantileDistribution
 
 LOG_SCALES = (-0.9, 0., 1.7)
-SHAPES = (-0.95, 0., 0.6, 8.)  # beta 0.6, 1, 1.5, 2
+SHAPES = (-0.95, 0., 0.6, 8.)  # beta 1.4, 1, 0.77, 0.54
 
 
 def _raw(*maps):
@@ -22,7 +22,7 @@ def _cases():
         yield 'laplace', _raw(s), stats.laplace(scale=math.exp(s))
         yield 'gaussian', _raw(s), stats.norm(scale=math.exp(s))
         for shape in SHAPES:
-            beta = 2**math.tanh(shape)
+            beta = 2**(-shape / (1 + abs(shape)))
             alpha = math.exp(s) * math.gamma(1 / beta) / math.gamma(2 / beta)
             yield 'generalised_gaussian', _raw(s, shape), stats.gennorm(beta, scale=alpha)
 
@@ -83,3 +83,14 @@ def test_bfloat16_is_read_in_single_precision():
         assert short.dtype == torch.float32
         torch.testing.assert_close(short, DISTRIBUTIONS[kind]().log_scale(raw.bfloat16().float()))
         assert short.isfinite().all()
+
+
+def test_a_generalised_gaussian_head_passes_on_a_tenth_of_the_shapes_gradient():
+    raw = torch.randn(1, 6, 3, 3, dtype=torch.float64, requires_grad=True)
+    kind = DISTRIBUTIONS['generalised_gaussian']()
+    passed_on = kind.learned(raw)
+    assert torch.equal(passed_on, raw)
+    gradient, = torch.autograd.grad(passed_on.square().sum(), raw)
+    torch.testing.assert_close(gradient[:, :3], 2 * raw[:, :3])
+    torch.testing.assert_close(gradient[:, 3:], 0.2 * raw[:, 3:])
+    assert kind.learned(raw.detach()).grad_fn is None

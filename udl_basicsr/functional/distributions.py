@@ -15,6 +15,7 @@ import math
 import torch
 from scipy.special import gammaincinv
 from torch import Tensor
+from torch.nn.functional import softsign
 
 
 def check_level(level: float) -> None:
@@ -32,6 +33,10 @@ class Distribution:
     name = ''
     maps = 1
     """So many maps for each channel."""
+
+    def learned(self, raw: Tensor) -> Tensor:
+        """``raw``, as a head gives it to the loss: what the gradient to the head may differ in is done here."""
+        return raw
 
     def log_scale(self, raw: Tensor) -> Tensor:
         """s = ln(theta), (N, C, H, W), of what the head puts out, (N, maps*C, H, W)."""
@@ -89,9 +94,13 @@ class GeneralisedGaussianDistribution(Distribution):
     """Two maps, s = ln(theta) and a shape: density beta/(2 alpha Gamma(1/beta)) exp(-(e/alpha)^beta).
 
     Upadhyay et al., BayesCap, ECCV 2022 (arXiv 2207.06873). beta = 1 is Laplace with theta = alpha, beta = 2 is Gauss
-    with sigma = alpha/sqrt(2). Ours: the head says theta = alpha Gamma(2/beta)/Gamma(1/beta) instead of alpha, so that a
-    change of the shape leaves the scale as it is; and beta = 2^tanh(second map), which begins near 1 and stays between
-    1/2 and 2. Beyond 2 a single error far out, (e/alpha)^beta, undoes what many iterations have learned.
+    with sigma = alpha/sqrt(2). Ours, for else the head ends far from what it can say:
+
+    - It says theta = alpha Gamma(2/beta)/Gamma(1/beta) instead of alpha: a change of the shape leaves the scale alone.
+    - beta = 2^(-m/(1 + |m|)) of the second map m: 1 at first, and between 1/2 and sqrt(2) where m > -1, as behind an ELU.
+      Far above 2 one error undoes what many have taught; below 1/2 they teach little. Heavy tails are what the first
+      errors ask for, before theta has grown, so they lie where the ELU does not keep m from coming back.
+    - The shape passes a tenth of its gradient on to the features that it shares with theta (:meth:`learned`).
     """
     name = 'generalised_gaussian'
     maps = 2
@@ -100,8 +109,15 @@ class GeneralisedGaussianDistribution(Distribution):
     def parameters(raw: Tensor) -> tuple[Tensor, Tensor]:
         """ln(alpha) and beta, each (N, C, H, W)."""
         log_scale, shape = _promoted(raw).chunk(2, dim=1)
-        beta = torch.exp2(shape.tanh())
+        beta = torch.exp2(-softsign(shape))
         return log_scale + torch.lgamma(1 / beta) - torch.lgamma(2 / beta), beta
+
+    def learned(self, raw):
+        if not raw.requires_grad:
+            return raw
+        passed_on = torch.ones(2, raw.shape[1] // 2, 1, 1, dtype=raw.dtype, device=raw.device)
+        passed_on[1] = 0.1
+        return raw.detach().lerp(raw, passed_on.view(1, -1, 1, 1))
 
     def log_scale(self, raw):
         return _promoted(raw).chunk(2, dim=1)[0]
