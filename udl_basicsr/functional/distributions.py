@@ -97,9 +97,9 @@ class GeneralisedGaussianDistribution(Distribution):
     with sigma = alpha/sqrt(2). Ours, for else the head ends far from what it can say:
 
     - It says theta = alpha Gamma(2/beta)/Gamma(1/beta) instead of alpha: a change of the shape leaves the scale alone.
-    - beta = 2^(-m/(1 + |m|)) of the second map m: 1 at first, and between 1/2 and sqrt(2) where m > -1, as behind an ELU.
-      Far above 2 one error undoes what many have taught; below 1/2 they teach little. Heavy tails are what the first
-      errors ask for, before theta has grown, so they lie where the ELU does not keep m from coming back.
+    - beta = 2^(-m/(1 + |m|)) of the second map m: 1 at first, between 1/2 and sqrt(2) where m > -1, as behind an ELU.
+      Far above 2 one error undoes what many have taught; below 1/2 all of them teach little. The first errors ask for
+      heavy tails, since theta has not grown yet; so those lie where an ELU does not keep m from coming back.
     - The shape passes a tenth of its gradient on to the features that it shares with theta (:meth:`learned`).
     """
     name = 'generalised_gaussian'
