@@ -114,7 +114,7 @@ def lead_figure(series: Mapping[str, Iterable[Point]], axis: str, labels: Sequen
     tidy(ax)
     ax.legend(fontsize=6.5, frameon=False, ncols=len(series), loc='lower left', bbox_to_anchor=(0, 1))
     told = ' to '.join(map(str, dict.fromkeys((seeds[0], seeds[-1])))) + (' seed' if seeds == [1] else ' seeds')
-    figure.text(0.97, 0.9, f'{told}; thick: 95 % over seeds and images, bootstrap; thin: 95 % over seeds, t',
+    figure.text(0.97, 0.9, f"{told}; 95 % intervals: thick, bootstrap over seeds and images; thin, Student's t over seeds",
                 fontsize=6.5, color=GRAY, ha='right')
     return save(figure, out)
 
