@@ -86,20 +86,26 @@ def coverage_figure(judgements: Sequence[Judgement], alpha: float, out: str | Pa
     Returns:
         Path: ``out``.
     """
-    figure = Figure(figsize=(5 + 4 * len(judgements), 4), dpi=dpi, facecolor='white', layout='constrained')
+    rows = -(-len(judgements) // 4)
+    columns = -(-len(judgements) // rows)
+    figure = Figure(figsize=(5 + 3 * columns, max(4, 2.3 * rows)), dpi=dpi, facecolor='white', layout='constrained')
     FigureCanvasAgg(figure)
-    first, *others = figure.subplots(1, 1 + len(judgements), squeeze=False)[0]
+    left, right = figure.subfigures(1, 2, width_ratios=(5, 3 * columns))
+    first = left.subplots()
+    others = right.subplots(rows, columns, squeeze=False).ravel()
     for number, judgement in enumerate(judgements):
         first.plot(sorted(scores['coverage'] for scores in judgement.images.values()), label=judgement.name,
                    **style_of(number))
     first.axhline(1 - alpha, color=GRAY, linewidth=1, linestyle=':')
     first.set(title='Coverage of each image', xlabel='images, from the least covered', ylabel='share inside')
     first.legend(fontsize=8, frameon=False)
-    for ax, judgement in zip(others, judgements, strict=True):
+    for ax in others[len(judgements):]:
+        ax.set_axis_off()
+    for ax, judgement in zip(others, judgements, strict=False):
         drawn = ax.imshow(judgement.coverage_map, cmap='viridis', vmin=0, vmax=1)
         ax.set(xticks=[], yticks=[], title=f'{judgement.name}\n{judgement.least_covered}, in 16×16 px')
         ax.title.set(fontsize=9)
-    figure.colorbar(drawn, ax=others, label='share inside', shrink=0.8)
+    right.colorbar(drawn, ax=others, label='share inside', shrink=0.8)
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=dpi)

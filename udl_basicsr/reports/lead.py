@@ -114,8 +114,8 @@ def lead_figure(series: Mapping[str, Iterable[Point]], axis: str, labels: Sequen
     tidy(ax)
     ax.legend(fontsize=6.5, frameon=False, ncols=len(series), loc='lower left', bbox_to_anchor=(0, 1))
     told = ' to '.join(map(str, dict.fromkeys((seeds[0], seeds[-1])))) + (' seed' if seeds == [1] else ' seeds')
-    figure.text(0.97, 0.9, f"{told}; 95 % intervals: thick, bootstrap over seeds and images; thin, Student's t over seeds",
-                fontsize=6.5, color=GRAY, ha='right')
+    told += "; 95 % intervals: thick, bootstrap over seeds and images; thin, Student's t over seeds"
+    figure.text(0.97, 0.9, told, fontsize=6.5, color=GRAY, ha='right')
     return save(figure, out)
 
 
