@@ -90,7 +90,7 @@ def coverage_figure(judgements: Sequence[Judgement], alpha: float, out: str | Pa
     columns = -(-len(judgements) // rows)
     figure = Figure(figsize=(5 + 3 * columns, max(4, 2.3 * rows)), dpi=dpi, facecolor='white', layout='constrained')
     FigureCanvasAgg(figure)
-    left, right = figure.subfigures(1, 2, width_ratios=(5, 3 * columns))
+    left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(5, 3 * columns))[0]
     first = left.subplots()
     others = right.subplots(rows, columns, squeeze=False).ravel()
     for number, judgement in enumerate(judgements):
