@@ -283,3 +283,19 @@ def test_a_stage_between_has_iterations_of_its_own_and_shares_what_comes_before(
     wrong = replace(runs['UDL'], test_flat={**runs['UDL'].test_flat, 'colour': 1})
     with pytest.raises(OptionError, match=r'^plan\.yml: \w+: colour: '):
         runner.check([wrong], file.parent, 'plan.yml')
+
+
+def test_a_method_may_have_a_budget_of_its_own(plan):
+    methods = plan.content['methods']
+    longer = {**methods, 'longer': {**methods['L1'], 'iterations': 9}, 'UDL': {**methods['UDL'], 'iterations': 10}}
+    file = plan(methods=longer)
+    runs = {run.method: run for run in plans.read_plan(file, file.parent).runs}
+    # of 6 iterations, whose rate is halved at the sixth
+    assert {method: [(stage.iterations, stage.flat['train']['scheduler']['milestones']) for stage in run.stages]
+            for method, run in runs.items()} == {
+        'L1': [(6, [6])], 'twice': [(4, [4]), (2, [2])], 'longer': [(9, [9])], 'UDL': [(4, [4]), (6, [6])]}
+    assert {method: run.lengths for method, run in runs.items()} == {
+        'L1': 'shared', 'twice': 'shared', 'longer': 'own', 'UDL': 'own'}
+    file = plan(methods={**methods, 'UDL': {**methods['UDL'], 'iterations': 4}})
+    with pytest.raises(OptionError, match=r'first\.iterations: 4 leaves none of the 4 iterations of .*: UDL_x2_seed7$'):
+        plans.read_plan(file, file.parent)

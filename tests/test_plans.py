@@ -72,8 +72,9 @@ def test_pairs_and_tables_keep_networks_apart(tmp_path):
     assert [line for line in summary.splitlines() if '×' in line] == ['EDSR-S ×2', 'RCAN ×2']
     # where each method has its own length, the crops are not the same, and that is no fault
     record_files.check_pairs([one('RCAN', 'L1', 1.), one('RCAN', 'UDL', 1., data_order='longer', lengths='own')])
-    with pytest.raises(ScoresError, match='`data_order`'):
-        record_files.check_pairs([one('RCAN', 'L1', 1.), one('RCAN', 'UDL', 1., data_order='longer')])
+    for others in ([], [one('RCAN', 'GV', 1., data_order='longest', lengths='own')]):
+        with pytest.raises(ScoresError, match='`data_order`'):
+            record_files.check_pairs([*others, one('RCAN', 'L1', 1.), one('RCAN', 'UDL', 1., data_order='longer')])
 
 
 def test_the_printed_table_stands_beside_ours(write, tmp_path, capsys):
@@ -160,6 +161,8 @@ def changed(path: str, value) -> dict:
     ('reference', ['L1'], 'reference'), ('reference', None, 'reference'), ('title', 3, 'title'),
     ('table', 'udl-9', 'table'), ('table', 5, 'table'), ('lengths', 'mine', 'lengths'),
     ('lengths', 'shared', 'first.it'),
+    ('methods.UDL.iterations', 5000, 'methods.UDL.iterations'),
+    ('methods.UDL.iterations', 0, 'methods.UDL.iterations'),
     ('deterministic', 'yes', 'deterministic'), ('train', 'nope.yml', 'train'), ('train', '..', 'train'),
     ('train', ['train.yml'], 'train'), ('test', {'a': 1}, 'test'), ('test', '', 'test'), ('trian', 1, 'trian'),
 ])

@@ -208,24 +208,26 @@ class _Expansion:
             chain.append(self.stage(f'{prefix}first_{name}_{tail}', flat, seed, length, before))
             before += length
         flat = self.own(train, block, f'methods.{method}')
-        chain.append(self.stage(f'{prefix}{method}_{tail}', flat, seed, None, before))
+        chain.append(self.stage(f'{prefix}{method}_{tail}', flat, seed, None, before, block.iterations))
         for earlier, later in itertools.pairwise(chain):
             later.flat['stage1'] = str(earlier.file)
         return PlannedRun(plan.name, network or plan.title, plan.reference, method, label, order, scale, seed,
                           tuple(chain), self.folder / f'test_{prefix}{method}_{tail}.yml',
                           self.test(f'{prefix}{method}_{tail}', test, chain, seed), network,
-                          plan.lengths, self.size)
+                          'own' if block.iterations else plan.lengths, self.size)
 
     def stages_before(self, after: str | None) -> list[str]:
         """The stages of ``first`` that a method comes after, in the order in which they are trained."""
         return [] if after is None else [*self.stages_before(self.plan.first[after].after), after]
 
-    def stage(self, name: str, flat: dict, seed: int, iterations: int | None, before: int) -> Stage:
+    def stage(self, name: str, flat: dict, seed: int, iterations: int | None, before: int,
+              budget: int | None = None) -> Stage:
         """The options of one stage.
 
         Args:
             iterations: Of a stage 1, where the budget is shared; None: what is left of it.
             before: Iterations of the budget that a stage before this one takes.
+            budget: None: that of the option file.
         """
         plan, where = self.plan, f'{self.file}: {name}'
         self.need_blocks(flat, ('train', 'datasets', 'datasets.train', 'network_g'), where)
@@ -242,10 +244,11 @@ class _Expansion:
         if not schema.COUNT.accepts(total):
             raise OptionError(f'{where}: train.total_iter: expected {schema.COUNT.label}, got {describe(total)}')
         if self.shared:
-            if before + (iterations or 0) >= total:
+            budget = budget or total
+            if before + (iterations or 0) >= budget:
                 raise OptionError(f'{self.file}: first.iterations: {before + (iterations or 0)} leaves none of the '
-                                  f'{total} iterations of {plan.train}')
-            length = iterations or total - before
+                                  f'{budget} iterations of {plan.train if budget == total else where}')
+            length = iterations or budget - before
             flat['train'] = {**train, 'total_iter': length}
             if 'scheduler' in train:
                 flat['train']['scheduler'] = _stretched(train['scheduler'], length / total)

@@ -59,6 +59,7 @@ _PLAN = {
         'label': Key(schema.TEXT, 'as it is printed; default: the id'),
         'after': Key(schema.TEXT, 'a stage of first', null=True),
         'seeds': Key(_SEEDS, 'instead of the seeds of the plan'),
+        'iterations': Key(schema.COUNT, 'of all its stages, instead of the shared budget'),
         'base': Key(_FILES, 'option files'),
         'options': Key(_BLOCK, 'and what else changes'),
     }, 'a method')}, 'by their ids', need='both'),
@@ -87,6 +88,8 @@ class PlanMethod(Changes):
     after: str | None = None
     seeds: tuple[int, ...] | None = None
     """None: those of the plan."""
+    iterations: int | None = None
+    """Of all its stages; None: the budget of the plan."""
 
 
 @dataclass(frozen=True)
@@ -196,9 +199,9 @@ def check_plan(plan: dict) -> list[str]:
     own = plan.get('lengths') == 'own'
     if first and not own and 'iterations' not in plan['first']:
         add('first.iterations', 'missing; expected an integer, the length of stage 1')
-    for name, block in first.items() if own else ():
-        if 'iterations' in block:
-            add(f'first.{name}.iterations', 'belongs to lengths: shared; set its train.total_iter, and remove this')
+    for key, blocks in (('first', first), ('methods', methods)) if own else ():
+        for name in (name for name, block in blocks.items() if 'iterations' in block):
+            add(f'{key}.{name}.iterations', 'belongs to lengths: shared; set its train.total_iter, and remove this')
     if own and 'iterations' in plan.get('first', {}):
         add('first.iterations', 'belongs to lengths: shared; set train.total_iter of each stage, and remove this')
     count = len(plan['scales']) * max(1, len(networks)) * sum(

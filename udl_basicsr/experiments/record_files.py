@@ -226,7 +226,7 @@ def check_pairs(records: Iterable[Record]) -> None:
         ScoresError: Names both runs and what differs.
     """
     first: dict[tuple, Record] = {}
-    for record in records:
+    for record in sorted(records, key=lambda r: r.lengths == 'own'):  # what others are compared with has all to compare
         other = first.setdefault((record.network_id, record.scale, record.seed), record)
         own = 'own' in (record.lengths, other.lengths)
         for name in ('network_title', ) if own else ('network_title', 'initial_weights', 'data_order'):
