@@ -280,6 +280,40 @@ def test_images_that_training_has_seen(run, capsys):
     assert 'is not here as a folder' in check_apart([], [weights])['unknown'][0]
 
 
+def test_images_that_an_earlier_training_has_seen(run):
+    """A head post hoc on a network that was refined: what each of them began with is asked, whatever the circle."""
+    folders = {name: run.root / 'data' / name for name in ('first', 'second', 'third')}
+    for number, folder in enumerate(folders.values()):
+        folder.mkdir(parents=True)
+        cv2.imwrite(str(folder / 'a.png'), photograph(60 + number, 24, 28))
+
+    def trained(name, on, **path) -> str:
+        models = run.root / 'experiments' / name / 'models'
+        models.mkdir(parents=True, exist_ok=True)
+        (models.parent / f'{name}.yml').write_text(yaml.safe_dump(
+            {'datasets': {'train': {'dataroot_gt': str(on)}} if on else {}, 'path': path}))
+        (models / 'net_g_latest.pth').touch()
+        return f'experiments/{name}/models/net_g_latest.pth'
+
+    pairs = find_pairs([run.kept / 'GT'], [run.kept / 'LQ'])
+    head = trained('head', folders['third'], pretrain_network_g=trained('refined', folders['second'], **{
+        'pretrain_network_g': 'experiments/origin/models/net_g_latest.pth', 'pretrain_network_u': None}))
+    trained('origin', folders['first'], pretrain_network_g=head)  # a circle
+    found = check_apart(pairs, [run.root / head])
+    assert found == {'compared': [str(folders[name]) for name in ('third', 'second', 'first')], 'unknown': []}
+
+    cv2.imwrite(str(folders['first'] / 'copy.bmp'), cv2.imread(str(run.kept / 'GT' / '3.png')))
+    with pytest.raises(KeptApartError, match=r'data/first, on which .*experiments/origin/models/net_g_latest\.pth was'):
+        check_apart(pairs, [run.root / head])
+    trained('origin', None)
+    trained('refined', folders['second'], pretrain_network_g='experiments/origin/models/net_g_latest.pth',
+            pretrain_network_u='weights/of_somebody.pth')
+    unknown = check_apart(pairs, [run.root / head])['unknown']
+    assert [line.partition(':')[0] for line in unknown] == [
+        str(run.root / 'experiments/origin/models/net_g_latest.pth'), str(run.root / 'weights/of_somebody.pth')]
+    assert all('no option file beside it says what it was trained on' in line for line in unknown)
+
+
 def test_pairs_that_are_none(run):
     def problem(gt=run.kept / 'GT', lq=run.kept / 'LQ'):
         with pytest.raises(KeptApartError) as error:
