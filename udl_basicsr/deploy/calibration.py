@@ -22,7 +22,7 @@ from udl_basicsr.utils.json_files import JsonError, read_json
 from udl_basicsr.utils.version import __version__
 from udl_basicsr.utils.yaml_files import load_yaml
 
-from .infer_record import describe
+from .infer_record import describe, network_differences
 from .kept_apart import ImagePair, check_apart
 from .pictures import Pixels, read_picture
 from .restorer import Prediction, Restorer
@@ -95,6 +95,10 @@ class Calibration:
                                for entry in (self.networks, now))
                 raise CalibrationError(f'{file}: belongs to {option} {there}, and here it is {here}. What it promises '
                                        'holds for those networks alone: calibrate these with udl calibrate')
+        for key, there, here in network_differences(self.networks, now):
+            raise CalibrationError(f'{file}: belongs to networks of {key} {there}, and here it is {here}. What it '
+                                   'promises holds for those alone: give -opt with the option file of their run, or '
+                                   'calibrate these with udl calibrate')
 
     def threshold(self, within: float, file: str | Path) -> float:
         """The largest half-width of a pixel of the mask for an error.
