@@ -42,6 +42,15 @@ class CalibrationRun(Run):
                 gt, (14, gt.shape[0] // 2), interpolation=cv2.INTER_AREA))
         self.file = file_beside(self.models / 'net_u_latest.pth')
 
+    def constant(self, log_scale: float) -> None:
+        """Puts a head in the place of the usual one that says the same of every pixel."""
+        network_g, head = {'type': 'EDSR', **SMALL}, {'type': 'ConstantHead'}
+        self.net_u = UncertaintyNet(network_g, head).eval()
+        with torch.no_grad():
+            self.net_u.head.log_scale.fill_(log_scale)
+        torch.save({'params': self.net_u.state_dict()}, self.models / 'net_u_latest.pth')
+        self.options(network_g, {'type': 'UncertaintyNet', 'head': head})
+
     def calibrate(self, *arguments, alpha=0.25) -> int:
         return status_of(command.main, [str(a) for a in (
             self.models.parent, '--gt', self.kept / 'GT', '--lq', self.kept / 'LQ', '--alpha', alpha, '--device', 'cpu',
