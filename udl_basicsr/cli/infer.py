@@ -108,8 +108,9 @@ def main(argv: list[str] | None = None) -> int:
             args.weights, opt=args.opt, uncertainty=args.uncertainty, param_key=args.param_key or EMA_FIRST,
             members=args.member, spread=args.spread, device=args.device, tile=args.tile, overlap=args.overlap,
             self_ensemble=args.self_ensemble, amp=args.amp)
+        given = next(filter(None, (args.intervals, args.uncertainty, args.weights)))
         writer = None if args.intervals is None else \
-            load_writer(args.intervals or file_beside(args.uncertainty or args.weights), restorer, args.within)
+            load_writer(args.intervals or file_beside(given), restorer, args.within)
         record = check_folder(args.out, args.suffix, plan, restorer, args.overwrite, writer and writer.made_by)
     except (CalibrationError, InferenceError, ExportError, OptionError, CheckpointError) as error:
         print(f'Nothing was done:\n{error}', file=sys.stderr)

@@ -70,10 +70,10 @@ def check_enough(calibrating: Sequence[str | Path], halved: str | Path, alpha: f
     Raises:
         TooFewImagesError: For this α and δ.
     """
-    *whole, half = (max((len(find_pictures(folder)) for folder in Path(root).glob('GTmod*') if folder.is_dir()),
-                        default=None) for root in (*calibrating, halved))
-    if half is not None and None not in whole:  # else there is no such data set, which is told of its scale
-        R.risk_limit(sum(whole) + half // 2, alpha, delta)
+    counts = [max((len(find_pictures(folder)) for folder in Path(root).glob('GTmod*') if folder.is_dir()), default=0)
+              for root in (*calibrating, halved)]
+    if all(counts):  # else there is no such data set, which will be told with its scale
+        R.risk_limit(sum(counts[:-1]) + counts[-1] // 2, alpha, delta)
 
 
 def judge(name: str, restorer: Restorer, calibrating: Sequence[ImagePair], halved: Sequence[ImagePair],
