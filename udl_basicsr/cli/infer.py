@@ -80,7 +80,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args.ensemble = bool(args.member or args.spread)
     if args.intervals is None and args.within is not None:
         parser.error('--within is of the mask of --intervals: give --intervals with it')
-    if args.intervals is not None and args.uncertainty is None and not args.ensemble:
+    args.log_scale = args.ensemble or args.uncertainty is not None
+    if args.intervals is not None and not args.log_scale:
         parser.error('--intervals needs --uncertainty, or --member or --spread')
     args.within = 16. if args.within is None else args.within
     return args
@@ -102,15 +103,14 @@ def main(argv: list[str] | None = None) -> int:
     processor.keep_freed_memory()
     try:
         plan = make_plan(args.inputs, args.out, suffix=args.suffix, file_format=args.format,
-                         log_scale=args.uncertainty is not None or args.ensemble, spread=args.ensemble,
+                         log_scale=args.log_scale, spread=args.ensemble,
                          intervals=args.intervals is not None, overwrite=args.overwrite)
         restorer = load_restorer(
             args.weights, opt=args.opt, uncertainty=args.uncertainty, param_key=args.param_key or EMA_FIRST,
             members=args.member, spread=args.spread, device=args.device, tile=args.tile, overlap=args.overlap,
             self_ensemble=args.self_ensemble, amp=args.amp)
-        given = next(filter(None, (args.intervals, args.uncertainty, args.weights)))
         writer = None if args.intervals is None else \
-            load_writer(args.intervals or file_beside(given), restorer, args.within)
+            load_writer(args.intervals or file_beside(args.uncertainty or args.weights), restorer, args.within)
         record = check_folder(args.out, args.suffix, plan, restorer, args.overwrite, writer and writer.made_by)
     except (CalibrationError, InferenceError, ExportError, OptionError, CheckpointError) as error:
         print(f'Nothing was done:\n{error}', file=sys.stderr)

@@ -155,9 +155,10 @@ def _training_images(checkpoint: Path, runs: Iterable[dict]) -> tuple[Path | Non
         train = (options.get('datasets') or {}).get('train') or {}
         if isinstance(root := train.get('dataroot_gt'), str):
             for start in _started_in(checkpoint.absolute().parent.parent):
-                if (start / root).is_dir() and not root.endswith('.lmdb'):
+                folder = start / Path(root).expanduser()
+                if folder.is_dir() and not root.endswith('.lmdb'):
                     meta = train.get('meta_info_file')
-                    return start / root, start / meta if isinstance(meta, str) else None, ''
+                    return folder, start / meta if isinstance(meta, str) else None, ''
             return None, None, f'{checkpoint}: {root}, on which it was trained, is not here as a folder of images'
     return None, None, f'{checkpoint}: no option file beside it says what it was trained on'
 
