@@ -15,7 +15,9 @@ from PIL import Image
 from udl_basicsr.archs import UncertaintyNet
 from udl_basicsr.cli import calibrate as command
 from udl_basicsr.deploy.calibration import CalibrationError, file_beside, networks_of, read_calibration
+from udl_basicsr.deploy.infer import load_restorer
 from udl_basicsr.deploy.kept_apart import KeptApartError, check_apart, find_pairs
+from udl_basicsr.utils.shipped_weights import locate_weights
 
 HEAD = {'type': 'UDLHead', 'num_feat': 8}
 
@@ -186,6 +188,44 @@ def test_other_networks_are_refused(run, capsys, change):
     assert not run.out.exists()
 
 
+def test_the_same_weights_read_otherwise_are_refused(run, capsys):
+    """Of equal weights, what is in the blocks decides: another distribution or factor is another interval."""
+    network_g = {'type': 'EDSR', **SMALL}
+    assert run.calibrate() == 0
+
+    def now(block_g=network_g, **block_u) -> tuple[int, str]:
+        run.options(block_g, {'type': 'UncertaintyNet', 'head': HEAD, **block_u})
+        capsys.readouterr()
+        return run(run.kept / 'LQ' / '1.png', *run.options_u, '--intervals', '--overwrite'), capsys.readouterr().err
+    for blocks, told in (({'head': {**HEAD, 'distribution': 'gaussian'}}, 'network_u.head.distribution laplace'),
+                         ({'tap': 'conv_last'}, 'network_u.tap'), ({'block_g': {**network_g, 'res_scale': 0.5}},
+                                                                    'network_g.res_scale 1, and here it is 0.5')):
+        status, err = now(**blocks)
+        assert status == 2
+        assert told in err
+    assert not run.out.exists()
+    # and what is the same though it is written otherwise
+    for blocks in ({'tap': 'upsample', 'detach': 'all', 'freeze': True, 'head': {**HEAD, 'level': 0.9}},
+                   {'block_g': {**network_g, 'res_scale': 1.0, 'img_range': 255}}, {'tap': None}):
+        assert now(**blocks) == (0, '')
+
+
+@pytest.mark.parametrize('scale', [2, 4])
+def test_the_calibrations_that_are_shipped_hold(scale, tmp_path):
+    """And so do older ones, whose blocks leave out what is the default and say nothing of taps."""
+    weights, uncertainty = (locate_weights(f'udl:{name}_x{scale}') for name in ('UDL', 'ESU'))
+    restorer = load_restorer(weights, uncertainty=uncertainty, device='cpu')
+    shipped = read_calibration(file_beside(uncertainty))
+    shipped.check(restorer, 'shipped')
+    for network in (shipped.networks['network_g'], shipped.networks['network_u']['backbone']):
+        network['res_scale'] = 1.
+    del shipped.networks['network_u']['tap']
+    shipped.check(restorer, 'older')
+    shipped.networks['network_u']['backbone']['res_scale'] = 0.1
+    with pytest.raises(CalibrationError, match=r'network_u\.backbone\.res_scale 0\.1, and here it is 1'):
+        shipped.check(restorer, 'other')
+
+
 def test_what_is_no_calibration(run, capsys):
     picture = run.kept / 'LQ' / '1.png'
     assert run(picture, *run.options_u, '--intervals') == 2
@@ -238,6 +278,40 @@ def test_images_that_training_has_seen(run, capsys):
         check_apart(find_pairs([run.kept / 'GT'], [run.kept / 'LQ']), [weights])
     run.trained_on(run.root / 'gone')
     assert 'is not here as a folder' in check_apart([], [weights])['unknown'][0]
+
+
+def test_images_that_an_earlier_training_has_seen(run):
+    """A head post hoc on a network that was refined: what each of them began with is asked, whatever the circle."""
+    folders = {name: run.root / 'data' / name for name in ('first', 'second', 'third')}
+    for number, folder in enumerate(folders.values()):
+        folder.mkdir(parents=True)
+        cv2.imwrite(str(folder / 'a.png'), photograph(60 + number, 24, 28))
+
+    def trained(name, on, **path) -> str:
+        models = run.root / 'experiments' / name / 'models'
+        models.mkdir(parents=True, exist_ok=True)
+        (models.parent / f'{name}.yml').write_text(yaml.safe_dump(
+            {'datasets': {'train': {'dataroot_gt': str(on)}} if on else {}, 'path': path}))
+        (models / 'net_g_latest.pth').touch()
+        return f'experiments/{name}/models/net_g_latest.pth'
+
+    pairs = find_pairs([run.kept / 'GT'], [run.kept / 'LQ'])
+    head = trained('head', folders['third'], pretrain_network_g=trained('refined', folders['second'], **{
+        'pretrain_network_g': 'experiments/origin/models/net_g_latest.pth', 'pretrain_network_u': None}))
+    trained('origin', folders['first'], pretrain_network_g=head)  # a circle
+    found = check_apart(pairs, [run.root / head])
+    assert found == {'compared': [str(folders[name]) for name in ('third', 'second', 'first')], 'unknown': []}
+
+    cv2.imwrite(str(folders['first'] / 'copy.bmp'), cv2.imread(str(run.kept / 'GT' / '3.png')))
+    with pytest.raises(KeptApartError, match=r'data/first, on which .*experiments/origin/models/net_g_latest\.pth was'):
+        check_apart(pairs, [run.root / head])
+    trained('origin', None)
+    trained('refined', folders['second'], pretrain_network_g='experiments/origin/models/net_g_latest.pth',
+            pretrain_network_u='weights/of_somebody.pth')
+    unknown = check_apart(pairs, [run.root / head])['unknown']
+    assert [line.partition(':')[0] for line in unknown] == [
+        str(run.root / 'experiments/origin/models/net_g_latest.pth'), str(run.root / 'weights/of_somebody.pth')]
+    assert all('no option file beside it says what it was trained on' in line for line in unknown)
 
 
 def test_pairs_that_are_none(run):

@@ -126,6 +126,20 @@ def test_post_hoc_needs_a_network_that_is_trained(project, write):
         project.parse('head')
 
 
+@pytest.mark.parametrize(('train_opt', 'network_u', 'message'), [
+    ({'pixel_opt': L1, 'likelihood_opt': {'type': 'EULoss', 'detach': 'mean'}}, {'detach': 'features'},
+     r"network_u\.detach: 'features' \(str\) contradicts train\.likelihood_opt\.detach: mean"),
+    ({'pixel_opt': L1, 'likelihood_opt': {'type': 'EULoss', 'detach': 'all'}}, {'freeze': True},
+     r'network_u\.freeze: True \(bool\) contradicts train\.likelihood_opt\.detach: all'),
+    ({'likelihood_opt': {'type': 'EULoss', 'detach': 'mean'}}, {},
+     r'train\.likelihood_opt\.detach: mean without another loss'),
+])
+def test_what_contradicts_the_detach_of_the_loss_is_refused(project, write, train_opt, network_u, message):
+    write('wrong', 'esu', train_opt, network_u={'type': 'UncertaintyNet', **network_u})
+    with pytest.raises(OptionError, match=message):
+        project.parse('wrong')
+
+
 def test_udl_by_an_s_that_goes_on_learning(project, write):
     write('both', 'esu', {'likelihood_opt': {'type': 'ESULoss', 'detach': 'all'}, 'udl_opt': {'type': 'UDLLoss'}},
           stage1='esu.yml')
@@ -184,6 +198,7 @@ def test_wrong_names_are_refused():
     ({}, {'type': 'QuantileLoss'}, 'QuantileLoss trains a head of distribution quantile, and network_u.head is of lap'),
     ({'distribution': 'gaussian'}, {'type': 'ESULoss'}, 'ESULoss trains a head of distribution laplace'),
     ({'distribution': 'quantile', 'level': 0.8}, {'type': 'QuantileLoss'}, r'likelihood_opt\.level: 0\.9 \(float\) is'),
+    ({}, {'type': 'GRAMLoss', 'norm': 'l2'}, 'GRAMLoss trains a head of distribution gaussian'),
     ({'type': 'ConstantHead'}, {'type': 'QuantileLoss'}, 'and network_u.head is of laplace'),
     ({'type': 'UDLHed'}, {'type': 'QuantileLoss'}, "did you mean 'UDLHead'"),
 ])
@@ -212,12 +227,13 @@ def test_one_option_file_refines_a_network_that_is_trained(project, write):
     write('first', 'plain', {'pixel_opt': L1}, network_u=None)
     train(project.parse('first'))
     weights = str(project.root / 'experiments/first/models/net_g_latest.pth')
-    write('refine', 'udl', {'udl_opt': {'type': 'UDLLoss'}, 'total_iter': 4}, stage1={
+    write('refine', 'udl', {'udl_opt': {'type': 'UDLLoss'}, 'pixel_opt': L1, 'total_iter': 4}, stage1={
         'stage': 'esu', 'path': {'pretrain_network_g': weights},
-        'train': {'udl_opt': None, 'likelihood_opt': {'type': 'EULoss', 'detach': 'all'}, 'total_iter': 2}})
+        'train': {'likelihood_opt': {'type': 'EULoss', 'detach': 'all'}, 'total_iter': 2}})
     parsed = project.parse('refine')
     assert parsed.stage1.flat['name'] == 'refine_stage1'
-    assert 'udl_opt' not in parsed.stage1.flat['train']
+    # with a loss of stage 2 the head would not be alone, and the network no constant
+    assert not {'udl_opt', 'pixel_opt'} & parsed.stage1.flat['train'].keys()
     train(parsed)
     assert_same_weights(project.weights('first'), project.weights('refine_stage1'))
     moved = project.weights('refine')

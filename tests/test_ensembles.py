@@ -10,7 +10,7 @@ from basicsr.archs.edsr_arch import EDSR
 from basicsr.utils import img2tensor
 from conftest import status_of
 from infer_runs import SMALL, Run, pixels
-from scipy import integrate, stats
+from scipy import integrate, special, stats
 from test_calibrate import CalibrationRun
 
 from udl_basicsr.archs import UncertaintyNet
@@ -41,18 +41,33 @@ def test_the_total_scale_has_the_variance_of_the_mixture():
     moments = [integrate.quad(lambda x, k=k: x**k * density(x), 60, 140, limit=500, points=sorted(images))[0]
                for k in (1, 2)]
     _, spread = mean_and_variance(torch.tensor(images)[:, None])
-    s = total_log_scale(spread, torch.tensor((scales**2).mean()))
+    s = total_log_scale(spread, torch.tensor((2 * scales**2).mean()))
     assert 2 * (2 * s).exp().item() == pytest.approx(moments[1] - moments[0]**2, rel=1e-6)
     assert total_log_scale(torch.zeros(1)).isfinite().all()
 
 
-def nets(count):
-    members = [UncertaintyNet(EDSR(**SMALL), {'type': 'UDLHead', 'num_feat': 8}).eval() for _ in range(count)]
+def nets(count, **head):
+    members = [UncertaintyNet(EDSR(**SMALL), {'type': 'UDLHead', 'num_feat': 8, **head}).eval() for _ in range(count)]
     with torch.no_grad():
         for member in members:
             for parameter in member.parameters():
                 parameter.add_(0.02 * torch.randn_like(parameter))
     return members
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(('distribution', 'variance'), [
+    ('gaussian', lambda raw: np.exp(raw)**2),
+    ('generalised_gaussian', lambda raw: stats.gennorm.var(  # theta = alpha Gamma(2/beta)/Gamma(1/beta)
+        beta := 2**(-raw[:, 3:] / (1 + abs(raw[:, 3:]))),
+        scale=np.exp(raw[:, :3]) * special.gamma(1 / beta) / special.gamma(2 / beta))),
+])
+def test_the_variance_of_a_member_is_that_of_its_own_density(distribution, variance):
+    members, lq = nets(2, distribution=distribution), torch.rand(1, 3, 9, 8)
+    images = np.stack([255 * member.mean_network(lq).double().numpy() for member in members])
+    each = [variance(member.head_output(lq).double().numpy()) for member in members]
+    ensemble = EnsembleNet([member.mean_network for member in members], members)
+    np.testing.assert_allclose(2 * (2 * ensemble.log_scale(lq)).exp(), np.mean(each, axis=0) + images.var(0), rtol=1e-4)
 
 
 @torch.no_grad()

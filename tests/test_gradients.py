@@ -56,7 +56,8 @@ def test_likelihoods(loss, s_value):
     s = torch.randn(SHAPE, dtype=torch.float64) if s_value is None else torch.full_like(pred, s_value)
     # exp(20) is 5e8 and exp(-20) 2e-9, so each check is made relative; the image stands in the fidelity term alone,
     # whose digits would be lost beside the log term's
-    scale = math.exp(-s.min() * (2 if isinstance(loss, GaussianNLLLoss) else 1))
+    power = 2 if isinstance(loss, GaussianNLLLoss) or getattr(loss, 'norm', '') == 'l2' else 1
+    scale = math.exp(-s.min() * power)
     assert gradcheck(lambda p: loss.terms(p, target, s)[0] / scale, pred.clone().requires_grad_())
     scale = max(scale, 1.)
     if not isinstance(loss, GRAMLoss):
@@ -64,13 +65,12 @@ def test_likelihoods(loss, s_value):
         return
     # The weight sg[sigmoid(s)] is a constant of the gradient: the same with the weight held is what is differentiated.
     e = 255 * (pred - target).abs()
-    e = e**2 if loss.norm == 'l2' else e
-    weight = torch.sigmoid(s)
+    weight = torch.sigmoid(power * s)
     leaf = s.clone().requires_grad_()
     loss(pred, target, leaf).backward()
     held = s.clone().requires_grad_()
-    assert gradcheck(lambda s: (weight * (torch.exp(-s) * e + s)).mean() / scale, held)
-    (weight * (torch.exp(-held) * e + held)).mean().backward()
+    assert gradcheck(lambda s: (weight * (torch.exp(-power * s) * e**power + power * s)).mean() / scale, held)
+    (weight * (torch.exp(-power * held) * e**power + power * held)).mean().backward()
     torch.testing.assert_close(leaf.grad, held.grad, rtol=1e-12, atol=0)
 
 
@@ -163,7 +163,9 @@ def test_no_error(loss, s_value, shape):
     if isinstance(loss, UDLLoss):
         assert out.item() == 0
         return
-    factor = {EULoss: 1., ESULoss: 2., GaussianNLLLoss: 1., GRAMLoss: 1 / (1 + math.exp(-s_value))}[type(loss)]
+    power = 2 if getattr(loss, 'norm', '') == 'l2' else 1
+    factor = {EULoss: 1., ESULoss: 2., GaussianNLLLoss: 1.,
+              GRAMLoss: power / (1 + math.exp(-power * s_value))}[type(loss)]
     assert out.item() == pytest.approx(factor * s_value, rel=1e-12)
     torch.testing.assert_close(s.grad, torch.full_like(target, factor / target.numel()), rtol=1e-12, atol=0)
 
@@ -175,14 +177,15 @@ def test_one_pixel(loss):
     pred, target = torch.full((1, 1, 1, 1), 0.5, dtype=torch.float64), torch.full((1, 1, 1, 1), 0.5 + e,
                                                                                dtype=torch.float64)
     log_scale = torch.full_like(pred, s)
-    sigmoid = 1 / (1 + math.exp(-s))
+    power = 2 if getattr(loss, 'norm', '') == 'l2' else 1
+    sigmoid = 1 / (1 + math.exp(-power * s))
     if isinstance(loss, EULoss | ESULoss | GaussianNLLLoss | GRAMLoss):
         scaled = 255 * e
         expected = {
             EULoss: math.exp(-s) * scaled + s,
             ESULoss: math.exp(-s) * scaled + 2 * s,
             GaussianNLLLoss: math.exp(-2 * s) * scaled**2 / 2 + s,
-            GRAMLoss: sigmoid * (math.exp(-s) * scaled**(2 if getattr(loss, 'norm', '') == 'l2' else 1) + s),
+            GRAMLoss: sigmoid * (math.exp(-power * s) * scaled**power + power * s),
         }[type(loss)]
         out = loss(pred, target, log_scale)
     elif isinstance(loss, UDLLoss):

@@ -66,7 +66,7 @@ def test_results_of_other_weights_or_options_are_not_mixed(run, capsys):
     assert '--self_ensemble: no there, yes now' in refused(run, capsys, other, '--self-ensemble')
     assert '--amp: no there, bf16 now' in refused(run, capsys, path, '--amp', 'bf16')
     run.options({'type': 'EDSR', **SMALL, 'res_scale': 0.5})
-    assert 'network_g.res_scale: not set there, 0.5 now' in refused(run, capsys, path)
+    assert 'network_g.res_scale: 1 there, 0.5 now' in refused(run, capsys, path)
     run.options({'type': 'EDSR', **SMALL})
     assert run(path, '--tile', '8', '--overlap', '4') == 0  # the same pixels, all but
 

@@ -72,6 +72,18 @@ def test_calibration_by_bins_against_a_loop(drawn):
         F.ence(error[0, :9], scale[0, :9])
 
 
+def test_strata_do_not_depend_on_the_side_of_the_truth():
+    """Skewed residuals with their exact quantiles: the risk is 0.10 in every stratum, whether widths differ or not."""
+    generator = np.random.default_rng(0)
+    residual = generator.exponential(size=100_000) - 1
+    low, high = -np.log([0.95, 0.05]) - 1
+    assert -low < high / 2
+    for scale in (np.ones(residual.size), np.exp(generator.uniform(0, 2, residual.size))):
+        half = scale * np.where(residual > 0, high, -low)
+        risks = F.stratified_risks(np.abs(scale * residual), half, width=scale * (high - low))
+        np.testing.assert_allclose(risks, 0.1, atol=4 * np.sqrt(0.1 * 0.9 / 25_000))
+
+
 def test_bins_of_a_calibrated_prediction():
     generator = np.random.default_rng(0)
     scale = np.exp(generator.uniform(0, 2, 200_000))

@@ -34,8 +34,9 @@ LIKELIHOODS = {
                  lambda e, s: e * np.exp(-2 * s), lambda e, s: 1 - e**2 * np.exp(-2 * s)),
     'GRAM-l1': (GRAMLoss(), lambda e, s: sigmoid(s) * (np.exp(-s) * e + s),
                 lambda e, s: sigmoid(s) * np.exp(-s), lambda e, s: sigmoid(s) * (1 - np.exp(-s) * e)),
-    'GRAM-l2': (GRAMLoss(norm='l2'), lambda e, s: sigmoid(s) * (np.exp(-s) * e**2 + s),
-                lambda e, s: sigmoid(s) * np.exp(-s) * 2 * e, lambda e, s: sigmoid(s) * (1 - np.exp(-s) * e**2)),
+    'GRAM-l2': (GRAMLoss(norm='l2'), lambda e, s: sigmoid(2 * s) * (np.exp(-2 * s) * e**2 + 2 * s),
+                lambda e, s: sigmoid(2 * s) * np.exp(-2 * s) * 2 * e,
+                lambda e, s: sigmoid(2 * s) * 2 * (1 - np.exp(-2 * s) * e**2)),
 }
 
 
@@ -58,7 +59,7 @@ def test_likelihood_value_and_gradient(name):
     (EULoss(), lambda e: math.log(e)),
     (GaussianNLLLoss(), lambda e: math.log(e)),
     (ESULoss(), lambda e: math.log(e / 2)),
-    (GRAMLoss(norm='l2'), lambda e: math.log(e**2)),
+    (GRAMLoss(norm='l2'), lambda e: math.log(e)),
 ])
 def test_optimum_of_s_alone(loss, optimum):
     error = 3.5

@@ -250,6 +250,27 @@ def test_validation_scores_the_network_of_stage_1(project, monkeypatch, save_img
     assert means['spearman'] == pytest.approx(np.mean([v['spearman'] for v in expected.values()]), rel=1e-4)
 
 
+def test_images_that_are_not_rounded_are_not_measured_as_if_they_were(project):
+    """Shares of the network's own errors within θ ln 10, counted."""
+    metrics = {name: {'type': f'calculate_{kind}', 'crop_border': 0, **more} for name, kind, more in (
+        ('picp', 'picp', {}), ('risk', 'size_stratified_risk', {'strata': 1}), ('rounded', 'picp', {'rounding': 1.}))}
+    parsed = project.parse('esu', force(metrics))
+    parsed.opt['val']['rounded'] = False
+    model = build_model(parsed.opt)
+    (loader, ) = loop._loaders(parsed.opt, 'val')
+    means = model.validation(loader, 4, None, False)
+    model.net_u.eval()
+    shares = []
+    for data in build_dataset(parsed.opt['datasets']['val']):
+        with torch.no_grad():
+            mean, s = model.net_u(data['lq'][None])
+        error = 255 * (mean.clamp(0, 1) - data['gt']).abs()
+        shares.append((error <= np.log(10) * s.exp()).double().mean().item())
+    assert means['picp'] == pytest.approx(np.mean(shares), abs=1e-4)
+    assert means['risk'] == pytest.approx(1 - np.mean(shares), abs=1e-4)
+    assert means['rounded'] != pytest.approx(means['picp'], abs=1e-4)
+
+
 def test_a_model_without_uncertainty_says_so(project):
     parsed = project.parse('plain')
     parsed.opt['val']['metrics'] = {'m': BLOCKS['ause']}

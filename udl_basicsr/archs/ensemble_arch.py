@@ -45,11 +45,11 @@ class EnsembleNet(nn.Module):
 
     def log_scale(self, lq: Tensor) -> Tensor:
         """s of both parts together, (N, C, H, W), in 0-255 units."""
-        squares = 0.
+        variance = 0.
         if self.uncertainties:
-            squares, _ = mean_and_variance((2 * s).exp() for s in self._each(
-                [uncertainty.log_scale for uncertainty in cast(Iterable[UncertaintyNet], self.uncertainties)], lq))
-        return total_log_scale(self.spread(lq).square(), squares)
+            variance, _ = mean_and_variance(self._each(
+                [uncertainty.variance for uncertainty in cast(Iterable[UncertaintyNet], self.uncertainties)], lq))
+        return total_log_scale(self.spread(lq).square(), variance)
 
     def interval(self, lq: Tensor, level: float) -> tuple[Tensor, Tensor]:
         """(below, above) in 0-255 units, as if the mixture were a Laplace density of its variance (ours)."""

@@ -130,6 +130,10 @@ class UncertaintyNet(nn.Module):
         """s alone, (N, C, H, W), in 0-255 units: the backbone stops at the tap, so its tail is never computed."""
         return self.distribution.log_scale(self.head_output(lq))
 
+    def variance(self, lq: Tensor) -> Tensor:
+        """Of the truth around the image, (N, C, H, W), in 0-255 units squared; as :meth:`log_scale`, no tail."""
+        return self.distribution.variance(self.head_output(lq))
+
     def interval(self, lq: Tensor, level: float) -> tuple[Tensor, Tensor]:
         """How far the truth may lie from the image: (below, above), each (N, C, H, W), >= 0, in 0-255 units.
 

@@ -20,10 +20,9 @@ from udl_basicsr.utils.errors import UdlError
 from udl_basicsr.utils.files import write_text
 from udl_basicsr.utils.json_files import JsonError, read_json
 from udl_basicsr.utils.version import __version__
-from udl_basicsr.utils.yaml_files import load_yaml
 
-from .infer_record import describe
-from .kept_apart import ImagePair, check_apart
+from .infer_record import describe, network_differences
+from .kept_apart import ImagePair, check_apart, options_of, started_from
 from .pictures import Pixels, read_picture
 from .restorer import Prediction, Restorer
 
@@ -95,6 +94,10 @@ class Calibration:
                                for entry in (self.networks, now))
                 raise CalibrationError(f'{file}: belongs to {option} {there}, and here it is {here}. What it promises '
                                        'holds for those networks alone: calibrate these with udl calibrate')
+        for key, there, here in network_differences(self.networks, now):
+            raise CalibrationError(f'{file}: belongs to networks of {key} {there}, and here it is {here}. What it '
+                                   'promises holds for those alone: give -opt with the option file of their run, or '
+                                   'calibrate these with udl calibrate')
 
     def threshold(self, within: float, file: str | Path) -> float:
         """The largest half-width of a pixel of the mask for an error.
@@ -118,11 +121,9 @@ def networks_of(run: str | Path) -> tuple[Path, Path]:
     run = Path(run)
     mean, uncertainty = (run / 'models' / f'net_{label}_latest.pth' for label in 'gu')
     if not uncertainty.is_file():
-        for file in sorted(run.glob('*.yml')):
-            start = (load_yaml(str(file)).get('path') or {}).get('pretrain_network_u')
-            if isinstance(start, str):  # as the run wrote it: from where it was started
-                uncertainty = next((p for p in (Path(start), run.absolute().parents[1] / start) if p.is_file()),
-                                   uncertainty)
+        for options in options_of(run):
+            start = started_from(run.absolute(), options).get('pretrain_network_u')
+            uncertainty = start if start and start.is_file() else uncertainty
     for file in (mean, uncertainty):
         if not file.is_file():
             raise CalibrationError(f'{file}: no such file. Expected the folder of a run that has ended, with an '

@@ -4,11 +4,14 @@
 size of the tiles is none of them, since a picture that does not fit into the memory is made in tiles beside others.
 """
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from udl_basicsr.data.uncertainty_maps import fingerprint
+from udl_basicsr.options.keys import lookup
+from udl_basicsr.options.signatures import parameters
 from udl_basicsr.utils.files import write_atomically
 from udl_basicsr.utils.json_files import JsonError, read_json
 
@@ -17,6 +20,8 @@ from .pictures import SUFFIXES
 from .restorer import Restorer
 
 NAME = '.udl_infer.json'
+_NO_MATTER = {'UncertaintyNet': {'detach', 'freeze'}}  # of gradients alone
+_OF_THE_FEATURES = {'num_in_ch', 'num_out_ch', 'scale', 'num_feat'}  # of a head: found, or told by the weights' sizes
 
 
 def describe(restorer: Restorer) -> dict:
@@ -94,11 +99,7 @@ def differences(there: dict, now: dict) -> list[str]:
         old, new = there.get(f'{key}_hash'), now.get(f'{key}_hash')
         if old != new and (key == 'weights' or (old and new)):
             found.append(f'  --{key}: {there.get(key)} ({str(old)[:8]}) there, {now.get(key)} ({str(new)[:8]}) now')
-    for block, needs in (('network_g', 'weights'), ('network_u', 'uncertainty')):
-        old, new = there.get(block), now.get(block)
-        if isinstance(old, dict) and isinstance(new, dict) and needs in there and needs in now:
-            found += [f'  {block}.{key}: {old.get(key, "not set")} there, {new.get(key, "not set")} now'
-                      for key in dict.fromkeys([*old, *new]) if old.get(key) != new.get(key)]
+    found += [f'  {key}: {old} there, {new} now' for key, old, new in network_differences(there, now)]
     for key, option in (('self_ensemble', '--self_ensemble'), ('spread', '--spread'), ('amp', '--amp')):
         if (there.get(key) or None) != (now[key] or None):  # older records lack what was not there yet
             old, new = ({None: 'no', False: 'no', True: 'yes'}.get(e.get(key), e.get(key)) for e in (there, now))
@@ -106,6 +107,51 @@ def differences(there: dict, now: dict) -> list[str]:
     found += [f'  {option}: {there[key]} there, {now[key]} now' for key, option in
               (('calibration', '--intervals'), ('within', '--within'))
               if key in there and key in now and there[key] != now[key]]
+    return found
+
+
+def network_differences(there: dict, now: dict) -> Iterator[tuple[str, Any, Any]]:
+    """What the blocks of two entries differ in, as far as it decides pixels, whatever the weights.
+
+    A default that one of them leaves out is the same as written out, and so is the tap that a network has by default.
+
+    Yields:
+        The dotted key, as ``network_u.head.distribution``, and both values; "not set" where there is none.
+    """
+    for block in ('network_g', 'network_u'):
+        if not (isinstance(there.get(block), dict) and isinstance(now.get(block), dict)):
+            continue  # of a run without --uncertainty
+        old, new = _settings(there[block]), _settings(now[block])
+        for key in dict.fromkeys([*old, *new]):
+            values = old.get(key, 'not set'), new.get(key, 'not set')
+            by_default = key == 'tap' and all(value in (None, now.get('default_tap')) for value in values)
+            if values[0] != values[1] and not by_default:
+                yield f'{block}.{key}', *values
+    if isinstance(there.get('member_networks'), list):  # older entries have none
+        for number, (old, new) in enumerate(zip(there['member_networks'], now.get('member_networks') or (),
+                                                strict=False), 2):
+            if isinstance(old, dict):
+                yield from ((f'{key} of network {number}', *values) for key, *values in network_differences(old, new))
+
+
+def _settings(block: dict, is_head: bool = False) -> dict[str, Any]:
+    """What a network is built with, by dotted keys, with the defaults that it leaves out, as JSON has them."""
+    name = str(block.get('type')).removesuffix('_basicsr')
+    target = lookup('network', block.get('type'))
+    known = parameters(target)[0] if target else {}
+    values = {key: known[key].default for key in known if known[key].default is not known[key].empty}
+    values |= {**block, 'type': name}
+    if name == 'UncertaintyNet':
+        head = values.get('head')
+        values['head'] = {'type': 'UDLHead', **(head if isinstance(head, dict) else {})}
+    found = {}
+    for key, value in values.items():
+        if key in _NO_MATTER.get(name, ()) or (is_head and key in _OF_THE_FEATURES):
+            continue
+        if isinstance(value, dict) and 'type' in value:
+            found |= {f'{key}.{inner}': v for inner, v in _settings(value, key == 'head').items()}
+        else:
+            found[key] = json.loads(json.dumps(value, default=str))
     return found
 
 

@@ -88,7 +88,7 @@ def judge(name: str, restorer: Restorer, calibrating: Sequence[ImagePair], halve
             scale = np.exp(prediction.log_scale)
             files.append(Path(folder) / f'{number}.npz')
             np.savez(files[-1], error=error, half=half, scale=scale, spread=prediction.spread,
-                     width=(prediction.below + prediction.above).mean())
+                     width=prediction.below + prediction.above)
             risks.append(R.interval_risks(error, half))
             masks.append(R.mask_risks(error.max(2), prediction.spread, within))
             ratios.append(U.recalibration_factor(error, scale))
@@ -115,11 +115,12 @@ def judge(name: str, restorer: Restorer, calibrating: Sequence[ImagePair], halve
 
 
 def _scores(stored, factor: float, threshold: float, within: float, alpha: float, ratio: float) -> dict[str, float]:
-    error, half, scale, spread = (stored[key].astype(np.float64) for key in ('error', 'half', 'scale', 'spread'))
-    width, mask = factor * float(stored['width']), spread <= threshold
+    error, half, scale, spread, widths = (stored[key].astype(np.float64) for key in (
+        'error', 'half', 'scale', 'spread', 'width'))
+    width, mask = factor * float(widths.mean()), spread <= threshold
     return {
         'coverage_predicted': I.coverage(error, half), 'coverage': I.coverage(error, factor * half), 'width': width,
-        'worst_quarter': float(I.stratified_risks(error, factor * half).max()),
+        'worst_quarter': float(I.stratified_risks(error, factor * half, width=widths).max()),
         'interval_score': width + 2 / alpha * float(np.maximum(error - factor * half, 0).mean()),
         'masked': float(mask.mean()), 'mask_risk': float((mask & (error.max(2) > within)).sum() / max(mask.sum(), 1)),
         'ence': I.ence(error, scale), 'ence_rescaled': I.ence(error, ratio * scale),

@@ -1,9 +1,10 @@
 """Images kept apart from training: pairs of GT and LQ in folders, and whether training has seen them after all."""
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import cv2
 from udl_basicsr.data.images import SUFFIXES, ImageError
 from udl_basicsr.utils.errors import UdlError
 from udl_basicsr.utils.json_files import JsonError, read_json
+from udl_basicsr.utils.shipped_weights import locate_weights
 from udl_basicsr.utils.text import some
 from udl_basicsr.utils.yaml_files import load_yaml
 
@@ -79,10 +81,12 @@ def _pictures(folder: Path) -> dict[str, Path]:
 # ---------------------------------------------------------------- has training seen them?
 
 def check_apart(pairs: Iterable[ImagePair], checkpoints: Iterable[str | Path]) -> dict[str, list[str]]:
-    """Refuses images that the runs of these checkpoints trained on, as far as that can be known.
+    """Refuses images that these checkpoints were trained on, as far as that can be known.
 
-    What a run trained on stands in the option file in its folder. An image is known again by its pixels, and, where
-    both were made by udl prepare, by the file that it was made from, so that crops are known as well.
+    What a run trained on stands in the option file in its folder, and so does which weights it started from
+    (``path.pretrain_network_*``): those that were refined, or given a head. They are asked as well, and what they
+    started from. An image is known again by its pixels, and, where both were made by udl prepare, by the file that it
+    was made from, so that crops are known as well.
 
     Returns:
         ``{'compared': folders, 'unknown': [of what nothing could be compared, and why]}``.
@@ -91,27 +95,61 @@ def check_apart(pairs: Iterable[ImagePair], checkpoints: Iterable[str | Path]) -
         KeptApartError: An image that training has seen.
     """
     pairs, compared, unknown = list(pairs), [], []
-    for checkpoint in dict.fromkeys(map(Path, checkpoints)):
-        folder, meta, why = _training_images(checkpoint)
+    for checkpoint, runs in _with_those_before(checkpoints):
+        folder, meta, why = _training_images(checkpoint, runs)
         if folder is None:
             unknown.append(why)
-        elif folder not in compared:
+        elif (folder, meta) not in compared:
             if seen := _seen(pairs, folder, meta):
                 raise KeptApartError(f'{some(seen)}: {len(seen)} of the images are in {folder}, on which '
                                      f'{checkpoint} was trained; give images that were kept apart')
-            compared.append(folder)
-    return {'compared': [str(folder) for folder in compared], 'unknown': unknown}
+            compared.append((folder, meta))
+    return {'compared': list(dict.fromkeys(str(folder) for folder, _ in compared)), 'unknown': unknown}
 
 
-def _training_images(checkpoint: Path) -> tuple[Path | None, Path | None, str]:
+def started_from(run: Path, options: dict) -> dict[str, Path]:
+    """The weights that a run began with, by the key of ``path`` (``pretrain_network_u``), whether they are there or
+    not."""
+    path, found = options.get('path') or {}, {}
+    for key, value in (path.items() if isinstance(path, dict) else ()):
+        if key.startswith('pretrain_network_') and isinstance(value, str):
+            with contextlib.suppress(ValueError):  # udl:NAME of another version
+                value = locate_weights(value)
+            places = [start / Path(value).expanduser() for start in _started_in(run)]
+            found[key] = next((place for place in places if place.is_file()), places[-1])
+    return found
+
+
+def options_of(run: Path) -> list[dict]:
+    """What stands in the option files of a run's folder."""
+    return [load_yaml(str(file)) for file in sorted(run.glob('*.yml'))]
+
+
+def _started_in(run: Path) -> tuple[Path, Path]:
+    """Where the paths of a run begin: where it was started, which is here or the folder that holds experiments."""
+    return Path.cwd(), run.parent.parent
+
+
+def _with_those_before(checkpoints: Iterable[str | Path]) -> Iterator[tuple[Path, list[dict]]]:
+    """Each checkpoint and those that its run started from, each once, with the options of its run."""
+    waiting, met = list(map(Path, checkpoints)), set()
+    while waiting:
+        checkpoint = waiting.pop(0)
+        if (place := checkpoint.resolve()) in met:
+            continue
+        met.add(place)
+        run = checkpoint.absolute().parent.parent
+        runs = options_of(run) if checkpoint.absolute().parent.name == 'models' else []
+        yield checkpoint, runs
+        waiting += [start for options in runs for start in started_from(run, options).values()]
+
+
+def _training_images(checkpoint: Path, runs: Iterable[dict]) -> tuple[Path | None, Path | None, str]:
     """The folder of a run's GT and its list of names, or why they are not known."""
-    run = checkpoint.absolute().parent.parent
-    files = sorted(run.glob('*.yml')) if checkpoint.absolute().parent.name == 'models' else []
-    for file in files:
-        options = load_yaml(str(file))
+    for options in runs:
         train = (options.get('datasets') or {}).get('train') or {}
         if isinstance(root := train.get('dataroot_gt'), str):
-            for start in (Path.cwd(), run.parent.parent):  # a run's paths begin where it was started
+            for start in _started_in(checkpoint.absolute().parent.parent):
                 if (start / root).is_dir() and not root.endswith('.lmdb'):
                     meta = train.get('meta_info_file')
                     return start / root, start / meta if isinstance(meta, str) else None, ''

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from udl_basicsr.archs.ensemble_arch import EnsembleNet
+from udl_basicsr.archs.taps import TapError, find_tap
 from udl_basicsr.archs.uncertainty_arch import UncertaintyNet
 from udl_basicsr.data.images import ImageError
 from udl_basicsr.functional import inference
@@ -289,7 +290,8 @@ def load_restorer(weights: str | Path, *, opt: str | Path | None = None, uncerta
         if len(traits) > 1:
             raise InferenceError(['--member: expected networks of one scale and number of channels, got '
                                   + ' and '.join(f'x{scale} of {channels}' for channels, scale in sorted(traits))])
-        made_by |= {'members': [list(map(str, member)) for member in members]}
+        made_by |= {'members': [list(map(str, member)) for member in members],
+                    'member_networks': [about for _, _, about in others]}
     return Restorer(network, network_u, device=device, made_by=made_by, spread=spread, **options)
 
 
@@ -307,8 +309,19 @@ def _load(weights: str | Path, uncertainty: str | Path | None, opt: str | Path |
         network_u = build_loaded(uncertainty, blocks, 'params', 'u')
         if not isinstance(network_u, UncertaintyNet):
             raise ExportError(f'{uncertainty}: is a {type(network_u).__name__}; expected an UncertaintyNet')
-        made_by |= {'uncertainty': uncertainty, 'network_u': {'backbone': blocks['network_g'], **blocks['network_u']}}
+        block = {'backbone': blocks['network_g'], **blocks['network_u']}
+        made_by |= {'uncertainty': uncertainty, 'network_u': block, 'default_tap': _default_tap(network_u, block)}
     return network, network_u, made_by
+
+
+def _default_tap(network: UncertaintyNet, block: dict) -> str | None:
+    """What the head would read if its block named no tap, by which two blocks are compared."""
+    if block.get('tap') is None:
+        return network.tap
+    try:
+        return find_tap(network.mean_network, block['backbone']).name
+    except TapError:  # it has none
+        return None
 
 
 def _options(weights: str | Path, opt: str | Path | None) -> dict:

@@ -2,8 +2,8 @@
 
 Lakshminarayanan et al., Simple and Scalable Predictive Uncertainty Estimation using Deep Ensembles, NeurIPS 2017
 (arXiv 1612.01474): the members are an even mixture, whose variance is the mean of their variances (what no network
-could know, *aleatoric*) and the variance of their means (what these do not agree on, *epistemic*). Ours: Laplace's
-scale in the place of Gauss' deviation, by the variance 2 theta^2 of both.
+could know, *aleatoric*) and the variance of their means (what these do not agree on, *epistemic*). Ours: that
+variance is told as the scale theta of the Laplace density that has it, 2 theta^2.
 """
 from collections.abc import Iterable
 
@@ -41,11 +41,11 @@ def mean_and_variance(members: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     return mean.to(like), (squares / count).to(like)
 
 
-def total_log_scale(spread_variance: Tensor, mean_square_scale: Tensor | float = 0.) -> Tensor:
-    """s of the mixture: half the log of mean(theta_m^2) + variance/2, in 0-255 units.
+def total_log_scale(spread_variance: Tensor, mean_of_variances: Tensor | float = 0.) -> Tensor:
+    """s of the mixture: half the log of half its variance, in 0-255 units.
 
     Args:
         spread_variance (Tensor): Variance of the members' images, in 0-255 units squared.
-        mean_square_scale (Tensor | float): Mean of their theta^2, in the same; 0 where they say none.
+        mean_of_variances (Tensor | float): Mean of the variances that they say, in the same; 0 where they say none.
     """
-    return 0.5 * (mean_square_scale + spread_variance / 2).clamp_min(LEAST_SCALE**2).log()
+    return 0.5 * ((mean_of_variances + spread_variance) / 2).clamp_min(LEAST_SCALE**2).log()

@@ -59,18 +59,26 @@ def interval_score(error: np.ndarray, half_width: np.ndarray, alpha: float = 0.1
     return float(np.mean(2 * half_width + 2 / alpha * np.maximum(error - half_width, 0)))
 
 
-def stratified_risks(error: np.ndarray, half_width: np.ndarray, strata: int = STRATA,
-                     rounding: float = 0.) -> np.ndarray:
+def stratified_risks(error: np.ndarray, half_width: np.ndarray, strata: int = STRATA, rounding: float = 0.,
+                     width: np.ndarray | None = None) -> np.ndarray:
     """The share outside, in each of ``strata`` groups of equally many values, from narrow intervals to wide ones.
 
     Angelopoulos et al., Image-to-Image Regression with Distribution-Free Uncertainty Quantification, ICML 2022, arXiv
     2202.05265. Equal shares: hard pixels are served as well as easy ones. Values of equal width keep their order.
 
+    Args:
+        error (ndarray): e = |x − f|.
+        half_width (ndarray): w; of an interval that is not symmetric, its half on the side on which x lies.
+        strata (int): How many groups.
+        rounding (float): As in :func:`inside`.
+        width (ndarray | None): Of the whole intervals, by which they are sorted: that half depends on the truth, so
+            that groups by it would be groups by the sign of the residual. None: 2w.
+
     Returns:
         ndarray: Shape (strata,), in [0, 1].
     """
     outside = 1 - inside(error, half_width, rounding)
-    order = np.argsort(np.ravel(half_width), kind='stable')
+    order = np.argsort(np.ravel(half_width if width is None else width), kind='stable')
     return np.array([part.mean() for part in np.array_split(outside[order], strata)])
 
 

@@ -5,6 +5,8 @@ Ning et al., Uncertainty-Driven Loss for Single Image Super-Resolution, NeurIPS 
 import functools
 import logging
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from basicsr.utils.registry import LOSS_REGISTRY
@@ -76,6 +78,11 @@ class LikelihoodLoss(WeightedLoss):
         F.check_choice('detach', detach, F.DETACH)
         self.img_range, self.detach = img_range, detach
         self._watch_floor = _FloorWatch('the uncertainty says nothing there.')
+
+    @classmethod
+    def trains(cls, block: Mapping[str, Any]) -> str:
+        """``distribution`` of the loss that an option block ``{type: ..., ...}`` builds."""
+        return cls.distribution
 
     def pixel_terms(self, error: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor]:
         """The two terms (N, C, H, W) of e (or of x - f, where :meth:`_error` is one with a sign) and s."""
@@ -163,17 +170,22 @@ class GRAMLoss(LikelihoodLoss):
     The arguments that are not listed are those of :class:`LikelihoodLoss`.
 
     Args:
-        norm (str): ``'l1'`` uses e, ``'l2'`` uses e^2; s is then the log of a squared scale, s* = ln(e^2).
+        norm (str): ``'l1'`` uses e. ``'l2'`` uses e^2, and 2s for s: the head says ln(sigma) then, as for
+            GaussianNLLLoss, ``head: {distribution: gaussian}``. Per-pixel optimum s* = ln e for both.
     """
 
     def __init__(self, loss_weight: float = 1.0, norm: str = 'l1', img_range: float = 255., reduction: str = 'mean',
                  detach: str = 'none'):
         super().__init__(loss_weight, img_range, reduction, detach)
         F.check_choice('norm', norm, ('l1', 'l2'))
-        self.norm = norm
+        self.norm, self.distribution = norm, self.trains({'norm': norm})
+
+    @classmethod
+    def trains(cls, block):
+        return 'gaussian' if block.get('norm') == 'l2' else cls.distribution
 
     def pixel_terms(self, error, log_scale):
-        return F.gram_terms(error if self.norm == 'l1' else error.square(), log_scale)
+        return F.gram_terms(error, log_scale) if self.norm == 'l1' else F.gram_terms(error.square(), 2 * log_scale)
 
 
 @LOSS_REGISTRY.register()

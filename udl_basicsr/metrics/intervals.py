@@ -35,10 +35,11 @@ def calculate_uce(img: np.ndarray, img2: np.ndarray, log_scale: np.ndarray, crop
 @METRIC_REGISTRY.register()
 @states(higher_is_better=None)
 def calculate_picp(img: np.ndarray, img2: np.ndarray, log_scale: np.ndarray, crop_border: int = 0, alpha: float = 0.1,
-                   recalibration: float = 1., input_order: str = 'HWC', **kwargs) -> float:
+                   recalibration: float = 1., rounding: float = ROUNDING, input_order: str = 'HWC',
+                   **kwargs) -> float:
     """Share of values within their intervals of 1 − α, in [0, 1]; to be 1 − α, so that neither way is better."""
     error, scale = error_and_scale(img, img2, log_scale, crop_border, input_order, recalibration)
-    return I.coverage(error, I.laplace_half_width(scale, alpha), ROUNDING)
+    return I.coverage(error, I.laplace_half_width(scale, alpha), rounding)
 
 
 @METRIC_REGISTRY.register()
@@ -65,10 +66,10 @@ def calculate_interval_score(img: np.ndarray, img2: np.ndarray, log_scale: np.nd
 @states(higher_is_better=False)
 def calculate_size_stratified_risk(img: np.ndarray, img2: np.ndarray, log_scale: np.ndarray, crop_border: int = 0,
                                    alpha: float = 0.1, strata: int = I.STRATA, recalibration: float = 1.,
-                                   input_order: str = 'HWC', **kwargs) -> float:
+                                   rounding: float = ROUNDING, input_order: str = 'HWC', **kwargs) -> float:
     """The largest share outside among ``strata`` groups of values by the width of their intervals, in [0, 1]."""
     error, scale = error_and_scale(img, img2, log_scale, crop_border, input_order, recalibration)
-    return float(I.stratified_risks(error, I.laplace_half_width(scale, alpha), strata, ROUNDING).max())
+    return float(I.stratified_risks(error, I.laplace_half_width(scale, alpha), strata, rounding).max())
 
 
 @METRIC_REGISTRY.register()

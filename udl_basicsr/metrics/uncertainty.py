@@ -19,7 +19,8 @@ from udl_basicsr.functional import uncertainty as F
 from .facts import states
 
 ROUNDING = 1.
-"""Both images hold whole grey levels."""
+"""Default of ``rounding``, the step in grey levels to which SR was rounded: whole ones; 0 with ``val.rounded: false``,
+which the validation fills in."""
 
 
 def inner(image: np.ndarray, crop_border: int) -> np.ndarray:
@@ -158,10 +159,11 @@ def calculate_spearman(img: np.ndarray, img2: np.ndarray, log_scale: np.ndarray,
 @METRIC_REGISTRY.register()
 @states(higher_is_better=False)
 def calculate_calibration_error(img: np.ndarray, img2: np.ndarray, log_scale: np.ndarray, crop_border: int = 0,
-                                recalibration: float = 1., input_order: str = 'HWC', **kwargs) -> float:
+                                recalibration: float = 1., rounding: float = ROUNDING, input_order: str = 'HWC',
+                                **kwargs) -> float:
     """Mean |expected − observed coverage| of central Laplace intervals, in [0, 1]."""
     pair = error_and_scale(img, img2, log_scale, crop_border, input_order, recalibration)
-    return F.calibration_error(*pair, rounding=ROUNDING)
+    return F.calibration_error(*pair, rounding=rounding)
 
 
 @METRIC_REGISTRY.register()

@@ -218,6 +218,8 @@ class ValidatedModel(SRModel):
             data = pair
             if 'device' in _arguments(block) and 'device' not in block:
                 data = {**data, 'device': str(self.device)}
+            if not self.val.rounded and 'rounding' in _arguments(block) and 'rounding' not in block:
+                data = {**data, 'rounding': 0.}
             if _wants_log_scale(block):
                 if log_scale is None:
                     raise ValueError(f'val.metrics.{name}: {block["type"]} measures an uncertainty, and this model has '

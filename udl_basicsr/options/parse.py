@@ -180,7 +180,10 @@ def _parse_stage1(flat: dict, report: Findings, parents: tuple[str, ...], **argu
     """Checks the option file of stage 1, and that stage 2 can start from what it trains."""
     first, within = flat['stage1'], None
     if isinstance(first, dict):
-        within = merge(deepcopy({k: v for k, v in flat.items() if k not in ('stage1', 'rounds', 'path')}), first)
+        rest = deepcopy({k: v for k, v in flat.items() if k not in ('stage1', 'rounds', 'path')})
+        if isinstance(rest.get('train'), dict):  # losses are each stage's own: one beside udl_opt is none of stage 1
+            rest['train'] = {k: v for k, v in rest['train'].items() if not k.endswith('_opt')}
+        within = merge(rest, first)
         within['name'] = first.get('name', f'{flat.get("name")}_stage1')
         first, parents = parents[-1], parents[:-1]
     elif osp.realpath(first) in parents:

@@ -232,7 +232,7 @@ OPTIONS = _with_defaults({
                  'UDLModel, which is trained with one: plain trains with ordinary losses, esu learns the uncertainty, '
                  'udl weights with it, sigma learns a sigma branch that shares the features', ours=True, only='stage'),
     'stage1': Key(FILE_OR_BLOCK, 'the option file of stage 1, relative to this file, or what stage 1 changes in this '
-                  'one: trained first when its weights are missing', ours=True, null=True),
+                  'one, of which it has no loss: trained first when its weights are missing', ours=True, null=True),
     'rounds': Key(COUNT, 'go through stage 1 and stage 2 so many times, each from where the last ended',
                   ours=True, only='stage'),
     'tested_on': Key(TEXT, 'the option file, relative to this one, whose data sets and `val` udl test takes when it is '

@@ -10,7 +10,7 @@ from udl_basicsr.losses import TLWLoss
 from udl_basicsr.losses.base import inputs_of
 from udl_basicsr.losses.perceptual import NETS, smallest_image
 from udl_basicsr.models.loss_blocks import log_names
-from udl_basicsr.models.stage_table import STAGES, trains_head_alone
+from udl_basicsr.models.stage_table import STAGES, detach_of, trains_head_alone
 
 from . import schema
 from .keys import lookup
@@ -132,6 +132,7 @@ class TrainingChecker(NetworkChecker):
             add('network_u', f'missing; stage {stage} needs it, such as {{type: UncertaintyNet}}')
         self.check_cache(stage)
         self.check_head(train, wanted)
+        self.check_detach(stage, train, losses - {wanted})
         path = self.opt.get('path')
         if trains_head_alone(stage, train) and isinstance(path, dict) and not self.opt.get('stage1') and not any(
                 path.get(key) for key in ('pretrain_network_g', 'pretrain_network_u', 'resume_state')):
@@ -142,12 +143,27 @@ class TrainingChecker(NetworkChecker):
             add('path.pretrain_network_u', 'missing; stage udl weights with the uncertainty of stage 1: name its '
                 'option file with the top-level key stage1, or its weights here')
 
+    def check_detach(self, stage: str, train: dict, others: set[str]) -> None:
+        """That the loss of the stage and the block of the network say the same of what it trains."""
+        detach, network_u = detach_of(stage, train), self.opt.get('network_u')
+        where = f'train.{STAGES[stage].loss}.detach'
+        if detach == 'mean' and not others:
+            self.report.add(where, 'mean without another loss trains the features of an image that nothing trains: '
+                            'add pixel_opt: {type: L1Loss}, or set none, or all, which trains the head alone')
+        if detach == 'none' or not isinstance(network_u, dict):
+            return
+        for key, value in (('detach', detach), ('freeze', trains_head_alone(stage, train))):
+            if network_u.get(key, value) != value:
+                self.report.add(f'network_u.{key}', f'{describe(network_u[key])} contradicts {where}: {detach}, which '
+                                'decides what is trained; remove it')
+
     def check_head(self, train: dict, wanted: str | None) -> None:
         """That the loss of the stage trains what the head puts out."""
         block, network_u = train.get(wanted), self.opt.get('network_u')
         block = block if isinstance(block, dict) else {}
         target = lookup('loss', block.get('type'))
-        trained = getattr(target, 'distribution', None)
+        trains = getattr(target, 'trains', None)
+        trained = trains(block) if trains else getattr(target, 'distribution', None)
         head = (network_u.get('head') or {}) if isinstance(network_u, dict) else None
         if trained is None or not isinstance(head, dict):
             return
