@@ -22,7 +22,7 @@ from udl_basicsr.utils import processor
 from udl_basicsr.utils.distributed import broadcast
 from udl_basicsr.utils.yaml_files import load_yaml
 
-_FUSED = ('Adam', 'AdamW', 'SGD', 'Adagrad')
+_FUSED = ('Adam', 'AdamW', 'SGD')
 _STEPS = 3
 _LONGEST = 20.  # seconds of a first step, beyond which no others are timed
 _LIKE = {'type': 'L1Loss'}
