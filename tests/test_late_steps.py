@@ -171,13 +171,13 @@ def test_a_step_waits_for_nothing(project, stage1, stage, amp):
         'sigma': {'stage': 'sigma', 'network_u': {'head': {'type': 'SigmaHead', 'num_feat': 8}},
                   'train': {'pixel_opt': {'type': 'ExpectedL1Loss'}, 'sigma_opt': {'type': 'SigmaLoss'}}},
         'tlw': {'model_type': 'TLWModel', 'network_u': None, 'network_w': {'type': 'TLWNet', 'num_feat': 8},
-                'train': {'tlw_opt': {'type': 'TLWLoss', 'judge': 'squeeze', 'judge_random': True},
-                          'optim_w': {'type': 'Adam', 'lr': 1e-4, 'fused': True}}},
+                'train': {'tlw_opt': {'type': 'TLWLoss', 'judge': 'squeeze', 'judge_random': True}}},
     }
     if stage in more:
         (project.root / f'{stage}.yml').write_text(json.dumps({'_base_': '_base_.yml', 'name': stage, **more[stage]}))
     model = project.model(stage, FUSED, 'train:ema_decay=0.9', 'train:grad_clip=1', 'train:skip_nonfinite=2',
                           f'train:amp={amp}')
+    assert all(map(leaves_out_by_itself, model.optimizers))
     model.iters_per_epoch, model.guard.late = 1, True
     for number in (1, 2, 3, 4, 5):  # a loss looks at the floor of s in calls 1, 2, 4, 8, ...
         model.update_learning_rate(number)
