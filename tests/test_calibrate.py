@@ -42,6 +42,15 @@ class CalibrationRun(Run):
                 gt, (14, gt.shape[0] // 2), interpolation=cv2.INTER_AREA))
         self.file = file_beside(self.models / 'net_u_latest.pth')
 
+    def constant(self, log_scale: float) -> None:
+        """Puts a head in the place of the usual one that says the same of every pixel."""
+        network_g, head = {'type': 'EDSR', **SMALL}, {'type': 'ConstantHead'}
+        self.net_u = UncertaintyNet(network_g, head).eval()
+        with torch.no_grad():
+            self.net_u.head.log_scale.fill_(log_scale)
+        torch.save({'params': self.net_u.state_dict()}, self.models / 'net_u_latest.pth')
+        self.options(network_g, {'type': 'UncertaintyNet', 'head': head})
+
     def calibrate(self, *arguments, alpha=0.25) -> int:
         return status_of(command.main, [str(a) for a in (
             self.models.parent, '--gt', self.kept / 'GT', '--lq', self.kept / 'LQ', '--alpha', alpha, '--device', 'cpu',
@@ -241,6 +250,40 @@ def test_what_is_no_calibration(run, capsys):
             read_calibration(run.file)
     assert status_of(run, picture, '--intervals') == 2
     assert '--intervals needs --uncertainty' in capsys.readouterr().err
+
+
+def test_nothing_is_ignored(run, capsys):
+    """Options that another one is needed for, and tiles that no network could restore."""
+    picture = run.kept / 'LQ' / '1.png'
+    for call, told in ((lambda: run.calibrate('--overlap', 8), '--overlap is around tiles: give --tile'),
+                       (lambda: run.calibrate('--tile', -3), 'expected a whole number from 8'),
+                       (lambda: run.calibrate('--spread'), 'give --self_ensemble with it'),
+                       (lambda: status_of(run, picture, '--overlap', 8), '--overlap is around tiles: give --tile'),
+                       (lambda: status_of(run, picture, *run.options_u, '--within', 8), 'give --intervals with it')):
+        assert call() == 2
+        assert told in capsys.readouterr().err
+    assert not run.out.exists()
+    assert not run.file.exists()
+
+
+def test_a_mask_of_every_pixel_says_so(run, capsys):
+    """No error exceeds 255; and the PNG says in which unit the error is."""
+    assert run.calibrate('--within', 1, 255) == 0
+    said = capsys.readouterr().out
+    assert 'within 1 grey levels: pixels of a half-width up to ' in said
+    assert 'within 255 grey levels: every pixel\n' in said
+    for within, words in ((255, 'from the truth, here every pixel. On average'), (1, 'from the truth. On average')):
+        out = run.root / str(within)
+        assert run(run.kept / 'LQ' / '1.png', *run.options_u, '--intervals', '--within', within, out=out) == 0
+        mask = Image.open(out / '1_within.png')
+        assert (np.asarray(mask) == 255).all() == (within == 255)
+        assert words in mask.text['Description']
+        facts = json.loads(mask.text['udl'])
+        assert (facts['within'], facts['unit'], facts['steps_per_unit']) == (within, 'grey level', None)
+    capsys.readouterr()
+    assert run(run.kept / 'LQ' / '1.png', *run.options_u, '--intervals') == 2  # 16, by default
+    assert 'has no mask for errors within 16 grey levels, it has those for 1, 255: give --within 1, or calibrate' \
+        in capsys.readouterr().err
 
 
 def test_results_of_another_calibration_are_not_mixed(run, capsys):

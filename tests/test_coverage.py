@@ -4,6 +4,8 @@ import json
 import cv2
 import numpy as np
 import pytest
+import torch
+from basicsr.utils import img2tensor
 from conftest import photograph, status_of
 from test_calibrate import CalibrationRun
 
@@ -76,6 +78,90 @@ def test_each_half_is_judged_by_the_other(run, capsys):
     means = np.mean([scores['coverage'] for scores in judged['images'].values()])
     assert f'{means:.3f} [' in said
     assert (out / 'coverage.md').read_text().count('| x |') == 3
+
+
+def judge(run, *arguments) -> int:
+    return status_of(command.main, [str(a) for a in (
+        run.models.parent, '--halve', run.root / 'B', '--device', 'cpu', '--out', run.root / 'out', *arguments)])
+
+
+def test_too_few_images_are_told_before_a_network_is_loaded(run, capsys):
+    """4 of a half, where α = 0.1 needs 9; and 6 with A, where δ = 0.1 needs 7 for α = 0.3."""
+    weights = run.models / 'net_g_latest.pth'
+    weights.write_bytes(b'no network')
+    assert judge(run) == 2
+    assert '4 images are too few for α = 0.1: even if' in (err := capsys.readouterr().err)
+    assert 'at least 9 images are needed' in err
+    assert judge(run, '--calibrate', run.root / 'A', '--alpha', 0.3, '--delta', 0.1) == 2
+    assert '6 images are too few for α = 0.3 with δ = 0.1: even if' in capsys.readouterr().err
+    assert judge(run, '--alpha', 0.3) == 1  # enough; and now the network
+    assert 'net_g_latest.pth' in capsys.readouterr().err
+    assert judge(run, '--alpha', 1.5) == 2
+
+
+def test_what_is_not_known_of_the_training_is_said(run, capsys):
+    assert judge(run, '--alpha', 0.4) == 0
+    said, told = capsys.readouterr()
+    content = json.loads((run.root / 'out' / 'coverage.json').read_text())
+    expected = [f'{run.models}/net_{label}_latest.pth: no option file beside it says what it was trained on'
+                for label in 'gu']
+    assert content['runs'][0]['training'] == {'compared': [], 'unknown': expected}
+    for line in expected:
+        assert f'Not compared with what was trained on: {line}' in told
+        assert line in said
+        assert line in content['protocol']
+    assert 'between 0.600 and 1.000' in said  # 1 - α + 2/(n + 1) is 1 here; of fewer images it would be more
+    run.trained_on(run.root / 'B' / 'GTmod2')
+    assert judge(run, '--alpha', 0.4) == 1
+    assert '8 of the images are in' in capsys.readouterr().err
+
+
+def test_no_factor_suffices(run, capsys):
+    run.constant(-12.)  # a thousand times as much is 6 thousandths of a grey level
+    assert judge(run, '--alpha', 0.3) == 1
+    assert 'no factor up to 1000 leaves as few pixels outside as α = 0.3 asks for' in capsys.readouterr().err
+
+
+def test_flips_and_rcps_are_judged(run, capsys):
+    """The eight turns by torch and by hand, their spread beside θ; λ by the limit of RCPS."""
+    assert judge(run, '--alpha', 0.4, '--delta', 0.3, '--self_ensemble', '--spread', '--tile', 8, '--overlap', 12) == 0
+    (judged, ), said = json.loads((run.root / 'out' / 'coverage.json').read_text())['runs'], capsys.readouterr().out
+    assert 'RCPS, α = 0.4, δ = 0.3: with probability 0.7' in said
+    assert 'mean over the 8 flips and turns, and how far they differ is a part of θ.' in said
+    images = []
+    for number in range(8):
+        lq = img2tensor(cv2.imread(str(run.root / 'B' / 'LRbicx2' / f'{number}.png')).astype(np.float32) / 255)[None]
+        truth = img2tensor(cv2.imread(str(run.root / 'B' / 'GTmod2' / f'{number}.png')).astype(np.float32))
+        means, squares = [], []
+        with torch.no_grad():
+            for turns in range(8):
+                turned = torch.rot90(lq.flip(3) if turns > 3 else lq, turns % 4, (2, 3))
+                back = [torch.rot90(out, -(turns % 4), (2, 3))
+                        for out in (run.network(turned), run.net_u(turned)[1].exp())]
+                mean, theta = ((out.flip(3) if turns > 3 else out)[0].double().numpy() for out in back)
+                means.append(255 * mean)
+                squares.append(theta**2)
+        variance = 2 * np.mean(squares, 0) + np.var(means, 0)
+        error = np.abs(truth.numpy() - np.mean(means, 0).clip(0, 255))
+        images.append((error, -np.log(0.4) * np.sqrt(variance / 2)))
+        coverage = judged['images'][f'B/{number}']['coverage_predicted']
+        assert coverage == pytest.approx(np.mean(images[-1][0] <= images[-1][1]), abs=2e-3)
+    limit = F.risk_limit(4, 0.4, 0.3)
+    assert limit < F.risk_limit(4, 0.4)
+    for factor, half in zip(judged['factors'], (images[0::2], images[1::2]), strict=True):
+        enough, too_small = (np.mean([np.mean(e > f * w) for e, w in half]) for f in (1.002 * factor, factor / 1.003))
+        assert enough <= limit < too_small
+
+
+def test_shifts_take_sixteen_bits_for_what_they_are():
+    """The same picture in 16 bits becomes what it becomes in 8; noise would be cut off at 255 of 65535."""
+    gt = photograph(1, 60, 64)[..., ::-1].copy()
+    lq = cv2.resize(gt, (32, 30), interpolation=cv2.INTER_AREA)
+    for kind in SHIFTS:
+        usual, deep = (shifted(Pixels(lq.astype(kind_) * factor), Pixels(gt.astype(kind_) * factor), kind, 2).colour
+                       for kind_, factor in ((np.uint8, 1), (np.uint16, 257)))
+        np.testing.assert_array_equal(deep, usual)
+        assert deep.dtype == np.uint8
 
 
 def test_shifts_are_what_they_say():

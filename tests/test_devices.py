@@ -2,6 +2,7 @@
 import dataclasses
 import datetime
 import json
+import os
 import sys
 import threading
 from types import SimpleNamespace
@@ -196,11 +197,11 @@ def test_deterministic_kernels_have_their_workspace_before_a_gpu_is_asked(projec
     monkeypatch.delenv('CUBLAS_WORKSPACE_CONFIG', raising=False)
     seen = []
     monkeypatch.setattr(torch, 'use_deterministic_algorithms', lambda on: seen.append(
-        (on, loop.os.environ.get('CUBLAS_WORKSPACE_CONFIG'))))
+        (on, os.environ.get('CUBLAS_WORKSPACE_CONFIG'))))
     for force in ((), ('deterministic=true', )):
         loop._begin(project.parse('plain', *force), RunLog(get_root_logger()))
     assert seen == [(False, None), (True, ':4096:8')]
-    loop.os.environ.pop('CUBLAS_WORKSPACE_CONFIG')
+    os.environ.pop('CUBLAS_WORKSPACE_CONFIG')
 
 
 # ------------------------------------------------------------------------------------------------ float32, caches, data

@@ -10,6 +10,7 @@ from basicsr.archs.edsr_arch import EDSR
 from basicsr.utils import img2tensor
 from conftest import status_of
 from infer_runs import SMALL, Run, pixels
+from PIL import Image
 from scipy import integrate, special, stats
 from test_calibrate import CalibrationRun
 
@@ -139,6 +140,46 @@ def test_infer_takes_members_and_their_spread(run, capsys):
     assert np.abs(same[0] - same[1]).max() <= 1
     assert (maps[0] >= maps[1] - 2).all()  # the spread, and by Jensen the mean of squares, only add
     assert (maps[0] > maps[1] + 10).any()
+
+
+def test_how_far_members_differ_is_an_uncertainty_of_its_own(tmp_path, capsys):
+    """Networks without a head: s and intervals of their spread alone, which is a picture as well."""
+    run = CalibrationRun(tmp_path)
+    other, folder = add_other(run)
+    picture, member = run.kept / 'LQ' / '1.png', ['--member', folder / 'net_g_latest.pth']
+    lq = torch.from_numpy(pixels(picture).transpose(2, 0, 1).copy())[None] / 255
+    with torch.no_grad():
+        std = 255 * (run.network(lq) - other.mean_network(lq))[0].abs().numpy().transpose(1, 2, 0) / 2
+    for path in (run.models / 'net_u_latest.pth', folder / 'net_u_latest.pth'):
+        path.unlink()
+    assert run.calibrate() == 2
+    assert 'net_u_latest.pth: no such file' in capsys.readouterr().err
+    assert run.calibrate(*member) == 0
+    found = read_calibration(run.models / 'net_g_latest.calibration.json')
+    assert run(picture, *member, '--intervals') == 0
+    spread, upper, theta = ([pixels(run.out / f'1_{kind}.png') / 257 for kind in ('spread', 'upper', 'theta')])
+    np.testing.assert_allclose(spread, std.clip(0, 255), atol=0.003)
+    np.testing.assert_allclose(theta, std / np.sqrt(2), atol=0.003, rtol=1e-3)
+    mean = pixels(run.out / '1.png')
+    seen = (upper > 0) & (upper < 255)
+    half = found.factor * np.log(4) * std / np.sqrt(2)
+    assert np.abs(upper - mean - half)[seen].max() < 0.51 + 1e-3 * half.max()
+    text = Image.open(run.out / '1_spread.png').text
+    assert 'standard deviation over the members' in text['Description']
+    assert json.loads(text['udl'])['steps_per_unit'] == 257
+
+    flips = run.root / 'flips'
+    assert run(picture, '--self_ensemble', '--spread', out=flips) == 0
+    with torch.no_grad():
+        turned = [torch.rot90(run.network(torch.rot90(x, k, (2, 3))), -k, (2, 3)) for x in (lq, lq.flip(3))
+                  for k in range(4)]
+    turns = torch.stack([*turned[:4], *(x.flip(3) for x in turned[4:])]).double().numpy()
+    std = 255 * turns.std(0)[0].transpose(1, 2, 0)
+    np.testing.assert_allclose(pixels(flips / '1_spread.png') / 257, std.clip(0, 255), atol=0.003)
+    s = np.log(std / np.sqrt(2)).mean(2)
+    assert np.abs(decode_log_scale(pixels(flips / '1_log_scale.png')) - s.clip(-2, 6)).max() < 1e-3
+    assert run(picture, '--self_ensemble', out=run.root / 'mean') == 0
+    assert not (run.root / 'mean' / '1_spread.png').exists()
 
 
 def test_an_ensemble_is_calibrated_and_judged(tmp_path, capsys):

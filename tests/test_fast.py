@@ -2,9 +2,12 @@
 import pytest
 import torch
 import yaml
+from basicsr.models import build_model
 
 from udl_basicsr.cli import train as command
-from udl_basicsr.training import fast
+from udl_basicsr.models.step import StepModel
+from udl_basicsr.options.parse import OptionError
+from udl_basicsr.training import fast, states
 from udl_basicsr.utils import processor
 
 _SECONDS = {('bf16', True): 0.1, ('bf16', False): 0.2, (None, True): 0.5, (None, False): 0.4}
@@ -65,6 +68,101 @@ def test_a_resume_takes_what_the_run_was_begun_with(project, machine, monkeypatc
     assert command.main([*arguments, 'train:total_iter=6', '--auto_resume']) == 0
     assert levers(yaml.safe_load((project.root / 'experiments/plain/plain.yml').read_text())) == levers(saved)
     assert 'Not the options that the state was saved with' not in project.log('plain')
+
+
+def begun(project, stage: str, *force: str) -> None:
+    """A run of a stage that was stopped on its way, as its folder shows it."""
+    parsed = project.parse(stage, *force)
+    folder = project.root / 'experiments' / stage
+    (folder / 'training_states').mkdir(parents=True)
+    (folder / 'training_states' / '4.state').touch()
+    (folder / f'{stage}.yml').write_text(yaml.safe_dump(parsed.flat))
+
+
+def test_a_stage_that_the_chain_resumes_takes_what_it_was_begun_with(project, machine):
+    """Without a word of --auto_resume in the command; the stage after it takes the same."""
+    begun(project, 'esu', 'train:amp=bf16', 'train:channels_last=true')
+    machine[1].clear()  # another machine
+    settled = fast.settle(project.parse('udl'), True)
+    assert levers(settled.stage1.flat) == ('bf16', True, None, True, None)
+    assert levers(settled.flat) == ('bf16', True, None, True, 'auto')
+    weights = project.root / 'experiments/esu/models/net_g_latest.pth'
+    weights.parent.mkdir()
+    weights.touch()  # stage 1 has ended, so that nothing goes on
+    assert levers(fast.settle(project.parse('udl'), True).flat) == (None, None, True, True, 'auto')
+
+
+def test_fast_changes_nothing_of_a_run_that_was_begun_without_it(project, machine):
+    begun(project, 'udl')
+    settled = fast.settle(project.parse('udl', auto_resume=True), True)
+    assert levers(settled.flat) == (None, None, None, True, None)  # images in memory are the same images
+    assert levers(settled.stage1.flat) == ('bf16', True, True, True, None)
+
+
+def test_a_cache_that_comes_or_goes_is_a_change_of_the_run(project, caplog):
+    without, with_one, elsewhere = (states.essence(project.parse('udl', *force).opt) for force in (
+        (), ['datasets:train:uncertainty_cache=auto'], ['datasets:train:uncertainty_cache=elsewhere']))
+    assert with_one == elsewhere != without
+    old = {key: value for key, value in without.items() if 'cache' not in key}
+    for before, now, said in ((without, with_one, True), (with_one, elsewhere, False), (old, with_one, False)):
+        caplog.clear()
+        states.note_changes({'run': {'options': before}}, {'options': now})
+        assert ('uncertainty_cache False -> True' in caplog.text) is said
+
+
+def test_several_gpus_of_one_process_are_refused_before_anything_is_timed(project, machine, monkeypatch):
+    monkeypatch.setattr(project, 'gpus', 4, raising=False)
+    monkeypatch.setattr(fast, 'seconds_a_step', lambda *_: pytest.fail('timed'))
+    with pytest.raises(OptionError) as said:
+        project.parse('plain', 'num_gpu=2', 'train:amp=bf16')
+    with pytest.raises(OptionError) as refused:
+        fast.settle(project.parse('plain', 'num_gpu=2'), True)
+    assert str(refused.value) == str(said.value).replace('train.amp', '--fast')
+
+
+@pytest.mark.parametrize('error', [torch.OutOfMemoryError('CUDA out of memory.'), MemoryError(), RuntimeError(
+    'GET was unable to find an engine to execute this computation'), RuntimeError(
+    'CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate')])
+def test_what_does_not_fit_into_the_memory_loses(project, monkeypatch, machine, error):
+    def step(parsed, amp, last, fused):
+        if amp != fits:
+            raise error
+        return 1. + last
+    monkeypatch.setattr(fast, 'seconds_a_step', step)
+    fits = 'bf16'
+    settled = fast.settle(project.parse('plain'), True)
+    assert levers(settled.flat)[:2] == ('bf16', None)
+    assert 'Too large for the memory: float32 channels_last, float32.' in settled.notes[0]
+    fits = 'none'
+    with pytest.raises(OptionError, match=r'no step fits .*batch_size_per_gpu'):
+        fast.settle(project.parse('plain'), True)
+    error = RuntimeError('of another kind')
+    with pytest.raises(RuntimeError, match='of another kind'):
+        fast.settle(project.parse('plain'), True)
+
+
+def test_every_optimiser_of_the_model_is_fused(project, machine):
+    (project.root / 'tlw.yml').write_text(yaml.safe_dump({
+        '_base_': '_base_.yml', 'name': 'tlw', 'model_type': 'TLWModel', 'network_u': None,
+        'network_w': {'type': 'TLWNet', 'num_feat': 8},
+        'train': {'tlw_opt': {'type': 'TLWLoss', 'judge': 'squeeze', 'judge_random': True, 'k_tau': 2}}}))
+    settled = fast.settle(project.parse('tlw'), True)
+    model = build_model(settled.opt)
+    assert [optimizer.defaults['fused'] for optimizer in model.optimizers] == [True, True]
+    assert model.optimizer_w.defaults['betas'] == (0.5, 0.999)  # as released, where the file says nothing
+
+
+@pytest.mark.parametrize('deterministic', [True, False])
+def test_steps_are_timed_with_the_kernels_of_the_training(project, monkeypatch, deterministic):
+    seen = []
+    monkeypatch.setattr(torch.backends.cudnn, 'benchmark', False)
+    monkeypatch.setattr(StepModel, 'optimize_parameters', lambda self, _: (seen.append((
+        torch.backends.cudnn.benchmark, torch.are_deterministic_algorithms_enabled())), setattr(
+            self, '_log', {'l_pix': torch.zeros(())})))
+    parsed = project.parse('plain', f'deterministic={str(deterministic).lower()}', 'train:accumulate=2')
+    assert fast.seconds_a_step(parsed, None, False, False) >= 0
+    assert set(seen) == {(not deterministic, deterministic)}
+    assert (torch.backends.cudnn.benchmark, torch.are_deterministic_algorithms_enabled()) == (False, False)
 
 
 def test_steps_are_timed_and_leave_nothing_behind(project):

@@ -239,8 +239,12 @@ def test_on_a_gpu_each_network_is_timed_by_its_own_steps(write, tmp_path, monkey
     monkeypatch.setattr(torch.backends.cudnn, 'benchmark', False)
     flat = plan.read_plan(write(), tmp_path).runs[0].stages[0].flat
     asked, measure = [], costs._network_speed.__wrapped__
+    kernels = []
     monkeypatch.setattr(costs, '_network_speed',
                         lambda *key: asked.append(key) or measure(*key[:-1], torch.device('cpu')))
+    build = costs.build_real
+    monkeypatch.setattr(costs, 'build_real', lambda block: kernels.append((
+        torch.backends.cudnn.benchmark, torch.are_deterministic_algorithms_enabled())) or build(block))
     monkeypatch.setattr(costs, 'device_speed', lambda amp: 1.)
     assert costs.training_speed(flat) == 1.  # no GPU
     assert not asked
@@ -248,12 +252,16 @@ def test_on_a_gpu_each_network_is_timed_by_its_own_steps(write, tmp_path, monkey
     started = time.perf_counter()
     speed = costs.training_speed(flat)
     elapsed = time.perf_counter() - started
-    (network, side, batch, amp, device), = asked
+    (network, side, batch, amp, deterministic, device), = asked
+    assert deterministic  # as the runs of a plan are on a GPU
     assert json.loads(network) == flat['network_g']
     assert (side, batch, amp, device.type) == (flat['datasets']['train']['gt_size'] // flat['scale'], 16, None, 'cuda')
     # no step was faster than it may have been: what was counted was done within the time that passed
     assert costs.iteration_operations(flat) / elapsed < speed
     assert not torch.backends.cudnn.benchmark
+    assert not torch.are_deterministic_algorithms_enabled()
+    costs.training_speed({**flat, 'deterministic': False})
+    assert kernels == [(False, True), (True, False)]
     # what does not fit is timed as on a CPU
     monkeypatch.setattr(costs, '_network_speed', lambda *key: (_ for _ in ()).throw(torch.cuda.OutOfMemoryError()))
     assert costs.training_speed(flat) == 1.

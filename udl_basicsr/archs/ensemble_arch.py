@@ -51,6 +51,10 @@ class EnsembleNet(nn.Module):
                 [uncertainty.variance for uncertainty in cast(Iterable[UncertaintyNet], self.uncertainties)], lq))
         return total_log_scale(self.spread(lq).square(), variance)
 
+    def head_output(self, lq: Tensor) -> Tensor:
+        """What ``distribution`` reads: s."""
+        return self.log_scale(lq)
+
     def interval(self, lq: Tensor, level: float) -> tuple[Tensor, Tensor]:
         """(below, above) in 0-255 units, as if the mixture were a Laplace density of its variance (ours)."""
         return self.distribution.interval(self.log_scale(lq), level)

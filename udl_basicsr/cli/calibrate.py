@@ -18,7 +18,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from udl_basicsr.cli.infer import weights_file
+from udl_basicsr.cli.restoring import add_promise, add_restoring, check_restoring, positive, weights_file
 from udl_basicsr.training.arguments import option_file
 from udl_basicsr.utils import exits
 from udl_basicsr.utils.command_line import CommandParser
@@ -26,20 +26,6 @@ from udl_basicsr.utils.command_line import CommandParser
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parses the command line."""
-    def positive(text):
-        try:
-            value = float(text)
-        except ValueError:
-            value = 0.
-        if not 0 < value < float('inf'):
-            raise argparse.ArgumentTypeError(f'expected a number above 0, got {text!r}')
-        return value
-
-    def share(text):
-        if not 0 < (value := positive(text)) < 1:
-            raise argparse.ArgumentTypeError(f'expected a number between 0 and 1, got {text!r}')
-        return value
-
     parser = CommandParser(
         told=__doc__,
         description='Finds the factor that makes the intervals of an uncertainty network true of images, and writes it '
@@ -49,28 +35,26 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                         'net_g_latest.pth, and net_u_latest.pth of it or of its stage 1; or give both files')
     parser.add_argument('--gt', nargs='+', required=True, metavar='FOLDER', help='original images')
     parser.add_argument('--lq', nargs='+', required=True, metavar='FOLDER', help='the same as the network gets them')
-    parser.add_argument('--alpha', type=share, default=0.1, help='share of pixels outside to be allowed; default 0.1')
-    parser.add_argument('--delta', type=share, help='probability with which the promise may fail (RCPS); default: '
-                        'promise the mean over images (conformal risk control)')
+    add_promise(parser)
     parser.add_argument('--within', nargs='+', type=positive, metavar='E', default=[4., 8., 16., 32.],
                         help='errors in grey levels for which masks are calibrated; default 4 8 16 32')
     parser.add_argument('--weights', type=weights_file, metavar='FILE', help='net_g_*')
-    parser.add_argument('--uncertainty', type=weights_file, metavar='FILE', help='net_u_*')
+    parser.add_argument('--uncertainty', type=weights_file, metavar='FILE', help='net_u_*; --member and --spread do '
+                        'without')
     parser.add_argument('-opt', '--opt', metavar='YAML', type=option_file,
                         help="of the networks; default: the option file in the weights' run")
     parser.add_argument('--param_key', metavar='KEY', help='entry of net_g; default: params_ema, else params')
-    parser.add_argument('--tile', type=int, metavar='N', help='restore tiles of N x N input pixels: less memory')
-    parser.add_argument('--overlap', type=int, default=32, metavar='M', help='input pixels around each; default 32')
-    parser.add_argument('--self_ensemble', action='store_true', help='as in udl infer, which then needs it as well')
-    parser.add_argument('--spread', action='store_true', help='likewise')
     parser.add_argument('--member', nargs='+', action='append', default=[], type=weights_file, metavar='FILE',
-                        help='likewise: net_g and net_u of a further network of the ensemble; once for each')
-    parser.add_argument('--amp', choices=['bf16', 'fp16'], help='likewise')
-    parser.add_argument('--device', choices=['auto', 'cpu', 'cuda'], default='auto', help='default: a GPU if there is')
-    parser.add_argument('--out', type=Path, metavar='FILE', help='default: net_u_*.calibration.json beside net_u')
+                        help='net_g and net_u of a further network of the ensemble; once for each. udl infer needs the '
+                        'same, as it does --self_ensemble, --spread and --amp')
+    add_restoring(parser)
+    parser.add_argument('--out', type=Path, metavar='FILE', help='default: net_u_*.calibration.json beside net_u, '
+                        'or beside net_g where there is none')
     parser.add_argument('--overwrite', action='store_true', help='replace a calibration that is there')
     args = parser.parse_args(argv)
-    if args.run is None and (args.weights is None or args.uncertainty is None):
+    check_restoring(parser, args)
+    args.ensemble = bool(args.member or args.spread)
+    if args.run is None and (args.weights is None or (args.uncertainty is None and not args.ensemble)):
         parser.error("give a run's folder, or --weights and --uncertainty")
     return args
 
@@ -84,14 +68,14 @@ def main(argv: list[str] | None = None) -> int:
     from udl_basicsr.deploy.export import ExportError
     from udl_basicsr.deploy.infer import InferenceError, load_restorer
     from udl_basicsr.deploy.kept_apart import KeptApartError, find_pairs
-    from udl_basicsr.functional.risk_control import TooFewImagesError, risk_limit
+    from udl_basicsr.functional.risk_control import THRESHOLDS, TooFewImagesError, risk_limit
     from udl_basicsr.utils.checkpoints import EMA_FIRST, CheckpointError
     from udl_basicsr.utils.yaml_files import OptionError
     try:
         if args.run is not None:
-            found = networks_of(args.run)
+            found = networks_of(args.run, needs_uncertainty=not args.ensemble)
             args.weights, args.uncertainty = args.weights or found[0], args.uncertainty or found[1]
-        out = args.out or file_beside(args.uncertainty)
+        out = args.out or file_beside(args.uncertainty or args.weights)
         if out.exists() and not args.overwrite:
             raise CalibrationError(f'{out}: is there already; give --overwrite or another --out')
         pairs = find_pairs(args.gt, args.lq)
@@ -102,7 +86,8 @@ def main(argv: list[str] | None = None) -> int:
                                  members=args.member, amp=args.amp)
         done = iter(range(1, len(pairs) + 1))
         found = calibrate(restorer, pairs, args.alpha, args.delta, args.within,
-                          [args.weights, args.uncertainty, *(file for member in args.member for file in member)],
+                          [file for member in ([args.weights, args.uncertainty], *args.member) for file in member
+                           if file is not None],
                           lambda pair: print(f'{next(done)}/{len(pairs)} {pair.name}', flush=True))
     except (CalibrationError, KeptApartError, TooFewImagesError, InferenceError, ExportError, OptionError,
             CheckpointError) as error:
@@ -113,8 +98,10 @@ def main(argv: list[str] | None = None) -> int:
           f'{100 * found.mean_risk:.2f} % of the values of these images lie outside (up to {100 * found.limit:.2f} % '
           f'would do); mean width {found.mean_width:.2f} grey levels')
     for error, threshold in found.within.items():
-        print(f'within {error} grey levels: ' + (f'pixels of a half-width up to {threshold:.3g}' if threshold else
-                                                 'no pixel can be promised'))
+        which = 'no pixel can be promised'
+        if threshold:
+            which = f'pixels of a half-width up to {threshold:.3g}' if threshold < THRESHOLDS[-1] else 'every pixel'
+        print(f'within {error} grey levels: {which}')
     for why in found.training['unknown']:
         print(f'Not compared with what was trained on: {why}', file=sys.stderr)
     print(f'Wrote {out}')

@@ -21,29 +21,15 @@ import argparse
 import sys
 from pathlib import Path
 
+from udl_basicsr.cli.restoring import add_restoring, check_restoring, positive, weights_file
 from udl_basicsr.training.arguments import option_file
 from udl_basicsr.utils import exits
 from udl_basicsr.utils.command_line import CommandParser
-from udl_basicsr.utils.shipped_weights import locate_weights, scales
-
-
-def weights_file(text: str) -> str:
-    """For argparse: the path of weights, ``udl:NAME`` too."""
-    try:
-        return locate_weights(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
+from udl_basicsr.utils.shipped_weights import scales
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parses the command line."""
-    def whole(least):
-        def convert(text):
-            if not text.isdecimal() or int(text) < least:
-                raise argparse.ArgumentTypeError(f'expected a whole number from {least}, got {text!r}')
-            return int(text)
-        return convert
-
     parser = CommandParser(
         told=__doc__,
         description='Super-resolves pictures. What was made before is not made again; pictures that fail are listed.',
@@ -65,23 +51,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--param_key', metavar='KEY',
                         help='entry of the weights; default: params_ema where there is one, else params')
     parser.add_argument('--uncertainty', type=weights_file, metavar='FILE',
-                        help='net_u_*.pth: also write s, -2 (black) to 6 (white), as <name>_log_scale.png, 16 bits')
+                        help='net_u_*.pth: also write s, -2 (black) to 6 (white), as <name>_log_scale.png, 16 bits. '
+                        'With --member or --spread there is an s without it, that of how far they differ')
     parser.add_argument('--intervals', nargs='?', const='', metavar='FILE', help='also write calibrated intervals, '
                         '<name>_lower.png, _upper.png, _theta.png (16 bits) and the mask _within.png; by the file of '
                         'udl calibrate, default the one beside net_u')
-    parser.add_argument('--within', type=float, metavar='E', default=16., help='error in grey levels of the mask, one '
-                        'of those that were calibrated; default 16')
-    parser.add_argument('--tile', type=whole(8), metavar='N', help='restore tiles of N x N input pixels: less memory')
-    parser.add_argument('--overlap', type=whole(0), metavar='M', default=32,
-                        help='input pixels around each tile that the network sees as well; default 32')
-    parser.add_argument('--self_ensemble', action='store_true', help='mean over the 8 flips and turns; 8 times as slow')
-    parser.add_argument('--spread', action='store_true', help='with --self_ensemble: how far the 8 differ is a part of '
-                        's and of the intervals')
+    parser.add_argument('--within', type=positive, metavar='E', help='error in grey levels of the mask of --intervals, '
+                        'one of those that were calibrated; default 16')
     parser.add_argument('--member', nargs='+', action='append', default=[], type=weights_file, metavar='FILE',
                         help='a further network, as one of another seed: net_g, and net_u where --uncertainty is '
-                        'given; once for each. The picture is the mean of all, and how far they differ is a part of s')
-    parser.add_argument('--amp', choices=['bf16', 'fp16'], help='compute in 16 bits; default: float32')
-    parser.add_argument('--device', choices=['auto', 'cpu', 'cuda'], default='auto', help='default: a GPU if there is')
+                        'given; once for each. The picture is the mean of all, and how far they differ is a part of s, '
+                        'and in grey levels in <name>_spread.png')
+    add_restoring(parser)
     parser.add_argument('--suffix', default='', metavar='TEXT', help='results are <name>_<TEXT>; default: <name>')
     parser.add_argument('--format', choices=['png', 'jpg', 'same'], default='png',
                         help="of the results; same: each its input's; default png")
@@ -95,8 +76,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         scale = args.scale or 4
         args.weights = weights_file(f'udl:UDL_x{scale}')
         args.uncertainty = args.uncertainty or weights_file(f'udl:ESU_x{scale}')
-    if args.intervals is not None and args.uncertainty is None:
-        parser.error('--intervals needs --uncertainty')
+    check_restoring(parser, args)
+    args.ensemble = bool(args.member or args.spread)
+    if args.intervals is None and args.within is not None:
+        parser.error('--within is of the mask of --intervals: give --intervals with it')
+    args.log_scale = args.ensemble or args.uncertainty is not None
+    if args.intervals is not None and not args.log_scale:
+        parser.error('--intervals needs --uncertainty, or --member or --spread')
+    args.within = 16. if args.within is None else args.within
     return args
 
 
@@ -116,14 +103,14 @@ def main(argv: list[str] | None = None) -> int:
     processor.keep_freed_memory()
     try:
         plan = make_plan(args.inputs, args.out, suffix=args.suffix, file_format=args.format,
-                         log_scale=args.uncertainty is not None, intervals=args.intervals is not None,
-                         overwrite=args.overwrite)
+                         log_scale=args.log_scale, spread=args.ensemble,
+                         intervals=args.intervals is not None, overwrite=args.overwrite)
         restorer = load_restorer(
             args.weights, opt=args.opt, uncertainty=args.uncertainty, param_key=args.param_key or EMA_FIRST,
             members=args.member, spread=args.spread, device=args.device, tile=args.tile, overlap=args.overlap,
             self_ensemble=args.self_ensemble, amp=args.amp)
         writer = None if args.intervals is None else \
-            load_writer(args.intervals or file_beside(args.uncertainty), restorer, args.within)
+            load_writer(args.intervals or file_beside(args.uncertainty or args.weights), restorer, args.within)
         record = check_folder(args.out, args.suffix, plan, restorer, args.overwrite, writer and writer.made_by)
     except (CalibrationError, InferenceError, ExportError, OptionError, CheckpointError) as error:
         print(f'Nothing was done:\n{error}', file=sys.stderr)

@@ -107,13 +107,19 @@ class Calibration:
         """
         key = f'{within:g}'
         if key not in self.within:
-            raise CalibrationError(f'{file}: has no mask for errors within {key} grey levels, it has those for '
-                                   f'{", ".join(self.within) or "none"}; calibrate again with --within {key}')
+            others = f'it has those for {", ".join(self.within)}: give --within {next(iter(self.within))}, or' \
+                if self.within else 'it has none:'
+            raise CalibrationError(f'{file}: has no mask for errors within {key} grey levels, {others} calibrate again '
+                                   f'with udl calibrate --within {key}')
         return self.within[key]
 
 
-def networks_of(run: str | Path) -> tuple[Path, Path]:
+def networks_of(run: str | Path, needs_uncertainty: bool = True) -> tuple[Path, Path | None]:
     """The last net_g of a run, and its last net_u or else the one that it started from, which is stage 1's.
+
+    Args:
+        run: Its folder.
+        needs_uncertainty: Whether there has to be a net_u; else None may stand for it.
 
     Raises:
         CalibrationError: There is no such file.
@@ -125,10 +131,10 @@ def networks_of(run: str | Path) -> tuple[Path, Path]:
             start = started_from(run.absolute(), options).get('pretrain_network_u')
             uncertainty = start if start and start.is_file() else uncertainty
     for file in (mean, uncertainty):
-        if not file.is_file():
+        if not file.is_file() and (needs_uncertainty or file == mean):
             raise CalibrationError(f'{file}: no such file. Expected the folder of a run that has ended, with an '
                                    'uncertainty of its own or of a stage 1')
-    return mean, uncertainty
+    return mean, uncertainty if uncertainty.is_file() else None
 
 
 def file_beside(uncertainty: str | Path) -> Path:
@@ -168,6 +174,19 @@ def judged(restorer: Restorer, pair: ImagePair, level: float) -> tuple[Predictio
     return prediction, np.abs(residual), np.where(residual > 0, prediction.above, prediction.below)
 
 
+def factor_of(risks: Sequence[np.ndarray], limit: float, alpha: float) -> float:
+    """The smallest λ whose mean risk is within the limit.
+
+    Raises:
+        CalibrationError: There is none.
+    """
+    factor = R.smallest_factor(risks, limit)
+    if factor is None:
+        raise CalibrationError(f'no factor up to {R.FACTORS[-1]:g} leaves as few pixels outside as α = {alpha:g} asks '
+                               'for. Are GT and LQ aligned, and are these the right weights?')
+    return factor
+
+
 def grey_levels(picture: Pixels) -> np.ndarray:
     """(H, W, 1 or 3), 0 to 255, float32."""
     return picture.colour.astype(np.float32) * np.float32(255 / np.iinfo(picture.colour.dtype).max)
@@ -203,10 +222,7 @@ def calibrate(restorer: Restorer, pairs: Sequence[ImagePair], alpha: float = 0.1
         masks.append([R.mask_risks(error.max(2), spread, limit_of_error) for limit_of_error in errors])
         widths.append(float((prediction.below + prediction.above).mean()))
         tick(pair)
-    factor = R.smallest_factor(risks, limit)
-    if factor is None:
-        raise CalibrationError(f'no factor up to {R.FACTORS[-1]:g} leaves as few pixels outside as α = {alpha:g} asks '
-                               'for. Are GT and LQ aligned, and are these the right weights?')
+    factor = factor_of(risks, limit, alpha)
     mean_risk = float(np.mean(risks, axis=0)[factor == R.FACTORS][0])
     thresholds = {f'{e:g}': R.largest_threshold([mask[i] for mask in masks], limit) for i, e in enumerate(errors)}
     return Calibration(alpha, delta, len(pairs), factor, limit, mean_risk, factor * float(np.mean(widths)), thresholds,

@@ -14,7 +14,7 @@ from udl_basicsr.utils.background import Background, read_ahead
 from udl_basicsr.utils.files import write_atomically
 
 from .infer_plan import InferenceError, PictureJob, make_plan, problem_of
-from .interval_pictures import IntervalWriter
+from .interval_pictures import IntervalWriter, spread_picture
 from .pictures import DEEP_SUFFIXES, Pixels, check_size, encode_picture, read_picture
 from .restorer import Restorer, load_restorer, log_scale_picture
 
@@ -97,6 +97,8 @@ def _restore(job: PictureJob, picture: Pixels, restorer: Restorer, tick: Callabl
     if job.log_scale is not None:
         results[job.log_scale] = log_scale_picture(prediction.log_scale) if prediction else \
             restorer.log_scale(picture, tick)
+    if job.spread is not None:
+        results[job.spread] = spread_picture(restorer.disagreement(picture, tick))
     if writer is not None and prediction is not None:
         results |= {path: writer.picture(kind, prediction) for kind, path in job.intervals.items()}
     return results

@@ -29,6 +29,8 @@ class PictureJob:
     """Where the restored picture goes; None where it lies there already."""
     log_scale: Path | None
     """Where the map of s goes; None where it lies there already or is not asked for."""
+    spread: Path | None = None
+    """Where the picture goes of how far the members of an ensemble differ; likewise."""
     intervals: Mapping[str, Path] = field(default_factory=dict)
     """Where those of INTERVALS go that are asked for and do not lie there already."""
 
@@ -46,11 +48,13 @@ class InferencePlan:
 
 
 def make_plan(inputs: Iterable[str | Path], out: str | Path, *, suffix: str = '', file_format: str = 'png',
-              log_scale: bool = False, intervals: bool = False, overwrite: bool = False) -> InferencePlan:
+              log_scale: bool = False, spread: bool = False, intervals: bool = False, overwrite: bool = False,
+              ) -> InferencePlan:
     """Finds the pictures and names their outputs; looks at headers only and changes nothing.
 
     ``<out>/<folders below the input folder>/<name>[_<suffix>].<format>``, and ``..._log_scale.png`` for the map of s,
-    ``..._lower.png``, ``..._upper.png``, ``..._theta.png`` and ``..._within.png`` for intervals.
+    ``..._spread.png`` for that of how far members differ, ``..._lower.png``, ``..._upper.png``, ``..._theta.png`` and
+    ``..._within.png`` for intervals.
 
     Args:
         inputs: Files, and folders that are walked; hidden files and what lies below ``out`` are passed over.
@@ -58,6 +62,7 @@ def make_plan(inputs: Iterable[str | Path], out: str | Path, *, suffix: str = ''
         suffix: Put behind the names.
         file_format: ``png``, ``jpg``, or ``same`` as the input's.
         log_scale: Whether maps of s are wanted.
+        spread: Whether those of how far members differ are.
         intervals: Whether intervals are wanted.
         overwrite: Make again what exists.
 
@@ -98,7 +103,7 @@ def make_plan(inputs: Iterable[str | Path], out: str | Path, *, suffix: str = ''
         if header.transparent and ending in OPAQUE_SUFFIXES:
             problems.append(f'{path}: has transparency, which {ending[1:]} cannot hold: use --format png')
         name = f'{path.stem}_{suffix}' if suffix else path.stem
-        kinds = ('log_scale', ) * log_scale + INTERVALS * intervals
+        kinds = ('log_scale', ) * log_scale + ('spread', ) * spread + INTERVALS * intervals
         targets = [out / folder / f'{name}{ending}', *(out / folder / f'{name}_{kind}.png' for kind in kinds)]
         longest = max((target.name for target in targets), key=lambda name: len(name.encode()))
         if len(longest.encode()) > _LONGEST_NAME:
@@ -119,7 +124,8 @@ def make_plan(inputs: Iterable[str | Path], out: str | Path, *, suffix: str = ''
         wanted = [target if overwrite or not target.exists() else None for target in targets]
         if any(wanted):
             maps = {kind: target for kind, target in zip(kinds, wanted[1:], strict=True) if target}
-            jobs.append(PictureJob(path, header, wanted[0], maps.pop('log_scale', None), maps))
+            single = {kind: maps.pop(kind, None) for kind in ('log_scale', 'spread')}
+            jobs.append(PictureJob(path, header, wanted[0], **single, intervals=maps))
         else:
             done += 1
     if problems:

@@ -97,7 +97,7 @@ def differences(there: dict, now: dict) -> list[str]:
     found = []
     for key in ('weights', 'uncertainty'):
         old, new = there.get(f'{key}_hash'), now.get(f'{key}_hash')
-        if old != new and (key == 'weights' or (old and new)):
+        if old != new and (key == 'weights' or (there.get(key) and now.get(key))):
             found.append(f'  --{key}: {there.get(key)} ({str(old)[:8]}) there, {now.get(key)} ({str(new)[:8]}) now')
     found += [f'  {key}: {old} there, {new} now' for key, old, new in network_differences(there, now)]
     for key, option in (('self_ensemble', '--self_ensemble'), ('spread', '--spread'), ('amp', '--amp')):

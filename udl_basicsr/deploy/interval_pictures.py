@@ -65,7 +65,8 @@ class IntervalWriter:
             values = np.where(prediction.spread <= self.threshold, 255, 0).astype(np.uint8)[..., None]
             who = 'On average over images' if c.delta is None else f'With probability {1 - c.delta:g}, on average'
             return Pixels(values, text=self._text(
-                f'255 where no channel should be farther than {self.within:g} grey levels from the truth', None,
+                f'255 where no channel should be farther than {self.within:g} grey levels from the truth'
+                + ', here every pixel' * bool(values.all()), None,
                 f'{who}, at most {100 * c.alpha:g} % of the mask (or of 1 % of the image, if smaller) are farther'))
         if kind == 'lower':
             steps = np.floor(STEPS * (prediction.mean - factor * prediction.below))
@@ -79,10 +80,18 @@ class IntervalWriter:
     def _text(self, quantity: str, steps: int | None, promise: str) -> dict[str, str]:
         c = self.calibration
         unit = '' if steps is None else f', in grey levels (0 to 255) times {steps}'
-        facts = {'quantity': quantity, 'unit': 'grey level' if steps else '', 'steps_per_unit': steps,
+        facts = {'quantity': quantity, 'unit': 'grey level', 'steps_per_unit': steps,  # a mask's: of ``within`` alone
                  'alpha': c.alpha, 'delta': c.delta, 'factor': c.factor, 'images': c.images, 'within': self.within,
                  'weights': c.networks.get('weights_hash'), 'uncertainty': c.networks.get('uncertainty_hash')}
         return {'Description': f'{quantity}{unit}. {promise}'.strip(), 'udl': json.dumps(facts)}
+
+
+def spread_picture(spread: np.ndarray) -> Pixels:
+    """How far the members of an ensemble differ, (H, W, 1 or 3) in grey levels, in 16 bits as θ has them."""
+    quantity = 'standard deviation over the members of the ensemble, the epistemic part of s'
+    steps = np.round(STEPS * spread).clip(0, 255 * STEPS).astype(np.uint16)
+    return Pixels(steps, text={'Description': f'{quantity}, in grey levels (0 to 255) times {STEPS}', 'udl': json.dumps(
+        {'quantity': quantity, 'unit': 'grey level', 'steps_per_unit': STEPS})})
 
 
 def load_writer(file: str | Path, restorer: Restorer, within: float) -> IntervalWriter:

@@ -6,20 +6,20 @@ image of that set is judged once, by a factor that has not seen it.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from udl_basicsr.data.degradations import degrade_bd, degrade_bic
+from udl_basicsr.data.degradations import degrade_bd, degrade_bic, to_uint8
 from udl_basicsr.functional import intervals as I
 from udl_basicsr.functional import risk_control as R
 from udl_basicsr.functional import uncertainty as U
 
-from .calibration import judged
-from .kept_apart import ImagePair, find_pairs
+from .calibration import factor_of, grey_levels, judged
+from .kept_apart import ImagePair, check_apart, find_pairs, find_pictures
 from .pictures import Pixels, read_picture
 from .restorer import Restorer
 
@@ -40,6 +40,7 @@ class Judgement:
         auroc: By the kind of shift, see ``SHIFTS``; empty where it was not asked for.
         least_covered: The image of which most lies outside.
         coverage_map: Of it: the share inside in windows of 16×16 pixels.
+        training: What was found of the images trained on, see :func:`~udl_basicsr.deploy.kept_apart.check_apart`.
     """
     name: str
     factors: list[float]
@@ -48,6 +49,7 @@ class Judgement:
     auroc: dict[str, float]
     least_covered: str
     coverage_map: list[list[float]]
+    training: dict[str, list[str]]
 
 
 def prepared_pairs(root: str | Path, scale: int) -> list[ImagePair]:
@@ -55,10 +57,29 @@ def prepared_pairs(root: str | Path, scale: int) -> list[ImagePair]:
     return find_pairs([Path(root) / f'GTmod{scale}'], [Path(root) / f'LRbicx{scale}'])
 
 
+def check_enough(calibrating: Sequence[str | Path], halved: str | Path, alpha: float = 0.1,
+                 delta: float | None = None) -> None:
+    """Refuses data sets that hold too few images, before any network is loaded.
+
+    Args:
+        calibrating: Folders of data sets; which scale will be asked for does not matter.
+        halved: Likewise.
+        alpha: The risk to be promised.
+        delta: See :func:`~udl_basicsr.functional.risk_control.risk_limit`.
+
+    Raises:
+        TooFewImagesError: For this α and δ.
+    """
+    counts = [max((len(find_pictures(folder)) for folder in Path(root).glob('GTmod*') if folder.is_dir()), default=0)
+              for root in (*calibrating, halved)]
+    if all(counts):  # else there is no such data set, which will be told with its scale
+        R.risk_limit(sum(counts[:-1]) + counts[-1] // 2, alpha, delta)
+
+
 def judge(name: str, restorer: Restorer, calibrating: Sequence[ImagePair], halved: Sequence[ImagePair],
-          alpha: float = 0.1, within: float = 16., shifts: bool = False,
-          tick: Callable[[], object] = lambda: None) -> Judgement:
-    """Calibrates by conformal risk control and judges, twice; ``halved`` is dealt out, every second image to one half.
+          alpha: float = 0.1, delta: float | None = None, within: float = 16., shifts: bool = False,
+          checkpoints: Iterable[str | Path] = (), tick: Callable[[], object] = lambda: None) -> Judgement:
+    """Calibrates and judges, twice; ``halved`` is dealt out, every second image to one half.
 
     The scores of an image, all of its values in RGB, none cropped, f not rounded, in grey levels where they have a
     unit: ``coverage`` and ``coverage_predicted`` (λ = 1), ``width``, ``worst_quarter`` (the largest share outside of
@@ -72,15 +93,21 @@ def judge(name: str, restorer: Restorer, calibrating: Sequence[ImagePair], halve
         calibrating: Images of both calibrations.
         halved: Images that calibrate once and are judged once.
         alpha: The risk to be promised.
+        delta: With which probability that may fail (RCPS); None: promise the mean (conformal risk control).
         within: Error of the mask, in grey levels.
         shifts: Whether to restore shifted inputs as well, which takes five times as long.
+        checkpoints: Of the networks, whose runs are asked which images they trained on.
         tick: Called after each picture.
 
     Raises:
-        TooFewImagesError: For this α.
-        CalibrationError: A picture that cannot be used.
+        TooFewImagesError: For this α and δ.
+        KeptApartError: Training has seen some of the images.
+        CalibrationError: A picture that cannot be used, or no factor that suffices.
     """
-    pairs = [*calibrating, *halved]
+    pairs, first = [*calibrating, *halved], len(calibrating)
+    calibrated_on = [[*range(first), *range(first + turn, len(pairs), 2)] for turn in (0, 1)]
+    limits = [R.risk_limit(len(on), alpha, delta) for on in calibrated_on]
+    training = check_apart(pairs, checkpoints)
     with tempfile.TemporaryDirectory() as folder:
         files, risks, masks, ratios = [], [], [], []
         for number, pair in enumerate(pairs):
@@ -93,15 +120,10 @@ def judge(name: str, restorer: Restorer, calibrating: Sequence[ImagePair], halve
             masks.append(R.mask_risks(error.max(2), prediction.spread, within))
             ratios.append(U.recalibration_factor(error, scale))
             tick()
-        factors, counts, images, least, where = [], [], {}, '', []
-        for turn in (0, 1):
-            first = len(calibrating)
-            on = [*range(first), *range(first + turn, len(pairs), 2)]
-            limit = R.risk_limit(len(on), alpha)
-            factor = R.smallest_factor([risks[i] for i in on], limit)
+        factors, images, least, where = [], {}, '', []
+        for turn, (on, limit) in enumerate(zip(calibrated_on, limits, strict=True)):
+            factors.append(factor_of([risks[i] for i in on], limit, alpha))
             threshold = R.largest_threshold([masks[i] for i in on], limit)
-            factors.append(factor or float('inf'))
-            counts.append(len(on))
             for i in range(first + 1 - turn, len(pairs), 2):
                 with np.load(files[i]) as stored:
                     images[pairs[i].name] = _scores(stored, factors[-1], threshold, within, alpha,
@@ -110,8 +132,8 @@ def judge(name: str, restorer: Restorer, calibrating: Sequence[ImagePair], halve
                         least = pairs[i].name
                         where = I.coverage_map(stored['error'], factors[-1] * stored['half']).tolist()
     auroc = _auroc(restorer, halved, {p.name: images[p.name]['theta'] for p in halved}, tick) if shifts else {}
-    return Judgement(name, factors, counts, {pair.name: images[pair.name] for pair in halved}, auroc,
-                     least, where)
+    return Judgement(name, factors, [len(on) for on in calibrated_on],
+                     {pair.name: images[pair.name] for pair in halved}, auroc, least, where, training)
 
 
 def _scores(stored, factor: float, threshold: float, within: float, alpha: float, ratio: float) -> dict[str, float]:
@@ -131,18 +153,18 @@ def _scores(stored, factor: float, threshold: float, within: float, alpha: float
 # ---------------------------------------------------------------- images of another kind
 
 def shifted(picture: Pixels, original: Pixels, kind: str, scale: int, seed: int = 0) -> Pixels:
-    """An input of another kind than the network was trained on.
+    """An input of another kind than the network was trained on, in 8 bits.
 
     Args:
-        picture: The usual one, 8 bits.
-        original: Its GT, 8 bits, a multiple of ``scale`` large.
+        picture: The usual one; of 16 bits it is rounded to 8 first, and so is its GT.
+        original: Its GT, a multiple of ``scale`` large.
         kind: One of ``SHIFTS``.
         scale: Of the network.
         seed: Of the noise.
     """
-    lq = picture.colour
+    lq, gt = (to_uint8(grey_levels(each)) for each in (picture, original))
     if kind == 'BD':
-        lq = degrade_bd(original.colour, scale)
+        lq = degrade_bd(gt, scale)
     elif kind == 'noise':
         noise = np.random.default_rng(seed).normal(0, 10, lq.shape)
         lq = (lq + noise).round().clip(0, 255).astype(np.uint8)
@@ -151,8 +173,8 @@ def shifted(picture: Pixels, original: Pixels, kind: str, scale: int, seed: int 
         decoded = cv2.imdecode(coded, cv2.IMREAD_COLOR)
         lq = decoded[..., ::-1]  # pyright: ignore[reportOptionalSubscript] - None for what is no JPEG
     else:
-        height, width = (side - side % (scale + 1) for side in original.colour.shape[:2])
-        lq = degrade_bic(original.colour[:height, :width], scale + 1)
+        height, width = (side - side % (scale + 1) for side in gt.shape[:2])
+        lq = degrade_bic(gt[:height, :width], scale + 1)
     return Pixels(np.ascontiguousarray(lq if lq.shape[2] == 3 else lq.repeat(3, 2)))
 
 

@@ -56,7 +56,7 @@ def find_pairs(gt: Sequence[str | Path], lq: Sequence[str | Path]) -> list[Image
         raise KeptApartError(f'--gt and --lq: expected as many folders of each, got {len(gt)} and {len(lq)}')
     pairs = []
     for gt_folder, lq_folder in zip(map(Path, gt), map(Path, lq), strict=True):
-        originals, inputs = _pictures(gt_folder), _pictures(lq_folder)
+        originals, inputs = find_pictures(gt_folder), find_pictures(lq_folder)
         bare = {re.sub(r'_?x\d+$', '', stem, flags=re.IGNORECASE): path for stem, path in inputs.items()}
         if alone := [stem for stem in originals if stem not in inputs and stem not in bare]:
             raise KeptApartError(f'{lq_folder}: has no partner of {some(alone)} in {gt_folder}; names must be equal')
@@ -68,7 +68,12 @@ def find_pairs(gt: Sequence[str | Path], lq: Sequence[str | Path]) -> list[Image
     return pairs
 
 
-def _pictures(folder: Path) -> dict[str, Path]:
+def find_pictures(folder: Path) -> dict[str, Path]:
+    """The images of a folder by their names without endings, sorted.
+
+    Raises:
+        KeptApartError: No such folder, or no image in it.
+    """
     if not folder.is_dir():
         raise KeptApartError(f'{folder}: no such folder; expected one of images')
     found = {path.stem: path for path in sorted(folder.iterdir())
@@ -150,15 +155,16 @@ def _training_images(checkpoint: Path, runs: Iterable[dict]) -> tuple[Path | Non
         train = (options.get('datasets') or {}).get('train') or {}
         if isinstance(root := train.get('dataroot_gt'), str):
             for start in _started_in(checkpoint.absolute().parent.parent):
-                if (start / root).is_dir() and not root.endswith('.lmdb'):
+                folder = start / Path(root).expanduser()
+                if folder.is_dir() and not root.endswith('.lmdb'):
                     meta = train.get('meta_info_file')
-                    return start / root, start / meta if isinstance(meta, str) else None, ''
+                    return folder, start / meta if isinstance(meta, str) else None, ''
             return None, None, f'{checkpoint}: {root}, on which it was trained, is not here as a folder of images'
     return None, None, f'{checkpoint}: no option file beside it says what it was trained on'
 
 
 def _seen(pairs: list[ImagePair], folder: Path, meta: Path | None) -> list[str]:
-    there = _pictures(folder)
+    there = find_pictures(folder)
     if meta is not None and meta.is_file():
         listed = {Path(line.split(' ')[0]).stem for line in meta.read_text(encoding='utf-8').splitlines() if line}
         there = {stem: path for stem, path in there.items() if stem in listed}

@@ -119,6 +119,7 @@ class Restorer:
         if self.tile:
             tiles = -(-job.header.width // self.tile) * -(-job.header.height // self.tile)
         runs = 2 if job.intervals else (job.sr is not None) + (job.log_scale is not None)
+        runs += job.spread is not None
         return tiles * (8 if self.self_ensemble else 1) * runs
 
     def sr(self, picture: Pixels, bits: int, tick: Callable[[], None], planes: np.ndarray | None = None) -> Pixels:
@@ -161,7 +162,8 @@ class Restorer:
             raise InferenceError(['a network of one channel (Y) has no intervals of R, G and B; expected one of three'])
 
         def maps(lq: Tensor) -> Tensor:
-            return torch.cat([*network.interval(lq, level), network.log_scale(lq)], dim=1)
+            out, kind = network.head_output(lq), network.distribution
+            return torch.cat([*kind.interval(out, level), kind.log_scale(out)], dim=1)
 
         colour = picture.colour
         planes = self._planes(colour, tick)
@@ -169,6 +171,21 @@ class Restorer:
         below, above, log_scale = (part if colour.shape[2] == 3 else part.mean(axis=2, keepdims=True)
                                    for part in np.split(stacked, 3, axis=2))
         return Prediction(planes, below.clip(min=_LEAST), above.clip(min=_LEAST), log_scale)
+
+    def disagreement(self, picture: Pixels, tick: Callable[[], None]) -> np.ndarray:
+        """How far the members of an ensemble differ, or the eight turns: (H, W, 1 or 3) in grey levels, float32.
+
+        Their standard deviation, the epistemic part of s; of gray it is the mean over R, G, B. Arguments as :meth:`sr`.
+
+        Raises:
+            ImageError: As :meth:`sr`.
+            InferenceError: One network alone.
+        """
+        if not isinstance(self.uncertainty, EnsembleNet):
+            raise InferenceError(['one network alone differs from none; give --member, or --self_ensemble --spread'])
+        image = self._image(_rgb(picture.colour))
+        spread = self._whole(self.uncertainty.spread, image, tick)[0].numpy().transpose(1, 2, 0)
+        return spread if picture.colour.shape[2] == 3 else spread.mean(axis=2, keepdims=True)
 
     def _needed_uncertainty(self) -> UncertaintyNet | EnsembleNet:
         if self.uncertainty is None:
@@ -260,7 +277,7 @@ def load_restorer(weights: str | Path, *, opt: str | Path | None = None, uncerta
             checkpoint's run, see :func:`find_options`.
         uncertainty: ``net_u_*``.
         members: Further networks, ``(net_g_*, net_u_*)`` each, or ``(net_g_*, )`` without ``uncertainty``: the picture
-            is the mean of all, and how far they differ is a part of s.
+            is the mean of all, and how far they differ is a part of s, or all of it.
         spread: So is how far the eight of ``self_ensemble`` differ.
         param_key: Entry of ``weights``, see :func:`~udl_basicsr.utils.checkpoints.network_weights`.
         device: ``auto``, ``cpu`` or ``cuda``.
@@ -285,7 +302,7 @@ def load_restorer(weights: str | Path, *, opt: str | Path | None = None, uncerta
         others = [_load(member[0], member[1] if files == 2 else None, opt, param_key) for member in members]
         uncertainties = [u for u in (network_u, *(u for _, u, _ in others)) if u is not None]
         network = EnsembleNet([network, *(g for g, _, _ in others)], uncertainties, flips=spread)
-        network_u = network if uncertainties else None
+        network_u = network
         traits = {Restorer(member, device=device).traits[:2] for member in network.networks}
         if len(traits) > 1:
             raise InferenceError(['--member: expected networks of one scale and number of channels, got '

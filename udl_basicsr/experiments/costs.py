@@ -24,6 +24,7 @@ from udl_basicsr.models.stage_table import trains_head_alone
 from udl_basicsr.options.keys import lookup
 from udl_basicsr.options.signatures import parameters
 from udl_basicsr.options.trials import build_network, quietly
+from udl_basicsr.utils.kernels import training_kernels
 from udl_basicsr.utils.settings import RunSettings, TrainSettings
 
 from .complexity import count_macs, run_time
@@ -158,26 +159,24 @@ def device_speed(amp: str | None) -> float:
 
 
 @functools.lru_cache(maxsize=64)
-def _network_speed(network: str, side: int, batch: int, amp: str | None, device: torch.device) -> float:
+def _network_speed(network: str, side: int, batch: int, amp: str | None, deterministic: bool,
+                   device: torch.device) -> float:
     """Operations a second of a network's own steps, from about a second of them, without the optimiser."""
     block, dtype = json.loads(network), _AMP.get(amp)
     channels = block.get('num_in_ch', block.get('backbone', {}).get('num_in_ch', 3))
-    chosen, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True  # as in training
-    try:
-        with quietly(), torch.enable_grad(), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-            net = build_real(dict(block)).to(device)
-            images = torch.rand(batch, channels, side, side, device=device)
-            for _ in range(3):  # the first ones look for kernels and for memory
-                net(images).float().mean().backward()
+    with quietly(), torch.enable_grad(), training_kernels(deterministic), \
+            torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+        net = build_real(dict(block)).to(device)
+        images = torch.rand(batch, channels, side, side, device=device)
+        for _ in range(3):  # the first ones look for kernels and for memory
+            net(images).float().mean().backward()
+        _wait(device)
+        count, started = 0, time.perf_counter()
+        while time.perf_counter() - started < _SECONDS:
+            net(images).float().mean().backward()
             _wait(device)
-            count, started = 0, time.perf_counter()
-            while time.perf_counter() - started < _SECONDS:
-                net(images).float().mean().backward()
-                _wait(device)
-                count += 1
-            seconds = time.perf_counter() - started
-    finally:
-        torch.backends.cudnn.benchmark = chosen
+            count += 1
+        seconds = time.perf_counter() - started
     return count * _BACKWARD * _forward(network, side, side) * batch / seconds
 
 
@@ -186,17 +185,24 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def is_deterministic(flat: Mapping, on_gpu: bool) -> bool:
+    """Whether a run of a plan is, where its options leave it open: on a GPU a run that was stopped would else differ
+    from another, since kernels round as they happen to run."""
+    return flat.get('deterministic', on_gpu)
+
+
 def training_speed(flat: Mapping) -> float:
     """Operations a second of the steps of a stage here.
 
     On a CPU that of any convolutions. A GPU takes wide networks at ten times the speed of narrow ones, so that each is
-    tried, as long as it fits.
+    tried, as long as it fits, with the kernels that it will be trained with.
     """
     amp = TrainSettings.of(flat['train']).amp
     if torch.cuda.is_available():
         with suppress(Exception):  # out of memory, or a network that takes no image of random numbers
             return _network_speed(json.dumps(flat['network_g'], sort_keys=True), _side(flat),
-                                  int(flat['datasets']['train']['batch_size_per_gpu']), amp, torch.device('cuda'))
+                                  int(flat['datasets']['train']['batch_size_per_gpu']), amp,
+                                  is_deterministic(flat, True), torch.device('cuda'))
     return device_speed(amp)
 
 

@@ -18,7 +18,7 @@ from udl_basicsr.utils.children import end_with_parent
 from udl_basicsr.utils.files import write_text
 from udl_basicsr.utils.yaml_files import dump_flat
 
-from .costs import iteration_operations
+from .costs import is_deterministic, iteration_operations
 from .plan import PlannedRun, Stage
 from .record_files import write_record
 from .records import make_record, peak_memory
@@ -112,8 +112,7 @@ def make(run: PlannedRun, out: Path, root: Path, log: Path, gpu: str | None, fir
     for stage in run.stages[:-1] if first_only else run.stages:
         if not stage.weights(root, 'g').exists():
             whole, began = not done(root, stage), time.time()
-            # A GPU else rounds as its kernels happen to run, and a run that was stopped would differ from another.
-            exact = [] if gpu is None or 'deterministic' in stage.flat else ['--force_yml', 'deterministic=true']
+            exact = ['--force_yml', 'deterministic=true'] if is_deterministic(stage.flat, gpu is not None) else []
             _command(['train.py', '-opt', str(stage.file), '--auto_resume', *exact], stages.train, True, root)
             step, memory = 1000 * (time.time() - began) / stage.iterations if whole else None, peak_memory()
     if not first_only:

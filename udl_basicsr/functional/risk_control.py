@@ -20,6 +20,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from udl_basicsr.utils.errors import MISUSED, UdlError
+
 FACTORS = np.geomspace(1e-2, 1e3, 11514)
 """λ that are tried, each 0.1 % above the one before; fixed before any image is seen."""
 THRESHOLDS = np.exp(np.arange(-2 * 32, 6 * 32 + 1) / 32)
@@ -28,12 +30,13 @@ SMALLEST_MASK = 0.01
 """Share of an image that a mask is counted as where it is smaller."""
 
 
-class TooFewImagesError(ValueError):
+class TooFewImagesError(UdlError, ValueError):
     """Nothing can be promised from so few images.
 
     Attributes:
         needed (int): How many images would do.
     """
+    status = MISUSED
 
     def __init__(self, given: int, needed: int, promise: str):
         self.needed = needed

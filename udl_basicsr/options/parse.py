@@ -26,6 +26,7 @@ from .values import Checker
 
 __all__ = ['OptionError', 'Parsed', 'apply_force_yml', 'dump_flat', 'load_yaml', 'parse_options', 'renamed']
 
+_TORCHRUN = 'torchrun --nproc_per_node={} -m udl_basicsr train -opt ... --launcher pytorch'
 _DEBUG_ITERATIONS = 16  # of each stage: two validations, and about a minute for a small network
 
 
@@ -261,20 +262,24 @@ def _runtime(flat: dict, root_path: str, is_train: bool, num_gpu_available: int)
     return opt
 
 
+def no_data_parallel(gpus: int, lever: str) -> str:
+    """What is said of ``num_gpu`` where DataParallel, whose threads know nothing of autocast, meets a lever."""
+    return f'{gpus} GPUs of one process (DataParallel) cannot be trained with {lever}; use auto, or a process for ' \
+           f'each: {_TORCHRUN.format(gpus)}'
+
+
 def _check_machine(opt: dict, flat: dict, num_gpu_available: int, report: Findings) -> None:
     wanted = flat['num_gpu']
     if isinstance(wanted, int) and wanted > num_gpu_available:
         report.add('num_gpu', f'{wanted} is more than the {num_gpu_available} that this machine shows; use auto')
     if opt['is_train'] and not opt['dist']:
-        torchrun = 'torchrun --nproc_per_node={} -m udl_basicsr train -opt ... --launcher pytorch'
         train = opt['train'] if isinstance(opt.get('train'), dict) else {}
         levers = [key for key in ('amp', 'compile') if train.get(key)]
         if isinstance(wanted, int) and wanted > 1 and levers:
-            report.add('num_gpu', f'{wanted} GPUs of one process (DataParallel) cannot be trained with train.'
-                       f'{levers[0]}; use auto, or a process for each: {torchrun.format(wanted)}')
+            report.add('num_gpu', no_data_parallel(wanted, f'train.{levers[0]}'))
         elif wanted == 'auto' and num_gpu_available > 1:
             report.warnings.append(f'num_gpu: auto trains on one of the {num_gpu_available} GPUs here. For all of '
-                                   f'them: {torchrun.format(num_gpu_available)}')
+                                   f'them: {_TORCHRUN.format(num_gpu_available)}')
     train = opt['datasets'].get('train', {})
     if train.get('prefetch_mode') == 'cuda':
         if opt['num_gpu'] == 0 or not num_gpu_available:

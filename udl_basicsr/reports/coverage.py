@@ -45,11 +45,11 @@ def summary(judgement: Judgement) -> dict[str, tuple[float, float, float]]:
 
 
 def allowed(judgement: Judgement, alpha: float) -> tuple[float, float]:
-    """Between which figures theory puts the expected coverage: 1 − α and 1 − α + 2/(n + 1).
+    """Between which figures theory puts the expected coverage: 1 − α and 1 − α + 2/(n + 1), which is no more than 1.
 
     Angelopoulos et al., Conformal Risk Control, theorems 1 and 2; the upper one for risks without jumps.
     """
-    return 1 - alpha, 1 - alpha + 2 / (min(judgement.calibrated_on) + 1)
+    return 1 - alpha, min(1 - alpha + 2 / (min(judgement.calibrated_on) + 1), 1.)
 
 
 def _tables(judgements: Sequence[Judgement]) -> list[tuple[list[str], list[list[str]]]]:

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,21 +17,29 @@ from udl_basicsr.data.in_memory import free_memory, processes_here, why_too_larg
 from udl_basicsr.data.loader import build_dataset
 from udl_basicsr.models.step import StepModel
 from udl_basicsr.options.keys import lookup
-from udl_basicsr.options.parse import Parsed, changed
+from udl_basicsr.options.parse import OptionError, Parsed, changed, no_data_parallel
 from udl_basicsr.utils import processor
 from udl_basicsr.utils.distributed import broadcast
+from udl_basicsr.utils.kernels import training_kernels
+from udl_basicsr.utils.memory import give_back, is_out_of_memory
+from udl_basicsr.utils.settings import RunSettings, TrainSettings
 from udl_basicsr.utils.yaml_files import load_yaml
+
+from .run_folder import goes_on_from, options_name
+from .states import trained_blocks
 
 _FUSED = ('Adam', 'AdamW', 'SGD')
 _STEPS = 3
 _LONGEST = 20.  # seconds of a first step, beyond which no others are timed
+_WHOLE = 384  # side of a square about as large as an image of BSDS, where whole ones are trained on
 _LIKE = {'type': 'L1Loss'}
 
 
 def settle(parsed: Parsed, fast: bool) -> Parsed:
     """Decides what ``auto`` is and, for ``--fast``, what else makes a step fast here, for all stages alike.
 
-    What an option file says itself is left alone. A run that goes on takes what it was begun with, as its folder says.
+    What an option file says itself is left alone. A stage that goes on takes what it was begun with, as its folder
+    says, whether the command resumes it or the chain does; one that begins takes what another one was begun with.
 
     Args:
         parsed (Parsed): Checked options of the last stage; those of the stages before hang on it.
@@ -39,6 +47,9 @@ def settle(parsed: Parsed, fast: bool) -> Parsed:
 
     Returns:
         Parsed: With values in place of ``auto``, and of what was left open.
+
+    Raises:
+        OptionError: ``--fast`` with several GPUs of one process; or no step that was tried fits into the memory.
     """
     chain = _chain(parsed)
     if not fast and not any(_is_auto(stage) for stage in chain):
@@ -46,10 +57,24 @@ def settle(parsed: Parsed, fast: bool) -> Parsed:
     if not all(_is_ours(stage) for stage in chain):
         get_root_logger().warning('--fast is for UDLModel and TLWModel: this model is trained as its file says')
         return parsed
-    levers: dict = next((kept for stage in chain if (kept := _kept(stage))), {})
-    if not levers and parsed.opt['rank'] == 0:
-        levers = _decide(parsed, fast)
-    return _with(parsed, broadcast(levers), fast)
+    if problems := [f'{stage.file}: num_gpu: {no_data_parallel(stage.opt["num_gpu"], "--fast")}'
+                    for stage in chain if stage.opt['num_gpu'] > 1 and not stage.opt['dist']]:
+        raise OptionError(problems)
+    levers, problem = [], ''
+    if parsed.opt['rank'] == 0:
+        kept = [_kept(stage, is_last=stage is parsed) for stage in chain]
+        new = next((one for one in kept if one and any(one.values())), None)
+        try:
+            if new is None and None in kept:
+                new = _decide(parsed, fast)
+            # whether s comes from a cache is each stage's own matter
+            levers = [{**(new or {}), 'uncertainty_cache': 'auto'} if own is None else own for own in kept]
+        except OptionError as error:
+            problem = str(error)
+    levers, problem = broadcast((levers, problem))
+    if problem:
+        raise OptionError(problem)
+    return _with(parsed, levers, fast)
 
 
 def _chain(parsed: Parsed | None) -> list[Parsed]:
@@ -66,33 +91,45 @@ def _is_ours(parsed: Parsed) -> bool:
     return isinstance(model, type) and issubclass(model, StepModel)
 
 
-def _kept(parsed: Parsed) -> dict | None:
-    """What a run that goes on was begun with."""
-    file = Path(parsed.opt['path']['experiments_root'], Path(parsed.file).name)
-    if not parsed.opt['auto_resume'] or not file.is_file():
+def _kept(parsed: Parsed, is_last: bool) -> dict | None:
+    """What a stage that goes on was begun with; None of one that begins.
+
+    The chain resumes a stage before the last one by itself, unless it has ended: then its weights are there.
+    """
+    ended = not is_last and Path(parsed.opt['path']['models'], 'net_g_latest.pth').is_file()
+    folder = goes_on_from(parsed, parsed.opt['auto_resume'] or not (is_last or ended))
+    file = folder and folder / options_name(parsed)
+    if file is None or not file.is_file():
         return None
-    train = load_yaml(str(file))['train']
-    return {'amp': train.get('amp'), 'channels_last': train.get('channels_last'),
-            'fused': train['optim_g'].get('fused')}
+    kept = load_yaml(str(file))
+    return {'amp': kept['train'].get('amp'), 'channels_last': kept['train'].get('channels_last'),
+            'fused': [key for key, block in _optimizers(kept) if block.get('fused')],
+            'uncertainty_cache': kept['datasets']['train'].get('uncertainty_cache')}
 
 
-def _with(parsed: Parsed, levers: dict, fast: bool) -> Parsed:
-    """The options of a stage, and of those before it, with what was decided where they leave it open."""
-    before = parsed.stage1 and _with(parsed.stage1, levers, fast)
+def _optimizers(flat: dict) -> Iterator[tuple[str, dict]]:
+    """The keys of the optimisers in the block ``train``, with what they are, written out or not."""
+    yield 'optim_g', flat['train']['optim_g']
+    if 'w' in (trained := trained_blocks(flat) or {}):
+        yield 'optim_w', trained['w'][1]
+
+
+def _with(parsed: Parsed, levers: list[dict], fast: bool) -> Parsed:
+    """The options of a stage, and of those before it, with the levers of each where they leave them open."""
+    before, own = parsed.stage1 and _with(parsed.stage1, levers[:-1], fast), levers[-1]
     train, data = parsed.flat['train'], parsed.flat['datasets']['train']
     new = {'train': {}, 'datasets': {'train': {}}}
     if _is_auto(parsed) or (fast and 'amp' not in train):
-        new['train']['amp'] = levers['amp']
+        new['train']['amp'] = own['amp']
     if fast:
-        for key, block in (('channels_last', train), ('fused', train['optim_g'])):
-            if key not in block and levers[key]:
-                if key == 'channels_last':
-                    new['train'][key] = True
-                elif block['type'] in _FUSED and not block.get('foreach'):
-                    new['train']['optim_g'] = {key: True}
+        if 'channels_last' not in train and own['channels_last']:
+            new['train']['channels_last'] = True
+        for key, block in _optimizers(parsed.flat):
+            if 'fused' not in block and key in own['fused'] and block['type'] in _FUSED and not block.get('foreach'):
+                new['train'][key] = {**block, 'fused': True}
         if issubclass(lookup('data set', data['type']) or object, PairedImageDataset):
-            if parsed.flat.get('stage') == 'udl' and 'uncertainty_cache' not in data:
-                new['datasets']['train']['uncertainty_cache'] = 'auto'
+            if parsed.flat.get('stage') == 'udl' and 'uncertainty_cache' not in data and own['uncertainty_cache']:
+                new['datasets']['train']['uncertainty_cache'] = own['uncertainty_cache']
             if 'in_memory' not in data and _fits(parsed):
                 new['datasets']['train']['in_memory'] = True
     settled = changed(replace(parsed, stage1=before), new)
@@ -101,7 +138,7 @@ def _with(parsed: Parsed, levers: dict, fast: bool) -> Parsed:
           'fused': train['optim_g'].get('fused'), 'in_memory': data.get('in_memory'),
           'uncertainty_cache': data.get('uncertainty_cache')}
     chosen = ', '.join(name for name, value in on.items() if value)
-    return replace(settled, notes=(*([levers['why']] if levers.get('why') else []),
+    return replace(settled, notes=(*([own['why']] if own.get('why') else []),
                                    f"{parsed.opt['name']} is trained with {chosen}."))
 
 
@@ -127,19 +164,36 @@ def _decide(parsed: Parsed, fast: bool) -> dict:
     where = f"{processor.name(device)}, bf16 {'in hardware' if bf16 else 'not in hardware'}"
     types = [None, *(['bf16'] if bf16 else [])]
     if not fast:
-        return {'amp': types[-1], 'channels_last': None, 'fused': None,
+        return {'amp': types[-1], 'channels_last': None, 'fused': [],
                 'why': f'train.amp: auto is {types[-1] or "float32"} here ({where}).'}
     seconds: dict[tuple, float] = {}
+    too_large = []
     can_fuse = parsed.flat['train']['optim_g']['type'] in _FUSED
-    for amp, channels_last in itertools.product(reversed(types), (True, False)):
-        levers = amp, channels_last, can_fuse
-        seconds[levers] = seconds_a_step(parsed, *levers)
-        if seconds[levers] > _LONGEST:
+    for levers in itertools.product(reversed(types), (True, False)):
+        try:
+            seconds[levers] = seconds_a_step(parsed, *levers, can_fuse)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            too_large.append(_named(*levers))
+        if levers not in seconds:
+            give_back(device)
+        elif seconds[levers] > _LONGEST:
             break
-    amp, channels_last, fused = min(seconds, key=seconds.__getitem__)
-    timed = ', '.join(f'{a or "float32"}{" channels_last" if c else ""} {s:.3f}' for (a, c, _), s in seconds.items())
-    return {'amp': amp, 'channels_last': channels_last, 'fused': fused,
-            'why': f'--fast: {where}. Seconds a step of L1: {timed}.'}
+    if not seconds:
+        raise OptionError(f'{parsed.file}: --fast: no step fits into the memory of {processor.name(device)}, tried '
+                          f'{", ".join(too_large)}; give a smaller datasets.train.batch_size_per_gpu, or '
+                          'train.accumulate')
+    amp, channels_last = min(seconds, key=seconds.__getitem__)
+    timed = ', '.join(f'{_named(*levers)} {time:.3f}' for levers, time in seconds.items())
+    why = f'--fast: {where}. Seconds a step of L1: {timed}.'
+    if too_large:
+        why += f' Too large for the memory: {", ".join(too_large)}.'
+    return {'amp': amp, 'channels_last': channels_last, 'fused': ['optim_g', 'optim_w'], 'why': why}
+
+
+def _named(amp: str | None, channels_last: bool) -> str:
+    return f'{amp or "float32"}{" channels_last" if channels_last else ""}'
 
 
 def seconds_a_step(parsed: Parsed, amp: str | None, channels_last: bool, fused: bool,
@@ -156,19 +210,21 @@ def seconds_a_step(parsed: Parsed, amp: str | None, channels_last: bool, fused: 
             **{key: value for key, value in flat.items() if key not in ('network_u', 'network_w')}, 'dist': False,
             'model_type': 'UDLModel', 'stage': 'plain', 'path': {},
             'train': {'pixel_opt': dict(_LIKE), 'optim_g': {**optim, **({'fused': True} if fused else {})}, 'amp': amp,
-                      'channels_last': channels_last, 'scheduler': dict(flat['train']['scheduler'])}})
+                      'accumulate': TrainSettings.of(flat['train']).accumulate, 'channels_last': channels_last,
+                      'scheduler': dict(flat['train']['scheduler'])}})
     finally:
         logger.setLevel(level)
-    channels, side = 1 if data.get('color') == 'y' else 3, data['gt_size']
+    channels, side = 1 if data.get('color') == 'y' else 3, data.get('gt_size', _WHOLE)
     batch = {key: torch.rand(data['batch_size_per_gpu'], channels, size, size)
              for key, size in (('lq', side // scale), ('gt', side))}
     times = []
-    for number in range(1 + _STEPS):
-        began = clock()
-        model.feed_data(batch)
-        model.optimize_parameters(number + 1)
-        float(model.get_current_log()['l_pix'])  # waits for the device
-        times.append(clock() - began)
-        if times[0] > _LONGEST:
-            return times[0]
+    with training_kernels(RunSettings.of(flat).deterministic):
+        for number in range(1 + _STEPS):
+            began = clock()
+            model.feed_data(batch)
+            model.optimize_parameters(number + 1)
+            float(model.get_current_log()['l_pix'])  # waits for the device
+            times.append(clock() - began)
+            if times[0] > _LONGEST:
+                return times[0]
     return min(times[1:])

@@ -1,6 +1,5 @@
 """One training run and one test run, from checked options to saved results."""
 import datetime
-import os
 import time
 from pathlib import Path
 from typing import cast
@@ -21,6 +20,7 @@ from udl_basicsr.options.parse import Parsed
 from udl_basicsr.options.summary import describe_options
 from udl_basicsr.utils import processor
 from udl_basicsr.utils.distributed import broadcast
+from udl_basicsr.utils.kernels import set_training_kernels
 from udl_basicsr.utils.scores import (
     Measured,
     Scores,
@@ -262,11 +262,7 @@ def _begin(parsed: Parsed, log: RunLog) -> None:
         log.logger.info(note)
     for warning in parsed.warnings:
         log.logger.warning(warning)
-    deterministic = RunSettings.of(opt).deterministic
-    if deterministic:  # before the first product on a GPU, where cuBLAS reads it
-        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
-    torch.backends.cudnn.benchmark = not deterministic
-    torch.use_deterministic_algorithms(deterministic)
+    set_training_kernels(RunSettings.of(opt).deterministic)
     processor.keep_freed_memory()
 
 

@@ -80,11 +80,29 @@ def _make_folders(parsed: Parsed, command: str, keep: bool):
                 unfinished.unlink(missing_ok=True)
     # Written, not copied: on resume the options may be this very file (BasicSR: SameFileError).
     head = f'# {time.asctime()}\n' + (f'# {command}\n' if command else '')
-    name = Path(parsed.file).name
-    if not name.endswith(('.yml', '.yaml')):
-        name += '.yml'  # lest a file called models or history.jsonl take the place of these
-    write_text(root / name, head + dump_flat(parsed.flat))
+    write_text(root / options_name(parsed), head + dump_flat(parsed.flat))
     return lock
+
+
+def options_name(parsed: Parsed) -> str:
+    """The name of the file in which a run's folder keeps its options."""
+    name = Path(parsed.file).name
+    # lest a file called models or history.jsonl take the place of these
+    return name if name.endswith(('.yml', '.yaml')) else f'{name}.yml'
+
+
+def goes_on_from(parsed: Parsed, resumes: bool) -> Path | None:
+    """The folder of the run that a training goes on from; None where it begins.
+
+    Args:
+        parsed (Parsed): Of the training.
+        resumes (bool): Whether it takes the latest state of its own folder, as with ``--auto_resume``.
+    """
+    path = parsed.opt['path']
+    if resumes:
+        folder = Path(path['training_states'])
+        return folder.parent if any(_STATE.fullmatch(file.name) for file in folder.glob('*.state')) else None
+    return Path(path['resume_state']).parent.parent if path.get('resume_state') else None
 
 
 def _archive(folder: Path) -> None:

@@ -22,6 +22,7 @@ _DATA = ('world_size', 'images', 'batch_size')  # of `run`, as note_changes() na
 _NO_MATTER = {'dataroot_gt', 'dataroot_lq', 'meta_info_file', 'io_backend', 'name', 'phase', 'scale', 'in_memory',
               'num_worker_per_gpu', 'prefetch_mode', 'num_prefetch_queue', 'pin_memory', 'persistent_workers',
               'batch_size_per_gpu', 'uncertainty_cache', 'skip_broken'}
+_CACHED = 'datasets.train.uncertainty_cache'  # where the cache lies is no matter, but whether s comes from one is
 _LONGEST_VALUE = 80
 
 
@@ -197,7 +198,8 @@ def essence(opt: dict) -> dict[str, Any]:
     # `better: higher` was long what a block without it meant, and is filled in now
     metrics = {name: {key: value for key, value in block.items() if (key, value) != ('better', 'higher')}
                for name, block in metrics.items() if block}
-    return dict(_leaves({**parts, 'datasets.train': data, 'train': train, 'val.metrics': metrics}))
+    cached = {_CACHED: bool(opt['datasets']['train'].get('uncertainty_cache'))} if opt.get('stage') == 'udl' else {}
+    return dict(_leaves({**parts, 'datasets.train': data, 'train': train, 'val.metrics': metrics, **cached}))
 
 
 def _leaves(value: Any, at: str = '') -> Iterator[tuple[str, Any]]:
@@ -230,6 +232,8 @@ def note_changes(state: dict, run: dict) -> None:
     then, now = before.get('options'), run.get('options')
     if not then or not now:
         return
+    if _CACHED in now:  # states did not always say it
+        then = {_CACHED: now[_CACHED], **then}
     keys = [key for key in {**then, **now} if then.get(key) != now.get(key)]
     kept = [key for key in keys if key.startswith('train.optim_')]
     if keys:

@@ -1,5 +1,6 @@
-"""What is measured is computed in float32 proper, whatever speeds training up."""
+"""How a GPU computes: in training as fast as it can or always the same, in what is measured in float32 proper."""
 import contextlib
+import os
 import threading
 from collections.abc import Iterator
 
@@ -33,3 +34,23 @@ def exact_kernels() -> Iterator[None]:
             if not _inside:
                 for (backend, flag), value in zip(_FLAGS, _before, strict=True):
                     setattr(backend, flag, value)
+
+
+def set_training_kernels(deterministic: bool) -> None:
+    """As ``deterministic`` of an option file has it: kernels that give the same each time, or the fastest."""
+    if deterministic:  # before the first product on a GPU, where cuBLAS reads it
+        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.use_deterministic_algorithms(deterministic)
+
+
+@contextlib.contextmanager
+def training_kernels(deterministic: bool) -> Iterator[None]:
+    """Those of a training, to time its steps; afterwards those of before."""
+    before = torch.backends.cudnn.benchmark, torch.are_deterministic_algorithms_enabled()
+    set_training_kernels(deterministic)
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before[0]
+        torch.use_deterministic_algorithms(before[1])
