@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from udl_basicsr.data import uncertainty_cache
 from udl_basicsr.data.loader import ValidationImages, build_dataset, seed_all, train_batches
+from udl_basicsr.data.uncertainty_maps import fingerprint
 from udl_basicsr.metrics.facts import facts_for_scores, without_better
 from udl_basicsr.options.parse import Parsed
 from udl_basicsr.options.summary import describe_options
@@ -227,6 +228,7 @@ def _scores(model, opt: dict) -> Scores:
         scale=opt['scale'],
         network=opt['network_g']['type'],
         weights=_weights(model, opt['path']),
+        weights_hash=fingerprint(model.get_bare_model(model.net_g)),
         protocol=protocol_sentence(metrics, opt['scale'], rounded),
         measured=Measured(rounded, {name: without_better(m) for name, m in metrics.items()}),
         datasets={name: SetScores.of(images) for name, images in model.scores.items() if images and metrics},
