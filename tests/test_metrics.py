@@ -1,5 +1,7 @@
 """Metrics as `val.metrics` has them: blocks, validation, and the report."""
+import contextlib
 import json
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -131,6 +133,26 @@ def test_one_lpips_judge_serves_all_threads(monkeypatch):
                                   range(4)))
     assert len(built) == 1
     assert values == [values[0]] * 4
+
+
+@pytest.mark.parametrize(('device', 'patience', 'at_once'), [('cpu', 20, 3), ('cpu:0', 0.2, 1)])
+def test_lpips_is_computed_alone_on_a_device(monkeypatch, device, patience, at_once):
+    """Its features take memory there. On a CPU one call does not wait for another; by another name it is a device."""
+    inside, seen, together = [], [], threading.Barrier(3)
+
+    def judge(*pair):
+        inside.append(pair)
+        with contextlib.suppress(threading.BrokenBarrierError):
+            together.wait(patience)
+        seen.append(len(inside))
+        inside.pop()
+        return torch.zeros(())
+
+    monkeypatch.setattr(perceptual, '_judge', lambda *_: judge)
+    img = photograph(1, 48, 56)
+    with ThreadPoolExecutor(3) as threads:
+        list(threads.map(lambda _: metrics.calculate_lpips(img, img, device=device), range(3)))
+    assert max(seen) == at_once
 
 
 def test_lpips_judges_where_the_model_is(project, monkeypatch):

@@ -1,13 +1,13 @@
 """Judges the intervals of several runs on images that they were not calibrated on.
 
-    udl coverage experiments/EU_x4 experiments/ESU_x4 --calibrate datasets/Set5 datasets/Set14 \
+    udl coverage experiments/EU_x4 experiments/ESU_x4 --calibrate datasets/Set5 datasets/Set14 \\
         --halve datasets/BSD100 --out results/coverage
 
 Set5, Set14 and one half of BSD100 calibrate, the other half judges, and the halves change places. Data sets are folders
 that udl prepare has made. With --shifts also how well the mean θ tells inputs of another kind. Several runs that differ
 in their seed are judged as one with --ensemble:
 
-    udl coverage ESU=experiments/ESU_seed0 --ensemble three=experiments/ESU_seed0 experiments/ESU_seed1 \
+    udl coverage ESU=experiments/ESU_seed0 --ensemble three=experiments/ESU_seed0 experiments/ESU_seed1 \\
         experiments/ESU_seed2 --calibrate datasets/Set5 datasets/Set14 --halve datasets/BSD100 --out results/coverage
 """
 from __future__ import annotations

@@ -126,7 +126,7 @@ def _iterate(model, batches, sampler, val_loaders, opt, tb_logger, history, star
     model.asked_to_stop = lambda: interrupts.signal is not None
     for iteration, batch in enumerate(batches, start_iter + 1):
         data_timer.record()
-        broken += int(batch.pop('broken', torch.zeros(1)).sum())
+        broken += batch.pop('broken', 0)
         epoch, last = _epoch(iteration, sampler), iteration == total_iter
         # What a step draws (dropout, sampling losses) depends on its number, not on what came before: a resumed run
         # draws the same, and no random state needs to be saved.
@@ -134,9 +134,10 @@ def _iterate(model, batches, sampler, val_loaders, opt, tb_logger, history, star
         model.update_learning_rate(iteration, warmup_iter=warmup_iter)
         model.feed_data(batch)
         model.optimize_parameters(iteration)
+        logged = iteration % logger_opt['print_freq'] == 0 or last
+        losses = model.get_current_log() if logged else {}  # waits for a GPU, whose time is that of the steps
         iter_timer.record()
-        if iteration % logger_opt['print_freq'] == 0 or last:
-            losses = model.get_current_log()
+        if logged:
             message_logger({
                 'epoch': epoch,
                 'iter': iteration,
