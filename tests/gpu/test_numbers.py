@@ -130,7 +130,7 @@ def test_validation_is_float32_proper(project, stage):
 
 
 @needs_cuda
-def test_too_little_memory_names_a_remedy_that_works(tmp_path, capsys):
+def test_what_does_not_fit_into_the_memory_is_restored_in_tiles(tmp_path, caplog):
     torch.manual_seed(0)
     network = EDSR(3, 3, num_feat=64, num_block=2, upscale=2)
     models = tmp_path / 'experiments/x/models'
@@ -145,9 +145,8 @@ def test_too_little_memory_names_a_remedy_that_works(tmp_path, capsys):
     command = [str(tmp_path / 'large.png'), '--weights', str(models / 'net_g_latest.pth'), '--device', 'cuda', '--out',
                str(tmp_path / 'out')]
     try:
-        assert infer.main(command) == 1
-        assert 'do not fit into the memory of the device (cuda): give --tile' in capsys.readouterr().err
-        assert infer.main([*command, '--tile', '200']) == 0
+        assert infer.main(command) == 0
+        assert 'do not fit into the memory of the device (cuda): they are restored in tiles of 256' in caplog.text
     finally:
         torch.cuda.set_per_process_memory_fraction(1.)
     picture = cv2.imread(str(next((tmp_path / 'out').glob('*.png')))).astype(int)
