@@ -37,8 +37,8 @@ def build(stages: Sequence[Stage], force: list[str], folder: Path):
         first = build(stages[:1], [], folder)
         save_atomic({'params': first.net_u.state_dict()}, folder / 'net_u.pth')
         force = [*force, f'path:pretrain_network_u={folder / "net_u.pth"}']
-    if 'tlw_opt' in flat['train']:
-        force = [*force, 'train:tlw_opt:judge_random=true']  # costs what the real one costs
+    force = [*force, *(f'train:{key}:judge_random=true' for key, block in flat['train'].items()
+                       if key.endswith('_opt') and block and 'judge' in block)]  # costs what the real one costs
     file = folder / f'{stages[-1].name}.yml'
     file.write_text(dump_flat(flat), encoding='utf-8')
     parsed = parse_options(str(file), root_path=str(folder), is_train=True, force_yml=force, check_files=False)

@@ -33,9 +33,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--quick', action='store_true', help='few rounds, on small patches on a CPU, and no growth')
     parser.add_argument('--networks', nargs='+', choices=list(speed.NETWORKS), metavar='NAME',
                         help=f'of {", ".join(speed.NETWORKS)}; the figures are of the first (default: EDSR-S, EDSR, '
-                             'RCAN and SwinIR, quick: EDSR-S)')
-    parser.add_argument('--batch', type=positive, help='of EDSR-S (default: 16 on a GPU, 4 or less on a CPU)')
-    parser.add_argument('--patch', type=positive, help='of EDSR-S, in LQ pixels (default: 48, quick on a CPU: 24)')
+                             'RCAN, SwinIR and HAT, quick: EDSR-S)')
+    parser.add_argument('--batch', type=positive,
+                        help='of EDSR-S, quick: of all (default: as printed on a GPU, 4 or less on a CPU)')
+    parser.add_argument('--patch', type=positive,
+                        help='in LQ pixels, likewise (default: as printed, quick on a CPU: 24)')
     parser.add_argument('--rounds', type=positive, help='of each comparison, at most (default: 20, quick: 9)')
     parser.add_argument('--seconds', type=positive,
                         help='for each comparison, which has 3 rounds at least (default: 300, quick: 15)')

@@ -4,14 +4,16 @@
 #
 #   bash scripts/gpu_day.sh MINUTES              # on the GPU; again: it goes on where it stopped
 #   bash scripts/gpu_day.sh MINUTES --rehearse   # the same commands on a CPU, with a tiny network
-#   bash scripts/gpu_day.sh pack                 # beforehand, with a network: what is to lie in gpu_day/
+#   bash scripts/gpu_day.sh MINUTES --list       # name, seconds at most and command of each part; runs nothing
+#   bash scripts/gpu_day.sh pack [3.12]          # beforehand, with a network: what is to lie in gpu_day/, for that Python
+#                                                # (default: this one)
 #
 # It reads   gpu_day/wheels/*.whl   packages that the machine lacks, and gpu_day/images/{HR,Set5,Set14,BSD100}, unless the
 #                                   datasets are there
 #            gpu_day/state.*        what an earlier part has left, on another machine
 # It writes  $OUT (gpu_day/out)     results.tar.gz: day.json, tests.json, speed*.json, records/*.json, tables, logs;
 #                                   state.00, state.01, ...: the runs in progress, to go on with
-# What was done is not done again; the folder gpu_day/work remembers it.
+# What was done is not done again; the folder gpu_day/work remembers it. However the day ends, what there is is handed back.
 set -uo pipefail
 shopt -s nullglob
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
@@ -22,29 +24,43 @@ if [ "${1:-}" = pack ]; then
     mkdir -p "$DAY/wheels"
     # pure Python but for lmdb; --no-build-isolation: BasicSR's setup.py imports torch
     "$PYTHON" -m pip wheel -q --no-deps --no-build-isolation -w "$DAY/wheels" basicsr lpips addict spandrel &&
-        "$PYTHON" -m pip download -q --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
-            --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
-            -d "$DAY/wheels" lmdb && ls "$DAY/wheels"
+        "$PYTHON" -m pip download -q --no-deps --only-binary=:all: --implementation cp -d "$DAY/wheels" lmdb \
+            --python-version "${2:-$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])')}" \
+            --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 &&
+        ls "$DAY/wheels"
     exit
 fi
 case "${1:-}" in
     '' | *[!0-9]*) sed -n '2,/^# What was/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 2 ;;
 esac
-SECONDS=0 END=$(($1 * 60)) REHEARSE=
-[ "${2:-}" != --rehearse ] || REHEARSE=1
+SECONDS=0 END=$(($1 * 60)) REHEARSE='' LIST=''
+case "${2:-}" in
+    --rehearse) REHEARSE=1 ;;
+    --list) LIST=1 ;;
+esac
 left() { echo $((END - SECONDS)); }
-mkdir -p "$WORK/records" "$OUT"
 export PYTHONPATH=$PWD:$DAY/site${PYTHONPATH:+:$PYTHONPATH} OMP_NUM_THREADS=1 PYTHONUNBUFFERED=1
 export CUBLAS_WORKSPACE_CONFIG=:4096:8 # deterministic kernels, which some tests ask for
+# pytest writes what it has when it is interrupted; a script that was begun in the background has its parts ignore that
+INTERRUPTIBLE=(env --default-signal=INT)
+"${INTERRUPTIBLE[@]}" true 2> /dev/null || INTERRUPTIBLE=()
 
 # part NAME SECONDS command...: once, for so long at most; its output goes to NAME.log
 part() {
-    local name=$1 limit=$2 begin=$SECONDS status
+    local name=$1 limit=$2 begin=$SECONDS signal=TERM status
     shift 2
+    if [ -n "$LIST" ]; then
+        printf '%s\t%s\t' "$name" "$limit"
+        printf ' %q' "$@"
+        echo
+        return
+    fi
     if [ -e "$WORK/$name.done" ] || [ "$limit" -lt 10 ]; then
         return
     fi
-    timeout --foreground --kill-after=30 "$limit" "$@" >> "$WORK/$name.log" 2>&1
+    [ "$name" != tests ] || signal=INT
+    timeout --foreground --signal=$signal --kill-after=30 "$limit" ${INTERRUPTIBLE[@]+"${INTERRUPTIBLE[@]}"} "$@" \
+        >> "$WORK/$name.log" 2>&1
     status=$?
     echo "$name: status $status, $((SECONDS - begin)) s, $(left) s left"
     echo "{\"part\": \"$name\", \"status\": $status, \"seconds\": $((SECONDS - begin))}" >> "$WORK/parts.jsonl"
@@ -53,16 +69,82 @@ part() {
     return "$status"
 }
 
+# what is handed back, on every way out
+hand_back() {
+    local status=$? room=$((STATE_MB * 1024)) from_here=${WORK#"$PWD"/} kept run method files size
+    "$PYTHON" - "$WORK" << 'END'
+import json, sys
+from pathlib import Path
+from xml.etree import ElementTree
+work = Path(sys.argv[1])
+day = {'records': sorted(path.name for path in (work / 'records').glob('*.json'))}
+if (work / 'machine.json').exists():
+    day['machine'] = json.loads((work / 'machine.json').read_text())
+if (work / 'parts.jsonl').exists():
+    day['parts'] = [json.loads(line) for line in (work / 'parts.jsonl').read_text().splitlines()]
+try:
+    found = ElementTree.parse(work / 'tests.xml').iter('testcase')
+except (OSError, ElementTree.ParseError) as error:
+    day['tests'] = f'none: {error}'
+else:
+    cases = [(f'{case.get("classname")}::{case.get("name")}', float(case.get('time')),
+              next((child.tag for child in case if child.tag in ('failure', 'error', 'skipped')), 'passed'))
+             for case in found if case.get('name')]  # one that was interrupted has none
+    (work / 'tests.json').write_text(json.dumps([dict(zip(('test', 'seconds', 'outcome'), case)) for case in cases], indent=1))
+    day['tests'] = {outcome: sum(case[2] == outcome for case in cases)
+                    for outcome in ('passed', 'failure', 'error', 'skipped')}
+(work / 'day.json').write_text(json.dumps(day, indent=1))
+print(json.dumps(day['tests']), len(day['records']), 'records')
+END
+    tar -czf "$OUT/results.tar.gz" --exclude='*.state' --exclude='*.pth' -C "$DAY" work
+    rm -f "$OUT"/state.*
+    # Runs in progress whole, and of the others, which have a record, the weights; not more than can be handed back.
+    kept=("$from_here"/*.done "$from_here"/parts.json[l] "$from_here/records")
+    for run in experiments/"$(basename "$PLAN" .yml)"_*; do
+        method=${run#experiments/"$(basename "$PLAN" .yml)"_}
+        if [ -e "$WORK/records/${method/#first_ESU/ESU_UDL}.json" ]; then
+            files=("$run/models/net_g_latest.pth")
+            [ "$method" = "${method#first_}" ] || continue
+        else
+            files=("$run")
+        fi
+        size=$(du -skc "${files[@]}" | tail -n 1 | cut -f 1)
+        if [ "$size" -lt "$room" ]; then
+            kept+=("${files[@]}") room=$((room - size))
+        else
+            echo "too large to be handed back: ${files[*]}"
+        fi
+    done
+    tar -cf - "${kept[@]}" | split -b 15m -d - "$OUT/state."
+    ls -l "$OUT"
+    echo "ended with status $status, $(left) s left"
+    exit "$status"
+}
+PLAN=options/compare/EDSR-S_gpu_x4.yml JOBS=${JOBS:-4} FAILED=0
+[ -z "$REHEARSE" ] || PLAN=$WORK/rehearsal.yml JOBS=2
+if [ -z "$LIST" ]; then
+    mkdir -p "$WORK/records" "$OUT"
+    trap hand_back EXIT
+    trap 'exit 130' INT
+    trap 'exit 143' TERM
+fi
+
 # what an earlier part has left
 states=("$DAY"/state.*) wheels=("$DAY"/wheels/*.whl)
-if [ ${#states[@]} -gt 0 ] && [ ! -e "$WORK/state.done" ]; then
+if [ ${#states[@]} -gt 0 ] && [ ! -e "$WORK/state.done" ] && [ -z "$LIST" ]; then
     cat "${states[@]}" | tar -xf - && touch "$WORK/state.done"
 fi
+install() { # one by one where one does not fit: whether it was needed is seen below
+    local install=("$PYTHON" -m pip install -q --no-index --no-deps --no-compile --upgrade --target "$DAY/site") wheel
+    "${install[@]}" "$@" && return
+    for wheel in "$@"; do "${install[@]}" "$wheel"; done
+    return 1
+}
 if [ ${#wheels[@]} -gt 0 ]; then
-    part install 120 "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --upgrade --target "$DAY/site" \
-        "${wheels[@]}" || { cat "$WORK/install.log"; exit 1; }
+    part install 120 bash -c "$(declare -f install); DAY='$DAY' PYTHON='$PYTHON'; install \"\$@\"" install "${wheels[@]}" ||
+        cat "$WORK/install.log"
 fi
-"$PYTHON" - "$WORK/machine.json" "$REHEARSE" << 'END' || exit 1
+[ -n "$LIST" ] || "$PYTHON" - "$WORK/machine.json" "$REHEARSE" << 'END' || exit 1
 import json, os, platform, sys
 import udl_basicsr
 import torch, cv2, numpy, basicsr, lpips, spandrel
@@ -93,6 +175,7 @@ data() {
 }
 part data 300 bash -c "$(declare -f data); DAY='$DAY' PYTHON='$PYTHON' REHEARSE='$REHEARSE'; data" &
 DATA=$!
+[ -z "$LIST" ] || wait "$DATA" # in order
 
 # 2. the tests, a third of the time at most
 if [ -n "$REHEARSE" ]; then
@@ -102,24 +185,39 @@ else
 fi
 UDL_TEST_DEVICE=$DEVICE part tests $((END / 3)) "$PYTHON" -m pytest -p no:cacheprovider tests/gpu \
     --junitxml "$WORK/tests.xml" ${TESTS[@]+"${TESTS[@]}"}
-[ ! -e "$WORK/tests.log" ] || tail -n 15 "$WORK/tests.log"
+[ -n "$LIST" ] || tail -n 15 "$WORK/tests.log"
 wait "$DATA"
-[ -e "$WORK/data.done" ] || { cat "$WORK/data.log"; exit 1; }
+[ -n "$LIST" ] || [ -e "$WORK/data.done" ] || { cat "$WORK/data.log"; FAILED=1; }
 
-# 3. what a step costs, alone on the machine: a quarter of the time at most
+# 3. what a step costs, alone on the machine: a quarter of the time at most, and a network that was not tried comes first
 if [ -n "$REHEARSE" ]; then
     part speed $((END / 4)) "$PYTHON" scripts/benchmark_speed.py --out "$WORK/speed.json" --quick --networks tiny --batch 1 \
         --patch 12 --rounds 3 --seconds 2 --device cpu
 else
-    part speed $((END / 6)) "$PYTHON" scripts/benchmark_speed.py --out "$WORK/speed.json" --quick --device cuda
-    part speed_large $((END / 12)) "$PYTHON" scripts/benchmark_speed.py --out "$WORK/speed_large.json" --quick \
-        --networks EDSR RCAN SwinIR HAT --rounds 5 --seconds 4 --device cuda
+    part speed $((END / 8)) "$PYTHON" scripts/benchmark_speed.py --out "$WORK/speed.json" --quick --device cuda
+    LARGE=$((END / 8))
+    for network in $(for name in HAT SwinIR RCAN EDSR; do
+        echo "$(cat "$WORK/parts.jsonl" 2> /dev/null | grep -c "\"speed_$name\"") $name"
+    done | sort -snk 1,1 | cut -d ' ' -f 2); do
+        begin=$SECONDS
+        part "speed_$network" "$LARGE" "$PYTHON" scripts/benchmark_speed.py --out "$WORK/speed_$network.json" --quick \
+            --networks "$network" --rounds 5 --seconds 4 --device cuda
+        LARGE=$((LARGE - SECONDS + begin))
+    done
 fi
 
-# 4. the comparison, until a minute is left; SIGTERM: the runs save their state
-PLAN=options/compare/EDSR-S_gpu_x4.yml JOBS=${JOBS:-4}
+# 4. the hours of the papers' tables, a tenth of the time at most
+if [ -z "$REHEARSE" ]; then
+    HOURS=$((END / 10))
+    for plan in options/papers/[!_]*.yml; do
+        begin=$SECONDS
+        part "hours_$(basename "$plan" .yml)" "$HOURS" "$PYTHON" -m udl_basicsr compare "$plan" --dry_run
+        HOURS=$((HOURS - SECONDS + begin))
+    done
+fi
+
+# 5. the comparison, until a minute is left; SIGTERM: the runs save their state
 if [ -n "$REHEARSE" ]; then
-    PLAN=$WORK/rehearsal.yml JOBS=2
     cat > "$PLAN" << END
 _base_: $PWD/options/compare/EDSR-S_gpu_x4.yml
 name: rehearsal
@@ -139,56 +237,8 @@ END
 fi
 SPARE=60
 [ "$END" -gt 300 ] || SPARE=20
-part compare $(($(left) - SPARE)) "$PYTHON" -m udl_basicsr compare "$PLAN" --jobs "$JOBS" --out "$WORK/records"
-[ ! -e "$WORK/compare.log" ] || tail -n 12 "$WORK/compare.log"
-
-# 5. the hours of the papers' tables, while there is time
-if [ -e "$WORK/compare.done" ] && [ -z "$REHEARSE" ]; then
-    for plan in options/papers/[!_]*.yml; do
-        name=$(basename "$plan" .yml)
-        part "hours_$name" $(($(left) - 40 < 60 ? $(left) - 40 : 60)) "$PYTHON" -m udl_basicsr compare "$plan" --dry_run
-    done
+if [ -n "$LIST" ] || [ -e "$WORK/data.done" ]; then
+    part compare $(($(left) - SPARE)) "$PYTHON" -m udl_basicsr compare "$PLAN" --jobs "$JOBS" --out "$WORK/records"
+    [ -n "$LIST" ] || tail -n 12 "$WORK/compare.log"
 fi
-
-# 6. what is handed back
-"$PYTHON" - "$WORK" << 'END'
-import json, sys
-from pathlib import Path
-from xml.etree import ElementTree
-work = Path(sys.argv[1])
-day = {'machine': json.loads((work / 'machine.json').read_text()),
-       'parts': [json.loads(line) for line in (work / 'parts.jsonl').read_text().splitlines()],
-       'records': sorted(path.name for path in (work / 'records').glob('*.json'))}
-if (work / 'tests.xml').exists():
-    cases = [(f'{case.get("classname")}::{case.get("name")}', float(case.get('time')),
-              next((child.tag for child in case if child.tag in ('failure', 'error', 'skipped')), 'passed'))
-             for case in ElementTree.parse(work / 'tests.xml').iter('testcase')]
-    (work / 'tests.json').write_text(json.dumps([dict(zip(('test', 'seconds', 'outcome'), case)) for case in cases], indent=1))
-    day['tests'] = {outcome: sum(case[2] == outcome for case in cases)
-                    for outcome in ('passed', 'failure', 'error', 'skipped')}
-(work / 'day.json').write_text(json.dumps(day, indent=1))
-print(json.dumps(day.get('tests')), len(day['records']), 'records')
-END
-tar -czf "$OUT/results.tar.gz" --exclude='*.state' --exclude='*.pth' -C "$DAY" work
-rm -f "$OUT"/state.*
-# Runs in progress whole, and of the others, which have a record, the weights; not more than can be handed back.
-room=$((STATE_MB * 1024)) from_here=${WORK#"$PWD"/}
-kept=("$from_here"/*.done "$from_here/parts.jsonl" "$from_here/records")
-for run in experiments/"$(basename "$PLAN" .yml)"_*; do
-    method=${run#experiments/"$(basename "$PLAN" .yml)"_}
-    if [ -e "$WORK/records/${method/#first_ESU/ESU_UDL}.json" ]; then
-        files=("$run/models/net_g_latest.pth")
-        [ "$method" = "${method#first_}" ] || continue
-    else
-        files=("$run")
-    fi
-    size=$(du -skc "${files[@]}" | tail -n 1 | cut -f 1)
-    if [ "$size" -lt "$room" ]; then
-        kept+=("${files[@]}") room=$((room - size))
-    else
-        echo "too large to be handed back: ${files[*]}"
-    fi
-done
-tar -cf - "${kept[@]}" | split -b 15m -d - "$OUT/state."
-ls -l "$OUT"
-echo "done, $(left) s left"
+exit $FAILED

@@ -1,9 +1,11 @@
 """What would go wrong on GPUs alone, seen without one: which are used, and how."""
+import dataclasses
 import datetime
 import json
 import os
 import sys
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,10 +15,12 @@ from basicsr.data.prefetch_dataloader import CUDAPrefetcher
 from basicsr.utils import get_root_logger
 from conftest import batch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from udl_basicsr.archs import UncertaintyNet
 from udl_basicsr.data import loader, uncertainty_cache
 from udl_basicsr.data.loader import build_dataset
+from udl_basicsr.models import validation
 from udl_basicsr.options.parse import OptionError
 from udl_basicsr.training import launch, loop
 from udl_basicsr.training.log import RunLog
@@ -150,6 +154,33 @@ def test_backend_and_patience(four_gpus, monkeypatch, tmp_path, options, backend
     assert launch._dist_params(str(tmp_path / 'x.yml'), ['num_gpu=0'])['on_gpu'] is False
 
 
+@pytest.mark.parametrize(('backend', 'processes', 'refused'), [
+    (None, 5, True), ('nccl', 8, True), ('gloo', 5, False), (None, 4, False)])
+def test_more_processes_than_gpus_are_refused_before_they_meet(four_gpus, monkeypatch, backend, processes, refused):
+    met = []
+    monkeypatch.setattr(torch.cuda, 'set_device', lambda n: None)
+    monkeypatch.setattr(dist, 'init_process_group', lambda **kwargs: met.append(kwargs))
+    for name, value in {'RANK': 1, 'LOCAL_RANK': 1, 'WORLD_SIZE': processes, 'LOCAL_WORLD_SIZE': processes,
+                        'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': 29400}.items():
+        monkeypatch.setenv(name, str(value))
+    if refused:
+        with pytest.raises(distributed.LaunchError, match=rf'{processes} processes.*4 GPU.*--nproc_per_node=4'):
+            distributed.init_dist('pytorch', backend)
+    else:
+        distributed.init_dist('pytorch', backend)
+    assert len(met) == (not refused)
+
+
+def test_ddp_wraps_the_compiled_network(project, monkeypatch):
+    """The other way round dynamo would compile what DDP does to gradients."""
+    model = project.model('esu')
+    model.settings = dataclasses.replace(model.settings, compile=True)
+    monkeypatch.setattr('udl_basicsr.models.step.DistributedDataParallel', lambda net, **_: ('ddp', net))
+    monkeypatch.setattr(torch, 'compile', lambda net: ('compiled', net))
+    model.opt['dist'] = True
+    assert model.model_to_device(model.net_u) == ('ddp', ('compiled', model.net_u))
+
+
 @pytest.mark.parametrize('fails', [True, False])
 def test_who_fails_alone_leaves_the_group_as_it_is(project, monkeypatch, fails):
     """Its end waits for the others, and they for it."""
@@ -194,6 +225,49 @@ def test_what_is_measured_is_float32_proper(project):
     finally:
         torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = True, False
     assert seen == [(True, True), *[(False, False)] * 4, (True, True)]
+
+
+def test_a_metric_is_told_which_gpu_has_the_network(project, monkeypatch):
+    """By number: the threads that measure are on the first one, whatever that of the process is."""
+    model = project.model('plain', 'val:metrics={lpips: {type: calculate_lpips, random_weights: true}}')
+    told = []
+    monkeypatch.setattr(validation, 'calculate_metric', lambda data, _: told.append(data['device']) or 0)
+    image = np.zeros((48, 56, 3), np.uint8)
+    model._measure(image, image, None)
+    model.net_g.parameters = lambda: iter([SimpleNamespace(device=torch.device('cuda', 1))])
+    model._measure(image, image, None)
+    assert told == ['cpu', 'cuda:1']
+
+
+def test_what_is_measured_on_the_cpu_is_not_uploaded(project, monkeypatch):
+    model = project.model('plain')
+    model.scores, given, test = {}, [], type(model).test
+    monkeypatch.setattr(type(model), 'test', lambda self: (given.append(self.gt), test(self)))
+    assert model.validation(loop._loaders(project.parse('plain').opt, 'val')[0], 1, None)['psnr'] > 0
+    assert given == [None] * 3
+
+
+@pytest.mark.parametrize('late', [False, True])
+def test_the_average_takes_as_many_launches_for_a_network_of_any_size(project, late):
+    """And its weights lie in memory as those of the network do, so that none of them is copied into another order."""
+    launches = []
+
+    class Count(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            launches[-1] += 1
+            return function(*args, **(kwargs or {}))
+
+    for blocks in (1, 4):
+        model = project.model('plain', 'train:ema_decay=0.9', 'train:channels_last=true',
+                              f'network_g:num_block={blocks}')
+        model.guard.late = late
+        launches.append(0)
+        with Count():
+            model.model_ema(0.9)
+        for own, average in zip(model.net_g.parameters(), model.net_g_ema.parameters(), strict=True):
+            assert own.stride() == average.stride()
+    assert model.net_g_ema.conv_first.weight.is_contiguous(memory_format=torch.channels_last)
+    assert launches[0] == launches[1] < 8
 
 
 def test_a_cache_in_tiles_says_where_it_was_computed(project, stage1, monkeypatch):

@@ -16,11 +16,12 @@ def drawn():
 
 
 @pytest.mark.parametrize(('error', 'scale'), [(0., 1.), (0.3, 2.), (7., 1.5), (2., 30.)])
-def test_crps_is_its_integral(error, scale):
-    cdf = scipy.stats.laplace(scale=scale).cdf
-    below = scipy.integrate.quad(lambda t: cdf(t)**2, -60 * scale, error, points=[0.], limit=200)[0]
-    above = scipy.integrate.quad(lambda t: (1 - cdf(t))**2, error, error + 60 * scale, limit=200)[0]
-    assert F.laplace_crps(np.array([error]), np.array([scale])) == pytest.approx(below + above, rel=1e-6)
+@pytest.mark.parametrize(('crps', 'density'), [
+    (F.laplace_crps, scipy.stats.laplace()), (F.gaussian_crps, scipy.stats.norm(scale=np.sqrt(np.pi / 2)))])
+def test_crps_is_its_integral(crps, density, error, scale):
+    below = scipy.integrate.quad(lambda t: density.cdf(t / scale)**2, -60 * scale, error, points=[0.], limit=200)[0]
+    above = scipy.integrate.quad(lambda t: density.sf(t / scale)**2, error, error + 60 * scale, limit=200)[0]
+    assert crps(np.array([error]), np.array([scale])) == pytest.approx(below + above, rel=1e-6)
 
 
 def test_crps_is_least_for_the_truth(drawn):
@@ -90,6 +91,26 @@ def test_bins_of_a_calibrated_prediction():
     assert F.ence(error, scale) < 0.02
     assert F.ence(error, scale / 2) == pytest.approx(1, abs=0.03)  # RMSE is twice what is said
     assert F.uce(error, 2 * scale) == pytest.approx(3 * np.mean(2 * scale**2), rel=0.02)
+
+
+def test_bins_of_widths_hold_what_they_promise():
+    """Calibrated intervals lie on the diagonal, in narrow bins too, where rounding hides most of the error."""
+    generator = np.random.default_rng(0)
+    scale = np.exp(generator.uniform(-2, 3, 200_000))
+    half = F.laplace_half_width(scale, 0.2)
+    error = np.abs(generator.laplace(scale=scale))
+    promised, observed = F.binned_widths(error, half, 0.2)
+    order = np.argsort(half)
+    np.testing.assert_allclose(promised, [half[part].mean() for part in np.array_split(order, 20)])
+    shares = [(error[part] <= limit).mean() for part, limit in zip(np.array_split(order, 20), observed, strict=True)]
+    np.testing.assert_allclose(shares, 0.8, atol=1e-3)
+    np.testing.assert_allclose(observed, promised, rtol=0.05)
+    rounded = error.round()
+    widened = F.binned_widths(rounded, half, 0.2, rounding=1.)[1]
+    exact = [F.coverage(rounded[part], np.full(len(part), limit), rounding=1.)
+             for part, limit in zip(np.array_split(order, 20), widened, strict=True)]
+    np.testing.assert_allclose(exact, 0.8, atol=0.01)
+    assert widened.min() > 0
 
 
 def test_aurg_and_ause_share_the_oracles_gain(drawn):

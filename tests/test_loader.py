@@ -5,6 +5,7 @@ import pickle
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -165,12 +166,27 @@ def test_samples_from_memory_are_those_from_the_disk(own, changes):
             assert [Path(p).stem for p in ours[key]] == [Path(p).stem for p in theirs[key]]
 
 
+@pytest.fixture
+def _soon():
+    """A test that waits for ever fails."""
+    def give_up(*_):
+        raise TimeoutError('half a minute has passed')
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(30)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.usefixtures('_soon')
+@pytest.mark.parametrize('how', [{'in_memory': True}, {'prefetch_mode': 'cpu', 'num_worker_per_gpu': 1}])
 @pytest.mark.parametrize('skip', [False, True])
-def test_an_image_that_breaks_before_it_is_read_is_named(own, skip):
+def test_an_image_that_breaks_before_it_is_read_is_named(own, skip, how):
     (own / 'lq/3.png').write_bytes(b'none')
-    batches = loaded(own, in_memory=True, skip_broken=skip)
+    batches = loaded(own, skip_broken=skip, **how)
     if skip:
-        assert sum(int(batch['broken'].sum()) for batch in batches) == 12  # its turn comes 4 times in each epoch
+        assert sum(batch['broken'] for batch in batches) == 12  # its turn comes 4 times in each epoch
     else:
         with pytest.raises(BrokenImageError, match=r'lq/3\.png.*cannot be read for training'):
             list(batches)

@@ -1,6 +1,7 @@
 """Metrics as `val.metrics` has them: blocks, validation, and the report."""
-import importlib
+import contextlib
 import json
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,13 +21,10 @@ from torch.utils.data import DataLoader
 from udl_basicsr import functional as F
 from udl_basicsr import metrics
 from udl_basicsr.data.loader import build_dataset
-from udl_basicsr.functional.log_scale_maps import encode_log_scale
-from udl_basicsr.functional.uncertainty import STEPS
 from udl_basicsr.losses.perceptual import build_lpips
 from udl_basicsr.metrics import perceptual
 from udl_basicsr.metrics.perceptual import _judge
 from udl_basicsr.options.parse import OptionError
-from udl_basicsr.reports.uncertainty import ReportError, read_errors, read_images
 from udl_basicsr.training import loop, stages
 from udl_basicsr.utils.scores import protocol_sentence
 
@@ -135,6 +133,26 @@ def test_one_lpips_judge_serves_all_threads(monkeypatch):
                                   range(4)))
     assert len(built) == 1
     assert values == [values[0]] * 4
+
+
+@pytest.mark.parametrize(('device', 'patience', 'at_once'), [('cpu', 20, 3), ('cpu:0', 0.2, 1)])
+def test_lpips_is_computed_alone_on_a_device(monkeypatch, device, patience, at_once):
+    """Its features take memory there. On a CPU one call does not wait for another; by another name it is a device."""
+    inside, seen, together = [], [], threading.Barrier(3)
+
+    def judge(*pair):
+        inside.append(pair)
+        with contextlib.suppress(threading.BrokenBarrierError):
+            together.wait(patience)
+        seen.append(len(inside))
+        inside.pop()
+        return torch.zeros(())
+
+    monkeypatch.setattr(perceptual, '_judge', lambda *_: judge)
+    img = photograph(1, 48, 56)
+    with ThreadPoolExecutor(3) as threads:
+        list(threads.map(lambda _: metrics.calculate_lpips(img, img, device=device), range(3)))
+    assert max(seen) == at_once
 
 
 def test_lpips_judges_where_the_model_is(project, monkeypatch):
@@ -280,76 +298,6 @@ def test_a_model_without_uncertainty_says_so(project):
     parsed.opt['val']['metrics'] = {'m': BLOCKS['ause']}
     with pytest.raises(ValueError, match='m: calculate_ause measures an uncertainty, and this model has'):
         build_model(parsed.opt).validation(loop._loaders(parsed.opt, 'val')[0], 1, None)
-
-
-@pytest.fixture
-def results(tmp_path):
-    """Two runs on two data sets: θ known, f = x + Laplace; the second run says half of θ."""
-    generator = np.random.default_rng(0)
-    for dataset, factor in (('A', 1.), ('B', 3.)):
-        (tmp_path / dataset).mkdir()
-        for image in ('1', '1_b'):
-            s = generator.uniform(1.5, 3, (60, 70))
-            gt = photograph(7, 60, 70) // 3 + 85
-            sr = gt + generator.laplace(scale=factor * np.exp(s)[..., None], size=gt.shape)
-            cv2.imwrite(str(tmp_path / dataset / f'{image}.png'), gt)
-            for run, c in (('good', 1.), ('half', 0.5)):
-                folder = tmp_path / 'results' / run / 'visualization' / dataset
-                folder.mkdir(parents=True, exist_ok=True)
-                cv2.imwrite(str(folder / f'{image}x2_{run}.png'), sr.round().clip(0, 255).astype(np.uint8))
-                cv2.imwrite(str(folder / f'{image}x2_log_scale.png'), encode_log_scale(s + np.log(c)))
-    return tmp_path
-
-
-def test_the_report(results, capsys):
-    main = importlib.import_module('udl_basicsr.cli.uncertainty').main
-    runs = [str(results / 'results' / run) for run in ('good', 'half')]
-    options = ['--dataset', 'B', '--gt', str(results / 'B'), '--crop_border', '2', '--out', str(results / 'out')]
-    assert main([*runs, *options, '--calibrate', 'A', str(results / 'A')]) == 0
-    said = capsys.readouterr().out
-    assert 'B, all values of RGB pooled, border of 2 px cropped' in said
-    assert 'recalibration fitted on A; per image: ' in said
-    good, half = json.loads((results / 'out' / 'uncertainty.json').read_text())['runs']
-    assert (good['images'], good['values']) == (2, 2 * 56 * 66 * 3)
-    assert good['recalibrated']['factor'] == pytest.approx(1, abs=0.03)
-    assert half['recalibrated']['factor'] == pytest.approx(2, abs=0.06)
-    # B's errors are three times what is said, whatever was fitted on A
-    assert good['recalibrated']['calibration_error'] == pytest.approx(half['recalibrated']['calibration_error'],
-                                                                      abs=1e-3)
-    error, scale, _ = read_errors(results / 'results' / 'half', 'B', results / 'B', 2)
-    assert half['scores']['log_likelihood_laplace'] == pytest.approx(
-        scipy.stats.laplace.logpdf(error, scale=scale).mean())
-    assert half['scores']['ause_rmse'] == pytest.approx(F.ause(error, scale, measure='rmse'))
-    assert half['scores']['spearman'] == pytest.approx(good['scores']['spearman'], abs=1e-5)  # maps in 16 bits
-    assert len(good['sparsification']) == len(good['oracle']) == len(good['fractions']) == STEPS
-    # per image, and the bins of all: half of θ is as wrong everywhere as its factor says
-    images = list(read_images(results / 'results' / 'half', 'B', results / 'B', 2))
-    for key, value in (('crps', F.laplace_crps), ('ence', F.ence), ('aurg', F.aurg),
-                       ('width', lambda e, t: 2 * np.log(10) * t.mean())):
-        mean, low, high = half['by_image'][key]
-        values = [value(*pair) for pair in images]
-        assert mean == pytest.approx(np.mean(values))
-        assert min(values) - 1e-9 <= low <= mean <= high <= max(values) + 1e-9
-    assert half['by_image_recalibrated']['width'][0] == pytest.approx(
-        half['recalibrated']['factor'] * half['by_image']['width'][0])
-    np.testing.assert_allclose(np.divide(half['rmse'], half['spread']), 6, rtol=0.2)  # 3 times the error, half of θ
-    csv = (results / 'out' / 'uncertainty.csv').read_text().splitlines()
-    assert len(csv) == 5
-    assert float(csv[3].split(',')[2]) == half['scores']['log_likelihood_laplace']
-    assert (results / 'out' / 'uncertainty.md').read_text().count('\n| ') == 9
-    assert cv2.imread(str(results / 'out' / 'uncertainty.png')).std() > 10
-
-    error, _, _ = read_errors(results / 'results' / 'good', 'A', results / 'A', share=0.25)
-    assert error.size == pytest.approx(2 * 60 * 70 * 3 / 4, rel=0.05)
-    for dataset, gt, message in (('C', 'A', 'val.save_img: true'), ('A', 'C', 'is it the GT folder')):
-        with pytest.raises(ReportError, match=message):
-            read_errors(results / 'results' / 'good', dataset, results / gt)
-    assert main([runs[0], '--dataset', 'C', '--gt', 'no', '--out', 'no']) == 2
-    assert 'error: ' in capsys.readouterr().err
-    folder = results / 'results' / 'good' / 'visualization' / 'A'
-    (folder / '1x2_good.png').unlink()
-    with pytest.raises(ReportError, match='expected one SR image'):
-        read_errors(results / 'results' / 'good', 'A', results / 'A')
 
 
 def test_training_keeps_the_best_by_an_uncertainty(project):

@@ -12,6 +12,7 @@ from option_cases import parse, refused, train_opt, write  # noqa: F401
 
 from udl_basicsr.options import trials
 from udl_basicsr.options.parse import dump_flat, parse_options
+from udl_basicsr.options.training_values import judge_of
 
 # ------------------------------------------------------------------------------------------------------ keys and values
 
@@ -253,3 +254,23 @@ def test_stage_messages(parse, two_stages, tmp_path):
     del first['network_u']
     write(tmp_path / 'one.yml', first)
     assert f'{tmp_path / "one.yml"}: network_u: missing' in refused(parse, second)
+
+
+def test_the_weights_of_a_judge_are_a_file_like_others(parse, train_opt, tmp_path, monkeypatch):
+    """Asked for before anything is made, whether the option file names the judge or leaves it to the loss."""
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'torch'))
+    opt = deepcopy(train_opt)
+    opt.update(stage='esu', network_u={'type': 'UncertaintyNet', 'head': {'type': 'UDLHead'}})
+    del opt['train']['pixel_opt']
+    opt['train']['likelihood_opt'] = {'type': 'UEOLoss'}
+    where = tmp_path / 'torch' / 'hub' / 'checkpoints'
+    assert judge_of(opt['train']['likelihood_opt']) == ('vgg', None)  # the loss's own
+    opt['train']['likelihood_opt']['judge'] = 'squeeze'
+    text, file = refused(parse, opt), 'squeezenet1_1-b8a52dc0.pth'
+    assert f'train.likelihood_opt.judge: LPIPS (squeeze) needs the ImageNet weights {file}, and {where / file} ' in text
+    assert 'as its judge_weights' in text
+    parse(opt, check_files=False)
+    parse(opt, ('train:likelihood_opt:judge_random=true', ))
+    (tmp_path / file).write_bytes(b'')
+    parse(opt, (f'train:likelihood_opt:judge_weights={tmp_path / file}', ))
+    assert 'is not there' not in refused(parse, opt, 'train:likelihood_opt:judge_weights=3')

@@ -302,8 +302,8 @@ def tiny(file: str, tmp_path: Path, *force: str):
     """The parsed options with a network and images so small that an iteration takes no time."""
     flat = parse(file, tmp_path).flat
     small = [f'network_g:{key}={value}' for key, value in TINY[flat['network_g']['type']].items()]
-    if 'tlw_opt' in flat['train']:
-        small.append('train:tlw_opt:judge_random=true')
+    small += [f'train:{key}:judge_random=true' for key, block in flat['train'].items()
+              if key.endswith('_opt') and block and 'judge' in block]
     return parse(file, tmp_path, *small, f'datasets:train:gt_size={8 * flat["scale"]}', *force)
 
 

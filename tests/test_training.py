@@ -1,5 +1,6 @@
 """Whole runs on tiny data: both stages, their files, resuming."""
 import re
+import time
 from pathlib import Path
 
 import cv2
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader
 from whole_runs import files, train
 
 from udl_basicsr.functional.log_scale_maps import decode_log_scale
+from udl_basicsr.models.step import StepModel
 from udl_basicsr.options.parse import parse_options
 from udl_basicsr.training import stages
 from udl_basicsr.training.history import read_history
@@ -225,6 +227,15 @@ def test_no_metric_is_called_like_a_field_of_what_keeps_it(project):
     scores = Scores(name='a', scale=2, network='EDSR', weights='w', protocol='p', versions={},
                     datasets={'val': SetScores.of({'0': {'psnr': 1.}})})
     assert _csv(scores).splitlines()[0].split(',') == [*CSV_FIELDS, 'psnr']
+
+
+def test_the_seconds_of_a_step_hold_what_the_log_waits_for(project, monkeypatch):
+    """On a GPU that is the step itself."""
+    get_current_log = StepModel.get_current_log
+    monkeypatch.setattr(StepModel, 'get_current_log', lambda self: time.sleep(0.6) or get_current_log(self))
+    train(project, 'plain', 'train:total_iter=2', 'val=~')
+    entries = read_history(project.root / 'experiments' / 'plain' / 'history.jsonl')
+    assert [entry['seconds'] > 0.3 for entry in entries if 'seconds' in entry] == [True]  # the mean of two steps
 
 
 def test_an_old_run_is_kept(project):

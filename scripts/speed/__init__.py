@@ -9,7 +9,7 @@ from .contenders import NETWORKS, Case, Settings, Trainer, levers
 from .loading import waiting
 from .measuring import FIGURES, GOALS, fastest, run
 from .memory import peak_memory
-from .pairing import CLOCKS, figure, paired, quartiles, ratios
+from .pairing import CLOCKS, by, figure, paired, quartiles, ratios
 from .pictures import SpeedError, as_lmdb, check_folders, make_images
 from .plan import Plan, make_plan
 from .published import PlainHead, PublishedStage2
@@ -17,6 +17,6 @@ from .report import save, tables, write
 from .validating import validation
 
 __all__ = ['CLOCKS', 'FIGURES', 'GOALS', 'NETWORKS', 'Case', 'PlainHead', 'Plan', 'PublishedStage2', 'Settings',
-           'SpeedError', 'Trainer', 'as_lmdb', 'check_folders', 'fastest', 'figure', 'levers', 'make_images',
+           'SpeedError', 'Trainer', 'as_lmdb', 'by', 'check_folders', 'fastest', 'figure', 'levers', 'make_images',
            'make_plan', 'paired', 'peak_memory', 'quartiles', 'ratios', 'run', 'save', 'tables', 'validation',
            'waiting', 'write']

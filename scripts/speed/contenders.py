@@ -61,6 +61,12 @@ class Case:
     scale: int = 4
     width: int | None = None
 
+    @classmethod
+    def printed(cls, network: str, batch: int | None = None, patch: int | None = None) -> Case:
+        """With the batch and the crop that the papers print, or those that are given."""
+        batch_printed, patch_printed = PRINTED.get(network, (16, 48))
+        return cls(network, batch or batch_printed, patch or patch_printed)
+
     def options(self) -> dict:
         """``network_g`` of an option file."""
         block = {**NETWORKS[self.network], 'upscale': self.scale}
@@ -89,6 +95,8 @@ NETWORKS = {
             'mlp_ratio': 2, 'compress_ratio': 3, 'squeeze_factor': 30, 'upsampler': 'pixelshuffle'},
     'tiny': {'type': 'EDSR', **_RGB, 'num_feat': 8, 'num_block': 1},  # where what is beside the network is looked at
 }
+# Batch and LQ crop that the network's own paper prints; of the others 16 of 48x48, as UDL (section 4.1) and RCAN print.
+PRINTED = {'SwinIR': (32, 48), 'HAT': (32, 64)}
 
 
 class Trainer:

@@ -58,15 +58,15 @@ def make_plan(device: torch.device, quick: bool, networks: Sequence[str] | None 
     """A plan for a device; what is None follows from the device and from ``quick`` (two minutes on two CPU cores)."""
     gpu = device.type == 'cuda'
     steps = 5 if gpu else 1
-    networks = networks or (('EDSR-S', ) if quick else ('EDSR-S', 'EDSR', 'RCAN', 'SwinIR'))
+    networks = networks or (('EDSR-S', ) if quick else ('EDSR-S', 'EDSR', 'RCAN', 'SwinIR', 'HAT'))
     if quick:
-        case = Case(batch=batch or (16 if gpu else 2), patch=patch or (48 if gpu else 24))
-        cases = tuple(replace(case, network=name) for name in networks)
+        cases = tuple(Case.printed(name, batch, patch) if gpu else Case(name, batch or 2, patch or 24)
+                      for name in networks)
         return Plan(cases, rounds or 9, seconds or 15, compiled=tuple(compiled or ()), images=10, clock=clock,
                     steps=steps)
     base = Case(batch=batch or (16 if gpu else 4), patch=patch or 48)
-    large = Case(batch=16 if gpu else 1, patch=48 if gpu else 16)
-    cases = tuple(replace(base if name == 'EDSR-S' else large, network=name) for name in networks)
+    cases = tuple(replace(base, network=name) if name == 'EDSR-S' else Case.printed(name) if gpu else Case(name, 1, 16)
+                  for name in networks)
     middle = base if gpu else replace(base, batch=1, patch=24)
     growth = [replace(middle, patch=n) for n in ((24, 48, 96) if gpu else (12, 24, 48))]
     growth += [replace(middle, batch=n) for n in ((1, 4, 16, 64) if gpu else (1, 2, 4))]

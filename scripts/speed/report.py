@@ -23,7 +23,9 @@ def tables(report: Mapping) -> str:
              f"{'with' if who['amx'] else 'without'} AMX, load {(who['load'] or [float('nan')])[0]:.1f}, "
              f"torch {who['versions']['torch']}; seconds by the {who['clock']} clock"]
     for name, result in report['networks'].items():
-        parts.append(f"{Case(**result['case'])}; best settings: {Settings(**result['best'])}")
+        case = Case(**result['case'])
+        less = '' if case.batch == result['asked_for'] else f" (of {result['asked_for']}, which do not fit)"
+        parts.append(f"{case}{less}; best settings: {Settings(**result['best'])}")
         parts.append(text_table(['stage 2 with', 's a step', 'times faster than plain', 'quartiles'], [
             [lever, f"{statistics.median(values['seconds']):.4f}", *_cells(values['speedup'])]
             for lever, values in result['levers'].items()]))
@@ -47,8 +49,9 @@ def tables(report: Mapping) -> str:
                      f"{statistics.median(result['ratios']):.2f} : 1{cpu}; "
                      f"figures differ by {result['difference']:.1e}")
     if report['data']:
-        parts.append(text_table(['training data', 'share waiting', 's waiting', 's a step in all'], [
-            [name, f"{v['share']:.1%}", f"{v['wait']:.4f}", f"{v['step']:.4f}"] for name, v in report['data'].items()]))
+        parts.append(text_table(['training data', 's a step', 's with a batch that is there', 'share waiting'], [
+            [name, f"{v['step']:.4f}", f"{v['fixed']:.4f}", f"{v['share']:.1%}"]
+            for name, v in report['data'].items()]))
     if report['growth']:
         stages = list(report['growth'][0]['seconds'])
         parts.append(text_table(['s a step / peak MiB', *stages], [

@@ -24,15 +24,22 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--crop_border', type=int, default=0, help='pixels left out at each edge; default 0')
     parser.add_argument('--share', type=float, default=1., help='share of the values to draw, 0 to 1, where all of them'
                         ' fill the memory (some 100 bytes each); default 1')
-    parser.add_argument('--alpha', type=float, default=0.1, help='share outside the intervals f ± θ ln(1/α) whose '
-                        'coverage and width are measured; default 0.1')
+    parser.add_argument('--alpha', type=float, default=0.1, help='share that the intervals leave out whose coverage '
+                        'and width are measured; default 0.1')
     parser.add_argument('--out', required=True, metavar='FOLDER', help='for uncertainty.{json,csv,md,png}')
     args = parser.parse_args(argv)
     import numpy as np
 
     import udl_basicsr.register  # noqa: F401 - before BasicSR is imported, for its shim
     from udl_basicsr.functional.uncertainty import recalibration_factor
-    from udl_basicsr.reports.uncertainty import ReportError, format_reports, make_report, read_images, write_reports
+    from udl_basicsr.reports.uncertainty import (
+        ReportError,
+        format_reports,
+        head_of,
+        make_report,
+        read_images,
+        write_reports,
+    )
     names = [Path(folder).resolve().name for folder in args.results]
     if len(set(names)) < len(names):
         parser.error(f'two results folders have the same name: {", ".join(names)}')
@@ -58,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
             fit = list(read_images(folder, fitted_on, fitted_gt, args.crop_border, args.share)) if args.calibrate \
                 else pairs
             factor = recalibration_factor(*(np.concatenate(part) for part in zip(*fit, strict=True)))
-            reports.append(make_report(name, pairs, factor, args.alpha))
+            reports.append(make_report(name, pairs, factor, args.alpha, head_of(folder)))
         files = write_reports(reports, protocol, args.out)
     except (ReportError, OSError) as error:
         print(f'error: {error}', file=sys.stderr)

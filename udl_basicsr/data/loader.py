@@ -9,8 +9,10 @@ import hashlib
 import math
 import multiprocessing
 import os
+import queue
 import random
 import signal
+import threading
 from collections.abc import Iterator
 
 import cv2
@@ -18,9 +20,9 @@ import numpy as np
 import torch
 from basicsr.data import build_dataset as build_basicsr_dataset
 from basicsr.data.paired_image_dataset import PairedImageDataset
-from basicsr.data.prefetch_dataloader import CPUPrefetcher, CUDAPrefetcher, PrefetchDataLoader
+from basicsr.data.prefetch_dataloader import CPUPrefetcher, CUDAPrefetcher
 from basicsr.utils import get_root_logger
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from udl_basicsr.utils.checkpoints import CheckpointError
 from udl_basicsr.utils.settings import LoaderSettings
@@ -234,6 +236,34 @@ class _DevicePrefetcher(CUDAPrefetcher):
         return batch
 
 
+def _fetched_ahead(batches: Iterator[dict], most: int) -> Iterator[dict]:
+    """The batches, of which a thread gets up to ``most`` ahead, and then the error that has ended them.
+
+    The thread of BasicSR's PrefetchDataLoader dies of it (prefetch_dataloader.py:27), and the training waits for ever.
+    """
+    ready: queue.Queue = queue.Queue(most)
+
+    def fetch() -> None:
+        try:
+            for batch in batches:
+                ready.put(batch)
+            ready.put(None)
+        except BaseException as error:  # an image that cannot be read, a loader process that was killed
+            ready.put(error)
+
+    threading.Thread(target=fetch, daemon=True).start()
+    for batch in iter(ready.get, None):
+        if isinstance(batch, BaseException):
+            raise batch
+        yield batch
+
+
+def _collate(samples: list[dict]) -> dict:
+    """One batch; how many of its images were broken is a number, which no device is to hold."""
+    batch = default_collate(samples)
+    return {**batch, 'broken': int(batch['broken'].sum())} if 'broken' in batch else batch
+
+
 def train_batches(dataset: ImageDataset, opt: dict, start_iter: int = 0) -> tuple[TrainBatches, Iterator[dict]]:
     """The training data from ``start_iter`` on, as the YAML's ``datasets.train`` asks for, in memory if it says so.
 
@@ -257,6 +287,7 @@ def train_batches(dataset: ImageDataset, opt: dict, start_iter: int = 0) -> tupl
     loader_args = {
         'dataset': SeededDataset(dataset, opt['manual_seed']),
         'batch_sampler': sampler,
+        'collate_fn': _collate,
         'num_workers': workers,
         'multiprocessing_context': start_method() if workers else None,
         'worker_init_fn': _leave_signals_to_the_parent,
@@ -266,7 +297,7 @@ def train_batches(dataset: ImageDataset, opt: dict, start_iter: int = 0) -> tupl
         prefetcher = _DevicePrefetcher(DataLoader(**loader_args), opt)
     elif settings.prefetch_mode == 'cpu' and workers > 0:
         # Without workers the prefetching thread would draw from the random states that the training step draws from.
-        prefetcher = CPUPrefetcher(PrefetchDataLoader(settings.num_prefetch_queue, **loader_args))
+        prefetcher = CPUPrefetcher(_fetched_ahead(iter(DataLoader(**loader_args)), settings.num_prefetch_queue))
     else:
         prefetcher = CPUPrefetcher(DataLoader(**loader_args))
     return sampler, iter(prefetcher.next, None)

@@ -10,6 +10,7 @@ import math
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.special import ndtr
 
 from .uncertainty import average_ranks, flat_pair
 
@@ -110,13 +111,40 @@ def laplace_crps(error: np.ndarray, scale: np.ndarray) -> float:
     return float(np.mean(error + scale * np.exp(-error / scale) - 0.75 * scale))
 
 
+def gaussian_crps(error: np.ndarray, scale: np.ndarray) -> float:
+    """That of the normal distribution around f with E e = θ, so σ = √(π/2)·θ: σ(z(2Φ(z) − 1) + 2φ(z) − 1/√π), z = e/σ.
+
+    Gneiting and Raftery, JASA 2007, eq. 21.
+    """
+    error, scale = flat_pair(error, scale)
+    sigma = math.sqrt(math.pi / 2) * scale
+    z = error / sigma
+    density = np.exp(-z**2 / 2) / math.sqrt(2 * math.pi)
+    return float(np.mean(sigma * (z * (2 * ndtr(z) - 1) + 2 * density - 1 / math.sqrt(math.pi))))
+
+
 # ---------------------------------------------------------------- calibration by bins
 
-def binned_spread(error: np.ndarray, scale: np.ndarray, bins: int = BINS) -> tuple[np.ndarray, np.ndarray]:
-    """Predicted and observed spread, bin by bin: √(mean σ²) with σ = √2·θ, and √(mean e²), in grey levels.
+def _binned(error: np.ndarray, scale: np.ndarray, bins: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Both in bins of equally many values, sorted by the second; values of equal scale keep their order."""
+    error, scale = flat_pair(error, scale)
+    if error.size < bins:
+        raise ValueError(f'bins: expected at most as many as there are values, {error.size}, got {bins}')
+    order = np.argsort(scale, kind='stable')
+    return np.array_split(error[order], bins), np.array_split(scale[order], bins)
 
-    The bins hold equally many values, sorted by θ. Values of equal θ keep
-    their order.
+
+def binned_spread(error: np.ndarray, scale: np.ndarray, bins: int = BINS,
+                  variance: float = 2.) -> tuple[np.ndarray, np.ndarray]:
+    """Predicted and observed spread, bin by bin: √(mean σ²) and √(mean e²), in grey levels.
+
+    The bins hold equally many values, sorted by θ. Values of equal θ keep their order.
+
+    Args:
+        error (ndarray): e in 0–255 units.
+        scale (ndarray): θ in 0–255 units, of the same shape.
+        bins (int): How many.
+        variance (float): σ²/θ²: 2 of a Laplace distribution, π/2 of a normal one.
 
     Returns:
         tuple: Two arrays of shape (bins,); on the diagonal: calibrated.
@@ -124,32 +152,47 @@ def binned_spread(error: np.ndarray, scale: np.ndarray, bins: int = BINS) -> tup
     Raises:
         ValueError: Fewer values than bins.
     """
-    error, scale = flat_pair(error, scale)
-    if error.size < bins:
-        raise ValueError(f'bins: expected at most as many as there are values, {error.size}, got {bins}')
-    order = np.argsort(scale, kind='stable')
-    predicted, observed = (np.sqrt([part.mean() for part in np.array_split(values[order], bins)])
-                           for values in (2 * scale**2, error**2))
-    return predicted, observed
+    errors, scales = _binned(error, scale, bins)
+    return (np.sqrt([variance * np.mean(part**2) for part in scales]),
+            np.sqrt([np.mean(part**2) for part in errors]))
 
 
-def ence(error: np.ndarray, scale: np.ndarray, bins: int = BINS) -> float:
+def binned_widths(error: np.ndarray, half_width: np.ndarray, alpha: float = 0.1, bins: int = BINS,
+                  rounding: float = 0.) -> tuple[np.ndarray, np.ndarray]:
+    """Promised and observed half-width, bin by bin: the mean w, and the error that a share 1 − α stays below.
+
+    Bins as in :func:`binned_spread`, by w. With ``rounding`` 1 each error counts as spread evenly over ±½, drawn at
+    random and always the same, since what rounding hides is not 0: see :func:`inside`.
+
+    Returns:
+        tuple: Two arrays of shape (bins,), in grey levels; on the diagonal: the intervals hold what they promise in
+            each bin, narrow or wide. Above it: they are too narrow there.
+    """
+    errors, widths = _binned(error, half_width, bins)
+    generator = np.random.default_rng(0)
+    errors = [np.abs(part + rounding * generator.uniform(-0.5, 0.5, part.shape)) for part in errors]
+    return np.array([part.mean() for part in widths]), np.array([np.quantile(part, 1 - alpha) for part in errors])
+
+
+def ence(error: np.ndarray, scale: np.ndarray, bins: int = BINS, variance: float = 2.) -> float:
     """Expected normalised calibration error: mean over the bins of |RMSE − σ|/σ, no unit; 0 is calibrated.
 
     Levi, Gispan, Giladi and Fetaya, Evaluating and Calibrating Uncertainty Prediction in Regression Tasks, arXiv
     1905.11659. It grows with the number of bins, which therefore belongs to the figure: 20 of equal counts.
+    Arguments as of :func:`binned_spread`.
     """
-    predicted, observed = binned_spread(error, scale, bins)
+    predicted, observed = binned_spread(error, scale, bins, variance)
     return float(np.mean(np.abs(observed - predicted) / predicted))
 
 
-def uce(error: np.ndarray, scale: np.ndarray, bins: int = BINS) -> float:
+def uce(error: np.ndarray, scale: np.ndarray, bins: int = BINS, variance: float = 2.) -> float:
     """Uncertainty calibration error: mean over the bins of |mean e² − mean σ²|, in squared grey levels.
 
     Laves, Ihler, Fast, Kahrs and Ortmaier, Well-Calibrated Regression Uncertainty in Medical Imaging with Deep
-    Learning, MIDL 2020: weighted by the number of values in a bin, which is the same for all here.
+    Learning, MIDL 2020: weighted by the number of values in a bin, which is the same for all here. Arguments as of
+    :func:`binned_spread`.
     """
-    predicted, observed = binned_spread(error, scale, bins)
+    predicted, observed = binned_spread(error, scale, bins, variance)
     return float(np.mean(np.abs(observed**2 - predicted**2)))
 
 

@@ -59,7 +59,7 @@ def predictive_log_likelihood(error: np.ndarray, sigma: np.ndarray) -> float:
 
 
 def calibration_curve(error: np.ndarray, scale: np.ndarray, levels: np.ndarray = LEVELS,
-                      rounding: float = 0.) -> np.ndarray:
+                      rounding: float = 0., quantiles: np.ndarray | None = None) -> np.ndarray:
     """The share of values that lie within the central Laplace interval of each expected coverage p.
 
     The interval is e ≤ q, q = −θ·ln(1 − p). Kuleshov et al., Accurate Uncertainties for Deep Learning Using Calibrated
@@ -74,13 +74,15 @@ def calibration_curve(error: np.ndarray, scale: np.ndarray, levels: np.ndarray =
         scale (ndarray): θ in 0–255 units, of the same shape.
         levels (ndarray): Expected coverages in [0, 1), shape (L,).
         rounding (float): The step to which the images were rounded, in 0–255 units; 0: they were not.
+        quantiles (ndarray | None): q/θ of each level, of another distribution than Laplace's; shape (L,).
 
     Returns:
         ndarray: Observed coverages in [0, 1], shape (L,). On the diagonal: calibrated. Below: θ is too small
             (overconfident); above: too large.
     """
     error, scale = flat_pair(error, scale)
-    quantiles = -np.log1p(-np.asarray(levels, dtype=np.float64))
+    if quantiles is None:
+        quantiles = -np.log1p(-np.asarray(levels, dtype=np.float64))
     if not rounding:  # e ≤ qθ where and only where e/θ ≤ q: one sort serves all levels
         return np.searchsorted(np.sort(error / scale), quantiles, side='right') / error.size
     low, high = error - rounding / 2, error + rounding / 2

@@ -30,6 +30,14 @@ def leaves_out_by_itself(optimizer: torch.optim.Optimizer) -> bool:
     return getattr(optimizer, '_step_supports_amp_scaling', False)
 
 
+def starts_from_anything(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether what an optimiser keeps stays uninitialised memory when it leaves its very first step out by itself.
+
+    torch's fused SGD makes its momentum by ``empty_like`` and trusts the first step to fill it (torch/optim/sgd.py).
+    """
+    return isinstance(optimizer, torch.optim.SGD) and any(group['momentum'] for group in optimizer.param_groups)
+
+
 class StepGuard:
     """Looks whether losses and gradients are finite, and whether any rank was asked to stop.
 

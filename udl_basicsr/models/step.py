@@ -25,7 +25,7 @@ from udl_basicsr.losses.base import inputs_of
 from udl_basicsr.utils.checkpoints import EMA_FIRST, ParamKey, load_network
 from udl_basicsr.utils.settings import RunSettings, TrainSettings, strict_load
 
-from .guard import StepGuard, clip_grad_norm, leaves_out_by_itself
+from .guard import StepGuard, clip_grad_norm, leaves_out_by_itself, starts_from_anything
 from .loss_blocks import build_loss, losses_of
 from .saving import SavedModel
 
@@ -186,7 +186,10 @@ class StepModel(SavedModel):
         optimizer = getattr(torch.optim, optim_type, None)
         if not (inspect.isclass(optimizer) and issubclass(optimizer, torch.optim.Optimizer)):
             raise ValueError(f'train.optim_g.type: torch.optim has no optimiser {optim_type!r}')
-        return optimizer(params, lr, **kwargs)  # pyright: ignore[reportArgumentType] - each takes a rate
+        made = optimizer(params, lr, **kwargs)  # pyright: ignore[reportArgumentType] - each takes a rate
+        if starts_from_anything(made):
+            made._step_supports_amp_scaling = False  # pyright: ignore[reportAttributeAccessIssue] - the host decides
+        return made
 
     def setup_optimizers(self) -> None:
         options = dict(self.opt['train']['optim_g'])
@@ -263,13 +266,14 @@ class StepModel(SavedModel):
                 self.guard.step(optimizers[label], self.scaler)
         else:
             self.guard.update(self.scaler)
-            if self.ema_decay > 0:
+            if self.guard.late:
+                for buffer, before in buffers:
+                    buffer.copy_(torch.where(self.guard.left_out > 0, before, buffer))
+            if self.ema_decay > 0:  # which takes the buffers
                 self.model_ema(self.ema_decay)
             if not self.guard.late:
                 self.skipped_in_a_row = 0
                 return
-            for buffer, before in buffers:
-                buffer.copy_(torch.where(self.guard.left_out > 0, before, buffer))
             self._read_late()  # of the iteration before, now that this one is on its way
             self.guard.end((current_iter, minimised, self.images, self._log))
 

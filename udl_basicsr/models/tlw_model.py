@@ -22,9 +22,9 @@ class TLWModel(StepModel):
     """Trains the mean network ``network_g`` and beside it the network ``network_w`` (TLWNet) that weights its loss.
 
     YAML: ``network_w``; ``train.tlw_opt`` (TLWLoss), beside which other losses may stand; ``train.optim_w``, by default
-    as released: Adam at 1e-4 with betas of 0.5 and 0.999; ``train.scheduler_w``, by default ``train.scheduler``;
-    ``path.pretrain_network_w``. Checkpoints: ``net_g_*`` is the mean network alone, ``net_w_*`` the weighting network,
-    which nothing but training needs.
+    as released: Adam at 1e-4 with betas of 0.5 and 0.999, and ``fused`` where ``optim_g`` of the same type is;
+    ``train.scheduler_w``, by default ``train.scheduler``; ``path.pretrain_network_w``. Checkpoints: ``net_g_*`` is the
+    mean network alone, ``net_w_*`` the weighting network, which nothing but training needs.
 
     An iteration is that of algorithm 1: one weight map is drawn and judged, and the weighting network steps; T new ones
     are drawn from what it says now, and the mean network steps. With ``tlw_opt.order: joint`` (ours) one draw of T
@@ -64,7 +64,9 @@ class TLWModel(StepModel):
 
     def setup_optimizers(self) -> None:
         super().setup_optimizers()
-        options = dict(self.opt['train'].get('optim_w') or _RELEASED_OPTIM)
+        options, optim_g = dict(self.opt['train'].get('optim_w') or _RELEASED_OPTIM), self.opt['train']['optim_g']
+        if options['type'] == optim_g['type'] and optim_g.get('fused') and not options.get('foreach'):
+            options.setdefault('fused', True)  # one that is not makes the host wait for both
         self.optimizer_w = self.get_optimizer(options.pop('type'), self.trained_w.parameters(), **options)
         self.optimizers.append(self.optimizer_w)
 

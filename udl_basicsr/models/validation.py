@@ -217,7 +217,7 @@ class ValidatedModel(SRModel):
         for name, block in self.val.metrics.items():
             data = pair
             if 'device' in _arguments(block) and 'device' not in block:
-                data = {**data, 'device': str(self.device)}
+                data = {**data, 'device': str(next(self.net_g.parameters(), self).device)}  # cuda:1, in any thread
             if not self.val.rounded and 'rounding' in _arguments(block) and 'rounding' not in block:
                 data = {**data, 'rounding': 0.}
             if _wants_log_scale(block):

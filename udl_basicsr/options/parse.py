@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 from os import path as osp
 from typing import Any
 
-from udl_basicsr.utils.checkpoints import unpacks
+from udl_basicsr.losses.perceptual import NETS, find_backbone_weights
+from udl_basicsr.utils.checkpoints import CheckpointError, unpacks
 from udl_basicsr.utils.gpus import gpu_count
 from udl_basicsr.utils.shipped_weights import locate_weights
 from udl_basicsr.utils.yaml_files import OptionError, apply_force_yml, dump_flat, interpolate, load_yaml, merge
@@ -21,6 +22,7 @@ from .data_sets import Images, check_data, where
 from .keys import Findings
 from .schema import OPTIONS
 from .testing import as_test, trains
+from .training_values import judge_of
 from .trials import try_model
 from .values import Checker
 
@@ -309,6 +311,14 @@ def _check_weights(flat: dict, promised: dict, root_path: str, is_train: bool, r
         elif unpacks(file):
             report.add(f'path.{key}', f'{where(value, root_path)} is compressed, as torch writes none: what it unpacks '
                        'to may fill the memory; fetch it again, or save it anew with torch.save')
+    # TLW's judge is built with its model; that of a likelihood not before the first step, when it would be late to say.
+    likelihood = flat['train'].get('likelihood_opt') if isinstance(flat.get('train'), dict) else None
+    judge, weights = judge_of(likelihood)
+    if judge in NETS and isinstance(weights, str | None):
+        try:
+            find_backbone_weights(judge, weights)
+        except CheckpointError as error:
+            report.add('train.likelihood_opt.judge', str(error).replace('weights_path', 'judge_weights'))
 
 
 def _check_places(opt: dict, report: Findings) -> None:

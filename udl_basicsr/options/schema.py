@@ -182,8 +182,8 @@ TRAIN = _with_defaults({
     'scheduler': Key(Built('scheduler'), 'learning rate schedule: MultiStepLR, CosineAnnealingRestartLR', need='train'),
     'total_iter': Key(LENGTH, 'length of the training', need='train'),
     'warmup_iter': Key(integer(-1), 'linear warm-up, in iterations; -1: none'),
-    'optim_w': Key(Built('optimizer'), 'of network_w; default Adam with lr 1e-4, betas [0.5, 0.999]', ours=True,
-                   only='network_w'),
+    'optim_w': Key(Built('optimizer'), 'of network_w; default Adam with lr 1e-4, betas [0.5, 0.999]; `fused` as '
+                   'optim_g, if of the same type', ours=True, only='network_w'),
     'scheduler_w': Key(Built('scheduler'), 'of network_w; default: as scheduler', ours=True, only='network_w'),
     'likelihood_opt': Key(Built('loss'), 'stage esu: EULoss, ESULoss, GRAMLoss, BetaNLLLoss, ...; its `detach` says '
                           'what it does not train: none, mean (the image), features, all', ours=True, only='stage'),

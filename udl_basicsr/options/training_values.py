@@ -26,6 +26,15 @@ def _detaches(block: Any) -> bool:
     return bool(block.get('detach', named['detach'].default)) if 'detach' in named else target is None
 
 
+def judge_of(block: Any) -> tuple[Any, Any]:
+    """Backbone and file of the LPIPS judge that a loss has; None of both where it has none, or a random one."""
+    target = lookup('loss', block.get('type')) if isinstance(block, dict) else None
+    named = inspect.signature(target).parameters if target else {}
+    if 'judge' not in named or block.get('judge_random'):
+        return None, None
+    return block.get('judge', named['judge'].default), block.get('judge_weights')
+
+
 class TrainingChecker(NetworkChecker):
     """Checks what is trained and how, beside the networks."""
 
@@ -78,6 +87,8 @@ class TrainingChecker(NetworkChecker):
         elif key != 'tlw_opt':
             scale = self.opt['scale'] if isinstance(self.opt.get('scale'), int) else 1
             side = self.patch(scale) if self.opt.get('scale') else 48
+            if 'judge_random' in inspect.signature(target).parameters:
+                block = {**block, 'judge_random': True}  # whether its weights are there is asked with the other files
             if problem := try_loss(key, target, block, self.channels(), side, scale):
                 self.report.add(where, problem)
 

@@ -17,7 +17,7 @@ from udl_basicsr.data.degradations import resize_bicubic
 from udl_basicsr.experiments.record_files import Record
 
 from .figures import busiest_box
-from .html_bounds import bounds
+from .html_bounds import bounds, check_folder
 from .html_groups import Group, first_metric, unit
 from .pictures import Run, read_partner
 from .uncertainty import ReportError
@@ -100,11 +100,15 @@ def _partner(folders: Sequence[Path], image: str, what: str, size: tuple[int, in
 
 
 def _layers(group: Group, dataset: str, image: str, seed: int | None, gt: Sequence[Path],
-            lq: Sequence[Path], intervals: Sequence[Path]) -> tuple[Layer, ...]:
-    """Every version of an image that there is, the methods first; empty where no method kept it."""
+            lq: Sequence[Path], intervals: Sequence[Path]) -> tuple[tuple[Layer, ...], str]:
+    """Every version of an image that there is, the methods first; none where no method kept it.
+
+    And what there is to say of its intervals.
+    """
     if any(Path(part).name != part or part in ('', '..') for part in (dataset, image)):
-        return ()  # a name that leads elsewhere: no picture of ours
+        return (), ''  # a name that leads elsewhere: no picture of ours
     layers: list[Layer] = []
+    weights: dict[str, str] = {}
     for method, label in group.methods.items():
         for record in group.of(method):
             folder = picture_folder(record)
@@ -118,9 +122,10 @@ def _layers(group: Group, dataset: str, image: str, seed: int | None, gt: Sequen
             has_s = (folder / dataset / f'{image}_log_scale.png').is_file()
             layers.append(Layer(f'method:{method}', label, run.sr(dataset, image), run.scores(dataset, image),
                                 run.log_scale(dataset, image) if has_s else None))
+            weights[label] = record.weights_hash
             break
     if not layers:
-        return ()
+        return (), ''
     size = layers[0].image.shape[:2]
     for layer in layers:
         for array in (layer.image, layer.log_scale):
@@ -128,7 +133,8 @@ def _layers(group: Group, dataset: str, image: str, seed: int | None, gt: Sequen
                 raise ReportError(f'{dataset}/{image}: {layer.label} has a picture of {array.shape[1]}×'
                                   f'{array.shape[0]} pixels, {layers[0].label} one of {size[1]}×{size[0]}. They are '
                                   'not of one test: make them again')
-    layers += [Layer(key, label, array, {}) for key, label, array in bounds(intervals, image, size)]
+    ends, note = bounds(intervals, image, size, weights)
+    layers += [Layer(key, label, array, {}) for key, label, array in ends]
     truth = _partner(gt, image, 'GT', size)
     if any(n % group.scale for n in size):
         lq = ()
@@ -139,7 +145,7 @@ def _layers(group: Group, dataset: str, image: str, seed: int | None, gt: Sequen
                       Layer('bicubic', 'Bicubic', bicubic, _bicubic_scores(group, bicubic, truth))]
     if truth is not None:
         layers.append(Layer('gt', 'Ground truth', truth, {}))
-    return tuple(layers)
+    return tuple(layers), note
 
 
 def _bicubic_scores(group: Group, bicubic: np.ndarray, truth: np.ndarray | None) -> dict[str, float]:
@@ -246,7 +252,8 @@ def choose_pictures(groups: Sequence[Group], wanted: Sequence[str] = (), gt: Map
         The pictures for the script, the range of s that their maps' colours span, and what was left out, in words.
 
     Raises:
-        ReportError: A picture that was asked for does not exist, or pictures that do not belong together.
+        ReportError: A picture that was asked for does not exist, or pictures that do not belong together; intervals of
+            which nothing can be shown.
     """
     gt, lq, intervals = dict(gt or {}), dict(lq or {}), dict(intervals or {})
     names = {f'{d}/{i}' for g in groups for d in g.datasets for i in _order(g, d)}
@@ -263,6 +270,8 @@ def choose_pictures(groups: Sequence[Group], wanted: Sequence[str] = (), gt: Map
             for folder in folders:
                 if not folder.is_dir():
                     raise ReportError(f'{what} {name}={folder}: no such folder')
+                if what == '--intervals':
+                    check_folder(folder, name, dict.fromkeys(i for g in groups for i in _order(g, name)))
 
     if seed is not None and not any(r.seed == seed for g in groups for r in g.records):
         raise ReportError(f'--seed: there is no run of seed {seed}. There are: '
@@ -279,8 +288,8 @@ def choose_pictures(groups: Sequence[Group], wanted: Sequence[str] = (), gt: Map
         candidates.sort(key=lambda c: c[0])  # stable: the first of every set, then the second
     chosen, maps, notes, left_out, total, without = [], [], [], [], 0, []
     for _, group, dataset, image, roots in candidates:
-        layers = _layers(group, dataset, image, seed, roots['dataroot_gt'].get(dataset, ()),
-                         roots['dataroot_lq'].get(dataset, ()), intervals.get(dataset, ()))
+        layers, of_bounds = _layers(group, dataset, image, seed, roots['dataroot_gt'].get(dataset, ()),
+                                    roots['dataroot_lq'].get(dataset, ()), intervals.get(dataset, ()))
         if not layers:
             without.append(f'{dataset}/{image}')
             continue
@@ -296,10 +305,17 @@ def choose_pictures(groups: Sequence[Group], wanted: Sequence[str] = (), gt: Map
             continue
         total += size
         chosen.append(entry)
+        if of_bounds:
+            notes.append(f'Intervals of {picture.name}: {of_bounds}.')
         maps.append([layer.log_scale for layer in picture.layers])
     if wanted and without:
         raise ReportError(f'{", ".join(without)}: {"no run" if seed is None else f"no run of seed {seed}"} kept this '
                           f'picture here. They are made by: {groups[0].remedy}')
+    for name in intervals:
+        if not any(entry['name'].startswith(f'{name}/') and any(layer['key'] == 'lower' for layer in entry['layers'])
+                   for entry in chosen):
+            raise ReportError(' '.join([f'--intervals {name}: none can be shown, since no picture of {name} on this '
+                                        'page has any.', *(note for note in notes if f' {name}/' in note)]))
     found = {c[2] for c in candidates if f'{c[2]}/{c[3]}' not in without}
     bare = [name for name in dict.fromkeys(c[2] for c in candidates) if name not in found]
     if chosen and bare:

@@ -2,6 +2,9 @@
 
 With `val.save_img: true` test.py writes the SR image and `<image>_log_scale.png`: the mean of s over the channels,
 clipped to [−2, 6], in 16 bits. One θ therefore stands for the three channels of a pixel; the errors are those of each.
+
+θ alone decides what a Laplace or a normal distribution says, but not what a generalised Gaussian or two quantiles do.
+Where the head is of these, or unknown, the scores that need a distribution are those of Laplace, and are marked.
 """
 from __future__ import annotations
 
@@ -15,6 +18,8 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
+import yaml
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
@@ -23,6 +28,7 @@ from udl_basicsr.data.images import SUFFIXES
 from udl_basicsr.experiments.statistics import bootstrap_interval
 from udl_basicsr.functional import intervals as I
 from udl_basicsr.functional import uncertainty as F
+from udl_basicsr.functional.distributions import DISTRIBUTIONS, LaplaceDistribution
 from udl_basicsr.functional.log_scale_maps import decode_log_scale
 from udl_basicsr.metrics.uncertainty import ROUNDING, error_and_scale
 from udl_basicsr.utils.errors import UdlError
@@ -55,6 +61,9 @@ BY_IMAGE = {
     'ause': ('AUSE ↓', 4),
     'aurg': ('AURG ↑', 4),
 }
+NEED_DENSITY = {'calibration_error', *BY_IMAGE} - {'ause', 'aurg'}
+"""Scores that θ alone does not decide, and that do not name their density."""
+MARK = '†'
 
 
 class ReportError(UdlError, ValueError):
@@ -76,7 +85,12 @@ class Report:
         spread: Predicted σ in grey levels, of 20 bins of equally many values.
         rmse: The error's root mean square in each.
         by_image: Keys of `BY_IMAGE`: the mean over images and the ends of its 95 % interval.
-        by_image_recalibrated: With θ multiplied by `factor`. Files of an earlier version lack the last four.
+        by_image_recalibrated: With θ multiplied by `factor`. Files of an earlier version lack what has a default.
+        half_width: Mean of w in grey levels, of 20 bins of equally many values, for intervals f ± w of 1 − `alpha`.
+        quantile: The error that a share 1 − `alpha` of each bin stays below.
+        alpha: The share that the intervals leave out.
+        head: The distribution of the head, a key of `DISTRIBUTIONS`; empty: unknown.
+        density: That of the scores: the head's own, or `laplace` where θ does not decide it.
     """
     name: str
     images: int
@@ -93,6 +107,16 @@ class Report:
     rmse: list[float] = field(default_factory=list)
     by_image: dict[str, list[float]] = field(default_factory=dict)
     by_image_recalibrated: dict[str, list[float]] = field(default_factory=dict)
+    half_width: list[float] = field(default_factory=list)
+    quantile: list[float] = field(default_factory=list)
+    alpha: float = 0.1
+    head: str = ''
+    density: str = LaplaceDistribution.name
+
+    @property
+    def mark(self) -> str:
+        """Behind what is not said of the head's own distribution."""
+        return '' if self.head == self.density else MARK
 
 
 # ---------------------------------------------------------------- reading
@@ -161,25 +185,56 @@ def read_images(results: str | Path, dataset: str, gt: str | Path, crop_border: 
         yield pair[0][drawn], pair[1][drawn]
 
 
+def head_of(results: str | Path) -> str:
+    """The distribution of the uncertainty head of a test run, by the option file beside its scores; empty: unknown."""
+    for file in sorted(Path(results).glob('*.yml'), key=lambda file: file.stat().st_mtime, reverse=True):
+        try:
+            head = yaml.safe_load(file.read_text(encoding='utf-8'))['network_u']['head']
+            return str(head.get('distribution', LaplaceDistribution.name))
+        except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError):
+            continue
+    return ''
+
+
 # ---------------------------------------------------------------- scores
 
-def _by_image(pairs: Sequence[tuple[np.ndarray, np.ndarray]], factor: float, alpha: float) -> dict[str, list[float]]:
+class _Density:
+    """What θ says of e where the shape of the distribution is fixed; Laplace's where the head's is not."""
+
+    def __init__(self, head: str):
+        kind = DISTRIBUTIONS.get(head, LaplaceDistribution)
+        self.kind = kind() if kind.maps == 1 else LaplaceDistribution()
+        raw = torch.zeros(1, dtype=torch.float64)
+        self.variance = float(self.kind.variance(raw) / self.kind.scale(raw)**2)  # σ²/θ², whatever θ is
+        self.crps = I.gaussian_crps if self.kind.name == 'gaussian' else I.laplace_crps
+
+    def half_width(self, scale: np.ndarray, alpha: float) -> np.ndarray:
+        return self.kind.half_width(1 - alpha) * scale
+
+    def calibration(self, error: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        quantiles = np.array([self.kind.half_width(level) for level in F.LEVELS])
+        return F.calibration_curve(error, scale, rounding=ROUNDING, quantiles=quantiles)
+
+
+def _by_image(pairs: Sequence[tuple[np.ndarray, np.ndarray]], factor: float, alpha: float,
+              density: _Density) -> dict[str, list[float]]:
     scores = {key: [] for key in BY_IMAGE}
     for error, scale in pairs:
         scale = factor * scale
-        half = I.laplace_half_width(scale, alpha)
+        half = density.half_width(scale, alpha)
         for key, value in {
                 'picp': I.coverage(error, half, ROUNDING), 'width': float(2 * half.mean()),
                 'interval_score': I.interval_score(error, half, alpha),
                 'worst_quarter': float(I.stratified_risks(error, half, rounding=ROUNDING).max()),
-                'crps': I.laplace_crps(error, scale), 'ence': I.ence(error, scale), 'uce': I.uce(error, scale),
+                'crps': density.crps(error, scale), 'ence': I.ence(error, scale, variance=density.variance),
+                'uce': I.uce(error, scale, variance=density.variance),
                 'ause': F.ause(error, scale), 'aurg': F.aurg(error, scale)}.items():
             scores[key].append(value)
     return {key: [float(np.mean(values)), *bootstrap_interval(np.array([values]))] for key, values in scores.items()}
 
 
 def make_report(name: str, pairs: Sequence[tuple[np.ndarray, np.ndarray]], factor: float,
-                alpha: float = 0.1) -> Report:
+                alpha: float = 0.1, head: str = '') -> Report:
     """Computes everything.
 
     Args:
@@ -187,7 +242,9 @@ def make_report(name: str, pairs: Sequence[tuple[np.ndarray, np.ndarray]], facto
         pairs: :func:`read_images`.
         factor: Of the recalibration.
         alpha: Of the intervals whose coverage and width are measured.
+        head: :func:`head_of`.
     """
+    density = _Density(head)
     error, scale = (np.concatenate(part) for part in zip(*pairs, strict=True))
     fractions = np.arange(F.STEPS) / F.STEPS
     curves = {measure: (F.sparsification_curve(error, scale, measure=measure), F.oracle_curve(error, measure=measure))
@@ -198,71 +255,94 @@ def make_report(name: str, pairs: Sequence[tuple[np.ndarray, np.ndarray]], facto
     def scores(c: float, observed: np.ndarray) -> dict[str, float]:
         values = {'factor': c,
                   'log_likelihood_laplace': F.laplace_log_likelihood(error, c * scale),
-                  'log_likelihood_gaussian': F.gaussian_log_likelihood(error, c * scale),
+                  'log_likelihood_gaussian': F.predictive_log_likelihood(error, density.variance**0.5 * c * scale),
                   'sigma_psnr': F.sigma_psnr(error, c * scale),
                   'calibration_error': float(np.abs(observed - F.LEVELS).mean()), 'mae': float(error.mean()), **ranking}
         return {key: values[key] for key in COLUMNS}
 
-    as_predicted, recalibrated = (F.calibration_curve(error, c * scale, rounding=ROUNDING) for c in (1., factor))
-    (sparsification, oracle), (spread, rmse) = curves['mae'], I.binned_spread(error, scale)
+    as_predicted, recalibrated = (density.calibration(error, c * scale) for c in (1., factor))
+    (sparsification, oracle), (spread, rmse) = curves['mae'], I.binned_spread(error, scale, variance=density.variance)
+    half_width, quantile = I.binned_widths(error, density.half_width(scale, alpha), alpha, rounding=ROUNDING)
     return Report(name, len(pairs), error.size, scores(1., as_predicted), scores(factor, recalibrated),
                   fractions.tolist(), sparsification.tolist(), oracle.tolist(), F.LEVELS.tolist(),
                   as_predicted.tolist(), recalibrated.tolist(), spread.tolist(), rmse.tolist(),
-                  _by_image(pairs, 1., alpha), _by_image(pairs, factor, alpha))
+                  _by_image(pairs, 1., alpha, density), _by_image(pairs, factor, alpha, density),
+                  half_width.tolist(), quantile.tolist(), alpha, head, density.kind.name)
 
 
-def _rows(reports: Sequence[Report]) -> list[tuple[str, dict[str, float]]]:
-    return [row for r in reports for row in ((r.name, r.scores), (f'{r.name}, recalibrated', r.recalibrated))]
+Row = tuple[str, dict[str, float], dict[str, list[float]], Report]
+
+
+def _rows(reports: Sequence[Report]) -> list[Row]:
+    """As predicted and recalibrated, in turn: name, pooled scores, scores by image, and whose they are."""
+    return [row for r in reports for row in (
+        (r.name, r.scores, r.by_image, r), (f'{r.name}, recalibrated', r.recalibrated, r.by_image_recalibrated, r))]
+
+
+def _mark(report: Report, key: str) -> str:
+    return report.mark if key in NEED_DENSITY else ''
 
 
 def _cells(reports: Sequence[Report]) -> tuple[list[str], list[list[str]]]:
     header = ['run', *(heading for heading, _ in COLUMNS.values())]
-    return header, [[name, *(f'{scores[key]:.{digits}f}' for key, (_, digits) in COLUMNS.items())]
-                    for name, scores in _rows(reports)]
+    return header, [[name, *(f'{scores[key]:.{digits}f}{_mark(r, key)}' for key, (_, digits) in COLUMNS.items())]
+                    for name, scores, _, r in _rows(reports)]
 
 
 def _image_cells(reports: Sequence[Report]) -> tuple[list[str], list[list[str]]]:
-    rows = [row for r in reports
-            for row in ((r.name, r.by_image), (f'{r.name}, recalibrated', r.by_image_recalibrated))]
     return ['run, per image', *(heading for heading, _ in BY_IMAGE.values())], [
-        [name, *('{0:.{3}f} [{1:.{3}f}, {2:.{3}f}]'.format(*scores[key], digits)
-                 for key, (_, digits) in BY_IMAGE.items())] for name, scores in rows]
+        [name, *('{0:.{3}f}{4} [{1:.{3}f}, {2:.{3}f}]'.format(*scores[key], digits, _mark(r, key))
+                 for key, (_, digits) in BY_IMAGE.items())] for name, _, scores, r in _rows(reports)]
+
+
+def footnote(reports: Sequence[Report]) -> str:
+    """What the mark means, of these runs; empty where none is marked."""
+    heads = dict.fromkeys(r.head.replace('_', ' ') or 'unknown' for r in reports if r.mark)
+    return f'{MARK} Of a Laplace density with this θ, not of what the head says ({", ".join(heads)})' if heads else ''
 
 
 def format_reports(reports: Sequence[Report], protocol: str) -> str:
     """The tables for the terminal, and how it was measured."""
-    return f'{text_table(*_cells(reports))}\n\n{text_table(*_image_cells(reports))}\n{protocol}.'
+    return '\n'.join([text_table(*_cells(reports)), '', text_table(*_image_cells(reports)),
+                      *(f'{text}.' for text in (footnote(reports), protocol) if text)])
 
 
 def write_reports(reports: Sequence[Report], protocol: str, folder: str | Path) -> list[Path]:
     """Writes uncertainty.json (with the curves), uncertainty.csv, uncertainty.md and uncertainty.png.
 
+    The CSV has every score of a run in one row: those by image as `<score>`, `<score>_low` and `<score>_high`, and last
+    the head and the density that the scores are of.
+
     Returns:
         The four files.
     """
-    folder, text = Path(folder), io.StringIO()
+    folder, text, note = Path(folder), io.StringIO(), footnote(reports)
     writer = csv.writer(text, lineterminator='\n')
-    writer.writerow(['run', *COLUMNS])
-    writer.writerows([name, *(repr(scores[key]) for key in COLUMNS)] for name, scores in _rows(reports))
-    content = {'protocol': protocol, 'runs': [asdict(report) for report in reports]}
+    writer.writerow(['run', *COLUMNS, *(f'{key}{end}' for key in BY_IMAGE for end in ('', '_low', '_high')),
+                     'head', 'density'])
+    writer.writerows([name, *(repr(scores[key]) for key in COLUMNS),
+                      *(repr(value) for key in BY_IMAGE for value in by_image[key]), r.head, r.density]
+                     for name, scores, by_image, r in _rows(reports))
+    content = {'protocol': protocol, **({'note': note} if note else {}), 'runs': [asdict(r) for r in reports]}
     return [write_text(folder / 'uncertainty.json', json.dumps(content, indent=2, ensure_ascii=False) + '\n'),
             write_text(folder / 'uncertainty.csv', text.getvalue()),
             write_text(folder / 'uncertainty.md', '\n\n'.join([
-                markdown_table(*_cells(reports)), markdown_table(*_image_cells(reports)), f'{protocol}.\n'])),
+                markdown_table(*_cells(reports)), markdown_table(*_image_cells(reports)),
+                *([f'{note}.'] if note else []), f'{protocol}.\n'])),
             uncertainty_figure(reports, folder / 'uncertainty.png')]
 
 
 # ---------------------------------------------------------------- the figure
 
 def uncertainty_figure(reports: Sequence[Report], out: str | Path, dpi: int = 150) -> Path:
-    """Draws sparsification, calibration as predicted and recalibrated, and error against predicted spread, of all runs.
+    """Draws sparsification, calibration as predicted and recalibrated, and error against spread and width, of all runs.
 
     Returns:
         Path: `out`.
     """
-    figure = Figure(figsize=(17, 4.6), dpi=dpi, facecolor='white', layout='constrained')
+    figure = Figure(figsize=(21, 4.6), dpi=dpi, facecolor='white', layout='constrained')
     FigureCanvasAgg(figure)
-    left, middle, right, last = figure.subplots(1, 4)
+    left, middle, right, spreads, widths = figure.subplots(1, 5)
     for number, report in enumerate(reports):
         style = style_of(number)
         percent = 100 * np.array(report.fractions)
@@ -273,17 +353,25 @@ def uncertainty_figure(reports: Sequence[Report], out: str | Path, dpi: int = 15
                                      (right, report.coverage_recalibrated, report.recalibrated)):
             times = '' if ax is middle else f', θ × {scores["factor"]:.2f}'
             ax.plot(report.levels, observed, **style, linewidth=1.8,
-                    label=f'{report.name}{times}: error {scores["calibration_error"]:.3f}')
-        if not report.spread:
-            continue
-        last.loglog(report.spread, report.rmse, **style, linewidth=1.8, marker='o', markersize=3,
-                    label=f'{report.name}: ENCE per image {report.by_image["ence"][0]:.2f}')
-    ends = [min(*last.get_xlim(), *last.get_ylim()), max(*last.get_xlim(), *last.get_ylim())]
-    last.plot(ends, ends, color=GRAY, linewidth=1, linestyle=':', zorder=0)
-    last.set(title='Error against predicted spread', xlabel='predicted σ = √2 θ, grey levels',
-             ylabel='RMSE of the bin, grey levels', xlim=ends, ylim=ends, aspect='equal')
-    for axis in (last.xaxis, last.yaxis):
-        axis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter='{x:g}', minor_locator=NullLocator())
+                    label=f'{report.name}{times}: error {scores["calibration_error"]:.3f}{report.mark}')
+        for ax, x, y, key, label in ((spreads, report.spread, report.rmse, 'ence', 'ENCE'),
+                                     (widths, report.half_width, report.quantile, 'picp', 'coverage')):
+            if x:
+                ax.loglog(x, y, **style, linewidth=1.8, marker='o', markersize=3,
+                          label=f'{report.name}: {label} per image {report.by_image[key][0]:.2f}{report.mark}')
+    share = ', '.join(dict.fromkeys(f'{100 - 100 * report.alpha:g}' for report in reports))
+    spreads.set(title='Error against predicted spread', xlabel='predicted σ, grey levels',
+                ylabel='RMSE of the bin, grey levels')
+    widths.set(title='Error against interval width', xlabel=f'half of the {share} % interval, grey levels',
+               ylabel=f'{share} % of the bin are nearer, grey levels')
+    for ax in (spreads, widths):
+        ends = [min(*ax.get_xlim(), *ax.get_ylim()), max(*ax.get_xlim(), *ax.get_ylim())]
+        ax.plot(ends, ends, color=GRAY, linewidth=1, linestyle=':', zorder=0)
+        ax.set(xlim=ends, ylim=ends, aspect='equal')
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter='{x:g}', minor_locator=NullLocator())
+    if note := footnote(reports):
+        figure.supxlabel(note, fontsize=8.5, color=GRAY)
     left.axhline(1, color=GRAY, linewidth=1, linestyle=':', label='chance')
     left.plot([], [], color=GRAY, linewidth=1, linestyle=(0, (4, 2)), label='oracle: by the true error')
     left.set(title='Sparsification', xlabel='most uncertain pixels removed, %', xlim=(0, 100),
@@ -294,7 +382,7 @@ def uncertainty_figure(reports: Sequence[Report], out: str | Path, dpi: int = 15
                aspect='equal')
     middle.text(0.03, 0.97, 'above: θ too large', color=GRAY, fontsize=8, va='top')
     middle.text(0.97, 0.03, 'below: θ too small', color=GRAY, fontsize=8, ha='right')
-    for ax in (left, middle, right, last):
+    for ax in (left, middle, right, spreads, widths):
         ax.grid(color='#e6e6e6', linewidth=0.6)
         ax.set_axisbelow(True)
         ax.spines[['top', 'right']].set_visible(False)

@@ -28,7 +28,7 @@ from udl_basicsr.utils.yaml_files import load_yaml
 from .run_folder import goes_on_from, options_name
 from .states import trained_blocks
 
-_FUSED = ('Adam', 'AdamW', 'SGD', 'Adagrad')
+_FUSED = ('Adam', 'AdamW', 'SGD')
 _STEPS = 3
 _LONGEST = 20.  # seconds of a first step, beyond which no others are timed
 _WHOLE = 384  # side of a square about as large as an image of BSDS, where whole ones are trained on

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from udl_basicsr.data import uncertainty_cache
 from udl_basicsr.data.loader import ValidationImages, build_dataset, seed_all, train_batches
+from udl_basicsr.data.uncertainty_maps import fingerprint
 from udl_basicsr.metrics.facts import facts_for_scores, without_better
 from udl_basicsr.options.parse import Parsed
 from udl_basicsr.options.summary import describe_options
@@ -125,7 +126,7 @@ def _iterate(model, batches, sampler, val_loaders, opt, tb_logger, history, star
     model.asked_to_stop = lambda: interrupts.signal is not None
     for iteration, batch in enumerate(batches, start_iter + 1):
         data_timer.record()
-        broken += int(batch.pop('broken', torch.zeros(1)).sum())
+        broken += batch.pop('broken', 0)
         epoch, last = _epoch(iteration, sampler), iteration == total_iter
         # What a step draws (dropout, sampling losses) depends on its number, not on what came before: a resumed run
         # draws the same, and no random state needs to be saved.
@@ -133,9 +134,10 @@ def _iterate(model, batches, sampler, val_loaders, opt, tb_logger, history, star
         model.update_learning_rate(iteration, warmup_iter=warmup_iter)
         model.feed_data(batch)
         model.optimize_parameters(iteration)
+        logged = iteration % logger_opt['print_freq'] == 0 or last
+        losses = model.get_current_log() if logged else {}  # waits for a GPU, whose time is that of the steps
         iter_timer.record()
-        if iteration % logger_opt['print_freq'] == 0 or last:
-            losses = model.get_current_log()
+        if logged:
             message_logger({
                 'epoch': epoch,
                 'iter': iteration,
@@ -226,6 +228,7 @@ def _scores(model, opt: dict) -> Scores:
         scale=opt['scale'],
         network=opt['network_g']['type'],
         weights=_weights(model, opt['path']),
+        weights_hash=fingerprint(model.get_bare_model(model.net_g)),
         protocol=protocol_sentence(metrics, opt['scale'], rounded),
         measured=Measured(rounded, {name: without_better(m) for name, m in metrics.items()}),
         datasets={name: SetScores.of(images) for name, images in model.scores.items() if images and metrics},

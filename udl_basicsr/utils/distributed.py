@@ -56,7 +56,8 @@ def init_dist(launcher: str, backend: str | None = None, port: int | None = None
         on_gpu (bool): Whether GPUs are used where there are any.
 
     Raises:
-        LaunchError: The launcher's variables are missing or wrong, or the processes do not find one another.
+        LaunchError: The launcher's variables are missing or wrong, there are fewer GPUs than processes for nccl, or the
+            processes do not find one another.
     """
     import torch
     import torch.multiprocessing as mp
@@ -78,6 +79,11 @@ def init_dist(launcher: str, backend: str | None = None, port: int | None = None
         raise LaunchError('the environment variable MASTER_ADDR: expected the address of the first process, got '
                           f'{one_line(repr(address), 60)} ({first_line(error)}). torchrun and srun set it') from error
     gpus = gpu_count() if on_gpu else 0
+    here = launch_number('LOCAL_WORLD_SIZE', 1, default=1)  # torchrun's; under Slurm each may see GPUs of its own
+    if 0 < gpus < here and backend in (None, 'nccl'):
+        raise LaunchError(f'{here} processes on this machine, and {gpus} GPU(s): nccl needs one for each process. '
+                          f'Start --nproc_per_node={gpus}, or give dist_params: {{backend: gloo}} to share them, or '
+                          'num_gpu: 0')
     if gpus:
         torch.cuda.set_device(local_rank % gpus)
     elif backend in (None, 'nccl'):

@@ -3,6 +3,7 @@
 A run's scores are :class:`Scores`, and one plain object of a JSON file, so that any tool can make or read one::
 
     {'name': 'EDSR_UDL_x4', 'scale': 4, 'network': 'EDSR', 'weights': 'experiments/…/net_g_latest.pth',
+     'weights_hash': '5d41402abc4b2a76b9719d911017c592',
      'protocol': 'PSNR/SSIM on Y (ITU-R BT.601), border of 4 px cropped, SR rounded to 8 bits',
      'datasets': {'Set5': {'images': {'baby': {'psnr': 33.91, 'ssim': 0.8966}, …}, 'mean': {'psnr': …, 'ssim': …}}},
      'metrics': {'psnr': {'higher_is_better': True, 'decimals': 2, 'unit': 'dB'}, …},
@@ -14,8 +15,7 @@ it was kept lack it: there the usual names alone are known (:func:`udl_basicsr.u
 `measured` says how each metric was measured, and `protocol` says the same in words; of scores without `measured` the
 words are all that is known.
 
-A value that is infinite or NaN is written as null, a dash in tables, and so is the mean of its data set. Such a file is
-not read back: no table and no figure is made of what was not measured.
+A value that is infinite or NaN is null, a dash in tables, as is the mean of its data set. No such file is read back.
 """
 from __future__ import annotations
 
@@ -78,6 +78,8 @@ class Scores:
     scale: int
     network: str
     weights: str
+    weights_hash: str = ''
+    """:func:`udl_basicsr.data.uncertainty_maps.fingerprint` of the tested network; empty where it was not kept."""
     protocol: str
     """How the metrics were measured, in words."""
     measured: Measured | None = None
@@ -87,7 +89,7 @@ class Scores:
     """Those that say something of themselves."""
     versions: dict[str, str]
 
-    LEFT_OUT: ClassVar[tuple[str, ...]] = ('measured', )
+    LEFT_OUT: ClassVar[tuple[str, ...]] = ('measured', 'weights_hash')
     """Fields that a file does not have where they are as they are by default."""
 
     @classmethod
@@ -303,7 +305,6 @@ def _check_scores(scores: Any, source: str, finite: bool) -> None:
 
 # ---------------------------------------------------------------- tables
 
-
 def _with_mean(dataset: SetScores) -> list[tuple[str, Mapping]]:
     """The rows of a data set, the mean last, also where an image is called so."""
     return [*dataset.images.items(), ('mean', dataset.mean)]
@@ -356,7 +357,6 @@ def _csv(scores: Scores) -> str:
 
 
 # ---------------------------------------------------------------- files
-
 
 def write_scores(scores: Scores, folder: str | Path) -> list[Path]:
     """Writes scores.json, scores.csv (a row per image, and `mean` as the last row of a data set) and scores.md.

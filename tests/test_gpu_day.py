@@ -1,0 +1,116 @@
+"""scripts/gpu_day.sh: what it would run is there and is understood; however it ends, what there is is handed back."""
+import argparse
+import contextlib
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+import speed
+from udl_basicsr.experiments.plan import read_plan
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / 'scripts' / 'gpu_day.sh'
+pytestmark = pytest.mark.skipif(sys.platform == 'win32' or not shutil.which('timeout'), reason='for Linux')
+
+# In the place of Python: installs nothing, prepares no data, writes what the tests had done when they are interrupted.
+STUB = f"""#!/bin/bash
+echo "$*" >> "$(dirname "$0")/calls"
+case "$*" in
+    *machine.json*) [ "$CASE" != bare ] || exit 1; echo '{{"gpus": ["one"]}}' > "$2" ;;
+    '- '*) exec {sys.executable} "$@" ;;
+    *'pip install'*no_such*) exit 1 ;;
+    *'-m pytest'*) echo '<testsuites><testcase classname="a" name="b" time="1"/></testsuites>' > "${{@: -1}}" ;;
+    *prepare*) [ "$CASE" != data ] || exit 3 ;;
+esac
+"""
+
+
+def listed(*args: str) -> dict[str, tuple[int, list[str]]]:
+    """Name to seconds and words of each part."""
+    out = subprocess.run(['bash', SCRIPT, *args, '--list'], capture_output=True, text=True, check=True).stdout
+    parts = [line.split('\t') for line in out.splitlines()]
+    return {name: (int(seconds), command.split()) for name, seconds, command in parts}
+
+
+def parser_of(program: Path) -> argparse.ArgumentParser:
+    """That of a script or a command, from the moment at which it would read its arguments."""
+    spec = importlib.util.spec_from_file_location(f'day_{program.stem}', program)
+    module = importlib.util.module_from_spec(spec)
+    found = []
+
+    class _FoundError(BaseException):
+        pass
+
+    def parse_args(parser, *_):
+        found.append(parser)
+        raise _FoundError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(argparse.ArgumentParser, 'parse_args', parse_args)
+        spec.loader.exec_module(module)
+        with contextlib.suppress(_FoundError):
+            module.main()
+    return found[0]
+
+
+def test_every_part_can_be_run(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    parts = listed('15')
+    parsers = {'scripts/benchmark_speed.py': parser_of(ROOT / 'scripts/benchmark_speed.py'),
+               'udl_basicsr': parser_of(ROOT / 'udl_basicsr/cli/compare.py')}
+    networks, plans = set(), set()
+    for name, (seconds, words) in parts.items():
+        assert 10 <= seconds <= 15 * 60
+        if name in ('data', 'tests'):
+            continue
+        arguments = [word for word in words[1:] if word not in ('-m', 'compare')]
+        args = argparse.ArgumentParser.parse_args(parsers[arguments[0]], arguments[1:])
+        if name.startswith('speed'):
+            networks |= set(args.networks or ())
+        else:
+            plans.add(args.plan.name)
+            assert args.plan.is_file()
+    assert (ROOT / 'tests/gpu').is_dir()
+    assert {'tests/gpu', '--junitxml'} <= set(parts['tests'][1])
+    assert networks == set(speed.NETWORKS) - {'EDSR-S', 'tiny'}  # one part each, so that the next day goes on
+    assert plans == {'EDSR-S_gpu_x4.yml', *(p.name for p in (ROOT / 'options/papers').glob('[!_]*.yml'))}
+    order = list(parts)
+    assert order.index('hours_udl-6') < order.index('compare')
+    assert read_plan(ROOT / 'options/compare/EDSR-S_gpu_x4.yml', ROOT).runs
+
+
+@pytest.mark.parametrize(('case', 'status'), [('', 0), ('data', 1), ('bare', 1)])
+def test_what_there_is_is_handed_back_however_the_day_ends(tmp_path, case, status):
+    (tmp_path / 'scripts').mkdir()
+    (tmp_path / 'gpu_day/wheels').mkdir(parents=True)
+    shutil.copy(SCRIPT, tmp_path / 'scripts')
+    python = tmp_path / 'python'
+    python.write_text(STUB)
+    python.chmod(0o755)
+    (tmp_path / 'gpu_day/wheels/no_such.whl').touch()  # of another Python
+    (tmp_path / 'options/papers').mkdir(parents=True)
+    (tmp_path / 'options/papers/udl-1.yml').touch()
+    done = subprocess.run(['bash', tmp_path / 'scripts/gpu_day.sh', '5'], capture_output=True, text=True, check=False,
+                          env={**os.environ, 'PYTHON': str(python), 'CASE': case, 'OUT': str(tmp_path / 'out')})
+    assert done.returncode == status, done.stdout + done.stderr
+    with tarfile.open(tmp_path / 'out/results.tar.gz') as packed:
+        names = packed.getnames()
+        day = json.load(packed.extractfile('work/day.json'))
+    ended = {part['part']: part['status'] for part in day['parts']}
+    assert ended['install'] == 1
+    if case == 'bare':
+        assert 'work/install.log' in names
+        assert day['tests'].startswith('none')
+        return
+    assert day['tests']['passed'] == 1
+    assert (ended['data'], 'compare' in ended) == ((3, False) if case == 'data' else (0, True))
+    assert ended['speed_HAT'] == ended['hours_udl-1'] == 0  # which need no data
+    calls = (tmp_path / 'calls').read_text()
+    assert calls.index('EDSR ') > calls.index('HAT')
