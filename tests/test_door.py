@@ -83,7 +83,7 @@ def test_what_it_does_not_know(tmp_path):
 
 
 def test_every_command_is_listed_and_every_module_is_one():
-    helpers = {'__init__', 'main', 'comparing', 'drawing'}
+    helpers = {'__init__', 'main', 'comparing', 'drawing', 'restoring'}
     assert {path.stem for path in (ROOT / 'udl_basicsr/cli').glob('*.py')} - helpers == door.COMMANDS.keys()
 
 

@@ -2,6 +2,7 @@
 # ruff: noqa: F811 - fixtures that come from infer_runs
 import errno
 import struct
+import weakref
 import zlib
 
 import numpy as np
@@ -14,7 +15,8 @@ from torch import nn
 
 from udl_basicsr.archs import UncertaintyNet
 from udl_basicsr.deploy import infer as module
-from udl_basicsr.deploy.infer import Restorer, make_plan
+from udl_basicsr.deploy.infer import Restorer, load_restorer, make_plan
+from udl_basicsr.deploy.pictures import Pixels
 
 
 def test_a_broken_picture_does_not_stop_the_others(run, capsys):
@@ -38,15 +40,48 @@ def test_truncated_pictures_are_not_filled_with_black(run, bits):
     assert no_files(run.out)
 
 
-def test_too_little_memory_names_the_remedy(run, capsys):
+def test_what_does_not_fit_into_the_memory_is_restored_in_tiles(run, capsys, caplog):
+    paths = [run.picture('small.png', 10, 10), run.picture('large.png', 300, 310)]
+    run.nearest(fails_above=192**2)  # tiles of 128 with 32 on each side
+    assert run(*paths) == 0
+    assert [record.message for record in caplog.records] == [
+        f'its 310x300 pixels do not fit into the memory of the device (cpu){said}'
+        for said in (': they are restored in tiles of 256', ' in tiles of 256: they are restored in tiles of 128')]
+    for path in paths:
+        np.testing.assert_array_equal(pixels(run.out / path.name), twice(pixels(path)))
+
+
+def test_too_little_memory_for_any_tile_names_the_remedy(run, capsys):
     paths = [run.picture('small.png', 10, 10), run.picture('large.png', 40, 40)]
     run.nearest(fails_above=600)
     assert run(*paths) == 1
     assert (run.out / 'small.png').exists()
     assert 'large.png: its 40x40 pixels do not fit into the memory' in (said := capsys.readouterr().err)
-    assert '--tile' in said
+    assert 'even in tiles of 32: give a smaller --tile' in said
     assert run(*paths, '--tile', 8, '--overlap', 4) == 0
     np.testing.assert_array_equal(pixels(run.out / 'large.png'), twice(pixels(paths[1])))
+
+
+def test_memory_of_a_try_is_free_before_the_next(run, monkeypatch):
+    """While an error is handled its traceback holds the tensors of all functions that it passed."""
+    held, alive = [], []
+
+    def forward(self, network, lq):
+        alive.append([reference() is not None for reference in held])
+        taken = torch.zeros(5)
+        held.append(weakref.ref(taken))
+        if lq.shape[3] > 100:
+            raise RuntimeError('GET was unable to find an engine to execute this computation')
+        return lq.repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+    run.nearest()
+    restorer = load_restorer(run.models / 'net_g_latest.pth', device='cpu')
+    assert restorer.traits == (3, 2, 1)
+    monkeypatch.setattr(type(restorer), '_forward', forward)
+    picture = Pixels(noise(120, 120, 3))
+    np.testing.assert_array_equal(restorer.sr(picture, 8, lambda: None).colour, twice(picture.colour))
+    assert len(alive) > 4
+    assert not any(map(any, alive))
 
 
 def test_values_that_are_not_finite_are_no_picture(run, capsys):

@@ -7,6 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from basicsr.utils import get_root_logger
 from PIL import Image
 from torch import Tensor, nn
 
@@ -18,6 +19,7 @@ from udl_basicsr.functional import inference
 from udl_basicsr.functional.log_scale_maps import encode_log_scale
 from udl_basicsr.utils.checkpoints import EMA_FIRST, ParamKey
 from udl_basicsr.utils.kernels import exact_kernels
+from udl_basicsr.utils.memory import give_back, is_out_of_memory
 
 from .export import ExportError, build_loaded, find_options
 from .infer_plan import InferenceError, PictureJob
@@ -25,6 +27,7 @@ from .pictures import Pixels
 
 # A network that takes no size but multiples of something takes multiples of one of these.
 _MULTIPLES = (1, 2, 4, 8, 16, 32, 64, 3, 5, 6, 7, 9, 10, 12, 24, 48)
+_TILES = (256, 128, 64, 32)  # that are tried where an image does not fit into the memory
 _AMP: dict[str | None, torch.dtype] = {'bf16': torch.bfloat16, 'fp16': torch.float16}
 # ITU-R BT.601 from RGB in [0, 1]: Y in [16, 235]/255, as MATLAB's rgb2ycbcr and BasicSR's `color: y` have it.
 _YCBCR = np.array([[65.481, 128.553, 24.966], [-37.797, -74.203, 112.], [112., -93.786, -18.214]]) / 255
@@ -224,6 +227,27 @@ class Restorer:
         return torch.from_numpy(np.ascontiguousarray(rgb.transpose(2, 0, 1)[None], dtype=np.float32))
 
     def _whole(self, network: inference.Restore, image: Tensor, tick: Callable[[], None]) -> Tensor:
+        """Runs on a whole image; in tiles, ever smaller ones, where it does not fit into the memory."""
+        size, tile = 'x'.join(map(str, image.shape[:1:-1])), self.tile
+        while (out := self._in_tiles(network, image, tick, tile)) is None:
+            give_back(torch.device(self.device))
+            what = f'its {size} pixels do not fit into the memory of the device ({self.device})'
+            smaller = next((side for side in _TILES if side < (tile or max(image.shape[2:]))), None)
+            if smaller is None:
+                raise ImageError(f'{what}, even in tiles of {tile}: give a smaller --tile, or a smaller --overlap'
+                                 if tile else f'{what}: give --tile, smaller than they are')
+            get_root_logger().warning(f'{what}{f" in tiles of {tile}" if tile else ""}: they are restored in tiles of '
+                                      f'{smaller}')
+            tile = smaller
+        if not out.isfinite().all():
+            raise ImageError('the network made values that are not finite' +
+                             (f'; do without --amp {self.amp}' if self.amp else ': are these the right weights?'))
+        return out
+
+    def _in_tiles(self, network: inference.Restore, image: Tensor, tick: Callable[[], None], tile: int | None,
+                  ) -> Tensor | None:
+        """None where the memory does not suffice. What is left of the try can be freed once this has returned: an
+        error that is being handled holds, by its traceback, all that was there."""
         _, scale, multiple = self.traits
 
         def restored(lq: Tensor) -> Tensor:
@@ -234,25 +258,17 @@ class Restorer:
         run: inference.Restore = restored
         if multiple > 1:
             run = inference.padded(run, multiple, scale)
-        if self.tile:
-            run = inference.tiled(run, self.tile, self.overlap, scale)
+        if tile:
+            run = inference.tiled(run, tile, self.overlap, scale)
         if self.self_ensemble and not self.spread:
             run = inference.self_ensembled(run)
-        size = 'x'.join(map(str, image.shape[:1:-1]))
         try:
-            out = run(image)
+            return run(image)
         except Exception as error:
-            if _is_out_of_memory(error):
-                if self.device == 'cuda':
-                    torch.cuda.empty_cache()
-                remedy = f'give a --tile smaller than {self.tile}' if self.tile else 'give --tile 256, or less'
-                raise ImageError(f'its {size} pixels do not fit into the memory of the device ({self.device}): '
-                                 f'{remedy}') from error
-            raise ImageError(f'the network cannot restore its {size} pixels: {_first_line(error)}') from error
-        if not out.isfinite().all():
-            raise ImageError('the network made values that are not finite' +
-                             (f'; do without --amp {self.amp}' if self.amp else ': are these the right weights?'))
-        return out
+            if not is_out_of_memory(error):
+                size = 'x'.join(map(str, image.shape[:1:-1]))
+                raise ImageError(f'the network cannot restore its {size} pixels: {_first_line(error)}') from error
+        return None
 
     def _forward(self, network: inference.Restore, lq: Tensor) -> Tensor:
         device = torch.device(self.device)
@@ -357,10 +373,6 @@ def _rgb(colour: np.ndarray) -> np.ndarray:
 
 def _quantised(values: np.ndarray, bits: int) -> np.ndarray:
     return (values.clip(0, 1) * (2**bits - 1)).round().astype(np.uint8 if bits == 8 else np.uint16)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or 'allocate memory' in str(error)
 
 
 def _first_line(error: Exception) -> str:
