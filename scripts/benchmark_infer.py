@@ -25,11 +25,13 @@ import speed
 from speed.contenders import build_network
 from udl_basicsr.deploy.export import export_onnx
 from udl_basicsr.deploy.infer import carry_out, load_restorer, make_plan
+from udl_basicsr.functional.inference import tiled
 from udl_basicsr.utils import exits, processor
 from udl_basicsr.utils.files import write_text
 from udl_basicsr.utils.tables import text_table
 
-CONTENDERS = ('basicsr', 'ours', 'ours, tiles of 64', 'ours, tiles of 128', 'onnxruntime')
+CONTENDERS = ('basicsr', 'basicsr, tiles of 128', 'ours', 'ours, tiles of 64', 'ours, tiles of 128', 'ours, bf16',
+              'onnxruntime', 'onnxruntime, tiles of 128')
 
 
 @exits.command()
@@ -38,6 +40,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--pictures', type=Path, required=True, metavar='FOLDER')
     parser.add_argument('--count', type=int, default=5, help='of its pictures, the first; default 5')
     parser.add_argument('--rounds', type=int, default=3)
+    parser.add_argument('--only', nargs='+', choices=CONTENDERS, default=CONTENDERS, metavar='NAME',
+                        help=f'of {"; ".join(CONTENDERS)}; default: all. The others are compared with the first')
     parser.add_argument('--out', type=Path, metavar='FILE', help='JSON to write')
     args = parser.parse_args(argv)
     pictures = sorted(args.pictures.glob('*.png'))[:args.count]
@@ -45,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f'--pictures {args.pictures}: expected a folder with PNG files')
     with tempfile.TemporaryDirectory() as folder:
         prepare(Path(folder))
-        found = {name: [] for name in CONTENDERS}
+        found = {name: [] for name in args.only}
         for _ in range(args.rounds):
             for name, results in found.items():
                 results.append(_in_a_process(pictures, name, Path(folder)))
@@ -55,11 +59,11 @@ def main(argv: list[str] | None = None) -> int:
               'contenders': found}
     rows = []
     for name, results in found.items():
-        ratio = speed.figure(speed.ratios([r['seconds'] for r in found['basicsr']], [r['seconds'] for r in results]))
+        ratio = speed.figure(speed.ratios([r['seconds'] for r in found[args.only[0]]], [r['seconds'] for r in results]))
         memory = speed.figure([r['bytes'] / 2**20 for r in results])['median']
         rows.append([name, f"{len(pictures) / speed.figure([r['seconds'] for r in results])['median']:.2f}",
                      f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})", f'{memory:.0f}'])
-    print(text_table(['', 'pictures a second', 'times as fast as BasicSR', 'peak MiB'], rows))
+    print(text_table(['', 'pictures a second', f'times as fast as {args.only[0]}', 'peak MiB'], rows))
     if args.out:
         write_text(args.out, json.dumps(report, indent=1) + '\n')
     return 0
@@ -97,13 +101,14 @@ def _measured(pictures: list[Path], name: str, folder: Path) -> dict:
 
 
 def _contender(name: str, pictures: list[Path], folder: Path, out: Path) -> Callable[[], object]:
+    tile = int(name.rpartition(' ')[2]) if 'tiles' in name else None
     if name.startswith('ours'):
         processor.keep_freed_memory()  # as udl infer does
-        tile = int(name.rpartition(' ')[2]) if 'tiles' in name else None
-        restorer = load_restorer(folder / 'net_g.pth', opt=folder / 'net_g.yml', device='cpu', tile=tile)
+        restorer = load_restorer(folder / 'net_g.pth', opt=folder / 'net_g.yml', device='cpu', tile=tile,
+                                 amp='bf16' if 'bf16' in name else None)
         plan = make_plan(pictures, out)
         return lambda: carry_out(plan.jobs, restorer)
-    if name == 'onnxruntime':
+    if name.startswith('onnxruntime'):
         import onnxruntime
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
@@ -120,12 +125,19 @@ def _contender(name: str, pictures: list[Path], folder: Path, out: Path) -> Call
             with torch.no_grad():
                 return network(torch.from_numpy(image)).numpy()
 
+    def whole(image: np.ndarray) -> np.ndarray:
+        """In tiles with as much around each as `udl infer` has, where they are asked for."""
+        if tile is None:
+            return restore(image)
+        return tiled(lambda lq: torch.from_numpy(restore(lq.contiguous().numpy())), tile, 32, 4)(
+            torch.from_numpy(image)).numpy()
+
     def run() -> None:
         """As BasicSR's inference scripts: one picture after the other, read, restored whole and written."""
         for picture in pictures:
             image = cv2.imread(str(picture), cv2.IMREAD_COLOR).astype(np.float32) / 255
             image = np.ascontiguousarray(image[:, :, ::-1].transpose(2, 0, 1))[None]
-            sr = restore(image)[0].clip(0, 1)[::-1].transpose(1, 2, 0)
+            sr = whole(image)[0].clip(0, 1)[::-1].transpose(1, 2, 0)
             cv2.imwrite(str(out / picture.name), (sr * 255).round().astype(np.uint8))
     return run
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from basicsr.archs import build_network
 from basicsr.models import build_model
+from basicsr.utils.dist_util import get_dist_info
 from torch import Tensor
 
 from udl_basicsr.utils.checkpoints import save_atomic
@@ -168,9 +169,10 @@ class Trainer:
 
 
 def runtime(device: torch.device, scale: int, is_train: bool) -> dict:
-    """What BasicSR's and our options resolve to on one device."""
-    return {'is_train': is_train, 'dist': False, 'rank': 0, 'world_size': 1, 'scale': scale, 'manual_seed': 0,
-            'num_gpu': 1 if device.type == 'cuda' else 0, 'logger': {}}
+    """What BasicSR's and our options resolve to on one device, in this process where there are several."""
+    rank, world_size = get_dist_info()
+    return {'is_train': is_train, 'dist': world_size > 1, 'rank': rank, 'world_size': world_size, 'scale': scale,
+            'manual_seed': 0, 'num_gpu': 1 if device.type == 'cuda' else 0, 'logger': {}}
 
 
 def levers(device: torch.device, with_compile: bool) -> list[Settings]:

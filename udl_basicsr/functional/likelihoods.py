@@ -37,7 +37,7 @@ def beta_nll_terms(error: Tensor, log_scale: Tensor, beta: float = 0.5) -> tuple
 def generalised_gaussian_nll_terms(error: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
     """The two terms of the generalised Gaussian's: (e/alpha)^beta and ln(alpha/beta) + ln Gamma(1/beta).
 
-    Upadhyay et al., BayesCap, ECCV 2022 (arXiv 2207.06873): the power of e/alpha is as printed, where the released
+    Upadhyay et al., BayesCap, ECCV 2022 (arXiv 2207.06873): the power of e/alpha is their formula, where the released
     program multiplies by beta. With beta = 1 their sum is EU's.
 
     Args:

@@ -196,7 +196,7 @@ class BetaNLLLoss(LikelihoodLoss):
     The arguments that are not listed are those of :class:`LikelihoodLoss`.
 
     Args:
-        beta (float): In [0, 1]; 0 is EU, at 1 the image is trained as with L1. 0.5 as printed.
+        beta (float): In [0, 1]; 0 is EU, at 1 the image is trained as with L1. 0.5 is what its authors recommend.
 
     Raises:
         ValueError: ``beta`` outside of [0, 1]; and what LikelihoodLoss refuses.
@@ -237,7 +237,7 @@ class QuantileLoss(LikelihoodLoss):
     ``l_log_scale`` (upper). The arguments that are not listed are those of :class:`LikelihoodLoss`.
 
     Args:
-        level (float): Share of the truth between the quantiles, as the head has it; 0.9 as printed.
+        level (float): Share of the truth between the quantiles, as the head has it.
 
     Raises:
         ValueError: ``level`` that is no probability; and what LikelihoodLoss refuses.

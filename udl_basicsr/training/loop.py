@@ -228,7 +228,7 @@ def _scores(model, opt: dict) -> Scores:
         scale=opt['scale'],
         network=opt['network_g']['type'],
         weights=_weights(model, opt['path']),
-        weights_hash=fingerprint(model.get_bare_model(model.net_g)),
+        weights_hash=fingerprint(model.get_bare_model(model.net_g)) if hasattr(model, 'net_g') else '',
         protocol=protocol_sentence(metrics, opt['scale'], rounded),
         measured=Measured(rounded, {name: without_better(m) for name, m in metrics.items()}),
         datasets={name: SetScores.of(images) for name, images in model.scores.items() if images and metrics},
