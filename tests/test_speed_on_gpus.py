@@ -36,7 +36,21 @@ def test_the_clock_of_a_gpu_goes_by_its_events(monkeypatch):
 
     assert 0.019 < speed.Plan((), 1, 9, clock='gpu', steps=2).time({'a': contender}, 0)['a'][0] < 0.04
     speed.Plan((), 2, 9, clock='gpu').time({'a': lambda: None}, 0)
-    assert len({*made}) == 6  # each sample has its own, since torch tells the time between two in float32
+    assert len({*made}) == 8  # each sample has its own, since torch tells the time between two in float32
+
+
+@pytest.mark.parametrize(('seconds', 'together'), [(0.02, 5), (0.2, 2), (3., 1)])
+def test_long_steps_are_timed_alone(monkeypatch, seconds, together):
+    clock, calls = [0.], []
+
+    def step():
+        clock[0] += seconds
+        calls.append(1)
+
+    monkeypatch.setitem(speed.CLOCKS, 'gpu', speed.by(lambda: clock[0]))
+    samples = speed.Plan((), 1, 9, clock='gpu', steps=5).time({'a': step}, 0)['a']
+    assert samples == pytest.approx([seconds])
+    assert len(calls) == 2 + together  # one that is not timed, one that tells how long they are
 
 
 def test_on_a_gpu_each_network_has_the_batch_and_the_crop_that_are_printed():

@@ -9,6 +9,8 @@ import torch
 from .contenders import Case
 from .pairing import CLOCKS, paired
 
+_SAMPLE = 0.5  # seconds of steps that are timed together, at most
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -28,7 +30,7 @@ class Plan:
         workers (tuple): Loader processes, likewise.
         clock (str): What steps are timed by, one of ``CLOCKS``: the time on the wall, or that of this process on the
             processors, which others who compute on the same machine do not lengthen by much, or the GPU's.
-        steps (int): How many are timed together.
+        steps (int): How many are timed together, or as many as take half a second, where that is less.
     """
     cases: tuple[Case, ...]
     rounds: int
@@ -47,8 +49,12 @@ class Plan:
     def time(self, contenders: Mapping[str, Callable[[], object]], warmup: int, title: str = '', share: float = 1
              ) -> dict[str, list[float]]:
         """:func:`paired`, by this plan, in a ``share`` of its seconds."""
-        return paired(contenders, self.rounds, warmup, self.seconds * share, title, CLOCKS[self.clock],
-                      self.steps)
+        clock, steps = CLOCKS[self.clock], self.steps
+        if steps > 1:  # the host need not run ahead of steps that are long: HAT's would take minutes
+            first = next(iter(contenders.values()))
+            first()
+            steps = max(1, min(steps, int(_SAMPLE / max(clock(first), 1e-6))))
+        return paired(contenders, self.rounds, warmup, self.seconds * share, title, clock, steps)
 
 
 def make_plan(device: torch.device, quick: bool, networks: Sequence[str] | None = None,
