@@ -154,17 +154,23 @@ def test_backend_and_patience(four_gpus, monkeypatch, tmp_path, options, backend
     assert launch._dist_params(str(tmp_path / 'x.yml'), ['num_gpu=0'])['on_gpu'] is False
 
 
-@pytest.mark.parametrize(('backend', 'processes', 'refused'), [
-    (None, 5, True), ('nccl', 8, True), ('gloo', 5, False), (None, 4, False)])
-def test_more_processes_than_gpus_are_refused_before_they_meet(four_gpus, monkeypatch, backend, processes, refused):
+@pytest.mark.parametrize(('backend', 'gpus', 'processes', 'bound', 'refused'), [
+    (None, 4, 5, False, True), ('nccl', 4, 8, True, True), ('gloo', 4, 5, False, False), (None, 4, 4, False, False),
+    (None, 1, 4, False, True), (None, 1, 4, True, False)])  # the last: each process may see one of its own
+def test_more_processes_than_gpus_are_refused_before_they_meet(four_gpus, monkeypatch, backend, gpus, processes, bound,
+                                                               refused):
     met = []
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: gpus)
+    monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+    if bound:
+        monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '1')
     monkeypatch.setattr(torch.cuda, 'set_device', lambda n: None)
     monkeypatch.setattr(dist, 'init_process_group', lambda **kwargs: met.append(kwargs))
     for name, value in {'RANK': 1, 'LOCAL_RANK': 1, 'WORLD_SIZE': processes, 'LOCAL_WORLD_SIZE': processes,
                         'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': 29400}.items():
         monkeypatch.setenv(name, str(value))
     if refused:
-        with pytest.raises(distributed.LaunchError, match=rf'{processes} processes.*4 GPU.*--nproc_per_node=4'):
+        with pytest.raises(distributed.LaunchError, match=rf'{processes} processes.*{gpus} GPU.*--nproc_per_node={gpus}'):
             distributed.init_dist('pytorch', backend)
     else:
         distributed.init_dist('pytorch', backend)

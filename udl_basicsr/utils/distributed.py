@@ -80,7 +80,8 @@ def init_dist(launcher: str, backend: str | None = None, port: int | None = None
                           f'{one_line(repr(address), 60)} ({first_line(error)}). torchrun and srun set it') from error
     gpus = gpu_count() if on_gpu else 0
     here = launch_number('LOCAL_WORLD_SIZE', 1, default=1)  # torchrun's; under Slurm each may see GPUs of its own
-    if 0 < gpus < here and backend in (None, 'nccl'):
+    own = gpus == 1 and 'CUDA_VISIBLE_DEVICES' in os.environ  # what starts torchrun's processes may give each its own
+    if 0 < gpus < here and not own and backend in (None, 'nccl'):
         raise LaunchError(f'{here} processes on this machine, and {gpus} GPU(s): nccl needs one for each process. '
                           f'Start --nproc_per_node={gpus}, or give dist_params: {{backend: gloo}} to share them, or '
                           'num_gpu: 0')
