@@ -170,7 +170,7 @@ def test_more_processes_than_gpus_are_refused_before_they_meet(four_gpus, monkey
                         'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': 29400}.items():
         monkeypatch.setenv(name, str(value))
     if refused:
-        with pytest.raises(distributed.LaunchError, match=rf'{processes} processes.*{gpus} GPU.*--nproc_per_node={gpus}'):
+        with pytest.raises(distributed.LaunchError, match=rf'{processes} pro.*{gpus} GPU.*--nproc_per_node={gpus}'):
             distributed.init_dist('pytorch', backend)
     else:
         distributed.init_dist('pytorch', backend)
