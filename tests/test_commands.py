@@ -160,6 +160,7 @@ COMMANDS = {
     'benchmark_command': [['-opt', '{}']],
     'benchmark_infer': [['--pictures', '{}']],
     'benchmark_losses': [['{}']],
+    'benchmark_processes': [['--network', '{}']],
     'benchmark_speed': [['--out', 'o.json', '--quick', '--val', '{}', 'pictures']],
     'scores': [['{}'], ['scores', '--paper', 'EDSR', '--paper_file', '{}']],
     'chaos': [['--kills', '0', '--out', '{}/o.json']],
