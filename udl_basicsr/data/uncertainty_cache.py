@@ -34,6 +34,7 @@ from udl_basicsr.functional import inference
 from udl_basicsr.utils.checkpoints import CheckpointError, load_network
 from udl_basicsr.utils.files import write_atomically
 from udl_basicsr.utils.kernels import exact_kernels
+from udl_basicsr.utils.memory import is_out_of_memory
 from udl_basicsr.utils.settings import ValSettings, strict_load
 
 from .kinds import ImageDataset, PairedDataset
@@ -212,7 +213,9 @@ class UncertaintyCache:
                                              dynamic_ncols=True):
                     try:
                         log_scale = restore(lq[None].to(device))[0]
-                    except torch.OutOfMemoryError as error:
+                    except Exception as error:
+                        if not is_out_of_memory(error):
+                            raise
                         size = 'a smaller val.tile.size' if tile else 'val.tile: {size: 128, overlap: 32}'
                         raise CacheError(f'{name}: its pixels do not fit into the memory of {self.computed["device"]}: '
                                          f'give {size}') from error

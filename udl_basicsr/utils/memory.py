@@ -9,7 +9,7 @@ _SAYS = ('allocate memory', 'out of memory', 'alloc_failed', 'unable to find an 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error of torch, of a library below it or of Python says that the memory did not suffice."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+    if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
         return True
     text = str(error).lower()
     return isinstance(error, RuntimeError) and any(words in text for words in _SAYS)
