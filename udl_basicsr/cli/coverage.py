@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -80,8 +79,10 @@ def main(argv: list[str] | None = None) -> int:
         with tqdm(total=total, desc=name, unit='image', disable=None, file=sys.stderr) as bar:
             judgements.append(judge(name, restorer, calibrating, halved, args.alpha, args.delta, args.within,
                                     args.shifts, [file for member in members for file in member], bar.update))
-    protocol = _protocol(args, judgements)
-    for why in dict.fromkeys(why for judgement in judgements for why in judgement.training['unknown']):
+    training = {key: list(dict.fromkeys(line for judgement in judgements for line in judgement.training[key]))
+                for key in ('compared', 'unknown')}
+    protocol = _protocol(args, judgements[0], training)
+    for why in training['unknown']:
         print(f'Not compared with what was trained on: {why}', file=sys.stderr)
     files = write_coverage(judgements, protocol, args.alpha, args.out)
     print(format_coverage(judgements, protocol))
@@ -90,10 +91,10 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _protocol(args: argparse.Namespace, judgements: Sequence[Judgement]) -> str:
+def _protocol(args: argparse.Namespace, first: Judgement, training: dict[str, list[str]]) -> str:
     """How it was measured, but for the last full stop."""
     from udl_basicsr.reports.coverage import allowed
-    first, (low, high) = judgements[0], allowed(judgements[0], args.alpha)
+    low, high = allowed(first, args.alpha)
     sets = ' + '.join([*(Path(root).name for root in args.calibrate), f'half of {Path(args.halve).name}'])
     if args.delta is None:
         promise = f'Conformal risk control, α = {args.alpha:g}: theory puts the expected coverage between {low:.3f} ' \
@@ -104,12 +105,10 @@ def _protocol(args: argparse.Namespace, judgements: Sequence[Judgement]) -> str:
     how = ('Each network takes the mean over the 8 flips and turns' * args.self_ensemble
            + ', and how far they differ is a part of θ' * args.spread + '. ' * args.self_ensemble
            + f'Computed in {args.amp}. ' * bool(args.amp))
-    found = {key: list(dict.fromkeys(line for judgement in judgements for line in judgement.training[key]))
-             for key in ('compared', 'unknown')}
-    apart = f'. None of the images is in {some(found["compared"])}, on which networks were trained' \
-        if found['compared'] else ''
-    if found['unknown']:
-        apart += f'. Not compared with what was trained on: {some(found["unknown"])}'
+    apart = f'. None of the images is in {some(training["compared"])}, on which networks were trained' \
+        if training['compared'] else ''
+    if training['unknown']:
+        apart += f'. Not compared with what was trained on: {some(training["unknown"])}'
     return (f'{sets} calibrate ({" and ".join(map(str, first.calibrated_on))} images), the other half '
             f'judges, and exchanged: {len(first.images)} images judged once each. {promise}. {how}Mean over '
             'images of all their values in RGB, no border cropped, SR not rounded; grey levels; in brackets '
