@@ -168,6 +168,7 @@ COMMANDS = {
     'calibrate': [['{}', '--gt', 'pictures', '--lq', 'pictures'],
                   ['--weights', 'net.pth', '--uncertainty', 'net.pth', '--gt', '{}', '--lq', 'pictures']],
     'coverage': [['{}', '--calibrate', 'pictures', '--halve', 'pictures', '--out', 'o']],
+    'lpips_backbones': [['{}']],
     'ship_weights': [['{}']],
     'convert': [['{}', '--out', 'o.pth'], ['net.pth', '--out', 'o.pth', '--opt', '{}'],
                         ['net.pth', '--to', 'udl_two', '--in_u', '{}', '--out', 'o.pth']],

@@ -9,6 +9,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import yaml
 from test_records import ROOT
@@ -82,7 +84,7 @@ def run_here(plan: Path, *arguments: str) -> int:
     return importlib.import_module('udl_basicsr.cli.compare').main([str(plan), '--root', str(plan.parent), *arguments])
 
 
-def test_a_comparison_from_its_plan(plan, capsys):
+def test_a_comparison_from_its_plan(plan, pairs, capsys):
     file = plan()
     out = file.parent / 'results' / 'trial' / 'records'
     result = run(file)
@@ -123,6 +125,37 @@ def test_a_comparison_from_its_plan(plan, capsys):
     said = capsys.readouterr().err
     assert 'L1_x2_seed7.json: was made with train.pixel_opt.type: L1Loss, and the plan now says MSELoss' in said
     assert {p: p.stat().st_mtime_ns for p in out.iterdir()} == before
+
+    # A metric that comes later is measured with the networks that are there, and everything else stays.
+    tested = yaml.safe_load((file.parent / 'test.yml').read_text())
+    tested['val']['metrics']['rgb'] = {'type': 'calculate_psnr', 'crop_border': 2}
+    (file.parent / 'test.yml').write_text(yaml.safe_dump(tested))
+    networks = {p: p.stat().st_mtime_ns for p in (file.parent / 'experiments').rglob('*.pth')}
+    result = run(plan(), '--retest', '--methods', 'L1', 'UDL')
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert '2 runs, 2 to be tested again' in result.stdout
+    assert {p: p.stat().st_mtime_ns for p in (file.parent / 'experiments').rglob('*.pth')} == networks
+    again = record_files.read_record(out / 'L1_x2_seed7.json')
+    for name in ('seconds', 'stages', 'curve', 'costs', 'date', 'peak_memory', 'options', 'weights', 'weights_hash'):
+        assert getattr(again, name) == getattr(records['L1'], name), name
+    for image, scores in again.datasets['Set5'].images.items():
+        assert scores['psnr'] == records['L1'].datasets['Set5'].images[image]['psnr']
+        sr, = (file.parent / records['L1'].pictures / 'Set5').glob(f'{image}*.png')
+        error = (cv2.imread(str(sr)).astype(float) - cv2.imread(f'{pairs}/val/gt/{image}.png'))[2:-2, 2:-2]
+        assert scores['rgb'] == pytest.approx(10 * np.log10(255 ** 2 / np.square(error).mean()), abs=1e-9)
+    assert run_here(file, '--retest', '--methods', 'L1', 'UDL') == 0
+    assert '2 runs, 0 to be tested again' in capsys.readouterr().out
+    # The network of another run is no network of this one, and one that is gone cannot be tested.
+    place = file.parent / 'experiments/trial_twice_x2_seed7/models/net_g_latest.pth'
+    before = (out / 'twice_x2_seed7.json').read_bytes()
+    place.write_bytes((file.parent / 'experiments/trial_UDL_x2_seed7/models/net_g_latest.pth').read_bytes())
+    result = run(file, '--retest')
+    assert result.returncode == 1
+    assert 'is not the one of the record' in result.stdout
+    place.unlink()
+    assert run_here(file, '--retest') == 2
+    assert f'--retest: {place} is not there any more' in capsys.readouterr().err
+    assert (out / 'twice_x2_seed7.json').read_bytes() == before
 
 
 def test_a_comparison_that_was_stopped_goes_on_and_one_failure_stops_no_other(plan, pairs):

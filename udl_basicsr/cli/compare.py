@@ -37,10 +37,13 @@ def main(argv: list[str] | None = None) -> int:
                         help='where experiments/ and results/ are; default: here')
     parser.add_argument('--metrics', nargs='+', default=['psnr'], help='in the last table; default: psnr')
     parser.add_argument('--markdown', action='store_true', help='print the last table as Markdown')
-    parser.add_argument('--dry_run', action='store_true', help='say what is there, what is missing, which data it '
-                        'needs and how long it will take; train nothing')
-    parser.add_argument('--trial', action='store_true', help='see that all of it runs: every cell with few iterations '
-                        'on two photographs, in trials/<name>')
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument('--dry_run', action='store_true', help='say what is there, what is missing, which data it '
+                         'needs and how long it will take; train nothing')
+    instead.add_argument('--retest', action='store_true', help='test finished runs again whose records lack a metric '
+                         'that is measured now, such as LPIPS once its weights are there; train nothing')
+    instead.add_argument('--trial', action='store_true', help='see that all of it runs: every cell with few iterations '
+                         'on two photographs, in trials/<name>')
     args = parser.parse_args(argv)
     import udl_basicsr.register  # noqa: F401 - networks, losses and metrics by their names
     from udl_basicsr.cli.comparing import run

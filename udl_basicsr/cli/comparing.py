@@ -12,7 +12,7 @@ from udl_basicsr.experiments import runner, trial
 from udl_basicsr.experiments.overview import describe_runs, needed_data
 from udl_basicsr.experiments.plan import Plan, PlannedRun, read_plan, select
 from udl_basicsr.experiments.record_files import Record, read_records, record_file
-from udl_basicsr.experiments.records import made_with_other_options
+from udl_basicsr.experiments.records import lacking, made_with_other_options
 from udl_basicsr.experiments.statistics import format_summary
 from udl_basicsr.options.parse import OptionError
 from udl_basicsr.reports.paper_tables import paper_table
@@ -34,7 +34,10 @@ def run(args: argparse.Namespace) -> int:
     if differ and not args.dry_run:
         raise OptionError(differ.values())
     missing = [r for r in runs if not r.record(out).exists()]
-    print(f'{len(runs)} runs, {len(missing)} to be made; records in {out}', flush=True)
+    if args.retest:
+        missing = to_test_again([r for r in runs if r not in missing], out, root)
+    what = 'tested again' if args.retest else 'made'
+    print(f'{len(runs)} runs, {len(missing)} to be {what}; records in {out}', flush=True)
     if args.dry_run:
         whole = {run.name for run in runs if all(Path(path).exists() for _, path, _ in needed_data([run]))}
         runner.check([run for run in runs if run.name in whole], args.root, plan.file)
@@ -52,6 +55,16 @@ def run(args: argparse.Namespace) -> int:
     if differ:
         raise OptionError(differ.values())
     return 0
+
+
+def to_test_again(runs: list[PlannedRun], out: Path, root: Path) -> list[PlannedRun]:
+    """The runs whose records lack a metric that is measured now."""
+    runs = [run for run in runs if lacking(run, out)]
+    gone = [f'--retest: {file} is not there any more, and without the network {run.shown} cannot be tested again'
+            for run in runs if not (file := run.stages[-1].weights(root, 'g')).exists()]
+    if gone:
+        raise OptionError(gone)
+    return runs
 
 
 def records_folder(root: Path, name: str) -> Path:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
@@ -20,12 +21,12 @@ from udl_basicsr.data.loader import TrainBatches, build_dataset
 from udl_basicsr.options.parse import OptionError, load_yaml
 from udl_basicsr.training.history import read_history
 from udl_basicsr.utils.json_files import read_json
-from udl_basicsr.utils.scores import HISTORY_FIELDS, read_scores
+from udl_basicsr.utils.scores import HISTORY_FIELDS, Scores, ScoresError, read_scores
 from udl_basicsr.utils.settings import LoaderSettings, RunSettings
 
 from .costs import iteration_operations, measure_image
 from .plan import PlannedRun, Stage
-from .record_files import Curve, PeakMemory, Record, Series, TrainedStage
+from .record_files import Curve, PeakMemory, Record, Series, TrainedStage, read_record
 
 
 def make_record(run: PlannedRun, root: Path, seconds: float, step: float | None = None,
@@ -65,6 +66,32 @@ def make_record(run: PlannedRun, root: Path, seconds: float, step: float | None 
         commit=_commit(), curve=_curve(run.stages, histories),
         pictures=str(visualization) if has_pictures else None,
     )
+
+
+def lacking(run: PlannedRun, out: Path) -> list[str]:
+    """The metrics that a run's test measures now and that its record does not have."""
+    record = read_record(run.record(out))
+    return [metric for metric in run.test_flat['val']['metrics']
+            if not all(metric in dataset.mean for dataset in record.datasets.values())]
+
+
+def retested(record: Record, scores: Scores) -> Record:
+    """A record with the scores of a further test of its network; what it says of the training stays.
+
+    Raises:
+        ScoresError: The network that was tested is not that of the record.
+    """
+    if record.weights_hash and scores.weights_hash != record.weights_hash:
+        raise ScoresError(f'{record.name}: the network that was tested now, {scores.weights}, is not the one of the '
+                          'record: their weights differ. The record stays as it was')
+    for name, before in record.datasets.items():
+        for metric, value in before.mean.items():
+            again = scores.datasets[name].mean.get(metric) if name in scores.datasets else None
+            if value is None or again is None or abs(again - value) > 1e-3 * max(1., abs(value)):
+                raise ScoresError(f'{record.name}: {metric} on {name} was {value} and is {again} now. The record stays '
+                                  'as it was')
+    return replace(record, **{one.name: getattr(scores, one.name) for one in fields(Scores)
+                              if one.name not in ('name', 'scale', 'weights')})
 
 
 def peak_memory() -> PeakMemory | None:

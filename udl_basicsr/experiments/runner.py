@@ -16,12 +16,13 @@ from udl_basicsr.training import launch, loop, stages
 from udl_basicsr.training.history import read_history
 from udl_basicsr.utils.children import end_with_parent
 from udl_basicsr.utils.files import write_text
+from udl_basicsr.utils.scores import read_scores
 from udl_basicsr.utils.yaml_files import dump_flat
 
 from .costs import is_deterministic, iteration_operations
 from .plan import PlannedRun, Stage
-from .record_files import write_record
-from .records import make_record, peak_memory
+from .record_files import read_record, write_record
+from .records import make_record, peak_memory, retested
 
 
 def check(runs: Iterable[PlannedRun], root: Path, file: str, data: bool = True) -> None:
@@ -95,7 +96,7 @@ def write_options(runs: Iterable[PlannedRun]) -> None:
 # ---------------------------------------------------------------- one run, in a process of its own
 
 def make(run: PlannedRun, out: Path, root: Path, log: Path, gpu: str | None, first_only: bool = False) -> None:
-    """Trains, tests and records one run; ends the process with its exit status.
+    """Trains, tests and records one run, or tests it again where it has a record; ends with the exit status of that.
 
     Args:
         gpu: Which one it sees, as ``CUDA_VISIBLE_DEVICES`` names it; None leaves that as it is.
@@ -117,7 +118,9 @@ def make(run: PlannedRun, out: Path, root: Path, log: Path, gpu: str | None, fir
             step, memory = 1000 * (time.time() - began) / stage.iterations if whole else None, peak_memory()
     if not first_only:
         _command(['test.py', '-opt', str(run.test_file)], lambda parsed, _: loop.test(parsed), False, root)
-        write_record(make_record(run, root, time.time() - started, step, memory), out)
+        before = run.record(out)
+        write_record(retested(read_record(before), read_scores(root / 'results' / run.name)) if before.exists() else
+                     make_record(run, root, time.time() - started, step, memory), out)
     sys.exit(0)
 
 
@@ -140,7 +143,9 @@ class Event:
 
 def make_all(runs: list[PlannedRun], out: Path, root: Path, gpus: list[str | None],
              ) -> Generator[Event, None, None]:
-    """Makes the records that are missing, one run on each of ``gpus`` (see :func:`gpu_names`; None is the CPU).
+    """Makes the records of runs, one run on each of ``gpus`` (see :func:`gpu_names`; None is the CPU).
+
+    Those that have a record are tested again, and not trained.
 
     Every run has a process of its own, so that one that fails takes no other with it. When this generator is closed,
     the runs in progress save their state and end; they go on the next time.
@@ -151,7 +156,7 @@ def make_all(runs: list[PlannedRun], out: Path, root: Path, gpus: list[str | Non
     context = multiprocessing.get_context('spawn') if sys.platform == 'win32' else \
         multiprocessing.get_context('forkserver')
     context.set_forkserver_preload([__name__])
-    waiting = [run for run in runs if not run.record(out).exists()]
+    waiting = list(runs)
     free, busy, spent = list(gpus), {}, dict.fromkeys((run.name for run in waiting), 0.)
     try:
         while waiting or busy:
