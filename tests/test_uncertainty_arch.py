@@ -86,7 +86,7 @@ def test_log_scale_never_computes_the_tail():
 
 @pytest.mark.parametrize('kept', [False, True])
 def test_features_that_the_network_writes_over_are_read_as_they_were(kept):
-    """A tap at a ReLU in place: s in training is that of the convolution before it, as it is where s is wanted alone."""
+    """A tap at a ReLU in place: s is that of the convolution before it, in training and where it is wanted alone."""
     net = UncertaintyNet({'type': 'VDSR', 'num_feat': 8, 'num_conv': 3, 'upscale': 2}, tap='body.1')
     net = net.keep_hook() if kept else net
     lq = torch.rand(2, 3, 7, 9)
