@@ -323,6 +323,47 @@ def test_images_that_training_has_seen(run, capsys):
     assert 'is not here as a folder' in check_apart([], [weights])['unknown'][0]
 
 
+def test_a_training_list_may_name_folders(run):
+    """As BasicSR takes it: names are joined to dataroot_gt, and two that differ in their ending are two images."""
+    train, meta = run.root / 'data' / 'T', run.root / 'meta.txt'
+    for number, name in enumerate(('one/0.png', 'one/1.png', 'two/1.png', 'two/1.bmp')):
+        (train / name).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(train / name), photograph(70 + number, 24, 28))
+    run.trained_on(train, meta_info_file=str(meta))
+    pairs, weights = find_pairs([run.kept / 'GT'], [run.kept / 'LQ']), [run.models / 'net_g_latest.pth']
+    meta.write_text('one/0.png (24,28,3)\ntwo/1.png (24,28,3)\ntwo/1.bmp (24,28,3)\n')
+    assert check_apart(pairs, weights) == {'compared': [str(train)], 'unknown': []}
+    for name, seen in (('one/0.png', True), ('one/1.png', False), ('two/1.png', True), ('two/1.bmp', True)):
+        cv2.imwrite(str(run.kept / 'GT' / '3.png'), cv2.imread(str(train / name)))
+        if seen:
+            with pytest.raises(KeptApartError, match='1 of the images are in'):
+                check_apart(pairs, weights)
+        else:
+            assert check_apart(pairs, weights)['compared'] == [str(train)]
+    meta.unlink()  # any of them may have been trained on
+    with pytest.raises(KeptApartError, match='1 of the images are in'):
+        check_apart(pairs, weights)
+    meta.write_text('three/0.png (24,28,3)\n')
+    assert 'holds none of its images any more' in check_apart(pairs, weights)['unknown'][0]
+
+
+def test_crops_of_one_image_are_that_image(run):
+    """Kept apart or trained on, and also where the image itself is called like a crop."""
+    train = run.root / 'data' / 'T' / 'GTmod2'
+    train.mkdir(parents=True)
+    cv2.imwrite(str(train / 'big_s001.png'), photograph(80, 24, 24))
+    run.trained_on(train)
+    weights = [run.models / 'net_g_latest.pth']
+    for trained, kept in (('big', 'big'), ('big_s001', 'big'), ('big_s001', 'big_s009')):
+        for folder, name in ((train.parent, trained), (run.kept, kept)):
+            (folder / 'prepare.json').write_text(json.dumps({'images': {f'{name}.png': {'sha256': 'same'}}}))
+        for kind in ('GT', 'LQ'):
+            first = next(p for p in (run.kept / kind).iterdir() if p.stem in ('2', 'big_s009'))
+            first.rename(run.kept / kind / 'big_s009.png')
+        with pytest.raises(KeptApartError, match='1 of the images are in'):
+            check_apart(find_pairs([run.kept / 'GT'], [run.kept / 'LQ']), weights)
+
+
 def test_images_that_an_earlier_training_has_seen(run):
     """A head post hoc on a network that was refined: what each of them began with is asked, whatever the circle."""
     folders = {name: run.root / 'data' / name for name in ('first', 'second', 'third')}
@@ -367,6 +408,10 @@ def test_pairs_that_are_none(run):
     assert 'holds no image' in problem(lq=run.root / 'empty')
     (run.kept / 'LQ' / '4.png').rename(run.kept / 'LQ' / '4x2.png')
     assert len(find_pairs([run.kept / 'GT'], [run.kept / 'LQ'])) == 6
+    other = run.kept / 'GT' / '4.bmp'
+    cv2.imwrite(str(other), photograph(40, 36, 28))
+    assert '4.bmp and 4.png: one would take the place of the other' in problem()
+    other.unlink()
     (run.kept / 'LQ' / '5.png').unlink()
     assert 'has no partner of 5' in problem()
     (run.kept / 'GT' / '5.png').write_bytes((run.kept / 'GT' / '4.png').read_bytes())
