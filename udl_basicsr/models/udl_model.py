@@ -7,6 +7,7 @@ from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor
 
 from udl_basicsr.archs import UncertaintyNet
+from udl_basicsr.functional.distributions import LaplaceDistribution
 from udl_basicsr.functional.losses import floor_share
 from udl_basicsr.utils.checkpoints import EMA_FIRST, CheckpointError
 from udl_basicsr.utils.kernels import exact_kernels
@@ -116,7 +117,10 @@ class UDLModel(StepModel):
         losses = self.losses(self.output, own, **{**given, 'target': gt, 'lq': lq, gives: uncertainty})
         uncertainty = uncertainty.detach().float()
         figures = {self.stage.figure: uncertainty.mean()}
-        return losses, {**figures, 's_floor': floor_share(uncertainty)} if gives == 'log_scale' else figures
+        if gives == 'log_scale':
+            kind = net_u.distribution if net_u is not None else LaplaceDistribution()
+            figures['s_floor'] = floor_share(uncertainty, kind.floor)
+        return losses, figures
 
     @exact_kernels()
     def log_scale(self, lq: Tensor) -> Tensor | None:

@@ -194,11 +194,11 @@ class ValidatedModel(SRModel):
         return folder / dataset / f'{image}_{suffix}.png'
 
     def _finish(self, image: str, output: Tensor, gt: Tensor | None, log_scale: np.ndarray | None,
-                path: Path | None) -> tuple[str, dict | str | None]:
+                path: Path | None) -> tuple[str, dict | str]:
         """Saves and measures one image; in a thread of its own, so it must not touch what the next image changes.
 
         Returns:
-            tuple: The image, and its scores, or what of it is not finite, or None where there is no GT.
+            tuple: The image, and its scores, or what of it is not finite.
         """
         if not output.isfinite().all():
             return image, 'output'
@@ -209,11 +209,15 @@ class ValidatedModel(SRModel):
             sr = 255 * _image(output, np.float32)
         if log_scale is not None and not np.isfinite(log_scale).all():
             return image, 'uncertainty'
-        return image, None if gt is None else self._measure(sr, _image(gt), log_scale)
+        return image, self._measure(sr, None if gt is None else _image(gt), log_scale)
 
-    def _measure(self, sr: np.ndarray, gt: np.ndarray, log_scale: np.ndarray | None) -> dict:
-        """Every metric of ``val.metrics`` on one image; s (C, H, W) goes to those with a parameter ``log_scale``."""
-        pair, values, fidelity = {'img': sr, 'img2': gt}, {}, Fidelity(sr, gt)
+    def _measure(self, sr: np.ndarray, gt: np.ndarray | None, log_scale: np.ndarray | None) -> dict:
+        """Every metric of ``val.metrics`` on one image; s (C, H, W) goes to those with a parameter ``log_scale``.
+
+        Of a data set without GT, those that need none.
+        """
+        pair, values = {'img': sr} if gt is None else {'img': sr, 'img2': gt}, {}
+        fidelity = (lambda block: None) if gt is None else Fidelity(sr, gt)
         for name, block in self.val.metrics.items():
             data = pair
             if 'device' in _arguments(block) and 'device' not in block:

@@ -84,6 +84,9 @@ class TrainingChecker(NetworkChecker):
         elif reduction == 'sum' and accumulate != 1:
             self.report.add(f'{where}.reduction', 'expected mean, got sum: with train.accumulate it would depend on '
                             'the number of parts')
+        elif accumulate != 1 and (over := [o for o in ('min_over', 'mean_over') if block.get(o) == 'batch']):
+            self.report.add(f'{where}.{over[0]}', 'expected image, got batch: with train.accumulate it would be over a '
+                            'part of the batch')
         elif key != 'tlw_opt':
             scale = self.opt['scale'] if isinstance(self.opt.get('scale'), int) else 1
             side = self.patch(scale) if self.opt.get('scale') else 48
@@ -130,6 +133,9 @@ class TrainingChecker(NetworkChecker):
             add('network_u', f'not used in stage {stage}; remove it, or change stage')
         if needs_u and not has_u:
             add('network_u', f'missing; stage {stage} needs it, such as {{type: UncertaintyNet}}')
+        backbone = self.opt['network_u'].get('backbone') if has_u else None
+        if row.trains == 'u' and backbone not in (None, self.opt.get('network_g')):
+            add('network_u.backbone', f'is not network_g, in whose place stage {stage} would train it; remove it')
         self.check_cache(stage)
         self.check_head(train, wanted)
         self.check_detach(stage, train, losses - {wanted})
