@@ -8,11 +8,11 @@ import pytest
 import torch
 from basicsr.archs.edsr_arch import EDSR
 from basicsr.utils import img2tensor
+from calibration_runs import CalibrationRun
 from conftest import status_of
 from infer_runs import SMALL, Run, pixels
 from PIL import Image
 from scipy import integrate, special, stats
-from test_calibrate import CalibrationRun
 
 from udl_basicsr.archs import UncertaintyNet
 from udl_basicsr.archs.ensemble_arch import EnsembleNet
