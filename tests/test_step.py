@@ -12,9 +12,11 @@ from basicsr.models import build_model
 from basicsr.models.sr_model import SRModel
 from conftest import FOLLOWS_HOOKS, assert_same_weights, batch
 
+from udl_basicsr.deploy.restorer import Restorer
 from udl_basicsr.functional import inference
 from udl_basicsr.functional.log_scale_maps import decode_log_scale, encode_log_scale
 from udl_basicsr.options.parse import OptionError
+from udl_basicsr.utils import processor
 from udl_basicsr.utils.checkpoints import CheckpointError
 
 
@@ -106,6 +108,18 @@ def test_mixed_precision_steps(project, amp, stage):
             assert mixed.get_current_log()[name] == pytest.approx(value, rel=0.05, abs=0.02)
     assert mixed.scaler.is_enabled() == (amp == 'fp16')
     assert bool(mixed.scaler.state_dict()) == (amp == 'fp16')
+
+
+@pytest.mark.parametrize(('flags', 'amp', 'said'), [
+    ({'avx2'}, 'bf16', True), ({'avx2'}, 'fp16', False), ({'avx2'}, None, False),
+    ({'avx512_bf16'}, 'bf16', False), (set(), 'bf16', False)])  # where the system does not tell, nobody knows
+def test_bf16_that_is_emulated_is_said(project, monkeypatch, caplog, flags, amp, said):
+    monkeypatch.setattr(processor, 'features', lambda: frozenset(flags))
+    network = project.model('plain', f'train:amp={amp or "~"}').net_g
+    assert ('has no bfloat16 in hardware' in caplog.text) == said
+    caplog.clear()
+    Restorer(network, amp=amp)
+    assert ('has no bfloat16 in hardware' in caplog.text) == said
 
 
 def test_channels_last_changes_nothing_but_rounding(project):

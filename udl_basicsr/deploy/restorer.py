@@ -19,6 +19,7 @@ from udl_basicsr.functional.log_scale_maps import encode_log_scale
 from udl_basicsr.utils.checkpoints import EMA_FIRST, ParamKey
 from udl_basicsr.utils.kernels import exact_kernels
 from udl_basicsr.utils.memory import give_back, is_out_of_memory
+from udl_basicsr.utils.processor import warn_where_emulated
 
 from .export import ExportError, build_loaded, find_options
 from .infer_plan import InferenceError, PictureJob
@@ -79,6 +80,7 @@ class Restorer:
     """The last picture of an ensemble, and its maps: one run serves all that is asked of it."""
 
     def __post_init__(self) -> None:
+        warn_where_emulated(self.amp, torch.device(self.device))
         for network in (self.network, self.uncertainty):
             if network is not None:
                 network.to(self.device).eval().requires_grad_(False)

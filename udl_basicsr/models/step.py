@@ -23,6 +23,7 @@ from udl_basicsr.archs import UncertaintyNet
 from udl_basicsr.functional.weight_gradient import FastWeightGradients
 from udl_basicsr.losses.base import inputs_of
 from udl_basicsr.utils.checkpoints import EMA_FIRST, ParamKey, load_network
+from udl_basicsr.utils.processor import warn_where_emulated
 from udl_basicsr.utils.settings import RunSettings, TrainSettings, strict_load
 
 from .guard import StepGuard, clip_grad_norm, leaves_out_by_itself, starts_from_anything
@@ -56,6 +57,7 @@ class StepModel(SavedModel):
         BaseModel.__init__(self, deepcopy(opt))
         self.settings = TrainSettings.of(self.opt.get('train'))
         self.amp_dtype = _AMP_DTYPES.get(self.settings.amp or '')
+        warn_where_emulated(self.settings.amp, self.device)
         self.memory_format = torch.channels_last if self.settings.channels_last else torch.contiguous_format
         self.scores = {}
         self.inputs, self.entries = set(), {}
