@@ -132,6 +132,10 @@ class UDLModel(StepModel):
         self.net_u.train(was_training)
         return log_scale
 
+    @property
+    def density(self) -> str:
+        return super().density if self.net_u is None else self.net_u.distribution.name
+
     @staticmethod
     def trained_blocks(opt: dict) -> dict[str, tuple[dict, dict]]:
         label, block = 'g', opt['network_g']

@@ -24,6 +24,8 @@ from tqdm import tqdm
 from udl_basicsr.archs.traits import size_multiple
 from udl_basicsr.data.images import BrokenImageError
 from udl_basicsr.functional import inference
+from udl_basicsr.functional.densities import DENSITIES, not_decided
+from udl_basicsr.functional.distributions import LaplaceDistribution
 from udl_basicsr.functional.log_scale_maps import encode_log_scale
 from udl_basicsr.metrics.facts import block_facts, without_better
 from udl_basicsr.metrics.fidelity import Fidelity
@@ -57,6 +59,11 @@ class ValidatedModel(SRModel):
     def log_scale(self, lq: Tensor) -> Tensor | None:
         """s of one image for pictures and metrics, or None where the model has no uncertainty."""
         return None
+
+    @property
+    def density(self) -> str:
+        """The distribution that s is of, for metrics with a parameter of this name."""
+        return LaplaceDistribution.name
 
     def save_networks(self, iteration: int | str) -> None:
         """Saves the networks under a number or a name."""
@@ -224,6 +231,10 @@ class ValidatedModel(SRModel):
                 data = {**data, 'device': str(next(self.net_g.parameters(), self).device)}  # cuda:1, in any thread
             if not self.val.rounded and 'rounding' in _arguments(block) and 'rounding' not in block:
                 data = {**data, 'rounding': 0.}
+            if 'density' in _arguments(block) and 'density' not in block:
+                if self.density not in DENSITIES:
+                    raise ValueError(f'val.metrics.{name}: {not_decided(block["type"], self.density)}')
+                data = {**data, 'density': self.density}
             if _wants_log_scale(block):
                 if log_scale is None:
                     raise ValueError(f'val.metrics.{name}: {block["type"]} measures an uncertainty, and this model has '

@@ -6,6 +6,7 @@ from basicsr.data.paired_image_dataset import PairedImageDataset
 from torch import nn
 
 from udl_basicsr.data.uncertainty_cache import AUTO
+from udl_basicsr.functional.distributions import LaplaceDistribution
 from udl_basicsr.losses import TLWLoss
 from udl_basicsr.losses.base import inputs_of
 from udl_basicsr.losses.perceptual import NETS, smallest_image
@@ -163,6 +164,14 @@ class TrainingChecker(NetworkChecker):
                 self.report.add(f'network_u.{key}', f'{describe(network_u[key])} contradicts {where}: {detach}, which '
                                 'decides what is trained; remove it')
 
+    def head_says(self) -> str:
+        """The distribution of what the head puts out, by its block."""
+        network_u = self.opt.get('network_u')
+        head = (network_u.get('head') or {}) if isinstance(network_u, dict) else {}
+        cls = lookup('network', head.get('type', 'UDLHead')) if isinstance(head, dict) else None
+        named = inspect.signature(cls).parameters.get('distribution') if cls else None
+        return str(head.get('distribution', named.default)) if named else LaplaceDistribution.name
+
     def check_head(self, train: dict, wanted: str | None) -> None:
         """That the loss of the stage trains what the head puts out."""
         block, network_u = train.get(wanted), self.opt.get('network_u')
@@ -173,9 +182,7 @@ class TrainingChecker(NetworkChecker):
         head = (network_u.get('head') or {}) if isinstance(network_u, dict) else None
         if trained is None or not isinstance(head, dict):
             return
-        cls = lookup('network', head.get('type', 'UDLHead'))
-        named = inspect.signature(cls).parameters.get('distribution') if cls else None
-        says = head.get('distribution', named.default) if named else 'laplace'
+        cls, says = lookup('network', head.get('type', 'UDLHead')), self.head_says()
         if says != trained:
             self.report.add(f'train.{wanted}.type', f'{target.__name__} trains a head of distribution {trained}, and '
                             f'network_u.head is of {says}: set its distribution: {trained}')
