@@ -183,8 +183,9 @@ def test_two_runs_of_one_name_are_refused(write, tmp_path):
 
 
 @pytest.mark.parametrize(('arguments', 'message'), [
-    (['--jobs', '0'], 'expected an integer ≥ 1'), (['--jobs', '-1'], 'expected an integer ≥ 1'),
-    (['--jobs', 'two'], 'expected an integer ≥ 1')])
+    (['--jobs', '0'], 'expected a whole number from 1 to 1024'),
+    (['--jobs', '-1'], 'expected a whole number from 1 to 1024'),
+    (['--jobs', 'two'], 'expected a whole number from 1 to 1024')])
 def test_no_jobs_are_refused(write, script, capsys, arguments, message):
     with pytest.raises(SystemExit) as stop:
         script.main([str(write()), *arguments])

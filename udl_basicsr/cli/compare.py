@@ -11,13 +11,12 @@ at a time on each GPU, or on the CPU.
 """
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 from udl_basicsr.training.arguments import option_file
 from udl_basicsr.utils import exits
-from udl_basicsr.utils.command_line import CommandParser
+from udl_basicsr.utils.command_line import CommandParser, whole
 
 
 @exits.command('Run the same command again; it goes on where it stopped.')
@@ -28,9 +27,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--only', nargs='+', default=[], metavar='WORD', help='only the runs of these networks, scales '
                         '(x4), methods and seeds (seed0)')
     parser.add_argument('--methods', nargs='+', help='only these')
-    parser.add_argument('--seeds', nargs='+', type=int, help='these instead of the seeds of the plan')
-    parser.add_argument('--jobs', type=_count, default=1, help='runs at a time on each GPU, or on the CPU, each best '
-                        'with OMP_NUM_THREADS=1; default 1')
+    parser.add_argument('--seeds', nargs='+', type=whole(0, 2**32 - 1), help='these instead of the seeds of the plan')
+    parser.add_argument('--jobs', type=whole(1, 1024), default=1, help='runs at a time on each GPU, or on the CPU, '
+                        'each best with OMP_NUM_THREADS=1; default 1')
     parser.add_argument('--out', type=Path, help='folder of the records; default docs/results/<name> where '
                         'there is such a folder, else results/<name>/records')
     parser.add_argument('--root', type=Path, default=Path.cwd(),
@@ -51,9 +50,3 @@ def main(argv: list[str] | None = None) -> int:
     except (OptionError, ScoresError) as error:
         print(error, file=sys.stderr)
         return 2
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f'expected an integer ≥ 1, got {text!r}')
-    return int(text)

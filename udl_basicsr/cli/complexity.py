@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from udl_basicsr.training.arguments import option_file
 from udl_basicsr.utils import exits
-from udl_basicsr.utils.command_line import CommandParser
+from udl_basicsr.utils.command_line import CommandParser, whole
 
 
 @exits.command()
@@ -16,12 +16,10 @@ def main(argv: list[str] | None = None) -> int:
                                      'operations of one HR image, as the papers do.')
     parser.add_argument('files', nargs='+', type=option_file, metavar='FILE', help='option files with network_g and '
                         'scale, or udl:NAME')
-    parser.add_argument('--size', nargs=2, type=int, default=(720, 1280), metavar=('HEIGHT', 'WIDTH'),
+    parser.add_argument('--size', nargs=2, type=whole(8), default=(720, 1280), metavar=('HEIGHT', 'WIDTH'),
                         help='of the HR image; default 720 1280')
     parser.add_argument('--run_time', action='store_true', help='measure the time too, in float32 on this machine')
     args = parser.parse_args(argv)
-    if min(args.size) < 8:
-        parser.error(f'--size: expected at least 8 pixels a side, got {args.size[0]} {args.size[1]}')
     import udl_basicsr.register  # noqa: F401 - networks by their names
     from udl_basicsr.experiments.complexity import count_macs, run_time
     from udl_basicsr.experiments.printed import format_amount
