@@ -34,13 +34,16 @@ def main(argv: list[str] | None = None) -> int:
                         'there is such a folder, else results/<name>/records')
     parser.add_argument('--root', type=Path, default=Path.cwd(),
                         help='where experiments/ and results/ are; default: here')
-    parser.add_argument('--metrics', nargs='+', default=['psnr'], help='in the last table; default: psnr')
+    parser.add_argument('--metrics', nargs='+', help='in the last table, where it is no table of a paper; default: '
+                        'psnr')
     parser.add_argument('--markdown', action='store_true', help='print the last table as Markdown')
     parser.add_argument('--dry_run', action='store_true', help='say what is there, what is missing, which data it '
                         'needs and how long it will take; train nothing')
     parser.add_argument('--trial', action='store_true', help='see that all of it runs: every cell with few iterations '
                         'on two photographs, in trials/<name>')
     args = parser.parse_args(argv)
+    if args.trial and (unused := [name for name in ('dry_run', 'out', 'metrics', 'markdown') if getattr(args, name)]):
+        parser.error(f'--trial tries all cells in trials/<name> and shows how they ended; it takes no --{unused[0]}')
     import udl_basicsr.register  # noqa: F401 - networks, losses and metrics by their names
     from udl_basicsr.cli.comparing import run
     from udl_basicsr.options.parse import OptionError
