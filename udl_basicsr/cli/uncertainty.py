@@ -43,6 +43,8 @@ def main(argv: list[str] | None = None) -> int:
     names = [Path(folder).resolve().name for folder in args.results]
     if len(set(names)) < len(names):
         parser.error(f'two results folders have the same name: {", ".join(names)}')
+    if Path(args.out).exists() and not Path(args.out).is_dir():
+        parser.error(f'--out {args.out}: is a file, expected a folder')
     if not 0 < args.share <= 1:
         parser.error(f'--share: expected 0 < x ≤ 1, got {args.share}')
     if not 0 < args.alpha < 1:
@@ -63,6 +65,9 @@ def main(argv: list[str] | None = None) -> int:
             fit = list(read_images(folder, fitted_on, fitted_gt, args.crop_border, args.share)) if args.calibrate \
                 else pairs
             factor = recalibration_factor(*(np.concatenate(part) for part in zip(*fit, strict=True)))
+            if not factor > 0:
+                raise ReportError(f'{folder}: all SR images of {fitted_on} are equal to the GT: without errors nothing '
+                                  'can be said of their uncertainty')
             reports.append(make_report(name, pairs, factor, args.alpha, head_of(folder)))
         files = write_reports(reports, protocol, args.out)
     except (ReportError, OSError) as error:
