@@ -264,6 +264,8 @@ def test_nothing_is_ignored(run, capsys):
         assert told in capsys.readouterr().err
     assert not run.out.exists()
     assert not run.file.exists()
+    assert run.calibrate('--overwrite', '--out', run.root) == 2
+    assert f'--out {run.root}: is a folder, expected a file' in capsys.readouterr().err
 
 
 def test_a_mask_of_every_pixel_says_so(run, capsys):
@@ -367,6 +369,8 @@ def test_pairs_that_are_none(run):
     assert 'holds no image' in problem(lq=run.root / 'empty')
     (run.kept / 'LQ' / '4.png').rename(run.kept / 'LQ' / '4x2.png')
     assert len(find_pairs([run.kept / 'GT'], [run.kept / 'LQ'])) == 6
+    with pytest.raises(KeptApartError, match=r'is the same image as .*, and would count twice'):
+        find_pairs([run.kept / 'GT'] * 2, [run.kept / 'LQ'] * 2)
     (run.kept / 'LQ' / '5.png').unlink()
     assert 'has no partner of 5' in problem()
     (run.kept / 'GT' / '5.png').write_bytes((run.kept / 'GT' / '4.png').read_bytes())

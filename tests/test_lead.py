@@ -80,6 +80,9 @@ def test_gains_by_texture(tmp_path):
     assert numbers['mean gain'] == pytest.approx(1.4 / 6)
     assert (numbers['ahead'], numbers['of'], numbers['seeds']) == (5, 6, 2)
     assert where.texture_figure(found, ('L1', 'UDL'), 'toys', tmp_path / 'texture.png').stat().st_size > 0
+    more = [record('UDL', 0, {'another': 20., **{n: base[n] + gain[n] for n in names}})]  # an image that L1 lacks
+    again = where.gains_by_texture(records[:2] + more, 'UDL', 'toys', tmp_path, scale=2)
+    assert (again.images, again.gains) == (found.images, pytest.approx(found.gains))
     with pytest.raises(ScoresError, match='0 seeds'):
         where.gains_by_texture(records[:3], 'GRAM', 'toys', tmp_path, scale=2)
 
