@@ -51,7 +51,7 @@ setup(
         'matplotlib>=3.8',
         'numpy>=1.26',
         'opencv-python>=4.9',
-        'pillow>=10.0',
+        'pillow>=10.1',  # which says that it has turned a TIFF
         'pyyaml>=6.0',
         'safetensors>=0.8',
         'scipy>=1.11',

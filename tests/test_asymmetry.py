@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 from basicsr.utils import img2tensor
+from calibration_runs import CalibrationRun
 from conftest import status_of
 from infer_runs import SMALL
 from scipy import stats
 from scipy.special import gamma
-from test_calibrate import CalibrationRun, deep
+from test_calibrate import deep
 
 from udl_basicsr.archs import UncertaintyNet
 from udl_basicsr.cli import coverage

@@ -1,4 +1,5 @@
 """udl calibrate and the intervals of udl infer: by hand from the networks, from the command to the pictures."""
+# ruff: noqa: F811 - a fixture that comes from calibration_runs
 import json
 
 import cv2
@@ -7,73 +8,15 @@ import pytest
 import torch
 import yaml
 from basicsr.archs.edsr_arch import EDSR
-from basicsr.utils import img2tensor
+from calibration_runs import HEAD, run  # noqa: F401
 from conftest import photograph, status_of
-from infer_runs import SMALL, Run
+from infer_runs import SMALL
 from PIL import Image
 
 from udl_basicsr.archs import UncertaintyNet
-from udl_basicsr.cli import calibrate as command
 from udl_basicsr.deploy.calibration import CalibrationError, file_beside, networks_of, read_calibration
 from udl_basicsr.deploy.infer import load_restorer
-from udl_basicsr.deploy.kept_apart import KeptApartError, check_apart, find_pairs
 from udl_basicsr.utils.shipped_weights import locate_weights
-
-HEAD = {'type': 'UDLHead', 'num_feat': 8}
-
-
-class CalibrationRun(Run):
-    """``experiments/x`` with both networks, and ``kept/{GT,LQ}`` of six pairs."""
-
-    def __init__(self, root):
-        super().__init__(root)
-        self.options_u = self.add_uncertainty()
-        with torch.no_grad():  # θ of some ten grey levels
-            self.net_u.head.conv3.weight.mul_(0.05)
-            self.net_u.head.conv3.bias.fill_(3)
-        torch.save({'params': self.net_u.state_dict()}, self.models / 'net_u_latest.pth')
-        self.kept = root / 'kept'
-        for kind in ('GT', 'LQ'):
-            (self.kept / kind).mkdir(parents=True)
-        for number in range(6):
-            gt = photograph(number, 20 + 4 * number, 28)
-            cv2.imwrite(str(self.kept / 'GT' / f'{number}.png'), gt)
-            cv2.imwrite(str(self.kept / 'LQ' / f'{number}.png'), cv2.resize(
-                gt, (14, gt.shape[0] // 2), interpolation=cv2.INTER_AREA))
-        self.file = file_beside(self.models / 'net_u_latest.pth')
-
-    def constant(self, log_scale: float) -> None:
-        """Puts a head in the place of the usual one that says the same of every pixel."""
-        network_g, head = {'type': 'EDSR', **SMALL}, {'type': 'ConstantHead'}
-        self.net_u = UncertaintyNet(network_g, head).eval()
-        with torch.no_grad():
-            self.net_u.head.log_scale.fill_(log_scale)
-        torch.save({'params': self.net_u.state_dict()}, self.models / 'net_u_latest.pth')
-        self.options(network_g, {'type': 'UncertaintyNet', 'head': head})
-
-    def calibrate(self, *arguments, alpha=0.25) -> int:
-        return status_of(command.main, [str(a) for a in (
-            self.models.parent, '--gt', self.kept / 'GT', '--lq', self.kept / 'LQ', '--alpha', alpha, '--device', 'cpu',
-            *arguments)])
-
-    def trained_on(self, folder, **more) -> None:
-        file = self.models.parent / 'x.yml'
-        file.write_text(yaml.safe_dump({**yaml.safe_load(file.read_text()), 'datasets': {'train': {
-            'dataroot_gt': str(folder), **more}}}))
-
-    def by_hand(self, number: int, alpha: float):
-        """f (not rounded), x and half the Laplace interval of 1 − α, (H, W, 3) RGB in grey levels."""
-        lq = img2tensor(cv2.imread(str(self.kept / 'LQ' / f'{number}.png')).astype(np.float32) / 255)[None]
-        with torch.no_grad():
-            f, (_, s) = self.network(lq), self.net_u(lq)
-        f, s = (a[0].permute(1, 2, 0).numpy().astype(np.float64) for a in (f, s))
-        x = cv2.imread(str(self.kept / 'GT' / f'{number}.png'))[..., ::-1].astype(np.float64)
-        return 255 * f.clip(0, 1), x, -np.log(alpha) * np.exp(s)
-
-
-@pytest.fixture
-def run(tmp_path):
-    return CalibrationRun(tmp_path)
 
 
 def deep(path) -> np.ndarray:
@@ -295,87 +238,6 @@ def test_results_of_another_calibration_are_not_mixed(run, capsys):
     capsys.readouterr()
     assert run(run.kept / 'LQ' / '2.png', *run.options_u, '--intervals') == 2
     assert '--intervals: alpha 0.25' in capsys.readouterr().err
-
-
-def test_images_that_training_has_seen(run, capsys):
-    """By their pixels, whatever the file; by the file that crops were made from; and not by chance."""
-    train = run.root / 'data' / 'T' / 'GTmod2'
-    train.mkdir(parents=True)
-    cv2.imwrite(str(train / 'other.png'), photograph(50, 24, 28))
-    run.trained_on(train)
-    assert run.calibrate() == 0
-    assert read_calibration(run.file).training == {'compared': [str(train)], 'unknown': []}
-    cv2.imwrite(str(train / 'copy.bmp'), cv2.imread(str(run.kept / 'GT' / '3.png')))
-    assert run.calibrate('--overwrite') == 2
-    assert 'kept/GT/3' in (err := capsys.readouterr().err) or 'kept/3' in err or '/3:' in err
-    assert 'give images that were kept apart' in err
-    (run.root / 'meta.txt').write_text('other.png (24,28,3)\n')
-    run.trained_on(train, meta_info_file=str(run.root / 'meta.txt'))
-    assert run.calibrate('--overwrite') == 0
-    # crops: nothing of the pixels is the same
-    (train / 'copy.bmp').unlink()
-    run.trained_on(train)
-    cv2.imwrite(str(train / 'big_s001.png'), photograph(51, 24, 24))
-    for folder, name in ((train.parent, 'big'), (run.kept, '2')):
-        (folder / 'prepare.json').write_text(json.dumps({'images': {f'{name}.png': {'sha256': 'same'}}}))
-    weights = run.models / 'net_g_latest.pth'
-    with pytest.raises(KeptApartError, match='1 of the images are in'):
-        check_apart(find_pairs([run.kept / 'GT'], [run.kept / 'LQ']), [weights])
-    run.trained_on(run.root / 'gone')
-    assert 'is not here as a folder' in check_apart([], [weights])['unknown'][0]
-
-
-def test_images_that_an_earlier_training_has_seen(run):
-    """A head post hoc on a network that was refined: what each of them began with is asked, whatever the circle."""
-    folders = {name: run.root / 'data' / name for name in ('first', 'second', 'third')}
-    for number, folder in enumerate(folders.values()):
-        folder.mkdir(parents=True)
-        cv2.imwrite(str(folder / 'a.png'), photograph(60 + number, 24, 28))
-
-    def trained(name, on, **path) -> str:
-        models = run.root / 'experiments' / name / 'models'
-        models.mkdir(parents=True, exist_ok=True)
-        (models.parent / f'{name}.yml').write_text(yaml.safe_dump(
-            {'datasets': {'train': {'dataroot_gt': str(on)}} if on else {}, 'path': path}))
-        (models / 'net_g_latest.pth').touch()
-        return f'experiments/{name}/models/net_g_latest.pth'
-
-    pairs = find_pairs([run.kept / 'GT'], [run.kept / 'LQ'])
-    head = trained('head', folders['third'], pretrain_network_g=trained('refined', folders['second'], **{
-        'pretrain_network_g': 'experiments/origin/models/net_g_latest.pth', 'pretrain_network_u': None}))
-    trained('origin', folders['first'], pretrain_network_g=head)  # a circle
-    found = check_apart(pairs, [run.root / head])
-    assert found == {'compared': [str(folders[name]) for name in ('third', 'second', 'first')], 'unknown': []}
-
-    cv2.imwrite(str(folders['first'] / 'copy.bmp'), cv2.imread(str(run.kept / 'GT' / '3.png')))
-    with pytest.raises(KeptApartError, match=r'data/first, on which .*experiments/origin/models/net_g_latest\.pth was'):
-        check_apart(pairs, [run.root / head])
-    trained('origin', None)
-    trained('refined', folders['second'], pretrain_network_g='experiments/origin/models/net_g_latest.pth',
-            pretrain_network_u='weights/of_somebody.pth')
-    unknown = check_apart(pairs, [run.root / head])['unknown']
-    assert [line.partition(':')[0] for line in unknown] == [
-        str(run.root / 'experiments/origin/models/net_g_latest.pth'), str(run.root / 'weights/of_somebody.pth')]
-    assert all('no option file beside it says what it was trained on' in line for line in unknown)
-
-
-def test_pairs_that_are_none(run):
-    def problem(gt=run.kept / 'GT', lq=run.kept / 'LQ'):
-        with pytest.raises(KeptApartError) as error:
-            find_pairs([gt], [lq])
-        return str(error.value)
-    assert 'no such folder' in problem(gt=run.root / 'no')
-    (run.root / 'empty').mkdir()
-    assert 'holds no image' in problem(lq=run.root / 'empty')
-    (run.kept / 'LQ' / '4.png').rename(run.kept / 'LQ' / '4x2.png')
-    assert len(find_pairs([run.kept / 'GT'], [run.kept / 'LQ'])) == 6
-    with pytest.raises(KeptApartError, match=r'is the same image as .*, and would count twice'):
-        find_pairs([run.kept / 'GT'] * 2, [run.kept / 'LQ'] * 2)
-    (run.kept / 'LQ' / '5.png').unlink()
-    assert 'has no partner of 5' in problem()
-    (run.kept / 'GT' / '5.png').write_bytes((run.kept / 'GT' / '4.png').read_bytes())
-    cv2.imwrite(str(run.kept / 'LQ' / '5.png'), photograph(4, 18, 14))
-    assert 'is the same image as' in problem()
 
 
 def test_a_gt_of_another_size_is_named(run, capsys):

@@ -1,6 +1,6 @@
 """Checkpoints: what is refused, with which words, and that nothing is lost or run."""
 import contextlib
-import importlib
+import importlib.util
 import json
 import os
 import pickle
@@ -116,6 +116,18 @@ def test_a_save_that_fails_keeps_what_was_there(tmp_path):
 
 
 @pytest.mark.skipif(not os.path.exists('/dev/full'), reason='needs /dev/full')
+def test_processes_of_equal_number_do_not_write_into_one_another(tmp_path):
+    """Containers on one disk number their processes alike; the module, loaded anew, is another one's."""
+    spec = importlib.util.find_spec('udl_basicsr.utils.files')
+    writers = [importlib.util.module_from_spec(spec) for _ in range(2)]
+    names = [tmp_path / name for name in ('a.npy', 'b.npy')]
+    with contextlib.ExitStack() as stack:
+        for writer, name in zip(writers, names, strict=True):
+            spec.loader.exec_module(writer)
+            stack.enter_context(writer.written_aside(name)).write_text(name.stem)
+    assert [name.read_text() for name in names] == ['a', 'b']
+
+
 def test_a_full_disk_is_an_error(tmp_path, monkeypatch):
     full = open('/dev/full', 'wb')  # noqa: SIM115 - closed by save_atomic
     monkeypatch.setattr('udl_basicsr.utils.checkpoints.open', lambda *_: full, raising=False)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from basicsr.utils import img2tensor
+from calibration_runs import CalibrationRun
 from conftest import photograph, status_of
-from test_calibrate import CalibrationRun
 
 from udl_basicsr import functional as F
 from udl_basicsr.cli import coverage as command

@@ -8,6 +8,7 @@ from scipy import integrate, stats
 
 from udl_basicsr.archs import UncertaintyNet
 from udl_basicsr.functional.distributions import DISTRIBUTIONS, QuantileDistribution
+from udl_basicsr.functional.losses import scale_log_scale
 
 LOG_SCALES = (-0.9, 0., 1.7)
 SHAPES = (-0.95, 0., 0.6, 8.)  # beta 1.4, 1, 0.77, 0.54
@@ -47,6 +48,26 @@ def test_quantiles_are_what_was_trained_and_widen_as_a_laplace_density():
     factor = laplace.interval(0.95)[1] / laplace.interval(0.8)[1]
     assert [value.item() for value in kind.interval(raw, 0.95)] == pytest.approx([2.5 * factor, 5 * factor])
     assert kind.scale(raw).item() == pytest.approx(3.75 / laplace.interval(0.8)[1])
+
+
+@pytest.mark.parametrize(('name', 'least'), [  # E|x - f| in grey levels where ELU has come to -1
+    ('laplace', math.exp(-1)), ('gaussian', math.exp(-1) * stats.halfnorm.mean()),
+    ('generalised_gaussian', math.exp(-1)), ('quantile', 1 / 8)])
+def test_the_floor_of_s_is_what_a_head_that_ends_in_elu_cannot_go_below(name, least):
+    kind = DISTRIBUTIONS[name]()
+    raw = torch.nn.functional.elu(torch.full((1, kind.maps, 2, 2), -50.))
+    assert kind.floor == pytest.approx(kind.log_scale(raw).min().item(), abs=1e-6)
+    assert kind.floor == pytest.approx(math.log(least), abs=0.1)
+
+
+def test_one_empty_interval_leaves_the_weights_of_udl_what_they_were():
+    """s - min s of quantiles: of all but one pixel the weight must still tell hard ones from easy ones."""
+    kind, raw = QuantileDistribution(), torch.rand(1, 6, 8, 8, dtype=torch.float64) * 8
+    raw[..., 0, 0] = -1.
+    weight = scale_log_scale(kind.log_scale(raw))[..., 1:]
+    theta = (1 + raw.unflatten(1, (2, 3)).mean(1)) / math.log(10)
+    torch.testing.assert_close(weight, (theta.log() + 2)[..., 1:])
+    assert weight.max() / weight.min() > 1.5
 
 
 @pytest.mark.parametrize('level', [0., 1., -1., math.nan])

@@ -8,16 +8,18 @@ import pytest
 import torch
 from basicsr.archs.edsr_arch import EDSR
 from basicsr.utils import img2tensor
+from calibration_runs import CalibrationRun
 from conftest import status_of
 from infer_runs import SMALL, Run, pixels
 from PIL import Image
 from scipy import integrate, special, stats
-from test_calibrate import CalibrationRun
 
 from udl_basicsr.archs import UncertaintyNet
 from udl_basicsr.archs.ensemble_arch import EnsembleNet
 from udl_basicsr.cli import coverage
 from udl_basicsr.deploy.calibration import read_calibration
+from udl_basicsr.deploy.pictures import Pixels
+from udl_basicsr.deploy.restorer import Restorer
 from udl_basicsr.functional.ensembles import mean_and_variance, total_log_scale
 from udl_basicsr.functional.inference import self_ensembled
 from udl_basicsr.functional.log_scale_maps import decode_log_scale
@@ -99,6 +101,34 @@ def test_an_ensemble_answers_as_its_members_do():
 @pytest.fixture
 def run(tmp_path):
     return Run(tmp_path)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('options', [{}, {'tile': 8, 'overlap': 12}, {'self_ensemble': True}])
+def test_one_run_of_each_network_serves_all_that_is_asked_of_a_picture(options):
+    members, counts = nets(2), [0, 0]
+    ensemble = EnsembleNet([member.mean_network for member in members], members)
+    restorer = Restorer(ensemble, ensemble, **options)
+    for number, member in enumerate(members):  # a run that ends at the tap is none of the whole network
+        member.mean_network.register_forward_hook(lambda *_, i=number: counts.__setitem__(i, counts[i] + 1))
+    picture, ticks = Pixels(np.random.default_rng(0).integers(0, 256, (12, 14, 3), dtype=np.uint8)), []
+    prediction = restorer.prediction(picture, 0.9, lambda: ticks.append(1))
+    spread, s = (f(picture, lambda: ticks.append(1)) for f in (restorer.disagreement, restorer.log_scale))
+    sr = restorer.sr(picture, 8, lambda: ticks.append(1))
+    runs = {'tile': 4, 'self_ensemble': 8}.get(next(iter(options), ''), 1)
+    assert counts == [runs, runs]
+    assert len(ticks) == runs
+
+    def one_by_one(function):  # each map by itself
+        lq = torch.from_numpy(picture.colour.transpose(2, 0, 1).copy())[None] / 255
+        return (self_ensembled(function) if 'self_ensemble' in options else function)(lq)[0].permute(1, 2, 0).numpy()
+
+    for found, expected in ((prediction.planes, one_by_one(ensemble)), (spread, one_by_one(ensemble.spread)),
+                            (prediction.log_scale, one_by_one(ensemble.log_scale)),
+                            (prediction.above, one_by_one(lambda lq: ensemble.interval(lq, 0.9)[1]))):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    assert (sr.colour == (255 * one_by_one(ensemble).clip(0, 1)).round()).mean() > 0.99
+    assert np.abs(decode_log_scale(s.colour[..., 0]) - prediction.log_scale.mean(2).clip(-2, 6)).max() < 1e-4
 
 
 def add_other(run) -> tuple[UncertaintyNet, Path]:

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from calibration_runs import HEAD, CalibrationRun
 from conftest import status_of
 from html_pages import SIZE, data_of, script, write_comparison
 from infer_runs import SMALL
 from PIL import Image
-from test_calibrate import HEAD, CalibrationRun
 
 from udl_basicsr.deploy.pictures import Pixels, encode_picture
 from udl_basicsr.reports import html_bounds

@@ -8,7 +8,16 @@ import torch
 from basicsr.losses import build_loss
 
 from udl_basicsr.functional import losses as F
-from udl_basicsr.losses import ESULoss, EULoss, GaussianNLLLoss, GRAMLoss, UDLLoss, WeightMapLoss
+from udl_basicsr.losses import (
+    ESULoss,
+    EULoss,
+    GaussianNLLLoss,
+    GeneralisedGaussianLoss,
+    GRAMLoss,
+    QuantileLoss,
+    UDLLoss,
+    WeightMapLoss,
+)
 
 SHAPE = (2, 3, 4, 5)
 
@@ -242,19 +251,51 @@ def test_bad_arguments_are_named(make, named):
         make()
 
 
-def test_floor_is_noticed_once_with_its_cause(caplog):
+@pytest.fixture
+def warned(caplog):
+    """The warnings of what is called."""
+    def of(call, *args):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, 'basicsr'):
+            logging.getLogger('basicsr').addHandler(caplog.handler)
+            call(*args)
+            logging.getLogger('basicsr').removeHandler(caplog.handler)
+        return {record.getMessage() for record in caplog.records}
+    return of
+
+
+def test_floor_is_noticed_once_with_its_cause(warned):
     pred, target, _ = maps(10)
     on_floor = torch.full(SHAPE, -0.999)
     loss = EULoss(img_range=1.)
-    with caplog.at_level(logging.WARNING, 'basicsr'):
-        logging.getLogger('basicsr').addHandler(caplog.handler)
+
+    def several():
         for _ in range(8):
             loss(pred, target, on_floor)
         EULoss()(pred, target, torch.zeros(SHAPE))
-        logging.getLogger('basicsr').removeHandler(caplog.handler)
-    messages = {record.getMessage() for record in caplog.records}
-    assert len(messages) == 1
-    assert 'img_range=1' in messages.pop()
+
+    (message, ) = warned(several)
+    assert 'img_range=1' in message
+
+
+@pytest.mark.parametrize(('loss', 'count', 'floor'), [
+    (GaussianNLLLoss(img_range=1.), 1, '-1.23'), (GRAMLoss(norm='l2', img_range=1.), 1, '-1.23'),
+    (GeneralisedGaussianLoss(img_range=1.), 2, '-1'), (QuantileLoss(img_range=1., level=0.5), 2, '-2')])
+def test_the_floor_of_any_head_is_noticed(warned, loss, count, floor):
+    pred, target, _ = maps(10)
+    (message, ) = warned(loss, pred, target, torch.full((SHAPE[0], count * SHAPE[1], *SHAPE[2:]), -0.999))
+    assert f'(s = {floor})' in message
+    assert 'img_range=1' in message
+    assert not warned(type(loss)(), pred, target, torch.zeros(SHAPE[0], count * SHAPE[1], *SHAPE[2:]))
+
+
+def test_udl_knows_the_floor_by_its_weights(warned):
+    """Of a Gaussian head s = ln(sigma) - 0.23: below -1 it still tells pixels apart, until all are the same."""
+    pred, target, _ = maps(10)
+    varied = torch.linspace(-1.2, -1., pred.numel()).view(SHAPE)
+    assert not warned(UDLLoss(), pred, target, varied)
+    (message, ) = warned(UDLLoss(), pred, target, torch.full(SHAPE, -1.2258))
+    assert 'the weights are constant there' in message
 
 
 def test_the_floor_trap_itself():

@@ -272,6 +272,74 @@ def test_validation_scores_the_network_of_stage_1(project, monkeypatch, save_img
     assert means['spearman'] == pytest.approx(np.mean([v['spearman'] for v in expected.values()]), rel=1e-4)
 
 
+def by_a_gaussian(e, sigma):
+    """With SciPy's density of the sigma that the head puts out."""
+    normal = scipy.stats.norm(scale=sigma)
+    half, step = scipy.stats.norm.ppf(0.9) * sigma, 0.5
+
+    def share(half):  # of an error that is known to half a grey level
+        return np.mean((np.minimum(e + step, half) - np.maximum(e - step, -half)).clip(min=0))
+
+    order = np.argsort(sigma.ravel(), kind='stable')
+    bins = [(np.sqrt(np.mean(s**2)), np.sqrt(np.mean(r**2))) for s, r in (
+        (sigma.ravel()[part], e.ravel()[part]) for part in np.array_split(order, 10))]
+    levels = np.arange(1, 50) / 50
+    return {
+        'log_likelihood': normal.logpdf(e).mean(),
+        'gaussian': scipy.stats.norm.logpdf(e, scale=1.5 * sigma).mean(),
+        'pll': scipy.stats.norm.logpdf(e / 255, scale=sigma / 255).mean(),
+        'calibration': np.mean([abs(share(scipy.stats.norm.ppf((1 + p) / 2) * sigma) - p) for p in levels]),
+        'ence': np.mean([abs(rmse - s) / s for s, rmse in bins]),
+        'picp': share(half),
+        'width': 2 * half.mean(),
+        'interval_score': np.mean(2 * half + 10 * (e - half).clip(min=0)),
+    }
+
+
+def crps_of_a_gaussian(e, sigma):
+    return np.mean([scipy.integrate.quad(lambda t, r=r, s=s: (scipy.stats.norm.cdf(t / s) - (t >= r))**2, -12 * s,
+                                         max(2 * r, 12 * s), points=[r], limit=200)[0]
+                    for r, s in zip(e.ravel(), sigma.ravel(), strict=True)])
+
+
+def test_validation_measures_the_density_of_a_gaussian_head(project):
+    blocks = {name: BLOCKS[name] for name in ('log_likelihood', 'gaussian', 'pll', 'calibration', 'ence', 'picp',
+                                              'width', 'interval_score')}
+    said = {'type': 'calculate_log_likelihood', 'density': 'laplace'}
+    parsed = project.parse('esu', force({**blocks, 'as_laplace': said}), 'network_u:head:distribution=gaussian',
+                           'train:likelihood_opt:type=GaussianNLLLoss')
+    model = build_model(parsed.opt)
+    model.validation(loop._loaders(parsed.opt, 'val')[0], 4, None)
+    model.net_u.eval()
+    data = build_dataset(parsed.opt['datasets']['val'])[0]
+    with torch.no_grad():
+        mean, log_sigma = model.net_u(data['lq'][None])
+    e = np.abs(tensor2img(mean, rgb2bgr=False).astype(float) - tensor2img(data['gt'], rgb2bgr=False))
+    sigma = log_sigma[0].permute(1, 2, 0).double().exp().numpy()
+    found, expected = model.scores['val'][Path(data['lq_path']).stem], by_a_gaussian(e, sigma)
+    for name in blocks:
+        assert found[name] == pytest.approx(expected[name], rel=2e-4), name
+    theta = np.sqrt(2 / np.pi) * sigma
+    assert found['as_laplace'] == pytest.approx(scipy.stats.laplace.logpdf(e, scale=theta).mean(), rel=2e-4)
+    few = slice(None, None, 20), slice(None, None, 20)
+    crps = metrics.calculate_crps(tensor2img(mean)[few], tensor2img(data['gt'])[few], np.log(theta[few][..., ::-1]),
+                                  density='gaussian')
+    assert crps == pytest.approx(crps_of_a_gaussian(e[few], sigma[few]), rel=1e-6)
+
+
+def test_a_density_that_s_does_not_decide_is_asked_for(project):
+    head = ('network_u:head:distribution=quantile', 'train:likelihood_opt:type=QuantileLoss')
+    block = {'type': 'calculate_picp', 'crop_border': 0}
+    with pytest.raises(OptionError, match=r'val\.metrics\.m: calculate_picp measures .* laplace or gaussian, and the '
+                                          'head says quantile: give density: laplace'):
+        project.parse('esu', force({'m': block}), *head)
+    parsed = project.parse('esu', force({'m': {**block, 'density': 'laplace'}, 'rank': BLOCKS['spearman']}), *head)
+    assert build_model(parsed.opt).validation(loop._loaders(parsed.opt, 'val')[0], 1, None)['m'] > 0
+    parsed.opt['val']['metrics']['m'].pop('density')  # as under another program than ours, which checks no options
+    with pytest.raises(ValueError, match='the head says quantile'):
+        build_model(parsed.opt).validation(loop._loaders(parsed.opt, 'val')[0], 1, None)
+
+
 def test_images_that_are_not_rounded_are_not_measured_as_if_they_were(project):
     """Shares of the network's own errors within θ ln 10, counted."""
     metrics = {name: {'type': f'calculate_{kind}', 'crop_border': 0, **more} for name, kind, more in (

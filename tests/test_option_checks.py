@@ -250,6 +250,9 @@ def test_stage_messages(parse, two_stages, tmp_path):
     assert 'network_u.tapp: UncertaintyNet has no such' in refused(parse, first, 'network_u:tapp=upsample')
     assert 'network_u.head.num_feats: UDLHead has no such' in refused(parse, first,
                                                                       'network_u:head={type: UDLHead, num_feats: 3}')
+    other = 'network_u:backbone={type: EDSR, num_in_ch: 3, num_out_ch: 3, num_feat: 4, num_block: 1, upscale: 2}'
+    assert 'network_u.backbone: is not network_g, in whose place stage esu would' in refused(parse, first, other)
+    parse(first, ('network_u:backbone=' + json.dumps(first['network_g']), ))
     assert 'network_u: not used in stage plain' in refused(parse, first, 'stage=plain')
     del first['network_u']
     write(tmp_path / 'one.yml', first)

@@ -4,6 +4,7 @@ from copy import deepcopy
 
 import pytest
 import torch
+from basicsr.models import build_model
 from conftest import Project, assert_same_weights
 
 from udl_basicsr.options.parse import OptionError
@@ -97,6 +98,17 @@ def test_networks_of_another_shape_are_broken(run):
     for key in ('params', 'params_ema'):
         torch.save({**saved, key: {**saved[key], 'conv_first.bias': torch.zeros(9)}}, models / 'net_g_8.pth')
         assert resume_state(run.parse('plain', 'train:ema_decay=0.9', auto_resume=True).opt)['iter'] == 4
+
+
+def test_networks_that_are_not_to_go_on(run):
+    """The optimiser's moments and the iteration are the state's; the weights are those that the file names."""
+    models = run.root / 'experiments' / 'plain' / 'models'
+    force = ('path:ignore_resume_networks=[network_g]', f'path:pretrain_network_g={models}/net_g_4.pth')
+    opt = run.parse('plain', *force, auto_resume=True).opt
+    assert resume_state(opt)['iter'] == 8
+    assert_same_weights(build_model(opt).net_g.state_dict(), run.weights('plain', 4))
+    assert_same_weights(build_model({**opt, 'path': {**opt['path'], 'pretrain_network_g': f'{models}/net_g_8.pth'}})
+                        .net_g.state_dict(), run.weights('plain', 8))
 
 
 def test_whatever_else_is_called_a_state(run):

@@ -1,17 +1,20 @@
 """One optimisation step: against BasicSR's own, against arithmetic written out, and with each option on."""
 import copy
 import functools
+import json
 import shutil
 from urllib.error import URLError
 
 import numpy as np
 import pytest
 import torch
+from basicsr.models import build_model
 from basicsr.models.sr_model import SRModel
 from conftest import FOLLOWS_HOOKS, assert_same_weights, batch
 
 from udl_basicsr.functional import inference
 from udl_basicsr.functional.log_scale_maps import decode_log_scale, encode_log_scale
+from udl_basicsr.options.parse import OptionError
 from udl_basicsr.utils.checkpoints import CheckpointError
 
 
@@ -153,6 +156,17 @@ def test_other_losses_beside_the_likelihood(project):
     assert log['l_log_scale'] == pytest.approx(2 * log['s_mean'], rel=1e-5)
 
 
+def test_the_share_on_the_floor_is_that_of_the_heads_own_floor(project):
+    """Of a Gaussian head s = ln(sigma) - 0.23, and ELU ends at ln(sigma) = -1."""
+    model = project.model('esu', 'train:likelihood_opt={type: GaussianNLLLoss}', 'network_u:head:distribution=gaussian')
+    with torch.no_grad():
+        model.net_u.head.conv3.weight.zero_()
+        model.net_u.head.conv3.bias.fill_(-1.5)  # ELU: about -0.78, a fifth above the floor
+        model.net_u.head.conv3.bias[0] = -8.
+    run_steps(model, 1)
+    assert model.get_current_log()['s_floor'] == pytest.approx(1 / 3)
+
+
 def test_a_loss_whose_weights_cannot_be_fetched_says_which_file_to_put_where(project, monkeypatch, tmp_path):
     def refuse(*args, **kwargs):
         raise URLError('no network')
@@ -233,6 +247,17 @@ def test_a_gradient_that_is_not_finite_counts_though_the_loss_is(project):
 def test_reductions_that_cannot_be_trained(project, reduction):
     with pytest.raises(ValueError, match=r'train\.pixel_opt\.reduction'):
         project.model('plain', f'train:pixel_opt:reduction={reduction}', 'train:accumulate=2', check_files=False)
+
+
+@pytest.mark.parametrize(('key', 'block'), [
+    ('min_over', {'type': 'WeightMapLoss'}), ('mean_over', {'type': 'ExpectedL1Loss'})])
+def test_a_figure_over_the_batch_is_none_over_its_parts(project, key, block):
+    parsed = project.parse('plain', f'train:pixel_opt={json.dumps({**block, key: "batch"})}')
+    with pytest.raises(OptionError, match=rf'train\.pixel_opt\.{key}: expected image, got batch'):
+        project.parse('plain', f'train:pixel_opt={json.dumps({**block, key: "batch"})}', 'train:accumulate=2')
+    parsed.opt['train']['accumulate'] = 2
+    with pytest.raises(ValueError, match=rf"train\.pixel_opt\.{key}: expected 'image'"):
+        build_model(parsed.opt)
 
 
 def test_options_are_left_as_they_were(project):

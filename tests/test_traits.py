@@ -52,6 +52,23 @@ def test_what_a_class_states_comes_before_what_is_usual():
     assert traits.size_multiple(ARCH_REGISTRY.get('EDSR'), {'upscale': 2}) == 1
 
 
+@pytest.mark.parametrize('scale', [1, 2, 4])
+def test_what_rrdbnet_unshuffles_into(scale):
+    """By trying: the smallest multiple of which it takes two sizes. It asserts so below a scale of 4, pads nothing."""
+    block = {'num_in_ch': 3, 'num_out_ch': 3, 'scale': scale, 'num_feat': 4, 'num_block': 1, 'num_grow_ch': 4}
+    network = ARCH_REGISTRY.get('RRDBNet')(**block)
+
+    def takes(multiple):
+        try:
+            return network(torch.zeros(1, 3, 5 * multiple, 7 * multiple)).shape[2:] == (5 * scale * multiple,
+                                                                                          7 * scale * multiple)
+        except AssertionError:
+            return False
+
+    assert traits.size_multiple(type(network), block) == next(filter(takes, range(1, 9)))
+    assert traits.size_multiple(type('Own', (type(network), ), {'multiple_of': 3}), block) == 3
+
+
 @pytest.mark.parametrize('extra', [{}, {'block': 4}])
 def test_validation_pads_to_what_the_network_takes(project, registered, extra):
     registered(Whole)

@@ -84,6 +84,23 @@ def test_log_scale_never_computes_the_tail():
     assert ran == ['upsample', 'conv_last']
 
 
+@pytest.mark.parametrize('kept', [False, True])
+def test_features_that_the_network_writes_over_are_read_as_they_were(kept):
+    """A tap at a ReLU in place: s is that of the convolution before it, in training and where it is wanted alone."""
+    net = UncertaintyNet({'type': 'VDSR', 'num_feat': 8, 'num_conv': 3, 'upscale': 2}, tap='body.1')
+    net = net.keep_hook() if kept else net
+    lq = torch.rand(2, 3, 7, 9)
+    up = F.interpolate(lq, scale_factor=2, mode='bicubic', align_corners=False)
+    expected = net.head(net.mean_network.body[0](up))
+    mean, log_scale = net(lq)
+    torch.testing.assert_close(log_scale, expected, rtol=0, atol=0)
+    torch.testing.assert_close(net.log_scale(lq), expected, rtol=0, atol=0)
+    assert torch.equal(mean, net.mean_network(lq))
+    first = net.mean_network.body[0].weight
+    gradients = [torch.autograd.grad(s.sum(), first, retain_graph=True)[0] for s in (log_scale, expected)]
+    torch.testing.assert_close(*gradients)
+
+
 def test_nothing_stays_on_the_backbone():
     net = UncertaintyNet({**EDSR, 'upscale': 2})
     net(torch.rand(1, 3, 8, 8))

@@ -13,9 +13,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from basicsr.archs import build_network
 from basicsr.utils.lmdb_util import make_lmdb_from_imgs
 from cached_uncertainty import KEY, log_scale, options, prepared, ready  # noqa: F401
 from conftest import assert_same_weights, batch
+from torch.nn.functional import pad as reflected
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.functional import normalize
 
@@ -160,6 +162,28 @@ def test_the_network_sees_what_it_sees_in_training(ready):
     np.testing.assert_allclose(dequantise(dataset.cache.levels('0.png'), entry['low'], entry['high']), s, atol=3e-4)
     with pytest.raises(CacheError, match=r'input: .*0\.4.* there, '):
         prepared(ready)
+
+
+@pytest.mark.parametrize('tile', [None, {'size': 10, 'overlap': 8}])
+def test_a_network_with_windows_gets_whole_images_padded(ready, tile):
+    """BasicSR's SwinIR takes multiples of its window alone: patches of 16 in training, and no image of 24x28."""
+    network_g = {'type': 'SwinIR', 'upscale': 2, 'embed_dim': 8, 'depths': [1], 'num_heads': [2], 'window_size': 8,
+                 'img_size': 16, 'mlp_ratio': 2, 'upsampler': 'pixelshuffledirect'}
+    torch.manual_seed(3)
+    network = build_network({'type': 'UncertaintyNet', 'backbone': network_g, 'head': {'type': 'UDLHead'}}).eval()
+    weights = ready.root / 'swin.pth'
+    torch.save({'params': network.state_dict()}, weights)
+    opt = dict(options(ready, *([f'val:tile={json.dumps(tile)}'] if tile else [])))
+    opt |= {'network_g': network_g, 'path': {**opt['path'], 'pretrain_network_u': str(weights)}}
+    dataset = prepare(build_dataset(opt['datasets']['train']), opt, torch.device('cpu'))
+    rgb = torch.from_numpy(cv2.imread(str(ready.lq / '0.png'))[..., ::-1].copy()).permute(2, 0, 1)[None] / 255
+    with torch.no_grad():
+        s = network.log_scale(reflected(rgb, (0, 4, 0, 0), mode='reflect'))[0, :, :48, :56].permute(1, 2, 0)
+    entry = dataset.cache.maps['0.png']
+    got = dequantise(dataset.cache.levels('0.png'), entry['low'], entry['high'])
+    assert got.shape == (48, 56, 3)
+    if tile is None:
+        np.testing.assert_allclose(got, s, atol=1e-4)
 
 
 def test_another_way_to_crop_is_noticed(ready):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from basicsr.utils.registry import METRIC_REGISTRY
 from conftest import status_of
 from torch.utils.data import DataLoader
 
@@ -22,6 +23,15 @@ from udl_basicsr.options.parse import OptionError
 from udl_basicsr.training import loop
 from udl_basicsr.training.history import read_history
 from udl_basicsr.utils import scores
+
+
+@METRIC_REGISTRY.register()
+def mean_level(img, **kwargs):
+    """Needs no GT, as NIQE does not."""
+    return float(np.mean(img))
+
+
+mean_level.higher_is_better = True
 
 
 @pytest.fixture
@@ -45,6 +55,21 @@ def tested(project, pairs, tmp_path):
 def run_test(tmp_path, monkeypatch, *arguments) -> int:
     monkeypatch.setattr('sys.argv', ['test.py', '-opt', str(tmp_path / 'test.yml'), *arguments])
     return status_of(test_script.main, root_path=tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------------------- no GT
+def test_images_without_gt_have_the_metrics_that_need_none(tested, project, pairs, tmp_path, monkeypatch):
+    alone = {'name': 'alone', 'type': 'SingleImageDataset', 'dataroot_lq': str(pairs / 'val/lq'),
+             'io_backend': {'type': 'disk'}}
+    results = tested(datasets={'test': alone}, val={'metrics': {'level': {'type': 'mean_level'}}})
+    assert run_test(tmp_path, monkeypatch) == 0
+    network = project.model('plain').net_g.eval()
+    network.load_state_dict(torch.load(tmp_path / 'net_g.pth')['params'])
+    for image, values in scores.read_scores(results / 'scores.json').datasets['alone'].images.items():
+        lq = torch.from_numpy(cv2.imread(str(pairs / f'val/lq/{image}.png'))[..., ::-1].transpose(2, 0, 1).copy())
+        with torch.no_grad():
+            expected = 255 * network(lq[None] / 255).clamp(0, 1).mean().item()
+        assert values['level'] == pytest.approx(expected, abs=0.1)
 
 
 # -------------------------------------------------------------------------------------------------------- not rounded

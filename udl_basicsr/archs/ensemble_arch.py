@@ -45,11 +45,16 @@ class EnsembleNet(nn.Module):
 
     def log_scale(self, lq: Tensor) -> Tensor:
         """s of both parts together, (N, C, H, W), in 0-255 units."""
-        variance = 0.
+        return self.everything(lq)[2]
+
+    def everything(self, lq: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The mean image, :meth:`spread` and :meth:`log_scale`, for which each network runs once."""
+        mean, variance = mean_and_variance(self._images(lq))
+        spread, own = 255 * variance.sqrt(), 0.
         if self.uncertainties:
-            variance, _ = mean_and_variance(self._each(
+            own, _ = mean_and_variance(self._each(
                 [uncertainty.variance for uncertainty in cast(Iterable[UncertaintyNet], self.uncertainties)], lq))
-        return total_log_scale(self.spread(lq).square(), variance)
+        return mean, spread, total_log_scale(spread.square(), own)
 
     def head_output(self, lq: Tensor) -> Tensor:
         """What ``distribution`` reads: s."""

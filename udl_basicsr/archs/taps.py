@@ -37,6 +37,8 @@ class DryRun:
     """Height and width that went in."""
     mean: tuple[int, ...]
     """Shape of the image that came out."""
+    overwritten: frozenset[str]
+    """Modules whose last input was written over afterwards, as by a ReLU in place."""
 
     def enlargement(self, features: tuple[int, ...]) -> int | None:
         """From the size of ``features`` to the image's; None where there is no whole factor."""
@@ -67,6 +69,8 @@ class Tap:
     """Of the image."""
     scale: int
     """From the size of what goes into the network to the image's."""
+    overwritten: bool = False
+    """Whether the network writes over the tapped features later on, so that the head needs a copy."""
 
 
 def first_tensor(args: tuple, kwargs: dict) -> Tensor | None:
@@ -125,7 +129,7 @@ def _fit(name: str, network: nn.Module, tap: str | None, run: DryRun) -> Tap:
     scale = scales.pop()
     if scales or scale != int(scale):
         raise TapError(f'{name} makes an image of {run.mean[2:]} from {run.lq}: expected one whole factor')
-    return Tap(tap, calls, features[1], usable[tap], run.mean[1], int(scale))
+    return Tap(tap, calls, features[1], usable[tap], run.mean[1], int(scale), tap in run.overwritten)
 
 
 def _default_taps(network: nn.Module) -> Iterator[str]:
@@ -178,7 +182,7 @@ def _dry_run(network: nn.Module, shape: tuple[int, int, int, int], on_meta: bool
 
     ``made`` counts the calls of each module, also where the run fails.
     """
-    calls = {}
+    calls, given = {}, {}
 
     def note(name):
 
@@ -187,6 +191,7 @@ def _dry_run(network: nn.Module, shape: tuple[int, int, int, int], on_meta: bool
             value = first_tensor(args, kwargs)
             if value is not None:
                 calls[name] = (tuple(value.shape), calls.get(name, (None, 0))[1] + 1)
+                given[name] = value, _version(value)
 
         return hook
 
@@ -210,7 +215,13 @@ def _dry_run(network: nn.Module, shape: tuple[int, int, int, int], on_meta: bool
         got = tuple(mean.shape) if isinstance(mean, Tensor) else type(mean).__name__
         raise TapError(f'{type(network).__name__} cannot be the mean network: expected an image (N, C, H, W), '
                        f'got {got}')
-    return DryRun(calls, shape[2:], tuple(mean.shape))
+    overwritten = frozenset(name for name, (value, version) in given.items() if _version(value) != version)
+    return DryRun(calls, shape[2:], tuple(mean.shape), overwritten)
+
+
+def _version(tensor: Tensor) -> int:
+    """How often a tensor has been written over; not known in inference mode."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _to_meta(tensor: Tensor) -> Tensor:

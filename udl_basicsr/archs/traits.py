@@ -19,6 +19,8 @@ class Traits:
     runs. ``-1`` is a list's last module. Of a class one name will do."""
     multiple_of: int | str = 'window_size'
     """What height and width of an image must be multiples of, or the argument that says it, where there is one."""
+    multiples: Mapping[int, int] | None = None
+    """Of an argument that says it in other words: what each of its values means; any other, that all sizes do."""
     scale_argument: tuple[str, ...] = ('upscale', 'scale', 'up_scale', 'upscaling_factor', 'upscale_factor')
     """The argument that is the upscaling factor: the first name that the class has. Of a class one name will do."""
 
@@ -29,7 +31,7 @@ _OF_BASICSR = {
     'RCAN': Traits(('upsample', )),
     'MSRResNet': Traits(('upconv1', )),
     'SwinIR': Traits(_SWIN),
-    'RRDBNet': Traits(('conv_up1', )),
+    'RRDBNet': Traits(('conv_up1', ), 'scale', {1: 4, 2: 2}),  # it unshuffles what it enlarges by four
     'SRVGGNetCompact': Traits(('body.-1', )),
     'ECBSR': Traits(('backbone.-1', )),
 }
@@ -43,7 +45,9 @@ def traits_of(target: type[nn.Module]) -> Traits:
         value = getattr(target, trait, getattr(usual, trait))
         return (value, ) if isinstance(value, str) else tuple(value)
 
-    return Traits(names('default_tap'), getattr(target, 'multiple_of', usual.multiple_of), names('scale_argument'))
+    own = getattr(target, 'multiple_of', None)
+    return Traits(names('default_tap'), usual.multiple_of if own is None else own,
+                  usual.multiples if own is None else None, names('scale_argument'))
 
 
 def argument(target: type[nn.Module], block: Mapping[str, Any], name: str) -> Any:
@@ -56,6 +60,8 @@ def argument(target: type[nn.Module], block: Mapping[str, Any], name: str) -> An
 
 def size_multiple(target: type[nn.Module], block: Mapping[str, Any]) -> int:
     """What height and width of an image must be multiples of for a network that is built from a block of options."""
-    multiple = traits_of(target).multiple_of
+    traits = traits_of(target)
+    multiple = traits.multiple_of
     value = argument(target, block, multiple) if isinstance(multiple, str) else multiple
+    value = value if traits.multiples is None else traits.multiples.get(value)
     return value if isinstance(value, int) and value > 0 else 1

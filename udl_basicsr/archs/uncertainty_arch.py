@@ -79,6 +79,7 @@ class UncertaintyNet(nn.Module):
         with torch.random.fork_rng(devices=[]):
             found = find_tap(self.mean_network, {'type': type(backbone).__name__} if built else backbone, tap)
             self.tap, self.scale, self._tap_calls = found.name, found.scale, found.calls
+            self._tap_overwritten = found.overwritten
             if isinstance(head, nn.Module):
                 _check_head(head, found, next(self.mean_network.parameters(), torch.zeros(0)))
                 self.head = head
@@ -161,10 +162,15 @@ class UncertaintyNet(nn.Module):
 
         def keep(tap, args, kwargs):
             if tap.training:
-                self._kept.append(first_tensor(args, kwargs))
+                self._kept.append(self._features(args, kwargs))
 
         self.mean_network.get_submodule(self.tap).register_forward_pre_hook(keep, with_kwargs=True)
         return self
+
+    def _features(self, args: tuple, kwargs: dict) -> Tensor | None:
+        """What the tap is given, as it is at that moment: the head reads it when the backbone has ended."""
+        features = first_tensor(args, kwargs)
+        return features.clone() if self._tap_overwritten and features is not None else features
 
     def _log_scale(self, features: Tensor, lq: Tensor) -> Tensor:
         # Networks that pad inside put out more than scale * input and crop; so does s.
@@ -177,7 +183,7 @@ class UncertaintyNet(nn.Module):
         seen = []
 
         def hook(module, args, kwargs):
-            seen.append(first_tensor(args, kwargs))
+            seen.append(self._features(args, kwargs))
             if stop_at_tap and len(seen) == self._tap_calls:
                 raise _TapReached
 

@@ -94,7 +94,7 @@ def read_header(file: BinaryIO) -> tuple[int, int]:
             raise ImageError('cannot be read as an image, it is damaged or something else: fetch it again or remove '
                              'it') from error
         (width, height), mode = image.size, image.mode
-        bits = 16 if mode in ('I', 'F') or mode.startswith('I;') else 8
+        bits = 16 if mode in ('I', 'F') or mode.startswith('I;') or _bits_of_tiff(image) > 8 else 8
         kind = _MODES.get(mode, mode if mode in ('CMYK', 'YCbCr', 'LAB', 'HSV') else 'RGB')
     if width * height > MAX_PIXELS:
         raise ImageError(f'says it has {width}x{height} pixels, more than the {MAX_PIXELS} that are read: cut it into '
@@ -223,6 +223,7 @@ def decode_rgb(data: bytes) -> tuple[np.ndarray, list[str]]:
             several, deep = getattr(img, 'is_animated', False), _bits_of_tiff(img) > 8
             said = img.getexif().get(ORIENTATION, 1)
             img.load()  # which turns a TIFF
+            spread_transparency(img, data)
             orientation = img.getexif().get(ORIENTATION, 1)
     except Image.DecompressionBombError as error:
         raise ImageError(f'is larger than the {MAX_PIXELS} pixels, and {MAX_SIDE} a side, that are read: cut it into '
@@ -254,6 +255,14 @@ def decode_rgb(data: bytes) -> tuple[np.ndarray, list[str]]:
     elif img.mode == 'P':
         notes.append('palette stored as RGB')
     return np.asarray(img.convert('RGB')), notes
+
+
+def spread_transparency(img: Image.Image, data: bytes) -> None:
+    """Of a gray PNG of 1, 2 or 4 bits Pillow spreads the values over 0-255, but not the one that is transparent."""
+    if img.format == 'PNG' and data[24] < 8 and data[25] == 0 and 'transparency' in img.info:
+        most = 2**data[24] - 1
+        # The remainder is what stands in the file, whether Pillow has spread it or not.
+        img.info['transparency'] = (img.info['transparency'] & most) * 255 // most
 
 
 def _bits_of_tiff(img: Image.Image) -> int:

@@ -30,12 +30,14 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
 from udl_basicsr.archs import UncertaintyNet
+from udl_basicsr.archs.traits import size_multiple
 from udl_basicsr.functional import inference
 from udl_basicsr.utils.checkpoints import CheckpointError, load_network
 from udl_basicsr.utils.files import write_atomically
 from udl_basicsr.utils.kernels import exact_kernels
 from udl_basicsr.utils.memory import is_out_of_memory
 from udl_basicsr.utils.settings import ValSettings, strict_load
+from udl_basicsr.utils.text import some
 
 from .kinds import ImageDataset, PairedDataset
 from .source_images import WholeImages
@@ -54,7 +56,6 @@ from .workers import start_method
 
 MANIFEST = 'manifest.json'
 AUTO = 'auto'
-_SHOWN = 3
 
 
 class UncertaintyCache:
@@ -65,7 +66,7 @@ class UncertaintyCache:
         made_by (dict): What s depends on beside the images: weights, network, scale, normalisation; plain values.
 
     Attributes:
-        computed (dict): Where and how it was computed, for people: what differs there moves s by less than a level.
+        computed (dict): Where and how it was computed, for people: what differs there hardly moves s.
         maps (dict): Name of the LR image to ``{size, bytes, low, high, digest, stamp, crc}``; empty until ``read``.
             Caches of earlier versions have no ``crc``.
     """
@@ -122,14 +123,14 @@ class UncertaintyCache:
         changed = [name for name in images.indices
                    if name in self.maps and not images.is_source_of(self.maps[name], name)]
         images.close()
-        lines = [f'  {what}: {_some(names)}' for what, names in
+        lines = [f'  {what}: {some(names, 3)}' for what, names in
                  (('changed since', changed), ('not in the cache', added), ('in the cache alone', gone)) if names]
         if lines:
             raise CacheError('\n'.join([f'{self.folder}: this uncertainty cache was made from other images than those '
                                         f'of {images.folder}:', *lines, REMEDY]))
         broken = [str(self.path(name)) for name, entry in self.maps.items() if not self._is_whole(name, entry)]
         if broken:
-            raise CacheError(f'{_some(broken)}: missing or cut off. {REMEDY}')
+            raise CacheError(f'{some(broken, 3)}: missing or cut off. {REMEDY}')
         if old := [name for name, entry in self.maps.items() if 'crc' not in entry]:
             get_root_logger().warning(f'{self.folder}: {len(old)} maps of this uncertainty cache were made without a '
                                       'checksum, by an earlier version, and are taken as they are. Delete the folder '
@@ -166,7 +167,7 @@ class UncertaintyCache:
     # ------------------------------------------------------------------ making one
 
     def build(self, network: UncertaintyNet, images: WholeImages, device: torch.device, workers: int = 0,
-              tile: dict | None = None) -> None:
+              tile: dict | None = None, multiple: int = 1) -> None:
         """Computes what is missing, each process its share, and writes the manifest when all is there.
 
         Maps are written whole or not at all and noted one by one, so that a build that was interrupted goes on.
@@ -177,6 +178,7 @@ class UncertaintyCache:
             device (torch.device): Where to compute.
             workers (int): Loader processes.
             tile (dict | None): ``{size, overlap}``, as ``val.tile``.
+            multiple (int): What the network needs sizes to be multiples of; images are padded to it.
 
         Raises:
             CacheError: The folder cannot be written, an image does not fit into the memory of the device, or s is not
@@ -202,7 +204,7 @@ class UncertaintyCache:
 
         def compute() -> dict:
             network.to(device)
-            restore = network.log_scale
+            restore = inference.padded(network.log_scale, multiple, network.scale)
             if tile:
                 restore = inference.tiled(restore, tile['size'], tile['overlap'], network.scale)
             note('')  # ends a line that a killed process left unfinished
@@ -347,7 +349,8 @@ def prepare(dataset: ImageDataset, opt: dict, device: torch.device) -> Uncertain
         how = ', '.join(f'{key} {value}' for key, value in cache.computed.items() if value) or 'where is not noted'
         get_root_logger().info(f'{cache.folder}: the uncertainty of {len(cache.maps)} images is there ({how}).')
     else:
-        cache.build(network, images, device, options.get('num_worker_per_gpu', 0), ValSettings.of(opt.get('val')).tile)
+        cache.build(network, images, device, options.get('num_worker_per_gpu', 0), ValSettings.of(opt.get('val')).tile,
+                    size_multiple(type(network.mean_network), opt['network_g']))
     return UncertaintyDataset(pairs, cache, images)
 
 
@@ -371,10 +374,6 @@ def why_no_folder(folder: str) -> str:
     if not (path / MANIFEST).exists() and not (there.is_dir() and os.access(there, os.W_OK)):
         return f'{path.absolute()} cannot be made: {there} is no folder that can be written; name another'
     return ''
-
-
-def _some(names: list[str]) -> str:
-    return ', '.join(names[:_SHOWN]) + (f', ... ({len(names)} in all)' if len(names) > _SHOWN else '')
 
 
 def together(action: Callable) -> list:

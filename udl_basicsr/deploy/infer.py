@@ -92,13 +92,16 @@ def _restore(job: PictureJob, picture: Pixels, restorer: Restorer, tick: Callabl
     if job.sr is not None:
         height, width = picture.colour.shape[:2]
         check_size(job.sr.suffix, scale * height, scale * width)
-        bits = 8 * picture.colour.dtype.itemsize if job.sr.suffix in DEEP_SUFFIXES else 8
-        results[job.sr] = restorer.sr(picture, bits, tick, prediction and prediction.planes)
+    maps = {}  # before the picture, which comes with those of an ensemble
     if job.log_scale is not None:
-        results[job.log_scale] = log_scale_picture(prediction.log_scale) if prediction else \
+        maps[job.log_scale] = log_scale_picture(prediction.log_scale) if prediction else \
             restorer.log_scale(picture, tick)
     if job.spread is not None:
-        results[job.spread] = spread_picture(restorer.disagreement(picture, tick))
+        maps[job.spread] = spread_picture(restorer.disagreement(picture, tick))
+    if job.sr is not None:
+        bits = 8 * picture.colour.dtype.itemsize if job.sr.suffix in DEEP_SUFFIXES else 8
+        results[job.sr] = restorer.sr(picture, bits, tick, prediction and prediction.planes)
+    results |= maps
     if writer is not None and prediction is not None:
         results |= {path: writer.picture(kind, prediction) for kind, path in job.intervals.items()}
     return results

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import cv2
 
-from udl_basicsr.data.images import SUFFIXES, ImageError
+from udl_basicsr.data.images import SUFFIXES, ImageError, same_names
 from udl_basicsr.utils.errors import UdlError
 from udl_basicsr.utils.json_files import JsonError, read_json
 from udl_basicsr.utils.shipped_weights import locate_weights
@@ -84,15 +84,20 @@ def find_pictures(folder: Path) -> dict[str, Path]:
     """The images of a folder by their names without endings, sorted.
 
     Raises:
-        KeptApartError: No such folder, or no image in it.
+        KeptApartError: No such folder, no image in it, or two that are called the same.
     """
     if not folder.is_dir():
         raise KeptApartError(f'{folder}: no such folder; expected one of images')
-    found = {path.stem: path for path in sorted(folder.iterdir())
-             if path.suffix.lower() in SUFFIXES and not path.name.startswith('.')}
+    found = sorted(filter(_is_picture, folder.iterdir()))
     if not found:
         raise KeptApartError(f'{folder}: holds no image ({", ".join(SUFFIXES)})')
-    return found
+    if twice := same_names(path.name for path in found):
+        raise KeptApartError(f'{folder}: {some(twice)}: one would take the place of the other; rename or remove one')
+    return {path.stem: path for path in found}
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith('.')
 
 
 # ---------------------------------------------------------------- has training seen them?
@@ -117,7 +122,10 @@ def check_apart(pairs: Iterable[ImagePair], checkpoints: Iterable[str | Path]) -
         if folder is None:
             unknown.append(why)
         elif (folder, meta) not in compared:
-            if seen := _seen(pairs, folder, meta):
+            if not (there := _listed(folder, meta)):
+                unknown.append(f'{checkpoint}: {folder}, on which it was trained, holds none of its images any more')
+                continue
+            if seen := _seen(pairs, folder, there):
                 raise KeptApartError(f'{some(seen)}: {len(seen)} of the images are in {folder}, on which '
                                      f'{checkpoint} was trained; give images that were kept apart')
             compared.append((folder, meta))
@@ -175,19 +183,30 @@ def _training_images(checkpoint: Path, runs: Iterable[dict]) -> tuple[Path | Non
     return None, None, f'{checkpoint}: no option file beside it says what it was trained on'
 
 
-def _seen(pairs: list[ImagePair], folder: Path, meta: Path | None) -> list[str]:
-    there = find_pictures(folder)
-    if meta is not None and meta.is_file():
-        listed = {Path(line.split(' ')[0]).stem for line in meta.read_text(encoding='utf-8').splitlines() if line}
-        there = {stem: path for stem, path in there.items() if stem in listed}
+def _listed(folder: Path, meta: Path | None) -> list[Path]:
+    """The images that were trained on: those of the list, also in folders below; without one, as BasicSR, of the folder
+    itself, but where a list was named that is gone all that may have been on it."""
+    if meta is None:
+        return sorted(filter(_is_picture, folder.iterdir()))
+    if not meta.is_file():
+        return sorted(filter(_is_picture, folder.rglob('*')))
+    names = (line.split(' ')[0] for line in meta.read_text(encoding='utf-8').splitlines())
+    return [folder / name for name in names if name and (folder / name).is_file()]
+
+
+def _seen(pairs: list[ImagePair], folder: Path, there: list[Path]) -> list[str]:
     made_from = _made_from(folder)
-    sources = {made_from.get(re.sub(r'_s\d+$', '', stem)) for stem in there} - {None}
-    sizes = {pair: _size(pair.gt) for pair in pairs}
-    wanted = set(sizes.values())
-    pixels = {_pixels(path) for path in there.values() if _size(path) in wanted}
+    sources = {_source(path, made_from) for path in there} - {None}
+    wanted = {_size(pair.gt) for pair in pairs}
+    pixels = {_pixels(path) for path in there if _size(path) in wanted}
     known = {parent: _made_from(parent) for parent in {pair.gt.parent for pair in pairs}}
     return [pair.name for pair in pairs
-            if known[pair.gt.parent].get(pair.gt.stem) in sources or _pixels(pair.gt) in pixels]
+            if _source(pair.gt, known[pair.gt.parent]) in sources or _pixels(pair.gt) in pixels]
+
+
+def _source(path: Path, made_from: dict[str, str]) -> str | None:
+    """The file that an image was made from, whole or as one of its crops."""
+    return made_from.get(path.stem) or made_from.get(re.sub(r'_s\d+$', '', path.stem))
 
 
 def _made_from(folder: Path) -> dict[str, str]:

@@ -19,7 +19,13 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from PIL.TiffImagePlugin import TiffImageFile
 
-from udl_basicsr.data.images import ORIENTATION, ImageError, decode_with_opencv, read_png_chunks
+from udl_basicsr.data.images import (
+    ORIENTATION,
+    ImageError,
+    decode_with_opencv,
+    read_png_chunks,
+    spread_transparency,
+)
 
 # Pillow's formats, MPO being what many cameras write as .jpg, and the ending that ours get.
 FORMATS = {'PNG': '.png', 'JPEG': '.jpg', 'MPO': '.jpg', 'BMP': '.bmp', 'TIFF': '.tif', 'WEBP': '.webp'}
@@ -35,6 +41,9 @@ _WRITTEN = {
     '.webp': {'format': 'WEBP', 'lossless': True},
 }
 _MODES = ('1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA')
+# Tags of a TIFF, the value with which OpenCV reads another picture out of 16 bits, and what it means.
+_ODD_DEEP_TIFFS = {262: (0, 'white is 0'), 284: (2, 'the channels lie one behind the other'),
+                   338: (1, 'transparency is multiplied into the colours')}
 _DEEP_MODES = ('I', 'I;16', 'I;16B', 'LA', 'RGB', 'RGBA')
 # As EXIF counts them, of an array (H, W, ...).
 _UPRIGHT = {
@@ -103,6 +112,7 @@ def read_picture(path: Path) -> Pixels:
             img.load()  # of 16-bit images too: OpenCV fills what is missing of a truncated one with black
             if _described(img, data[:26]).transparent != header.transparent:
                 raise ValueError('its transparent colour stands behind the pixels')
+            spread_transparency(img, data)
             orientation = img.getexif().get(ORIENTATION, 1)  # Pillow and OpenCV turn TIFFs themselves
         except Exception as error:  # damaged files make Pillow raise almost anything
             raise _damaged(error) from error
@@ -188,6 +198,10 @@ def _described(img: Image.Image, start: bytes) -> Header:
         bits = start[24]
     elif isinstance(img, TiffImageFile):
         bits, kinds = max(img.tag_v2.get(258, (1, ))), img.tag_v2.get(339, ())
+        for tag, (value, what) in _ODD_DEEP_TIFFS.items():
+            there = img.tag_v2.get(tag, ())
+            if bits == 16 and value in (there if isinstance(there, tuple) else (there, )):
+                raise ImageError(f'is a TIFF of 16 bits in which {what}: convert it to a PNG')
     bits = max(bits, 8)
     # Not their number: to count the pages of a TIFF, Pillow reads them all. Of an MPO the first is the photograph.
     if getattr(img, 'is_animated', False) and img.format != 'MPO':

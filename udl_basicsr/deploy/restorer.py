@@ -8,7 +8,6 @@ import cv2
 import numpy as np
 import torch
 from basicsr.utils import get_root_logger
-from PIL import Image
 from torch import Tensor, nn
 
 from udl_basicsr.archs.ensemble_arch import EnsembleNet
@@ -24,14 +23,12 @@ from udl_basicsr.utils.memory import give_back, is_out_of_memory
 from .export import ExportError, build_loaded, find_options
 from .infer_plan import InferenceError, PictureJob
 from .pictures import Pixels
+from .planes import coloured, quantised, rgb_planes, y_plane
 
 # A network that takes no size but multiples of something takes multiples of one of these.
 _MULTIPLES = (1, 2, 4, 8, 16, 32, 64, 3, 5, 6, 7, 9, 10, 12, 24, 48)
 _TILES = (256, 128, 64, 32)  # that are tried where an image does not fit into the memory
 _AMP: dict[str | None, torch.dtype] = {'bf16': torch.bfloat16, 'fp16': torch.float16}
-# ITU-R BT.601 from RGB in [0, 1]: Y in [16, 235]/255, as MATLAB's rgb2ycbcr and BasicSR's `color: y` have it.
-_YCBCR = np.array([[65.481, 128.553, 24.966], [-37.797, -74.203, 112.], [112., -93.786, -18.214]]) / 255
-_YCBCR_OFFSET = np.array([16., 128., 128.]) / 255
 _LEAST = 1e-6  # grey levels: half an interval that a head says is empty, so that a factor can widen it
 
 
@@ -78,6 +75,8 @@ class Restorer:
     device: str = 'cpu'
     made_by: dict = field(default_factory=dict)
     """The files and blocks of the networks, for :mod:`.infer_record`."""
+    _seen: dict = field(default_factory=dict, repr=False)
+    """The last picture of an ensemble, and its maps: one run serves all that is asked of it."""
 
     def __post_init__(self) -> None:
         for network in (self.network, self.uncertainty):
@@ -122,7 +121,7 @@ class Restorer:
         if self.tile:
             tiles = -(-job.header.width // self.tile) * -(-job.header.height // self.tile)
         runs = 2 if job.intervals else (job.sr is not None) + (job.log_scale is not None)
-        runs += job.spread is not None
+        runs = 1 if isinstance(self.uncertainty, EnsembleNet) else runs
         return tiles * (8 if self.self_ensemble else 1) * runs
 
     def sr(self, picture: Pixels, bits: int, tick: Callable[[], None], planes: np.ndarray | None = None) -> Pixels:
@@ -138,15 +137,19 @@ class Restorer:
         Raises:
             ImageError: The network cannot restore it, or the memory does not suffice.
         """
+        if planes is None and self._seen.get('picture') is picture:
+            planes = coloured(self._seen['maps'][0], picture.colour)
         planes = self._planes(picture.colour, tick) if planes is None else planes
-        alpha = None if picture.alpha is None else _quantised(self._alpha(picture.alpha, tick), bits)
-        return Pixels(_quantised(planes, bits), alpha, picture.icc)
+        alpha = None if picture.alpha is None else quantised(self._alpha(picture.alpha, tick), bits)
+        return Pixels(quantised(planes, bits), alpha, picture.icc)
 
     def log_scale(self, picture: Pixels, tick: Callable[[], None]) -> Pixels:
         """The map of s, the mean over the channels, as :func:`encode_log_scale` has it; arguments as :meth:`sr`."""
-        image = self._image(_rgb(picture.colour))
-        s = self._whole(self._needed_uncertainty().log_scale, image, tick)
-        return log_scale_picture(s[0].numpy().transpose(1, 2, 0))
+        network = self._needed_uncertainty()
+        if isinstance(network, EnsembleNet):
+            return log_scale_picture(self._members(network, picture, tick)[2])
+        s = self._whole(network.log_scale, self._image(rgb_planes(picture.colour)), tick)
+        return log_scale_picture(_hwc(s))
 
     def prediction(self, picture: Pixels, level: float, tick: Callable[[], None] = lambda: None) -> Prediction:
         """The picture, its intervals of a level by the head's own word, and s. What is gray is averaged over R, G, B.
@@ -169,10 +172,15 @@ class Restorer:
             return torch.cat([*kind.interval(out, level), kind.log_scale(out)], dim=1)
 
         colour = picture.colour
-        planes = self._planes(colour, tick)
-        stacked = self._whole(maps, self._image(_rgb(colour)), tick)[0].numpy().transpose(1, 2, 0)
+        if isinstance(network, EnsembleNet):
+            mean, _, s, theta = self._members(network, picture, tick)
+            half = theta * network.distribution.half_width(level)
+            planes, stacked = coloured(mean, colour), [half, half, s]
+        else:
+            planes = self._planes(colour, tick)
+            stacked = np.split(_hwc(self._whole(maps, self._image(rgb_planes(colour)), tick)), 3, axis=2)
         below, above, log_scale = (part if colour.shape[2] == 3 else part.mean(axis=2, keepdims=True)
-                                   for part in np.split(stacked, 3, axis=2))
+                                   for part in stacked)
         return Prediction(planes, below.clip(min=_LEAST), above.clip(min=_LEAST), log_scale)
 
     def disagreement(self, picture: Pixels, tick: Callable[[], None]) -> np.ndarray:
@@ -186,8 +194,7 @@ class Restorer:
         """
         if not isinstance(self.uncertainty, EnsembleNet):
             raise InferenceError(['one network alone differs from none; give --member, or --self_ensemble --spread'])
-        image = self._image(_rgb(picture.colour))
-        spread = self._whole(self.uncertainty.spread, image, tick)[0].numpy().transpose(1, 2, 0)
+        spread = self._members(self.uncertainty, picture, tick)[1]
         return spread if picture.colour.shape[2] == 3 else spread.mean(axis=2, keepdims=True)
 
     def _needed_uncertainty(self) -> UncertaintyNet | EnsembleNet:
@@ -195,17 +202,21 @@ class Restorer:
             raise InferenceError(['s and intervals are what an uncertainty network says; give one (net_u_*)'])
         return self.uncertainty
 
+    def _members(self, network: EnsembleNet, picture: Pixels, tick: Callable[[], None]) -> list[np.ndarray]:
+        """The mean image, the spread, s and theta, each (H, W, C)."""
+        def maps(lq: Tensor) -> Tensor:
+            mean, spread, s = network.everything(lq)
+            return torch.cat([mean, spread, s, s.exp()], dim=1)
+
+        if self._seen.get('picture') is not picture:
+            self._seen.clear()
+            out = self._whole(maps, self._image(rgb_planes(picture.colour)), tick)
+            self._seen.update(picture=picture, maps=np.split(_hwc(out), 4, axis=2))
+        return self._seen['maps']
+
     def _planes(self, colour: np.ndarray, tick: Callable[[], None]) -> np.ndarray:
         """(h, w, 1 or 3) integers to (H, W, the same) floats; black is 0 and white 1."""
-        rgb = _rgb(colour)
-        sr = self._whole(self.network, self._image(rgb), tick)[0].numpy().transpose(1, 2, 0)
-        if sr.shape[2] == 1:
-            cb_cr = (rgb @ _YCBCR.T + _YCBCR_OFFSET)[..., 1:]
-            size = sr.shape[1::-1]
-            planes = [Image.fromarray(cb_cr[..., i].astype(np.float32)).resize(size, Image.Resampling.BICUBIC)
-                      for i in range(2)]
-            sr = (np.dstack([sr[..., 0], *map(np.asarray, planes)]) - _YCBCR_OFFSET) @ np.linalg.inv(_YCBCR).T
-        return sr if colour.shape[2] == 3 else sr.mean(axis=2, keepdims=True)
+        return coloured(_hwc(self._whole(self.network, self._image(rgb_planes(colour)), tick)), colour)
 
     def _alpha(self, alpha: np.ndarray, tick: Callable[[], None]) -> np.ndarray:
         """Restores transparency as if it were gray; wherever it is flat it stays exactly what it is.
@@ -223,7 +234,7 @@ class Restorer:
     def _image(self, rgb: np.ndarray) -> Tensor:
         """(h, w, 3) to what the network takes, (1, C, h, w)."""
         if self.traits[0] == 1:
-            rgb = (rgb @ _YCBCR.T + _YCBCR_OFFSET)[..., :1]
+            rgb = y_plane(rgb)
         return torch.from_numpy(np.ascontiguousarray(rgb.transpose(2, 0, 1)[None], dtype=np.float32))
 
     def _whole(self, network: inference.Restore, image: Tensor, tick: Callable[[], None]) -> Tensor:
@@ -366,13 +377,9 @@ def _options(weights: str | Path, opt: str | Path | None) -> dict:
     return found[0]
 
 
-def _rgb(colour: np.ndarray) -> np.ndarray:
-    """(h, w, 1 or 3) integers to (h, w, 3) float32 in [0, 1]."""
-    return np.broadcast_to(colour, (*colour.shape[:2], 3)).astype(np.float32) / np.iinfo(colour.dtype).max
-
-
-def _quantised(values: np.ndarray, bits: int) -> np.ndarray:
-    return (values.clip(0, 1) * (2**bits - 1)).round().astype(np.uint8 if bits == 8 else np.uint16)
+def _hwc(maps: Tensor) -> np.ndarray:
+    """(1, C, H, W) to (H, W, C)."""
+    return maps[0].numpy().transpose(1, 2, 0)
 
 
 def _first_line(error: Exception) -> str:

@@ -17,6 +17,8 @@ from scipy.special import gammaincinv
 from torch import Tensor
 from torch.nn.functional import softsign
 
+from .log_scale_maps import LOG_SCALE_MIN
+
 
 def check_level(level: float) -> None:
     """Refuses what is no probability that an interval could have, with a ValueError."""
@@ -33,6 +35,8 @@ class Distribution:
     name = ''
     maps = 1
     """So many maps for each channel."""
+    floor = -1.
+    """The least s, which a head that ends in ELU comes near and does not reach."""
 
     def learned(self, raw: Tensor) -> Tensor:
         """``raw``, as a head gives it to the loss: what the gradient to the head may differ in is done here."""
@@ -78,9 +82,11 @@ class LaplaceDistribution(Distribution):
 class GaussianDistribution(Distribution):
     """One map, ln(sigma): E|x - f| = sqrt(2/pi) sigma. For heads that GaussianNLLLoss trains."""
     name = 'gaussian'
+    _shift = 0.5 * math.log(2 / math.pi)
+    floor = -1. + _shift
 
     def log_scale(self, raw):
-        return raw + 0.5 * math.log(2 / math.pi)
+        return raw + self._shift
 
     def variance(self, raw):
         return (2 * raw).exp()
@@ -142,13 +148,16 @@ class QuantileDistribution(Distribution):
     quantiles are told as distances from the image is ours; the truth of a sharp image lies on both sides of it.
 
     Nothing is said of other levels than the one that was trained for, ``trained_level``; ours: for another level both
-    distances, and for theta their mean, change as those of a Laplace density do.
+    distances, and for theta their mean, change as those of a Laplace density do. The distances may come as near to 0 as
+    float32 can tell; s ends at -2, an eighth of a grey level, or else UDL's s - min s would be large everywhere, and
+    much the same.
 
     Args:
         trained_level (float): 1 - alpha of the loss.
     """
     name = 'quantile'
     maps = 2
+    floor = LOG_SCALE_MIN
 
     def __init__(self, trained_level: float = 0.9):
         check_level(trained_level)
@@ -163,7 +172,7 @@ class QuantileDistribution(Distribution):
     def log_scale(self, raw):
         below, above = self.distances(raw)
         mean = (below + above) / 2
-        return (mean / -math.log1p(-self.trained_level)).clamp_min(torch.finfo(mean.dtype).tiny).log()
+        return (mean / -math.log1p(-self.trained_level)).clamp_min(math.exp(self.floor)).log()
 
     def variance(self, raw):
         return 2 * self.scale(raw).square()

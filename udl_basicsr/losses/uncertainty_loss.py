@@ -15,13 +15,13 @@ from torch.nn.functional import interpolate
 
 from udl_basicsr.functional import likelihoods
 from udl_basicsr.functional import losses as F
-from udl_basicsr.functional.distributions import DISTRIBUTIONS, check_level
+from udl_basicsr.functional.distributions import DISTRIBUTIONS, Distribution, QuantileDistribution, check_level
 
 from .base import WeightedLoss, check_shapes, full_precision
 
 
 class _FloorWatch:
-    """Warns once when most of s lies on the ELU floor.
+    """Warns once when most of s lies on its floor.
 
     Reading the share back costs a synchronisation on a GPU, so it is read at calls 1, 2, 4, 8, ... only.
     """
@@ -31,11 +31,14 @@ class _FloorWatch:
         self.consequence = consequence
         self.warned = False
 
-    def __call__(self, log_scale: Tensor, img_range: float | None = None) -> None:
+    def __call__(self, log_scale: Tensor, kind: Distribution | None = None, img_range: float | None = None) -> None:
+        """Of what a head of a kind puts out; or of s, whatever has said it: its floor is then its own minimum."""
         self.calls += 1
         if self.warned or self.calls & (self.calls - 1):
             return
-        share = F.floor_share(log_scale.detach()).item()
+        s = log_scale.detach() if kind is None else kind.log_scale(log_scale.detach())
+        floor = s.min().item() if kind is None else kind.floor
+        share = F.floor_share(s, floor).item()
         if share > 0.5:
             self.warned = True
             cause = 's must be learned in 0-255 units'
@@ -43,7 +46,8 @@ class _FloorWatch:
                 cause = (f'residuals are multiplied by img_range={img_range:g}; with pixels in [0, 1] it must be 255, '
                          'or s wants to be far below the floor')
             logging.getLogger('basicsr').warning(
-                f'{share:.0%} of log_scale lies on the ELU floor (s = -1): {self.consequence} Likely cause: {cause}.')
+                f'{share:.0%} of log_scale lies on its floor (s = {floor:.3g}): {self.consequence} Likely cause: '
+                f'{cause}.')
 
 
 class LikelihoodLoss(WeightedLoss):
@@ -91,16 +95,18 @@ class LikelihoodLoss(WeightedLoss):
     def _error(self, pred: Tensor, target: Tensor) -> Tensor:
         return torch.abs(target - pred)
 
+    def _kind(self) -> Distribution:
+        return DISTRIBUTIONS[self.distribution]()
+
     @full_precision
     def terms(self, pred: Tensor, target: Tensor, log_scale: Tensor) -> tuple[Tensor, ...]:
         """The weighted and reduced terms, (fidelity, log term); ``forward`` is their sum."""
-        maps = DISTRIBUTIONS[self.distribution].maps
-        check_shapes(pred=pred, target=target, **({'log_scale': log_scale} if maps == 1 else {}))
-        if log_scale.shape != (expected := (len(pred), maps * pred.shape[1], *pred.shape[2:])):
+        kind = self._kind()
+        check_shapes(pred=pred, target=target, **({'log_scale': log_scale} if kind.maps == 1 else {}))
+        if log_scale.shape != (expected := (len(pred), kind.maps * pred.shape[1], *pred.shape[2:])):
             raise ValueError(f'log_scale: expected what a head of distribution {self.distribution} puts out, '
                              f'{expected}, got {tuple(log_scale.shape)}')
-        if self.distribution == 'laplace':
-            self._watch_floor(log_scale, self.img_range)
+        self._watch_floor(log_scale, kind, self.img_range)
         if self.detach in ('mean', 'all'):
             pred = pred.detach()
         fidelity, log_term = self.pixel_terms(self.img_range * self._error(pred, target), log_scale)
@@ -252,6 +258,9 @@ class QuantileLoss(LikelihoodLoss):
 
     def _error(self, pred, target):
         return target - pred
+
+    def _kind(self):
+        return QuantileDistribution(self.level)
 
     def pixel_terms(self, error, log_scale):
         return likelihoods.quantile_terms(error, log_scale, self.level)

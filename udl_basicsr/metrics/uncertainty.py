@@ -6,6 +6,9 @@ image as it is saved, rounded to 8 bits, as for PSNR; calibration takes into acc
 do not (where e is exactly 0 it was ¼ on average, which matters where θ is well below one grey level).
 
 ``recalibration`` is a factor on θ, fitted on another data set by ``calculate_recalibration``.
+
+``density`` is what the head says of the error, of which s alone decides Laplace's and Gauss's. The validation fills it
+in, and of other heads asks for it: ``density: laplace`` measures a Laplace density with the same θ.
 """
 import math
 from typing import Literal
@@ -15,6 +18,7 @@ from basicsr.metrics.metric_util import reorder_image
 from basicsr.utils.registry import METRIC_REGISTRY
 
 from udl_basicsr.functional import uncertainty as F
+from udl_basicsr.functional.densities import Density, DensityName
 
 from .facts import states
 
@@ -69,11 +73,17 @@ def error_and_scale(img: np.ndarray, img2: np.ndarray, log_scale: np.ndarray | f
 @METRIC_REGISTRY.register()
 @states(higher_is_better=True, unit='nats')
 def calculate_log_likelihood(img: np.ndarray, img2: np.ndarray, log_scale: np.ndarray, crop_border: int = 0,
-                             distribution: Literal['laplace', 'gaussian'] = 'laplace', recalibration: float = 1.,
-                             input_order: str = 'HWC', **kwargs) -> float:
-    """Mean log-likelihood in nats per value, density over grey levels; ``gaussian`` has σ² = 2θ²."""
-    pair = error_and_scale(img, img2, log_scale, crop_border, input_order, recalibration)
-    return {'laplace': F.laplace_log_likelihood, 'gaussian': F.gaussian_log_likelihood}[distribution](*pair)
+                             distribution: Literal['laplace', 'gaussian', 'own'] = 'own', recalibration: float = 1.,
+                             density: DensityName = 'laplace', input_order: str = 'HWC', **kwargs) -> float:
+    """Mean log-likelihood in nats per value, density over grey levels.
+
+    With ``distribution`` it is that of another than the head's ``own``: ``laplace`` with its θ, ``gaussian`` with its
+    variance, which of a Laplace density is σ² = 2θ².
+    """
+    error, scale = error_and_scale(img, img2, log_scale, crop_border, input_order, recalibration)
+    if (density if distribution == 'own' else distribution) == 'laplace':
+        return F.laplace_log_likelihood(error, scale)
+    return F.predictive_log_likelihood(error, Density(density).variance**0.5 * scale)
 
 
 @METRIC_REGISTRY.register()
@@ -90,13 +100,15 @@ def calculate_sigma_psnr(img: np.ndarray, img2: np.ndarray, log_scale: np.ndarra
 @METRIC_REGISTRY.register()
 @states(higher_is_better=True, decimals=2, unit='nats')
 def calculate_pll(img: np.ndarray, img2: np.ndarray, log_scale: np.ndarray, crop_border: int = 0,
-                  input_order: str = 'HWC', **kwargs) -> float:
+                  density: DensityName = 'laplace', input_order: str = 'HWC', **kwargs) -> float:
     """PLL (eq. 11): mean log N(x; f, σ²) for pixels in [0, 1], in nats per value.
 
     σ is what the branch predicts, exp(s)/255, taken for the standard deviation as it is: not for a Laplace scale, as in
-    ``calculate_log_likelihood``.
+    ``calculate_log_likelihood``. Of a ``gaussian`` head it is the σ that this puts out.
     """
     error, sigma = error_and_scale(img, img2, log_scale, crop_border, input_order)
+    if density == 'gaussian':
+        sigma = Density(density).variance**0.5 * sigma
     return F.predictive_log_likelihood(error / 255, sigma / 255)
 
 
@@ -159,11 +171,11 @@ def calculate_spearman(img: np.ndarray, img2: np.ndarray, log_scale: np.ndarray,
 @METRIC_REGISTRY.register()
 @states(higher_is_better=False)
 def calculate_calibration_error(img: np.ndarray, img2: np.ndarray, log_scale: np.ndarray, crop_border: int = 0,
-                                recalibration: float = 1., rounding: float = ROUNDING, input_order: str = 'HWC',
-                                **kwargs) -> float:
-    """Mean |expected − observed coverage| of central Laplace intervals, in [0, 1]."""
+                                recalibration: float = 1., rounding: float = ROUNDING, density: DensityName = 'laplace',
+                                input_order: str = 'HWC', **kwargs) -> float:
+    """Mean |expected − observed coverage| of central intervals, in [0, 1]."""
     pair = error_and_scale(img, img2, log_scale, crop_border, input_order, recalibration)
-    return F.calibration_error(*pair, rounding=rounding)
+    return float(np.abs(Density(density).calibration(*pair, rounding) - F.LEVELS).mean())
 
 
 @METRIC_REGISTRY.register()

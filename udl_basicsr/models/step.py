@@ -175,6 +175,10 @@ class StepModel(SavedModel):
             if reduction == 'none' or (reduction == 'sum' and self.accumulate > 1):
                 raise ValueError(f"train.{key}.reduction: expected 'mean', got {reduction!r}: training needs a number, "
                                  'and with train.accumulate one that does not depend on the number of parts')
+            for option in ('min_over', 'mean_over'):
+                if self.accumulate > 1 and getattr(criterion, option, None) == 'batch':
+                    raise ValueError(f"train.{key}.{option}: expected 'image', got 'batch': with train.accumulate it "
+                                     'would be over a part of the batch')
         self.setup_optimizers()
         self.setup_schedulers()
         late = self.device.type == 'cuda'  # on a CPU nothing waits

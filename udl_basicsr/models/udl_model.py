@@ -7,6 +7,7 @@ from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor
 
 from udl_basicsr.archs import UncertaintyNet
+from udl_basicsr.functional.distributions import LaplaceDistribution
 from udl_basicsr.functional.losses import floor_share
 from udl_basicsr.utils.checkpoints import EMA_FIRST, CheckpointError
 from udl_basicsr.utils.kernels import exact_kernels
@@ -116,7 +117,10 @@ class UDLModel(StepModel):
         losses = self.losses(self.output, own, **{**given, 'target': gt, 'lq': lq, gives: uncertainty})
         uncertainty = uncertainty.detach().float()
         figures = {self.stage.figure: uncertainty.mean()}
-        return losses, {**figures, 's_floor': floor_share(uncertainty)} if gives == 'log_scale' else figures
+        if gives == 'log_scale':
+            kind = net_u.distribution if net_u is not None else LaplaceDistribution()
+            figures['s_floor'] = floor_share(uncertainty, kind.floor)
+        return losses, figures
 
     @exact_kernels()
     def log_scale(self, lq: Tensor) -> Tensor | None:
@@ -127,6 +131,10 @@ class UDLModel(StepModel):
         log_scale = self.restoring(self.net_u.log_scale)(lq)
         self.net_u.train(was_training)
         return log_scale
+
+    @property
+    def density(self) -> str:
+        return super().density if self.net_u is None else self.net_u.distribution.name
 
     @staticmethod
     def trained_blocks(opt: dict) -> dict[str, tuple[dict, dict]]:

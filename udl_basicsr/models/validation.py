@@ -24,6 +24,8 @@ from tqdm import tqdm
 from udl_basicsr.archs.traits import size_multiple
 from udl_basicsr.data.images import BrokenImageError
 from udl_basicsr.functional import inference
+from udl_basicsr.functional.densities import DENSITIES, not_decided
+from udl_basicsr.functional.distributions import LaplaceDistribution
 from udl_basicsr.functional.log_scale_maps import encode_log_scale
 from udl_basicsr.metrics.facts import block_facts, without_better
 from udl_basicsr.metrics.fidelity import Fidelity
@@ -57,6 +59,11 @@ class ValidatedModel(SRModel):
     def log_scale(self, lq: Tensor) -> Tensor | None:
         """s of one image for pictures and metrics, or None where the model has no uncertainty."""
         return None
+
+    @property
+    def density(self) -> str:
+        """The distribution that s is of, for metrics with a parameter of this name."""
+        return LaplaceDistribution.name
 
     def save_networks(self, iteration: int | str) -> None:
         """Saves the networks under a number or a name."""
@@ -194,11 +201,11 @@ class ValidatedModel(SRModel):
         return folder / dataset / f'{image}_{suffix}.png'
 
     def _finish(self, image: str, output: Tensor, gt: Tensor | None, log_scale: np.ndarray | None,
-                path: Path | None) -> tuple[str, dict | str | None]:
+                path: Path | None) -> tuple[str, dict | str]:
         """Saves and measures one image; in a thread of its own, so it must not touch what the next image changes.
 
         Returns:
-            tuple: The image, and its scores, or what of it is not finite, or None where there is no GT.
+            tuple: The image, and its scores, or what of it is not finite.
         """
         if not output.isfinite().all():
             return image, 'output'
@@ -209,17 +216,25 @@ class ValidatedModel(SRModel):
             sr = 255 * _image(output, np.float32)
         if log_scale is not None and not np.isfinite(log_scale).all():
             return image, 'uncertainty'
-        return image, None if gt is None else self._measure(sr, _image(gt), log_scale)
+        return image, self._measure(sr, None if gt is None else _image(gt), log_scale)
 
-    def _measure(self, sr: np.ndarray, gt: np.ndarray, log_scale: np.ndarray | None) -> dict:
-        """Every metric of ``val.metrics`` on one image; s (C, H, W) goes to those with a parameter ``log_scale``."""
-        pair, values, fidelity = {'img': sr, 'img2': gt}, {}, Fidelity(sr, gt)
+    def _measure(self, sr: np.ndarray, gt: np.ndarray | None, log_scale: np.ndarray | None) -> dict:
+        """Every metric of ``val.metrics`` on one image; s (C, H, W) goes to those with a parameter ``log_scale``.
+
+        Of a data set without GT, those that need none.
+        """
+        pair, values = {'img': sr} if gt is None else {'img': sr, 'img2': gt}, {}
+        fidelity = (lambda block: None) if gt is None else Fidelity(sr, gt)
         for name, block in self.val.metrics.items():
             data = pair
             if 'device' in _arguments(block) and 'device' not in block:
                 data = {**data, 'device': str(next(self.net_g.parameters(), self).device)}  # cuda:1, in any thread
             if not self.val.rounded and 'rounding' in _arguments(block) and 'rounding' not in block:
                 data = {**data, 'rounding': 0.}
+            if 'density' in _arguments(block) and 'density' not in block:
+                if self.density not in DENSITIES:
+                    raise ValueError(f'val.metrics.{name}: {not_decided(block["type"], self.density)}')
+                data = {**data, 'density': self.density}
             if _wants_log_scale(block):
                 if log_scale is None:
                     raise ValueError(f'val.metrics.{name}: {block["type"]} measures an uncertainty, and this model has '

@@ -6,6 +6,7 @@ from basicsr.data.paired_image_dataset import PairedImageDataset
 from torch import nn
 
 from udl_basicsr.data.uncertainty_cache import AUTO
+from udl_basicsr.functional.distributions import LaplaceDistribution
 from udl_basicsr.losses import TLWLoss
 from udl_basicsr.losses.base import inputs_of
 from udl_basicsr.losses.perceptual import NETS, smallest_image
@@ -84,6 +85,9 @@ class TrainingChecker(NetworkChecker):
         elif reduction == 'sum' and accumulate != 1:
             self.report.add(f'{where}.reduction', 'expected mean, got sum: with train.accumulate it would depend on '
                             'the number of parts')
+        elif accumulate != 1 and (over := [o for o in ('min_over', 'mean_over') if block.get(o) == 'batch']):
+            self.report.add(f'{where}.{over[0]}', 'expected image, got batch: with train.accumulate it would be over a '
+                            'part of the batch')
         elif key != 'tlw_opt':
             scale = self.opt['scale'] if isinstance(self.opt.get('scale'), int) else 1
             side = self.patch(scale) if self.opt.get('scale') else 48
@@ -130,6 +134,9 @@ class TrainingChecker(NetworkChecker):
             add('network_u', f'not used in stage {stage}; remove it, or change stage')
         if needs_u and not has_u:
             add('network_u', f'missing; stage {stage} needs it, such as {{type: UncertaintyNet}}')
+        backbone = self.opt['network_u'].get('backbone') if has_u else None
+        if row.trains == 'u' and backbone not in (None, self.opt.get('network_g')):
+            add('network_u.backbone', f'is not network_g, in whose place stage {stage} would train it; remove it')
         self.check_cache(stage)
         self.check_head(train, wanted)
         self.check_detach(stage, train, losses - {wanted})
@@ -157,6 +164,14 @@ class TrainingChecker(NetworkChecker):
                 self.report.add(f'network_u.{key}', f'{describe(network_u[key])} contradicts {where}: {detach}, which '
                                 'decides what is trained; remove it')
 
+    def head_says(self) -> str:
+        """The distribution of what the head puts out, by its block."""
+        network_u = self.opt.get('network_u')
+        head = (network_u.get('head') or {}) if isinstance(network_u, dict) else {}
+        cls = lookup('network', head.get('type', 'UDLHead')) if isinstance(head, dict) else None
+        named = inspect.signature(cls).parameters.get('distribution') if cls else None
+        return str(head.get('distribution', named.default)) if named else LaplaceDistribution.name
+
     def check_head(self, train: dict, wanted: str | None) -> None:
         """That the loss of the stage trains what the head puts out."""
         block, network_u = train.get(wanted), self.opt.get('network_u')
@@ -167,9 +182,7 @@ class TrainingChecker(NetworkChecker):
         head = (network_u.get('head') or {}) if isinstance(network_u, dict) else None
         if trained is None or not isinstance(head, dict):
             return
-        cls = lookup('network', head.get('type', 'UDLHead'))
-        named = inspect.signature(cls).parameters.get('distribution') if cls else None
-        says = head.get('distribution', named.default) if named else 'laplace'
+        cls, says = lookup('network', head.get('type', 'UDLHead')), self.head_says()
         if says != trained:
             self.report.add(f'train.{wanted}.type', f'{target.__name__} trains a head of distribution {trained}, and '
                             f'network_u.head is of {says}: set its distribution: {trained}')

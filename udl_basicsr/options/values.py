@@ -6,6 +6,7 @@ from typing import Any
 from basicsr.data.paired_image_dataset import PairedImageDataset
 
 from udl_basicsr.data.whole_images import WholeImageDataset
+from udl_basicsr.functional.densities import DENSITIES, not_decided
 from udl_basicsr.losses.perceptual import VERSIONS, find_backbone_weights
 from udl_basicsr.metrics import calculate_lpips
 from udl_basicsr.metrics.facts import block_facts, stated_facts
@@ -146,6 +147,8 @@ class Checker(TrainingChecker):
             if 'log_scale' in takes and (problem := self.why_no_log_scale()):
                 self.report.add(f'val.metrics.{name}', f'{metric["type"]} measures the predicted uncertainty, and '
                                 f'{problem}, or remove the metric')
+            elif 'density' in takes and 'density' not in metric and (says := self.head_says()) not in DENSITIES:
+                self.report.add(f'val.metrics.{name}', not_decided(metric['type'], says))
             if target is calculate_lpips and not self.report.has(f'val.metrics.{name}'):
                 self.check_lpips(metric, f'val.metrics.{name}')
             if isinstance(metric, dict) and metric.get('input_order', 'HWC') != 'HWC':

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 import yaml
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -28,7 +27,8 @@ from udl_basicsr.data.images import SUFFIXES
 from udl_basicsr.experiments.statistics import bootstrap_interval
 from udl_basicsr.functional import intervals as I
 from udl_basicsr.functional import uncertainty as F
-from udl_basicsr.functional.distributions import DISTRIBUTIONS, LaplaceDistribution
+from udl_basicsr.functional.densities import DENSITIES, Density
+from udl_basicsr.functional.distributions import LaplaceDistribution
 from udl_basicsr.functional.log_scale_maps import decode_log_scale
 from udl_basicsr.metrics.uncertainty import ROUNDING, error_and_scale
 from udl_basicsr.utils.errors import UdlError
@@ -201,26 +201,8 @@ def head_of(results: str | Path) -> str:
 
 # ---------------------------------------------------------------- scores
 
-class _Density:
-    """What θ says of e where the shape of the distribution is fixed; Laplace's where the head's is not."""
-
-    def __init__(self, head: str):
-        kind = DISTRIBUTIONS.get(head, LaplaceDistribution)
-        self.kind = kind() if kind.maps == 1 else LaplaceDistribution()
-        raw = torch.zeros(1, dtype=torch.float64)
-        self.variance = float(self.kind.variance(raw) / self.kind.scale(raw)**2)  # σ²/θ², whatever θ is
-        self.crps = I.gaussian_crps if self.kind.name == 'gaussian' else I.laplace_crps
-
-    def half_width(self, scale: np.ndarray, alpha: float) -> np.ndarray:
-        return self.kind.half_width(1 - alpha) * scale
-
-    def calibration(self, error: np.ndarray, scale: np.ndarray) -> np.ndarray:
-        quantiles = np.array([self.kind.half_width(level) for level in F.LEVELS])
-        return F.calibration_curve(error, scale, rounding=ROUNDING, quantiles=quantiles)
-
-
 def _by_image(pairs: Sequence[tuple[np.ndarray, np.ndarray]], factor: float, alpha: float,
-              density: _Density) -> dict[str, list[float]]:
+              density: Density) -> dict[str, list[float]]:
     scores = {key: [] for key in BY_IMAGE}
     for error, scale in pairs:
         scale = factor * scale
@@ -247,7 +229,7 @@ def make_report(name: str, pairs: Sequence[tuple[np.ndarray, np.ndarray]], facto
         alpha: Of the intervals whose coverage and width are measured.
         head: :func:`head_of`.
     """
-    density = _Density(head)
+    density = Density(head if head in DENSITIES else LaplaceDistribution.name)
     error, scale = (np.concatenate(part) for part in zip(*pairs, strict=True))
     fractions = np.arange(F.STEPS) / F.STEPS
     curves = {measure: (F.sparsification_curve(error, scale, measure=measure), F.oracle_curve(error, measure=measure))
@@ -263,14 +245,14 @@ def make_report(name: str, pairs: Sequence[tuple[np.ndarray, np.ndarray]], facto
                   'calibration_error': float(np.abs(observed - F.LEVELS).mean()), 'mae': float(error.mean()), **ranking}
         return {key: values[key] for key in COLUMNS}
 
-    as_predicted, recalibrated = (density.calibration(error, c * scale) for c in (1., factor))
+    as_predicted, recalibrated = (density.calibration(error, c * scale, ROUNDING) for c in (1., factor))
     (sparsification, oracle), (spread, rmse) = curves['mae'], I.binned_spread(error, scale, variance=density.variance)
     half_width, quantile = I.binned_widths(error, density.half_width(scale, alpha), alpha, rounding=ROUNDING)
     return Report(name, len(pairs), error.size, scores(1., as_predicted), scores(factor, recalibrated),
                   fractions.tolist(), sparsification.tolist(), oracle.tolist(), F.LEVELS.tolist(),
                   as_predicted.tolist(), recalibrated.tolist(), spread.tolist(), rmse.tolist(),
                   _by_image(pairs, 1., alpha, density), _by_image(pairs, factor, alpha, density),
-                  half_width.tolist(), quantile.tolist(), alpha, head, density.kind.name)
+                  half_width.tolist(), quantile.tolist(), alpha, head, density.name)
 
 
 Row = tuple[str, dict[str, float], dict[str, list[float]], Report]

@@ -162,7 +162,10 @@ def resume_state(opt: dict) -> dict | None:
     if state['iter'] > total_iter:
         raise OptionError(f"train.total_iter: {total_iter} is less than the {state['iter']} iterations that are done "
                           f'({chosen}); set it to more, or give this run another name')
+    ignored = opt['path'].get('ignore_resume_networks') or ()
     for label, file in _networks(Path(chosen), state['iter']).items():
+        if f'network_{label}' in ignored:
+            continue
         opt['path'][f'pretrain_network_{label}'] = str(file)
         opt['path'][f'param_key_{label}'] = 'params'
     return state

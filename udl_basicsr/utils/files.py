@@ -1,11 +1,9 @@
 """Files that are written as a whole or not at all: a reader never sees half of one."""
 import contextlib
-import itertools
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
-
-_numbers = itertools.count()  # threads may write into one folder at a time
 
 
 @contextlib.contextmanager
@@ -20,7 +18,8 @@ def written_aside(path: str | Path, suffix: str = '') -> Iterator[Path]:
         OSError: ``path`` cannot be written, and is the file name of the error. What was there before is untouched.
     """
     path = Path(path)
-    part = path.with_name(f'.{os.getpid()}_{next(_numbers)}.part{suffix}')
+    # Drawn, since threads may write into one folder, and machines that share a disk give their processes equal numbers.
+    part = path.with_name(f'.{os.getpid()}_{secrets.randbelow(10**12)}.part{suffix}')
     try:
         yield part
         os.replace(part, path)
