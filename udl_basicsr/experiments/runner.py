@@ -155,13 +155,15 @@ def make_all(runs: list[PlannedRun], out: Path, root: Path, gpus: list[str | Non
     context = multiprocessing.get_context('spawn') if sys.platform == 'win32' else \
         multiprocessing.get_context('forkserver')
     context.set_forkserver_preload([__name__])
-    waiting = [run for run in runs if not run.record(out).exists()]
+    there = {run.name for run in runs if run.record(out).exists()}
+    waiting = [run for run in runs if run.name not in there]
     free, busy, spent = list(gpus), {}, dict.fromkeys((run.name for run in waiting), 0.)
     try:
         while waiting or busy:
             for run in list(waiting):
                 log = root / 'results' / run.plan / 'logs' / f'{run.name}.log'
-                if run.record(out).exists():  # another process has made it since: anew it would tell of its test alone
+                # another process has made it since: made anew it would tell of its test alone
+                if run.name not in there and run.record(out).exists():
                     waiting.remove(run)
                     yield Event(run, 0, log=log, seconds=spent[run.name])
                     continue
