@@ -128,11 +128,14 @@ def test_a_network_of_ones_own(tmp_path):
 
 
 def test_processes_that_a_command_starts_know_it_too(tmp_path, monkeypatch):
-    (tmp_path / 'own_nets.py').write_text(OWN)
+    (tmp_path / 'own_nets.py').write_text(f'{OWN}\n@ARCH_REGISTRY.register()\nclass HAT(OwnNet):\n    pass\n')
     monkeypatch.setenv(plugins.VARIABLE, 'own_nets')
-    code = 'import udl_basicsr; from basicsr.utils.registry import ARCH_REGISTRY; ARCH_REGISTRY.get("OwnNet")'
-    subprocess.run([sys.executable, '-c', code], cwd=tmp_path, check=True, timeout=120,
-                   env={**os.environ, 'PYTHONPATH': str(ROOT)})
+    code = ('import udl_basicsr; from basicsr.utils.registry import ARCH_REGISTRY as known; known.get("OwnNet"); '
+            'print(*(known.get(name).__module__ for name in ("HAT", "HAT_spandrel", "DAT")))')
+    done = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, timeout=120, capture_output=True, text=True,
+                          env={**os.environ, 'PYTHONPATH': str(ROOT)})
+    theirs = 'udl_basicsr.archs.spandrel_archs'
+    assert done.stdout.split() == ['own_nets', theirs, theirs], done.stderr  # the name of its author's repository too
 
 
 def test_an_installed_plugin(tmp_path):

@@ -84,6 +84,22 @@ def test_safetensors_know_their_network_and_train_on(tmp_path, capsys, project):
     run(capsys, out, '--to', 'edsr', '--out', tmp_path / 'f.pt', fails='cannot be read as safetensors')
 
 
+def test_a_network_that_keeps_all_in_one_submodule(tmp_path, capsys):
+    """spandrel's ESRGAN calls it ``model``, as other programs call what they wrap; spandrel's own loader reads it."""
+    safetensors, spandrel = pytest.importorskip('safetensors.torch'), pytest.importorskip('spandrel')
+    network_g = {'type': 'ESRGAN', 'num_filters': 4, 'num_blocks': 1, 'scale': 2}
+    net = build_network(network_g).eval()
+    torch.save({'params': net.state_dict()}, tmp_path / 'g.pth')
+    (tmp_path / 'x.yml').write_text(yaml.safe_dump({'network_g': network_g}))
+    run(capsys, tmp_path / 'g.pth', '--out', tmp_path / 'g.safetensors', '--opt', tmp_path / 'x.yml')
+    theirs = spandrel.ModelLoader().load_from_state_dict(safetensors.load_file(tmp_path / 'g.safetensors')).model
+    image = torch.rand(1, 3, 9, 12)
+    with torch.no_grad():
+        assert torch.equal(theirs(image), net(image))
+    run(capsys, tmp_path / 'g.safetensors', '--out', tmp_path / 'back.pth')
+    assert torch.load(tmp_path / 'back.pth', weights_only=True)['params'].keys() == net.state_dict().keys()
+
+
 def test_safetensors_are_not_labelled_with_another_network(tmp_path, capsys, project):
     pytest.importorskip('safetensors')
     save_atomic({'params': project.model('plain').net_g.state_dict()}, tmp_path / 'net.pth')

@@ -19,7 +19,7 @@ from udl_basicsr import __version__
 ROOT = Path(__file__).resolve().parents[1]
 TOP = {'setup.py', 'pyproject.toml', 'MANIFEST.in', 'README.md', 'CHANGELOG.md', 'CITATION.cff', 'CONTRIBUTING.md',
        'LICENSE', 'udl_command.py', 'udl_install_basicsr.py'}
-FOLDERS = 'udl_basicsr', 'options', 'examples', 'scripts', 'tests'
+FOLDERS = 'udl_basicsr', 'options', 'examples', 'scripts', 'tests', 'typings'
 
 
 def files_of(*folders):

@@ -1,4 +1,4 @@
-"""Importing this registers networks, losses, metrics, data sets and models in BasicSR's registries, plugins last.
+"""Importing this registers networks, losses, metrics, data sets and models in BasicSR's registries, then plugins.
 
 ``import udl_basicsr`` does so by itself. The command ``udl`` alone comes here later: its help and its tables need no
 network, and so wait for none.
@@ -16,3 +16,4 @@ from . import archs, data, functional, losses, metrics, models  # noqa: E402, F4
 from .utils import plugins  # noqa: E402
 
 plugins.load()
+archs.spandrel_archs.register_spandrel()  # last: a plugin may bring its author's own HAT or DAT by that name

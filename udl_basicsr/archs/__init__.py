@@ -1,5 +1,5 @@
 """Networks, registered in BasicSR's ARCH_REGISTRY."""
-from . import spandrel_archs  # noqa: F401  registers spandrel's networks
+from . import spandrel_archs  # noqa: F401
 from .carn_arch import CARN, CARN_M
 from .constant_head_arch import ConstantHead
 from .dpdnn_arch import DPDNN

@@ -3,7 +3,8 @@
 Code and state_dict keys are spandrel's (https://github.com/chaiNNer-org/spandrel), which took each network from its
 authors' release: what is trained here, spandrel's loader reads. What differs is in the classes ``_*`` below: only what
 keeps a network from being trained or from taking any image size. A name that is taken already (BasicSR's SwinIR and
-RCAN) stays what it was; spandrel's is then ``SwinIR_spandrel``.
+RCAN) stays what it was; spandrel's is then ``SwinIR_spandrel``. ``udl_basicsr.register`` has these registered last,
+when all others have their names.
 """
 import functools
 import importlib
@@ -188,6 +189,3 @@ def register_spandrel(registry: Registry = ARCH_REGISTRY) -> dict[str, str]:
             network = _classes()[name]
             registry.register(network) if registered == name else registry._do_register(name, network, 'spandrel')
     return names
-
-
-register_spandrel()

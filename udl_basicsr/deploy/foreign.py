@@ -52,7 +52,8 @@ def read_weights(path: str | Path, param_key: str | None = None) -> tuple[Weight
             the file itself.
 
     Returns:
-        The weights, without a ``module.`` or ``model.`` that all of them begin with, and the wrapper they were in.
+        The weights, and the wrapper they were in. A ``module.`` that all of them begin with is taken off, and so is a
+        ``model.`` with which programs keep networks of ``FORMATS``; spandrel's ESRGAN has one of its own.
 
     Raises:
         CheckpointError: It cannot be read, has no such wrapper, or holds something else than tensors.
@@ -69,8 +70,9 @@ def read_weights(path: str | Path, param_key: str | None = None) -> tuple[Weight
         raise CheckpointError(f'{error}. --param_key names the entry that holds the weights') from None
     for prefix in ('module.', 'model.'):
         # the networks of other programs may have a submodule of that name beside others
-        if all(k.startswith(prefix) for k in content):
-            content = {k.removeprefix(prefix): v for k, v in content.items()}
+        bare = {k.removeprefix(prefix): v for k, v in content.items() if k.startswith(prefix)}
+        if len(bare) == len(content) and (prefix == 'module.' or _kind(bare)):
+            content = bare
     return content, key
 
 
@@ -80,6 +82,14 @@ def detect(weights: Weights) -> str:
     Raises:
         ConversionError: None of these; says what it seems to be.
     """
+    if kind := _kind(weights):
+        return kind
+    raise ConversionError(f'unknown weights, {_guess(weights)}. Understood are: '
+                          + '; '.join((FORMATS | OURS).values())
+                          + ". Weights of BasicSR's and spandrel's networks need no conversion to be used here")
+
+
+def _kind(weights: Weights) -> str | None:
     def has(*keys):
         return all(key in weights for key in keys)
 
@@ -94,9 +104,7 @@ def detect(weights: Weights) -> str:
         return 'UncertaintyNet'
     if has('conv_first.weight', 'body.0.conv1.weight', 'conv_after_body.weight', 'conv_last.weight'):
         return 'EDSR'
-    raise ConversionError(f'unknown weights, {_guess(weights)}. Understood are: '
-                          + '; '.join((FORMATS | OURS).values())
-                          + ". Weights of BasicSR's and spandrel's networks need no conversion to be used here")
+    return None
 
 
 def _guess(weights: Weights) -> str:
