@@ -131,6 +131,8 @@ def test_pairs_that_are_none(run):
     assert 'holds no image' in problem(lq=run.root / 'empty')
     (run.kept / 'LQ' / '4.png').rename(run.kept / 'LQ' / '4x2.png')
     assert len(find_pairs([run.kept / 'GT'], [run.kept / 'LQ'])) == 6
+    with pytest.raises(KeptApartError, match=r'is the same image as .*, and would count twice'):
+        find_pairs([run.kept / 'GT'] * 2, [run.kept / 'LQ'] * 2)
     other = run.kept / 'GT' / '4.bmp'
     cv2.imwrite(str(other), photograph(40, 36, 28))
     assert '4.bmp and 4.png: one would take the place of the other' in problem()

@@ -20,6 +20,24 @@ class MaskedLoss(WeightedLoss):
         return self.loss_weight * (mask * (pred - target).abs()).mean()
 
 
+class TwoTerms(nn.Module):
+    """Returns as many as BasicSR's PerceptualLoss, of which one is None where it has no weight."""
+
+    def forward(self, x, gt):
+        return (x - gt).abs().mean(), None, (x - gt).square().mean()
+
+
+def test_a_loss_of_several_terms_may_stand_in_a_block_of_any_name(project, monkeypatch):
+    monkeypatch.setitem(LOSS_REGISTRY._obj_map, 'TwoTerms', TwoTerms)
+    model = project.model('plain', 'train:pixel_opt=~', 'train:vgg_opt={type: TwoTerms}')
+    model.feed_data(batch())
+    model.optimize_parameters(1)
+    error, log = (model.output - model.gt).detach(), model.get_current_log()
+    assert log['l_vgg'] == pytest.approx(error.abs().mean().item())
+    assert log['l_vgg_3'] == pytest.approx(error.square().mean().item())
+    assert 'l_vgg_2' not in log
+
+
 @pytest.fixture
 def masked(monkeypatch):
     monkeypatch.setitem(LOSS_REGISTRY._obj_map, 'MaskedLoss', MaskedLoss)

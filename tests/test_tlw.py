@@ -232,6 +232,8 @@ def test_units_of_k(tlw_project):
     (['stage=plain'], 'TLWModel does not read this key'),
     (['model_type=UDLModel', 'stage=plain', 'train:pixel_opt={type: L1Loss}'], 'network_w: UDLModel does not read'),
     (['network_w:num_feet=3'], "did you mean 'num_feat'"),
+    (['network_w:num_in_ch=1'], 'network_w.num_in_ch: 1 is not what the images have, 3 channel(s)'),
+    (['datasets:train:color=y'], 'network_w.num_in_ch: 3 is not what the images have, 1 channel(s)'),
     (['train:optim_w:lrr=3'], "did you mean 'lr'"),
     (['train:optim_v={type: Adam}'], 'train.optim_v: unknown key'),
     (['train:scheduler_w={type: MultiStep, milestones: [1]}'], "did you mean 'MultiStepLR'"),

@@ -61,11 +61,23 @@ def find_pairs(gt: Sequence[str | Path], lq: Sequence[str | Path]) -> list[Image
         if alone := [stem for stem in originals if stem not in inputs and stem not in bare]:
             raise KeptApartError(f'{lq_folder}: has no partner of {some(alone)} in {gt_folder}; names must be equal')
         pairs += [ImagePair(path, inputs.get(stem) or bare[stem]) for stem, path in originals.items()]
+    check_once(pairs)
+    return pairs
+
+
+def check_once(pairs: Iterable[ImagePair]) -> None:
+    """Refuses images of which two are the same: a promise counts them, and none may judge what it has calibrated.
+
+    Raises:
+        KeptApartError: Names both.
+    """
     seen: dict[str, Path] = {}
     for pair in pairs:
-        if (first := seen.setdefault(_sha256(pair.gt.read_bytes()), pair.gt)) != pair.gt:
-            raise KeptApartError(f'{pair.gt}: is the same image as {first}, and would count twice; remove one')
-    return pairs
+        content = _sha256(pair.gt.read_bytes())
+        if content in seen:
+            raise KeptApartError(f'{pair.gt}: is the same image as {seen[content]}, and would count twice; remove one, '
+                                 'or give its folder once')
+        seen[content] = pair.gt
 
 
 def find_pictures(folder: Path) -> dict[str, Path]:

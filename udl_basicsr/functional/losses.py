@@ -92,7 +92,8 @@ def scale_log_scale(log_scale: Tensor, scaling: str = 'linear', offset: float = 
         scaling (str): One of the names above.
         offset (float): Added to the weight. UDL's released program adds 1 to s - min s, the paper nothing.
         min_over (str): ``'image'`` takes the minimum over C, H, W (eq. 10 does not say; ours), ``'channel'`` over H, W
-            (UDL's released program), ``'batch'`` over N as well (TLW's released program, for the UDL it compares with).
+            (UDL's released program), ``'batch'`` over N as well (TLW's released program, for the UDL it compares with);
+            of several processes over the images of each.
 
     Raises:
         ValueError: Unknown ``scaling`` or ``min_over``.
@@ -218,7 +219,8 @@ def adaptive_sigma(error: Tensor, threshold: str = 'mean', mean_over: str = 'ima
     Args:
         error (Tensor): e = |x - f|, (N, C, H, W); or x - f, which is chosen by its absolute value and keeps its sign.
         threshold (str): ``'mean'``: e where e >= its mean, 0 elsewhere. ``'none'``: e everywhere.
-        mean_over (str): ``'image'``: the mean over C, H, W. ``'batch'``: over N as well.
+        mean_over (str): ``'image'``: the mean over C, H, W. ``'batch'``: over N as well, of several processes over the
+            images of each.
 
     Raises:
         ValueError: Unknown ``threshold`` or ``mean_over``.
@@ -322,8 +324,8 @@ def ssim_map(pred: Tensor, target: Tensor) -> Tensor:
             / ((mean_p**2 + mean_t**2 + c1) * (pp - mean_p**2 + tt - mean_t**2 + c2)))
 
 
-def floor_share(log_scale: Tensor, floor: float = ELU_FLOOR, margin: float = 0.01) -> Tensor:
-    """The share of s within ``margin`` of the ELU floor, a scalar in [0, 1]. Near 1 means that s carries nothing."""
+def floor_share(log_scale: Tensor, floor: float | Tensor = ELU_FLOOR, margin: float = 0.01) -> Tensor:
+    """The share of s within ``margin`` of its floor, a scalar in [0, 1]. Near 1 means that s carries nothing."""
     return (log_scale <= floor + margin).to(torch.float32).mean()
 
 

@@ -49,5 +49,7 @@ def losses_of(key: str, criterion: nn.Module, pred: Tensor, inputs: Mapping[str,
     value = getattr(criterion, 'terms', criterion)(
         pred, *target, **{name: inputs[name] for name in takes if name in inputs and name != 'target'})
     values = value if isinstance(value, tuple) else (value, )
-    names = log_names(key)[:len(values)]  # not every loss of a kind has all the terms
+    known = log_names(key)
+    # not every loss of a kind has all the terms, and one in a block of the user's own may have several
+    names = [*known, *(f'{known[0]}_{number}' for number in range(len(known) + 1, len(values) + 1))][:len(values)]
     return {name: v for name, v in zip(names, values, strict=True) if v is not None}

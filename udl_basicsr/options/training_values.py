@@ -5,6 +5,7 @@ from typing import Any
 from basicsr.data.paired_image_dataset import PairedImageDataset
 from torch import nn
 
+from udl_basicsr.archs.traits import argument
 from udl_basicsr.data.uncertainty_cache import AUTO
 from udl_basicsr.functional.distributions import LaplaceDistribution
 from udl_basicsr.losses import TLWLoss
@@ -104,6 +105,10 @@ class TrainingChecker(NetworkChecker):
             add('train.tlw_opt', f'missing; {self.model.__name__} needs it, such as {{type: TLWLoss, base: l1}}')
         if not isinstance(self.opt.get('network_w'), dict):
             add('network_w', f'missing; {self.model.__name__} needs it, such as {{type: TLWNet}}')
+        elif target := lookup('network', self.opt['network_w'].get('type')):
+            takes = argument(target, self.opt['network_w'], 'num_in_ch')
+            if isinstance(takes, int) and takes != self.channels():
+                add('network_w.num_in_ch', f'{takes} is not what the images have, {self.channels()} channel(s)')
         gt_size = self.blocks().get('train', {}).get('gt_size')
         if judge in NETS and isinstance(gt_size, int) and gt_size < smallest_image(judge):
             add('datasets.train.gt_size', f'{gt_size} is too small for LPIPS with {judge}, which needs at least '
