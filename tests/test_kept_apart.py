@@ -1,6 +1,7 @@
 """Whether training has seen images that are to be kept apart."""
 # ruff: noqa: F811 - a fixture that comes from calibration_runs
 import json
+from pathlib import Path
 
 import cv2
 import pytest
@@ -57,6 +58,11 @@ def test_a_training_list_may_name_folders(run):
                 check_apart(pairs, weights)
         else:
             assert check_apart(pairs, weights)['compared'] == [str(train)]
+    # one of the paths is absolute, and the other begins where the run was started
+    run.trained_on(train, meta_info_file='meta.txt')
+    meta.write_text('one/1.png (24,28,3)\n')
+    assert Path.cwd() != run.root
+    assert check_apart(pairs, weights)['compared'] == [str(train)]
     meta.unlink()  # any of them may have been trained on
     with pytest.raises(KeptApartError, match='1 of the images are in'):
         check_apart(pairs, weights)

@@ -240,9 +240,9 @@ def _runtime(flat: dict, root_path: str, is_train: bool, num_gpu_available: int)
         dataset['phase'] = key.split('_')[0]
         if 'scale' in opt:
             dataset['scale'] = opt['scale']
-        for root in ('dataroot_gt', 'dataroot_lq'):
-            if isinstance(dataset.get(root), str):
-                dataset[root] = osp.expanduser(dataset[root])
+        for place in ('dataroot_gt', 'dataroot_lq', 'meta_info_file', 'meta_info'):
+            if isinstance(dataset.get(place), str):
+                dataset[place] = osp.expanduser(dataset[place])
     path = opt['path']
     for key, value in path.items():
         if isinstance(value, str) and ('resume_state' in key or 'pretrain_network' in key):
