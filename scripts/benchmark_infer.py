@@ -27,6 +27,7 @@ from udl_basicsr.deploy.export import export_onnx
 from udl_basicsr.deploy.infer import carry_out, load_restorer, make_plan
 from udl_basicsr.functional.inference import tiled
 from udl_basicsr.utils import exits, processor
+from udl_basicsr.utils.command_line import whole
 from udl_basicsr.utils.files import write_text
 from udl_basicsr.utils.tables import text_table
 
@@ -38,8 +39,8 @@ CONTENDERS = ('basicsr', 'basicsr, tiles of 128', 'ours', 'ours, tiles of 64', '
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--pictures', type=Path, required=True, metavar='FOLDER')
-    parser.add_argument('--count', type=int, default=5, help='of its pictures, the first; default 5')
-    parser.add_argument('--rounds', type=int, default=3)
+    parser.add_argument('--count', type=whole(1), default=5, help='of its pictures, the first; default 5')
+    parser.add_argument('--rounds', type=whole(1), default=3)
     parser.add_argument('--only', nargs='+', choices=CONTENDERS, default=CONTENDERS, metavar='NAME',
                         help=f'of {"; ".join(CONTENDERS)}; default: all. The others are compared with the first')
     parser.add_argument('--out', type=Path, metavar='FILE', help='JSON to write')

@@ -27,6 +27,7 @@ from udl_basicsr.experiments.plan import Stage, read_plan
 from udl_basicsr.options.parse import dump_flat, parse_options
 from udl_basicsr.utils import exits
 from udl_basicsr.utils.checkpoints import save_atomic
+from udl_basicsr.utils.command_line import whole
 from udl_basicsr.utils.tables import markdown_table
 
 
@@ -57,18 +58,12 @@ def step(model, data: dict):
     return run
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f'expected an integer ≥ 1, got {text!r}')
-    return int(text)
-
-
 @exits.command()
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('plan', type=Path, nargs='?', default=Path('options/compare/every_loss.yml'),
                         help='whose methods are measured; one of them is called L1')
-    parser.add_argument('--rounds', type=_positive, default=20)
+    parser.add_argument('--rounds', type=whole(1), default=20)
     parser.add_argument('--force_yml', nargs='+', default=[], metavar='KEY:KEY=VALUE', help='for all of them')
     args = parser.parse_args(argv)
     logging.getLogger('basicsr').setLevel(logging.WARNING)

@@ -20,6 +20,7 @@ import torch
 
 import speed
 from udl_basicsr.utils import exits, processor
+from udl_basicsr.utils.command_line import whole
 from udl_basicsr.utils.distributed import init_dist
 from udl_basicsr.utils.files import write_text
 from udl_basicsr.utils.tables import text_table
@@ -28,13 +29,14 @@ from udl_basicsr.utils.tables import text_table
 @exits.command()
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--workers', type=int, default=2, help='threads, and processes; default 2')
+    parser.add_argument('--workers', type=whole(1), default=2, help='threads, and processes; default 2')
     parser.add_argument('--network', choices=list(speed.NETWORKS), default='EDSR-S', metavar='NAME',
                         help=f'of {", ".join(speed.NETWORKS)}; default EDSR-S')
-    parser.add_argument('--batch', type=int, default=8, help='samples in all; default 8')
-    parser.add_argument('--patch', type=int, default=24, help='in LQ pixels; default 24')
-    parser.add_argument('--steps', type=int, default=8, help='timed in each round, after two that are not; default 8')
-    parser.add_argument('--rounds', type=int, default=3)
+    parser.add_argument('--batch', type=whole(1), default=8, help='samples in all; default 8')
+    parser.add_argument('--patch', type=whole(1), default=24, help='in LQ pixels; default 24')
+    parser.add_argument('--steps', type=whole(1), default=8,
+                        help='timed in each round, after two that are not; default 8')
+    parser.add_argument('--rounds', type=whole(1), default=3)
     parser.add_argument('--out', type=Path, metavar='FILE', help='JSON to write')
     parser.add_argument('--as_worker', action='store_true', help=argparse.SUPPRESS)
     args = parser.parse_args(argv)

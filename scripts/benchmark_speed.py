@@ -17,13 +17,7 @@ import torch
 
 import speed
 from udl_basicsr.utils import exits
-
-
-def positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f'expected 1 or more, got {text}')
-    return value
+from udl_basicsr.utils.command_line import whole
 
 
 @exits.command()
@@ -34,12 +28,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--networks', nargs='+', choices=list(speed.NETWORKS), metavar='NAME',
                         help=f'of {", ".join(speed.NETWORKS)}; the figures are of the first (default: EDSR-S, EDSR, '
                              'RCAN, SwinIR and HAT, quick: EDSR-S)')
-    parser.add_argument('--batch', type=positive,
+    parser.add_argument('--batch', type=whole(1),
                         help='of EDSR-S, quick: of all (default: as printed on a GPU, 4 or less on a CPU)')
-    parser.add_argument('--patch', type=positive,
+    parser.add_argument('--patch', type=whole(1),
                         help='in LQ pixels, likewise (default: as printed, quick on a CPU: 24)')
-    parser.add_argument('--rounds', type=positive, help='of each comparison, at most (default: 20, quick: 9)')
-    parser.add_argument('--seconds', type=positive,
+    parser.add_argument('--rounds', type=whole(1), help='of each comparison, at most (default: 20, quick: 9)')
+    parser.add_argument('--seconds', type=whole(1),
                         help='for each comparison, which has 3 rounds at least (default: 300, quick: 15)')
     parser.add_argument('--val', nargs=2, type=Path, metavar=('GT', 'LQ'),
                         help='folders of images of the same names, GT four times as large; default: made here')

@@ -37,6 +37,7 @@ from killing.equality import differing
 from killing.output import began_at, last_step
 from killing.processes import ROOT, Run
 from udl_basicsr.utils import exits
+from udl_basicsr.utils.command_line import whole
 
 MOMENT, WRITE, LAST, CACHE = 'a moment', 'a write', 'the last validation', 'the cache'
 AIMS = (MOMENT, WRITE, MOMENT, WRITE, LAST, LAST, CACHE, CACHE, CACHE, MOMENT, WRITE, MOMENT, WRITE, LAST)
@@ -243,12 +244,10 @@ def demo_data() -> Path:
 @exits.command()
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split('\n', 1)[0])
-    parser.add_argument('--kills', type=int, default=40, metavar='N')
+    parser.add_argument('--kills', type=whole(1), default=40, metavar='N')
     parser.add_argument('--out', type=Path, required=True, metavar='FILE.json', help='where the report goes')
-    parser.add_argument('--seed', type=int, default=0, help='of the moments')
+    parser.add_argument('--seed', type=whole(0), default=0, help='of the moments')
     args = parser.parse_args(argv)
-    if args.kills < 1:
-        parser.error(f'--kills: expected at least 1, got {args.kills}')
     if args.out.is_dir() or not args.out.parent.is_dir():
         parser.error(f'--out {args.out}: expected a file in a folder that is there')
     folder = Path(tempfile.mkdtemp(prefix='chaos_'))

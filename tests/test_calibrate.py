@@ -207,6 +207,8 @@ def test_nothing_is_ignored(run, capsys):
         assert told in capsys.readouterr().err
     assert not run.out.exists()
     assert not run.file.exists()
+    assert run.calibrate('--overwrite', '--out', run.root) == 2
+    assert f'--out {run.root}: is a folder, expected a file' in capsys.readouterr().err
 
 
 def test_a_mask_of_every_pixel_says_so(run, capsys):

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import yaml
+from invented import invented_record
 from test_records import ROOT
 
 from udl_basicsr.data.loader import TrainBatches
@@ -195,6 +196,33 @@ def test_a_run_that_another_process_trains_is_named_and_has_not_failed(plan, cap
     assert 'trial_L1_x2_seed7: left out, since another process trains it' in said.err
     assert 'failed' not in said.out + said.err
     held.close()
+
+
+def test_what_another_process_has_made_since_is_not_made_again(plan):
+    """Its training is over, so that a record made anew would tell of the test alone."""
+    file = plan()
+    out = file.parent / 'records'
+    first, second = (run for run in plans.read_plan(file, file.parent).runs if run.method != 'UDL')
+    events = runner.make_all([first, second], out, file.parent, [None])  # the first fails: it has no option file
+    ended = []
+    for event in events:
+        if event.status is None and not second.record(out).exists():
+            record_files.write_record(invented_record(
+                name=second.name, method=second.method, seed=7, datasets={}, seconds=1000.), out)
+        if event.status is not None:
+            ended.append((event.run.method, event.status))
+    assert sorted(ended) == [('L1', 2), ('twice', 0)]
+    assert record_files.read_record(second.record(out)).seconds == 1000
+    assert not (file.parent / 'results/trial/logs/trial_twice_x2_seed7.log').exists()
+
+
+def test_the_end_of_a_log_is_shown_whatever_is_in_it(tmp_path):
+    log = tmp_path / 'run.log'
+    log.write_bytes('ok\nends with ×'.encode('latin-1') + b'\n\xe2\x88')
+    event = runner.Event(None, -9, log=log)
+    assert event.last_lines(2) == 'ends with \ufffd\n\ufffd'
+    log.write_bytes(b'')
+    assert event.last_lines(1) == ''
 
 
 @pytest.mark.parametrize(('changes', 'message'), [

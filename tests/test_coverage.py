@@ -99,6 +99,17 @@ def test_too_few_images_are_told_before_a_network_is_loaded(run, capsys):
     assert judge(run, '--alpha', 1.5) == 2
 
 
+def test_no_image_counts_twice_nor_judges_what_it_has_calibrated(run, capsys):
+    for sets in ((run.root / 'B', ), (run.root / 'A', run.root / 'A')):
+        assert judge(run, '--calibrate', *sets, '--alpha', 0.3) == 1
+        assert f'{sets[0].name}/GTmod2/' in (said := capsys.readouterr().err)
+        assert 'and would count twice' in said
+    (run.root / 'out').touch()
+    assert judge(run, '--alpha', 0.4) == 2
+    assert '--out' in (said := capsys.readouterr().err)
+    assert 'is a file, expected a folder' in said
+
+
 def test_what_is_not_known_of_the_training_is_said(run, capsys):
     assert judge(run, '--alpha', 0.4) == 0
     said, told = capsys.readouterr()

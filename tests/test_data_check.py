@@ -10,6 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from basicsr.data import build_dataset
 from basicsr.utils.lmdb_util import LmdbMaker
 from option_cases import parse, refused, train_opt  # noqa: F401
 from PIL import Image
@@ -50,12 +51,15 @@ def test_pairs(parse, train_opt, tmp_path):
     assert 'images without a partner' in refused(parse, train_opt, "datasets:train:filename_tmpl='{}x'")
 
 
-def test_meta_info_file(parse, train_opt, tmp_path):
+def test_meta_info_file(parse, train_opt, tmp_path, monkeypatch):
     meta = tmp_path / 'meta.txt'
     force = f'datasets:train:meta_info_file={meta}'
     assert 'datasets.train.meta_info_file: no such file' in refused(parse, train_opt, force)
     meta.write_text('0.png (48,64,3)\n1.png (48,64,3)\n')
     parse(train_opt, [force])
+    monkeypatch.setenv('HOME', str(tmp_path))  # BasicSR opens what it is given, and knows no ~
+    train = parse(train_opt, ['datasets:train:meta_info_file=~/meta.txt']).opt['datasets']['train']
+    assert len(build_dataset(train)) == 2
     meta.write_text('0.png (48,64,3)\n7.png (48,64,3)\n')
     assert 'names images that are not in' in refused(parse, train_opt, force)
     meta.write_text('0.png (48,64,3)\n\n')

@@ -106,7 +106,7 @@ def hostile(records):
 def test_no_name_that_a_user_chooses_becomes_markup(tmp_path, monkeypatch):
     records = hostile(read_records(write_comparison(tmp_path / 'trial')))
     for chosen in (records, [r for r in records if r.seed == 0][:2]):  # a few runs have tables image by image
-        monkeypatch.setattr(html_groups, 'read_records', lambda folder, chosen=chosen: chosen)
+        monkeypatch.setattr(html_groups, 'read_comparisons', lambda folders, chosen=chosen: {'trial': chosen})
         page, _ = html.make_page([tmp_path / 'trial'])
         assert '<script>alert' not in page
         parsed = Parsed(page)
@@ -240,6 +240,18 @@ def test_report_of_test_runs(runs, capsys):
     assert 'PSNR minus that of L1' in page
     assert '+0.300' in page
     assert 'Set5, image by image' in page
+
+
+def test_folders_of_one_name_are_told_apart_and_counted_once(tmp_path):
+    """results/<comparison>/records, where there is no docs/results: all folders of records have one name."""
+    for comparison in ('one', 'two'):
+        folder = write_comparison(tmp_path / comparison / 'records')
+        for file in folder.glob('*.json'):
+            file.write_text(file.read_text().replace('"comparison":"trial"', f'"comparison":"{comparison}"'))
+    folders = [tmp_path / name / 'records' for name in ('one', 'two')]
+    groups = html_groups.read_groups([*folders, folders[0] / '..' / 'records'])
+    assert [group.title.partition(':')[0] for group in groups] == ['one', 'two']
+    assert [len(group.of('L1')) for group in groups] == [2, 2]  # its seeds
 
 
 def test_report_of_one_run(runs):

@@ -1,6 +1,7 @@
 """Whether training has seen images that are to be kept apart."""
 # ruff: noqa: F811 - a fixture that comes from calibration_runs
 import json
+from pathlib import Path
 
 import cv2
 import pytest
@@ -57,6 +58,11 @@ def test_a_training_list_may_name_folders(run):
                 check_apart(pairs, weights)
         else:
             assert check_apart(pairs, weights)['compared'] == [str(train)]
+    # one of the paths is absolute, and the other begins where the run was started
+    run.trained_on(train, meta_info_file='meta.txt')
+    meta.write_text('one/1.png (24,28,3)\n')
+    assert Path.cwd() != run.root
+    assert check_apart(pairs, weights)['compared'] == [str(train)]
     meta.unlink()  # any of them may have been trained on
     with pytest.raises(KeptApartError, match='1 of the images are in'):
         check_apart(pairs, weights)
@@ -125,6 +131,8 @@ def test_pairs_that_are_none(run):
     assert 'holds no image' in problem(lq=run.root / 'empty')
     (run.kept / 'LQ' / '4.png').rename(run.kept / 'LQ' / '4x2.png')
     assert len(find_pairs([run.kept / 'GT'], [run.kept / 'LQ'])) == 6
+    with pytest.raises(KeptApartError, match=r'is the same image as .*, and would count twice'):
+        find_pairs([run.kept / 'GT'] * 2, [run.kept / 'LQ'] * 2)
     other = run.kept / 'GT' / '4.bmp'
     cv2.imwrite(str(other), photograph(40, 36, 28))
     assert '4.bmp and 4.png: one would take the place of the other' in problem()

@@ -1,6 +1,7 @@
 """Where a lead comes from and how it moves, against values worked out by hand."""
 import importlib.util
 import json
+import shutil
 from dataclasses import replace
 
 import cv2
@@ -79,6 +80,9 @@ def test_gains_by_texture(tmp_path):
     assert numbers['mean gain'] == pytest.approx(1.4 / 6)
     assert (numbers['ahead'], numbers['of'], numbers['seeds']) == (5, 6, 2)
     assert where.texture_figure(found, ('L1', 'UDL'), 'toys', tmp_path / 'texture.png').stat().st_size > 0
+    more = [record('UDL', 0, {'another': 20., **{n: base[n] + gain[n] for n in names}})]  # an image that L1 lacks
+    again = where.gains_by_texture(records[:2] + more, 'UDL', 'toys', tmp_path, scale=2)
+    assert (again.images, again.gains) == (found.images, pytest.approx(found.gains))
     with pytest.raises(ScoresError, match='0 seeds'):
         where.gains_by_texture(records[:3], 'GRAM', 'toys', tmp_path, scale=2)
 
@@ -243,8 +247,9 @@ def test_commands_of_the_lead(comparisons, capsys, monkeypatch):
             (['texture', *one, '--gt', records], 'has no a.png: is it the GT folder'),
             (['deciles', *one, '--seed', 3], '--seed 3: no '),
             (['lead', records / 'short', '--method', 'GRAM', '--axis', 'scale'], '--method GRAM: no records of it'),
-            (['lead', records / 'short', '--method', 'UDL', '--axis', 'scale', '--datasets', 'Set5'],
-             'nothing to draw'),
+            (['lead', records / 'short', '--method', 'UDL', '--axis', 'scale', '--datasets', 'toys', 'Set5'],
+             '--datasets: none was tested on Set5, but on toys'),
+            (['lead', records / 'short', '--method', 'UDL', '--axis', 'scale', '--metric', 'ssim'], 'nothing to draw'),
             (['lead', comparisons, '--method', 'UDL', '--axis', 'scale'], 'no records <method>')):
         assert main(*argv, '--out', comparisons / 'no.png') == 2
         assert message in capsys.readouterr().err
@@ -269,3 +274,29 @@ def test_commands_of_the_lead(comparisons, capsys, monkeypatch):
             assert main(*argv, '--network', network, '--out', comparisons / 't.png', '--dpi', 50) == 0
         assert drawn['texture'][0].gains == pytest.approx(expected)
         assert drawn['lead'][0]['toys'][0].difference['mean'] == pytest.approx(expected[1])
+
+
+def test_folders_of_one_name_are_several_comparisons(comparisons):
+    """As udl compare leaves them where there is no docs/results: results/<comparison>/records."""
+    folders = [comparisons / 'results' / name / 'records' for name in ('short', 'long')]
+    for folder in folders:
+        shutil.copytree(comparisons / 'records' / folder.parent.name, folder)
+    numbers, out = comparisons / 'numbers.json', comparisons / 'lead.png'
+    lead_of = ['--method', 'UDL', '--axis', 'budget', '--out', out, '--dpi', 50, '--numbers', numbers]
+    assert main('lead', *folders, folders[0], *lead_of) == 0
+    [points] = json.loads(numbers.read_text()).values()
+    assert [(p['x'], p['comparison'], round(p['mean'], 9)) for p in points] == [
+        (1200, 'short', 0.2), (2400, 'long', 0.4)]
+
+
+def test_names_of_comparisons_are_those_that_differ(tmp_path):
+    """Folders' names, else the comparisons', else the paths."""
+    for folder, comparison in (('a/x', 'one'), ('b/x', 'two'), ('c/x', 'one'), ('c/y', 'one')):
+        record_files.write_record(record('L1', 0, {'i': 30.}, comparison=comparison), tmp_path / folder)
+
+    def names(*folders):
+        return list(record_files.read_comparisons([tmp_path / folder for folder in folders]))
+
+    assert names('a/x', 'c/y', 'a/../a/x') == ['x', 'y']
+    assert names('a/x', 'b/x') == ['one', 'two']
+    assert names('a/x', 'c/x') == [str(tmp_path / 'a/x'), str(tmp_path / 'c/x')]

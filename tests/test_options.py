@@ -42,7 +42,8 @@ def test_numbers_are_read_as_people_write_them(tmp_path):
     ('- 1', 'expected `key: value` lines, got list'),
     ('', 'got nothing'),
     ('a: &a [*a]', 'contains itself'),
-    ('_base_: [3]', '_base_: expected a file name'),
+    ('_base_: [3]', '_base_: expected a file name'), ("_base_: ''", '_base_: expected a file name'),
+    ('_base_: false', '_base_: expected a file name'),
     ('_base_: no.yml', 'no.yml: cannot read this option file (named by'),
     ('_base_: a.yml', 'goes round in a circle'),
     ('a: ${nam}\nname: x', "there is no top-level key 'nam'; did you mean 'name'?"),
@@ -88,7 +89,9 @@ def test_force_yml():
     assert new == {'train': {'lr': 1e-4, 'warmup_iter': -1}, 'name': 'a=b', 'val': {'tile': {'size': [1, 2]}},
                    'path': {'pretrain': None}, 'flag': True, 'text': '1'}
     assert opt == before
-    for entry, message in (('name', 'expected key:key=value'), ('a::b=1', 'expected key:key=value'),
+    for entry, message in (('name', 'expected key:key=value'),
+                           ('name=', 'expected key:key=value, .*; null is written ~'),
+                           ('train:lr= ', 'null is written ~'), ('a::b=1', 'expected key:key=value'),
                            ('name:x=1', 'name is a value, not a block'), ('a=[1', '--force_yml a=[1'),
                            ('a=!!python/name:os.system', 'is not allowed')):
         with pytest.raises(OptionError, match=message.replace('[', r'\[')):
@@ -290,3 +293,20 @@ def test_defaults_are_those_of_basicsr(module):
     assert stated
     for key in stated.keys() & ours.keys() - {'pin_memory'}:  # ours are pinned where there is a GPU to send them to
         assert stated[key] == ours[key], key
+
+
+def test_a_training_is_tested_as_it_was_trained(parse, train_opt, tmp_path):
+    """With the same --force_yml: the weights of that name, and what ${scale} stands for."""
+    psnr = train_opt['val']['metrics']['psnr']
+    psnr['crop_border'] = train_opt['network_g']['upscale'] = '${scale}'
+    train_opt['datasets']['val']['dataroot_gt'] = 'data/GTmod${scale}'
+    (tmp_path / 'models').mkdir()  # one of another project, beside the option file
+    force = 'name=other', 'scale=3', ' tested_on =~'
+    tested = parse(train_opt, force, is_train=False, check_files=False)
+    assert tested.flat['path']['pretrain_network_g'] == str(tmp_path / 'experiments/other/models/net_g_latest.pth')
+    assert tested.flat['val']['metrics']['psnr']['crop_border'] == tested.flat['network_g']['upscale'] == 3
+    assert tested.flat['datasets']['val']['dataroot_gt'] == 'data/GTmod3'
+    (tmp_path / 'training_states').mkdir()  # then it is the folder of a run, whose weights they are
+    run = parse(train_opt, force, is_train=False, check_files=False)
+    assert run.flat['path']['pretrain_network_g'] == str(tmp_path / 'models/net_g_latest.pth')
+    assert run.flat['name'] == 'other'

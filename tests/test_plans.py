@@ -1,11 +1,13 @@
 """Plans of several networks: what they run, what is wrong with them, what they cost."""
 # ruff: noqa: F811 - fixtures that come from plan_cases
+import importlib
 import json
 import time
 from copy import deepcopy
 
 import pytest
 import torch
+from basicsr.utils.registry import ARCH_REGISTRY
 from plan_cases import EDSR, FILES, METRICS, PLAN, everything, script, write  # noqa: F401
 from test_records import record
 
@@ -183,13 +185,38 @@ def test_two_runs_of_one_name_are_refused(write, tmp_path):
 
 
 @pytest.mark.parametrize(('arguments', 'message'), [
-    (['--jobs', '0'], 'expected an integer ≥ 1'), (['--jobs', '-1'], 'expected an integer ≥ 1'),
-    (['--jobs', 'two'], 'expected an integer ≥ 1')])
+    (['--jobs', '0'], 'expected a whole number from 1 to 1024'),
+    (['--jobs', '-1'], 'expected a whole number from 1 to 1024'),
+    (['--jobs', 'two'], 'expected a whole number from 1 to 1024')])
 def test_no_jobs_are_refused(write, script, capsys, arguments, message):
     with pytest.raises(SystemExit) as stop:
         script.main([str(write()), *arguments])
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(('more', 'message'), [
+    (['--trial', '--dry_run'], '--trial tries all cells in trials/<name> and shows how they ended; it takes no --dry'),
+    (['--trial', '--out', 'records'], 'it takes no --out'), (['--trial', '--metrics', 'psnr'], 'it takes no --metrics'),
+    (['--metrics', 'pnsr'], "--metrics: nothing measures 'pnsr'; did you mean 'psnr'?"),
+    (['--metrics', 'psnr', 'lpips'], "--metrics: nothing measures 'lpips'; known: psnr"),
+])
+def test_what_would_be_ignored_is_refused(write, tmp_path, script, capsys, monkeypatch, more, message):
+    monkeypatch.setattr(plan, '_lpips_if_there', lambda scale: {})
+    file = write(table=None)
+    before = everything(tmp_path)
+    try:
+        status = script.main([str(file), '--root', str(tmp_path), *more])
+    except SystemExit as stop:
+        status = stop.code
+    assert status == 2
+    assert message in capsys.readouterr().err
+    assert everything(tmp_path) == before
+
+
+def test_a_paper_s_table_has_metrics_of_its_own(write, tmp_path, script, capsys):
+    assert script.main([str(write()), '--root', str(tmp_path), '--metrics', 'psnr']) == 2
+    assert 'is shown as the table udl-5 of a paper' in capsys.readouterr().err
 
 
 # -------------------------------------------------------------------------------------------------------- what it costs
@@ -212,6 +239,38 @@ def test_operations_of_a_step_in_closed_form(write, tmp_path):
                                       ) > image
 
 
+class Choosy(torch.nn.Module):
+    """A network of a user's, which takes sides that are multiples of 32 and looks at values."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 12, 3, padding=1)
+
+    def forward(self, x):
+        if x.mean().isnan().item() or x.shape[-1] % 32 or x.shape[-2] % 32:
+            raise ValueError('expected multiples of 32')
+        return torch.nn.functional.pixel_shuffle(self.conv(x), 2)
+
+
+def test_what_cannot_be_measured_costs_no_record(write, tmp_path, monkeypatch, capsys):
+    """It is measured when training and test are done. An image of 720x1280 has sides of 360 and 640 at x2."""
+    monkeypatch.setitem(ARCH_REGISTRY._obj_map, 'Choosy', Choosy)
+    flat = plan.read_plan(write(), tmp_path).runs[0].stages[0].flat
+    flat = {**flat, 'network_g': {'type': 'Choosy'}}
+    flat['datasets'] = {'train': {**flat['datasets']['train'], 'gt_size': 128, 'batch_size_per_gpu': 1}}
+    assert costs.iteration_operations(flat) == 3 * 2 * 12 * 3 * 3 * 3 * 64**2
+    assert costs.measure_image({'type': 'Choosy'}, 2, (720, 1280)) == ({}, None)
+    assert costs.measure_image({'type': 'Choosy'}, 2, (64, 128))[1].size == [64, 128]
+    complexity = importlib.import_module('udl_basicsr.cli.complexity')
+    file = tmp_path / 'own.yml'
+    for scale, message in ((2, 'the macs of Choosy for an image of 720 x 1280 cannot be told'),
+                           (0, 'expected scale, integer ≥ 1'), (-2, 'integer ≥ 1'), ('true', 'integer ≥ 1')):
+        file.write_text(f'scale: {scale}\nnetwork_g: {{type: Choosy}}\n')
+        assert complexity.main([str(file)]) == 2
+        assert f'error: {file}: ' in (said := capsys.readouterr().err)
+        assert message in said
+
+
 def test_time_by_records_of_the_same_cell_of_the_same_network_or_by_operations(write, tmp_path, monkeypatch):
     monkeypatch.setattr(costs, 'device_speed', lambda amp: 1e6)
     runs = plan.read_plan(write(), tmp_path).runs
@@ -230,6 +289,10 @@ def test_time_by_records_of_the_same_cell_of_the_same_network_or_by_operations(w
     seconds, measured = estimate.seconds(espcn, espcn.stages[0])
     assert not measured
     assert seconds == pytest.approx(costs.iteration_operations(espcn.stages[0].flat) * 4000 / 1e6)
+    stopped = record('L1', 0, {'a': 1.}, seconds=5., machine='here',  # and gone on with: its last process took 5 s
+                     stages=[{'name': 'plain', 'iterations': 4000, 'seconds': 50.}])
+    estimate = costs.Estimate(runs, {made.record(tmp_path): stopped}, tmp_path, 'here')
+    assert estimate.seconds(again, again.stages[0]) == (50., True)
     elsewhere = costs.Estimate(runs, there, tmp_path, 'a faster one')
     assert not elsewhere.seconds(again, again.stages[0])[1]
 

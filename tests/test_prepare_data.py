@@ -258,13 +258,13 @@ def test_bad_folders(source, tmp_path, monkeypatch, capsys, where, options, mess
 
 
 @pytest.mark.parametrize(('options', 'message'), [
-    (['--scale', '1'], 'expected whole numbers from 2 to 8'),
-    (['--scale', '2.5'], 'expected whole numbers from 2 to 8'),
+    (['--scale', '1'], 'expected a whole number from 2 to 8'),
+    (['--scale', '2.5'], 'expected a whole number from 2 to 8'),
     (['--degradation', 'bicubic'], 'invalid choice'),
     (['--step', '24'], 'give --sub_images too'),
     (['--sub-images', '50', '--scale', '2', '3'], '--sub_images 50 is no multiple of scale 3'),
     (['--sub-images', '48', '--step', '10', '--scale', '4'], '--step 10 is no multiple of scale 4'),
-    (['--workers', '0'], 'expected a whole number above 0'),
+    (['--workers', '0'], 'expected a whole number from 1 to 1024'),
 ])
 def test_bad_arguments(source, out, capsys, options, message):
     with pytest.raises(SystemExit, match='2'):

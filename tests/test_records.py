@@ -25,6 +25,16 @@ def record(method: str, seed: int, scores: dict, **fields) -> record_files.Recor
 
 # ----------------------------------------------------------------------------------------------------------- statistics
 
+def test_a_table_says_where_runs_were_measured_by_different_protocols():
+    def measured(border):
+        return {'rounded': True, 'metrics': {'psnr': {'type': 'calculate_psnr', 'crop_border': border}}}
+    l1, udl = record('L1', 0, {'a': 30.}, measured=measured(2)), record('UDL', 0, {'a': 31.}, measured=measured(2))
+    assert 'protocol' not in statistics.format_summary([l1, udl])
+    said = statistics.format_summary([l1, replace(udl, measured=None, protocol='PSNR without a border')])
+    assert 'UDL_0: PSNR without a border.' in said
+    assert 'PSNR was measured by different protocols and cannot be compared.' in said
+
+
 def test_means_and_paired_differences_in_closed_form():
     records = [record('L1', 0, {'a': 30., 'b': 20.}), record('L1', 1, {'a': 31., 'b': 21.}),
                record('UDL', 0, {'a': 30.5, 'b': 20.5}), record('UDL', 1, {'a': 31.1, 'b': 21.1}),

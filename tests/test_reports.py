@@ -220,6 +220,8 @@ def test_join_refuses(results):
         score_table.join([*results, results[0]])
     with pytest.raises(scores.ScoresError, match='reference nobody is not among'):
         score_table.join(results, reference=['nobody'])
+    with pytest.raises(scores.ScoresError, match=r"No result has the metric 'pnsr'; did you mean 'psnr'\?"):
+        score_table.join(results, metrics=['psnr', 'pnsr'])
     with pytest.raises(scores.ScoresError, match=r'No printed scores of EDSRS \(BI\). There are: .*EDSR \(BI\)'):
         papers.printed_rows(papers.load_paper(), 'EDSRS')
 

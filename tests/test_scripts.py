@@ -10,7 +10,7 @@ import pytest
 
 from udl_basicsr.cli import drawing, figures
 from udl_basicsr.cli.main import COMMANDS
-from udl_basicsr.utils.command_line import CommandParser
+from udl_basicsr.utils.command_line import CommandParser, whole
 
 ROOT = Path(__file__).parents[1]
 PROGRAMS = [*(path for path in sorted((ROOT / 'scripts').glob('*.py')) if path.name != 'demo.py'),  # demo.sh's
@@ -43,6 +43,7 @@ def test_help_of_every_command(program, monkeypatch):
         assert parser.description
         for action in parser._actions:
             assert action.help is argparse.SUPPRESS or all(option in text for option in action.option_strings)
+            assert action.type is not int or action.choices or action.help is argparse.SUPPRESS  # they have no bounds
             if '-opt' in action.option_strings and program.parent.name == 'cli':
                 assert Path(action.type('udl:EDSR_UDL_x4')).is_file()
         with pytest.raises(SystemExit) as stop:  # and as it is asked for
@@ -68,6 +69,20 @@ def the_examples_of_the_help_can_be_typed(parser, command):
         assert expected[1] == []
         other = [word.replace('_', '-') if word.startswith('--') else word for word in words]
         assert parser.parse_known_args(other) == expected
+
+
+@pytest.mark.parametrize('text', ['-1', '1.5', '1e3', '1_0', ' 1', '²', '१', '', 'nan', '9' * 19, '9' * 5000])
+def test_whole_numbers_are_read_alike(text):
+    with pytest.raises(argparse.ArgumentTypeError, match=r'^expected a whole number from 0, got '):
+        whole(0)(text)
+
+
+def test_whole_numbers_have_bounds():
+    reads = whole(2, 8)
+    assert [reads(text) for text in ('2', '008')] == [2, 8]
+    for text in ('1', '9'):
+        with pytest.raises(argparse.ArgumentTypeError, match=f"^expected a whole number from 2 to 8, got '{text}'$"):
+            reads(text)
 
 
 def test_figures_has_a_command_for_every_kind():

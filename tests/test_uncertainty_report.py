@@ -2,6 +2,7 @@
 import csv
 import importlib
 import json
+import shutil
 
 import cv2
 import numpy as np
@@ -109,7 +110,7 @@ def test_every_score_by_image_is_its_definition(results):
 
 
 def test_scores_of_another_density_than_the_heads_are_marked(results, capsys):
-    head(results, 'good', '{type: UDLHead}')
+    head(results, 'good', '~')  # not given: UDLHead
     head(results, 'half', '{type: UDLHead, distribution: quantile, level: 0.9}')
     content = report(results, 'good', 'half', 'normal', dataset='A')
     note = '† Of a Laplace density with this θ, not of what the head says (quantile, unknown)'
@@ -167,3 +168,22 @@ def test_the_report(results, capsys):
     (folder / '1x2_good.png').unlink()
     with pytest.raises(ReportError, match='expected one SR image'):
         read_errors(results / 'results' / 'good', 'A', results / 'A')
+
+
+def test_what_nothing_can_be_said_of_is_refused(results, capsys):
+    """SR images that are the GT, too few values, and a place where no folder can be."""
+    main = importlib.import_module('udl_basicsr.cli.uncertainty').main
+    run = results / 'results' / 'good'
+    options = [str(run), '--dataset', 'B', '--gt', str(results / 'B'), '--out']
+    (results / 'file').touch()
+    with pytest.raises(SystemExit, match='2'):
+        main([*options, str(results / 'file')])
+    assert f'--out {results / "file"}: is a file, expected a folder' in capsys.readouterr().err
+    assert main([*options, str(results / 'out'), '--share', '1e-3']) == 2
+    assert 'a share of 0.001 leaves 1' in (said := capsys.readouterr().err)
+    assert f'of its {60 * 70 * 3} values, expected at least 20' in said
+    for image in ('1', '1_b'):
+        shutil.copy(results / 'B' / f'{image}.png', run / 'visualization' / 'B' / f'{image}x2_good.png')
+    assert main([*options, str(results / 'out')]) == 2
+    assert f'error: {run}: all SR images of B are equal to the GT' in capsys.readouterr().err
+    assert not (results / 'out').exists()

@@ -76,6 +76,8 @@ def main(argv: list[str] | None = None) -> int:
             found = networks_of(args.run, needs_uncertainty=not args.ensemble)
             args.weights, args.uncertainty = args.weights or found[0], args.uncertainty or found[1]
         out = args.out or file_beside(args.uncertainty or args.weights)
+        if out.is_dir():
+            raise CalibrationError(f'--out {out}: is a folder, expected a file')
         if out.exists() and not args.overwrite:
             raise CalibrationError(f'{out}: is there already; give --overwrite or another --out')
         pairs = find_pairs(args.gt, args.lq)

@@ -11,13 +11,12 @@ at a time on each GPU, or on the CPU.
 """
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 from udl_basicsr.training.arguments import option_file
 from udl_basicsr.utils import exits
-from udl_basicsr.utils.command_line import CommandParser
+from udl_basicsr.utils.command_line import CommandParser, whole
 
 
 @exits.command('Run the same command again; it goes on where it stopped.')
@@ -28,23 +27,27 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--only', nargs='+', default=[], metavar='WORD', help='only the runs of these networks, scales '
                         '(x4), methods and seeds (seed0)')
     parser.add_argument('--methods', nargs='+', help='only these')
-    parser.add_argument('--seeds', nargs='+', type=int, help='these instead of the seeds of the plan')
-    parser.add_argument('--jobs', type=_count, default=1, help='runs at a time on each GPU, or on the CPU, each best '
-                        'with OMP_NUM_THREADS=1; default 1')
+    parser.add_argument('--seeds', nargs='+', type=whole(0, 2**32 - 1), help='these instead of the seeds of the plan')
+    parser.add_argument('--jobs', type=whole(1, 1024), default=1, help='runs at a time on each GPU, or on the CPU, '
+                        'each best with OMP_NUM_THREADS=1; default 1')
     parser.add_argument('--out', type=Path, help='folder of the records; default docs/results/<name> where '
                         'there is such a folder, else results/<name>/records')
     parser.add_argument('--root', type=Path, default=Path.cwd(),
                         help='where experiments/ and results/ are; default: here')
-    parser.add_argument('--metrics', nargs='+', default=['psnr'], help='in the last table; default: psnr')
+    parser.add_argument('--metrics', nargs='+', help='in the last table, where it is no table of a paper; default: '
+                        'psnr')
     parser.add_argument('--markdown', action='store_true', help='print the last table as Markdown')
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument('--dry_run', action='store_true', help='say what is there, what is missing, which data it '
                          'needs and how long it will take; train nothing')
     instead.add_argument('--retest', action='store_true', help='test finished runs again whose records lack a metric '
                          'that is measured now, such as LPIPS once its weights are there; train nothing')
-    instead.add_argument('--trial', action='store_true', help='see that all of it runs: every cell with few iterations '
-                         'on two photographs, in trials/<name>')
+    parser.add_argument('--trial', action='store_true', help='see that all of it runs: every cell with few iterations '
+                        'on two photographs, in trials/<name>')
     args = parser.parse_args(argv)
+    unused = [name for name in ('dry_run', 'retest', 'out', 'metrics', 'markdown') if getattr(args, name)]
+    if args.trial and unused:
+        parser.error(f'--trial tries all cells in trials/<name> and shows how they ended; it takes no --{unused[0]}')
     import udl_basicsr.register  # noqa: F401 - networks, losses and metrics by their names
     from udl_basicsr.cli.comparing import run
     from udl_basicsr.options.parse import OptionError
@@ -54,9 +57,3 @@ def main(argv: list[str] | None = None) -> int:
     except (OptionError, ScoresError) as error:
         print(error, file=sys.stderr)
         return 2
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f'expected an integer ≥ 1, got {text!r}')
-    return int(text)

@@ -19,7 +19,7 @@ from udl_basicsr.reports.paper_tables import paper_table
 from udl_basicsr.training.interrupts import EXIT_INTERRUPTED
 from udl_basicsr.training.run_folder import EXIT_BUSY
 from udl_basicsr.utils.gpus import gpu_names
-from udl_basicsr.utils.text import duration
+from udl_basicsr.utils.text import did_you_mean, duration
 
 
 def run(args: argparse.Namespace) -> int:
@@ -33,6 +33,7 @@ def run(args: argparse.Namespace) -> int:
     differ = {r.name: problem for r in runs if (problem := made_with_other_options(r, out, args.root))}
     if differ and not args.dry_run:
         raise OptionError(differ.values())
+    metrics = check_metrics(plan, args.metrics, out) if args.metrics else ('psnr', )
     missing = [r for r in runs if not r.record(out).exists()]
     if args.retest:
         missing = to_test_again([r for r in runs if r not in missing], out, root)
@@ -51,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
         status = train(plan, missing, out, args.root, gpus)
         if status:
             return status
-    show(plan, out, args.metrics, args.markdown)
+    show(plan, out, metrics, args.markdown)
     if differ:
         raise OptionError(differ.values())
     return 0
@@ -81,6 +82,18 @@ def choose(plan: Plan, args: argparse.Namespace) -> list[PlannedRun]:
     if unknown:
         raise OptionError(f'--methods: {unknown[0]} is not in {args.plan}, which has {", ".join(methods)}')
     return [r for r in runs if not args.methods or r.method in args.methods]
+
+
+def check_metrics(plan: Plan, metrics: Sequence[str], out: Path) -> Sequence[str]:
+    """What --metrics asks for, where the plan or a record in ``out`` measures it, and the last table can show it."""
+    if plan.table:
+        raise OptionError(f'--metrics: {plan.file} is shown as the table {plan.table} of a paper, which has metrics of '
+                          'its own; leave --metrics out')
+    known = dict.fromkeys([*(m for run in plan.runs for m in run.test_flat['val']['metrics']),
+                           *(m for r in read_or_none(out) for scores in r.datasets.values() for m in scores.mean)])
+    if unknown := [metric for metric in metrics if metric not in known]:
+        raise OptionError(f'--metrics: nothing measures {unknown[0]!r}{did_you_mean(unknown[0], known)}')
+    return metrics
 
 
 def try_all(args: argparse.Namespace, folder: Path, gpus: list) -> int:
@@ -123,12 +136,12 @@ def train(plan: Plan, missing: list[PlannedRun], out: Path, root: Path, gpus: li
             ended += 1
             if event.status == EXIT_BUSY:  # of a comparison that was killed, or that somebody else has started
                 busy.append(event)
-                print(f'{clear}{event.log.read_text(encoding="utf-8").splitlines()[-1]}', flush=True)
+                print(f'{clear}{event.last_lines(1)}', flush=True)
                 continue
             if event.status:
                 failed.append(event)
                 print(f'{clear}{run.name}: failed with status {event.status}; the end of {event.log}:\n'
-                      + '\n'.join(event.log.read_text(encoding='utf-8').splitlines()[-3:]), flush=True)
+                      + event.last_lines(3), flush=True)
             else:
                 print(clear, end='')
                 show(plan, out)

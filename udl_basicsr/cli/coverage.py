@@ -47,6 +47,8 @@ def main(argv: list[str] | None = None) -> int:
                         'coverage.png')
     args = parser.parse_args(argv)
     check_restoring(parser, args)
+    if args.out.exists() and not args.out.is_dir():
+        parser.error(f'--out {args.out}: is a file, expected a folder')
     from tqdm import tqdm
 
     import udl_basicsr.register  # noqa: F401 - networks by their names

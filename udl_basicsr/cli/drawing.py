@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from udl_basicsr.experiments.printed import load_paper
-from udl_basicsr.experiments.record_files import Record, read_records, record_file
+from udl_basicsr.experiments.record_files import Record, read_comparisons, read_records, record_file
 from udl_basicsr.experiments.statistics import methods_of
 from udl_basicsr.functional import image_statistics as stats
 from udl_basicsr.reports import figures, plots, variance_plots, where
@@ -228,11 +228,14 @@ def curves(args, look: dict) -> Path:
 
 
 def _records(folder: str, network: str | None) -> list[Record]:
+    return _of_network(read_records(folder), folder, network)
+
+
+def _of_network(records: list[Record], where: str, network: str | None) -> list[Record]:
     """The records of one network: what may be compared with one another."""
-    records = read_records(folder)
     known = list(dict.fromkeys(r.network_id for r in records if r.network_id))
     if network not in known and (network is not None or len(known) > 1):
-        raise ReportError(f'{folder}: has the networks {", ".join(known) or "of one title alone"}; choose one of them '
+        raise ReportError(f'{where}: has the networks {", ".join(known) or "of one title alone"}; choose one of them '
                           f'with --network' + (f', not {network}' if network else ''))
     return [r for r in records if network in (None, r.network_id)]
 
@@ -276,13 +279,17 @@ def deciles(args, look: dict) -> Path:
 
 
 def lead(args, look: dict) -> Path:
-    folders = {Path(folder).name: _records(folder, args.network) for folder in args.records}
+    folders = {name: _of_network(records, name, args.network)
+               for name, records in read_comparisons(args.records).items()}
     every = [r for records in folders.values() for r in records]
     labels = methods_of(every)
     for method in args.method:
         if method not in labels:
             raise ReportError(f'--method {method}: no records of it. There are: {", ".join(labels)}')
-    datasets = args.datasets or list(dict.fromkeys(name for r in every for name in r.datasets))
+    known = list(dict.fromkeys(name for r in every for name in r.datasets))
+    datasets = args.datasets or known
+    if unknown := [name for name in datasets if name not in known]:
+        raise ReportError(f'--datasets: none was tested on {", ".join(unknown)}, but on {", ".join(known)}')
     series = {name: points for name in datasets
               if (points := leads.lead_points(folders, args.method, name, args.axis, args.metric))}
     _numbers(args, leads.lead_numbers(series))

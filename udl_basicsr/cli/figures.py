@@ -15,7 +15,7 @@ import argparse
 import sys
 
 from udl_basicsr.utils import exits
-from udl_basicsr.utils.command_line import CommandParser
+from udl_basicsr.utils.command_line import CommandParser, whole
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -29,7 +29,7 @@ def _parser() -> argparse.ArgumentParser:
         if width:
             sub.add_argument('--width', type=float, default=7., metavar='INCHES',
                              help='default 7, the text of a paper with two columns; letters have 7 points at any width')
-        sub.add_argument('--dpi', type=int, default=150, help='resolution of a PNG; default 150')
+        sub.add_argument('--dpi', type=whole(10), default=150, help='resolution of a PNG; default 150')
         return sub
 
     def pictures(sub: argparse.ArgumentParser, runs: bool = True) -> None:
@@ -50,12 +50,12 @@ def _parser() -> argparse.ArgumentParser:
     def one_image(sub: argparse.ArgumentParser, box: str = 'default: all of it', columns: bool = True) -> None:
         sub.add_argument('--image', required=True, help='its name in the scores')
         if columns:
-            sub.add_argument('--columns', type=int, help='of pictures')
+            sub.add_argument('--columns', type=whole(1), help='of pictures')
         boxed(sub, box)
 
     def boxed(sub: argparse.ArgumentParser, box: str = 'default: all of it') -> None:
-        sub.add_argument('--box', type=int, nargs='+', metavar='N', help='the part that is shown: LEFT TOP WIDTH HEIGHT'
-                         f' in pixels of the GT, or the side of a square put where the detail is; {box}')
+        sub.add_argument('--box', type=whole(0), nargs='+', metavar='N', help='the part that is shown: LEFT TOP '
+                         f'WIDTH HEIGHT in pixels of the GT, or the side of a square put where the detail is; {box}')
 
     sub = kind('crops', 'what each run makes of a part of an image, beside the whole')
     pictures(sub)
@@ -84,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = kind('gv', 'how much variance of the gradient the runs keep, over a data set')
     pictures(sub)
-    sub.add_argument('--patch_size', type=int, help='default 8 at ×2, 16 otherwise, as in the GV paper')
+    sub.add_argument('--patch_size', type=whole(2), help='default 8 at ×2, 16 otherwise, as in the GV paper')
 
     sub = kind('gradients', 'the gradient maps of an image, along x and y (figure 1 of the GV paper)')
     pictures(sub)
@@ -93,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = kind('variances', 'the variance of the gradient patch after patch, along x and y (figure 2 of the GV paper)')
     pictures(sub)
     sub.add_argument('--images', nargs='+', metavar='NAME', help='their names in the scores; default: all')
-    sub.add_argument('--patch_size', type=int, help='default 8, as in that figure')
+    sub.add_argument('--patch_size', type=whole(2), help='default 8, as in that figure')
 
     for sub in (kind('tlw', "TLW's weights over the training"),
                 kind('fixed_sum', 'what sigmoid, FixedSum and sampling make of the weights of an image, and how they '
@@ -102,23 +102,23 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument('--gt', required=True, metavar='FILE', help='an HR image')
         sub.add_argument('--lq', required=True, metavar='FILE', help='its LR image')
         if sub.prog.endswith('tlw'):
-            sub.add_argument('--iterations', type=int, nargs='+', metavar='N',
+            sub.add_argument('--iterations', type=whole(0), nargs='+', metavar='N',
                              help='of checkpoints; default: up to four')
         else:
-            sub.add_argument('--iteration', type=int, metavar='N', help='of a checkpoint; default: the last')
+            sub.add_argument('--iteration', type=whole(0), metavar='N', help='of a checkpoint; default: the last')
         boxed(sub)
 
     sub = kind('sigma', 'the mean of σ during training, and σ of pixels of one image (figure 2 of Revisiting L1)')
     sub.add_argument('experiments', nargs='+', metavar='RUN', help='experiments/<name> of runs of stage sigma')
     sub.add_argument('--lq', metavar='FILE', help='an LR image, whose pixels are followed through the checkpoints of '
                      'the first run')
-    sub.add_argument('--pixels', type=int, default=12, help='how many; default 12')
+    sub.add_argument('--pixels', type=whole(1), default=12, help='how many; default 12')
 
     sub = kind('tradeoff', 'what networks reach and what they cost, printed and ours (figure 4 of Revisiting L1)')
     sub.add_argument('records', nargs='*', metavar='FOLDER', help='docs/results/<comparison>')
     sub.add_argument('--tables', nargs='+', default=['le-3', 'le-6'], metavar='TABLE', help='default le-3 le-6')
     sub.add_argument('--dataset', default='Set5', help='default Set5')
-    sub.add_argument('--scale', type=int, default=3, help='default 3')
+    sub.add_argument('--scale', type=whole(1), default=3, help='default 3')
     sub.add_argument('--cost', choices=['runtime', 'macs'], default='runtime', help='default runtime')
     sub.add_argument('--metric', default='psnr')
 
@@ -130,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
                 kind('curves', 'validations of a comparison during training')):
         sub.add_argument('records', metavar='FOLDER', help='docs/results/<comparison>')
         sub.add_argument('--metric', default='psnr')
-        sub.add_argument('--scale', type=int, help='where there are several')
+        sub.add_argument('--scale', type=whole(1), help='where there are several')
         of_one_network(sub)
         sub.add_argument('--methods', nargs='+', default=[], metavar='ID', help='default: all')
         if sub.prog.endswith('curves'):
@@ -143,7 +143,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument('--reference', metavar='ID', help='default: that of the comparison')
         sub.add_argument('--dataset', required=True, help="the data set's name in the tests")
         sub.add_argument('--gt', required=True, metavar='FOLDER', help='its HR images')
-        sub.add_argument('--scale', type=int, help='where there are several')
+        sub.add_argument('--scale', type=whole(1), help='where there are several')
         of_one_network(sub)
         numbers(sub)
         if sub.prog.endswith('texture'):
@@ -153,7 +153,7 @@ def _parser() -> argparse.ArgumentParser:
         else:
             sub.add_argument('--uncertainty', metavar='ID',
                              help='the method whose maps of s are taken; default: that of --method')
-            sub.add_argument('--seed', type=int, default=0, help='whose pictures were kept; default 0')
+            sub.add_argument('--seed', type=whole(0, 2**32 - 1), default=0, help='whose pictures were kept; default 0')
 
     sub = kind('lead', 'how a lead moves from one comparison to the next: with budget, share of stage 1, network, '
                'scale')
@@ -174,10 +174,8 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     parser = _parser()
     args = parser.parse_args(argv)
-    for name, low in (('width', 0.5), ('dpi', 10), ('columns', 1), ('patch_size', 2), ('pixels', 1)):
-        value = getattr(args, name, None)
-        if value is not None and not value >= low:
-            parser.error(f'--{name}: expected a number of at least {low:g}, got {value:g}')
+    if hasattr(args, 'width') and not args.width >= 0.5:
+        parser.error(f'--width: expected a number of at least 0.5, got {args.width:g}')
     import udl_basicsr.register  # noqa: F401 - networks, losses and metrics by their names
     from udl_basicsr.cli import drawing
     from udl_basicsr.deploy.export import ExportError

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from udl_basicsr.utils import exits
-from udl_basicsr.utils.command_line import CommandParser
+from udl_basicsr.utils.command_line import CommandParser, whole
 
 if TYPE_CHECKING:
     from udl_basicsr.data.prepare import Job
@@ -22,30 +22,20 @@ if TYPE_CHECKING:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parses the command line and refuses what cannot work together."""
-    def scale(text):
-        if not text.isdigit() or not 2 <= int(text) <= 8:
-            raise argparse.ArgumentTypeError(f'expected whole numbers from 2 to 8, got {text!r}')
-        return int(text)
-
-    def positive(text):
-        if not text.isdigit() or int(text) < 1:
-            raise argparse.ArgumentTypeError(f'expected a whole number above 0, got {text!r}')
-        return int(text)
-
     parser = CommandParser(
         told=__doc__,
         description='Makes mod-cropped HR images and their LR versions, in the folders that BasicSR expects. '
         'A run that was interrupted goes on when it is started again.')
     parser.add_argument('source', type=Path, help='folder of HR images: PNG, JPEG, BMP, TIFF, WebP')
     parser.add_argument('--out', type=Path, required=True, help='folder in which GTmod<s>, LRbicx<s>, ... are made')
-    parser.add_argument('--scale', type=scale, nargs='+', default=[2, 3, 4], help='default: 2 3 4')
+    parser.add_argument('--scale', type=whole(2, 8), nargs='+', default=[2, 3, 4], help='default: 2 3 4')
     parser.add_argument('--degradation', nargs='+', choices=['bic', 'bd'], default=['bic'],
                         help='bic: MATLAB bicubic (default); bd: 11x11 Gaussian blur of sigma 1.6, then nearest')
-    parser.add_argument('--sub_images', type=positive, metavar='SIZE',
+    parser.add_argument('--sub_images', type=whole(1), metavar='SIZE',
                         help='also cut square sub-images of this side in HR pixels, into <folder>_sub')
-    parser.add_argument('--step', type=positive, help='distance of neighbouring sub-images; default: half their side')
+    parser.add_argument('--step', type=whole(1), help='distance of neighbouring sub-images; default: half their side')
     parser.add_argument('--lmdb', action='store_true', help='also make LMDBs, of the sub-images where there are any')
-    parser.add_argument('--workers', type=positive, help='processes; default: one per CPU, and per 16 images')
+    parser.add_argument('--workers', type=whole(1, 1024), help='processes; default: one per CPU, and per 16 images')
     parser.add_argument('--report_bicubic', action='store_true',
                         help="print plain bicubic upsampling's PSNR and SSIM, to compare with published figures")
     args = parser.parse_args(argv)

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from udl_basicsr.utils import exits
-from udl_basicsr.utils.command_line import CommandParser
+from udl_basicsr.utils.command_line import CommandParser, whole
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -23,13 +23,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         if not (name and sign and folder):
             raise argparse.ArgumentTypeError(f'expected DATASET=FOLDER, got {text!r}')
         return name, Path(folder)
-
-    def between(low: int, high: int):
-        def convert(text: str) -> int:
-            if not text.isdecimal() or not low <= int(text) <= high:
-                raise argparse.ArgumentTypeError(f'expected a whole number from {low} to {high}, got {text!r}')
-            return int(text)
-        return convert
 
     parser = CommandParser(told=__doc__,
                            description='Makes one self-contained HTML file of a comparison or of test runs.')
@@ -45,11 +38,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--intervals', nargs='+', action='extend', default=[], type=folder_of,
                         metavar='DATASET=FOLDER', help='what udl infer --intervals made of the LR images of the data '
                         'set: bounds and mask under the slider')
-    parser.add_argument('--seed', type=between(0, 2**32), metavar='S', help='whose pictures; default: the first that '
+    parser.add_argument('--seed', type=whole(0, 2**32 - 1), metavar='S', help='whose pictures; default: the first that '
                         'has any. The tables are over all seeds')
-    parser.add_argument('--window', type=between(0, 10**5), default=224, metavar='N', help='show N x N pixels, '
+    parser.add_argument('--window', type=whole(0, 10**5), default=224, metavar='N', help='show N x N pixels, '
                         'where there is most detail, of larger pictures; 0: all; default 224')
-    parser.add_argument('--quality', type=between(1, 100), metavar='Q', help='pictures as WebP with loss, 1 to 100; '
+    parser.add_argument('--quality', type=whole(1, 100), metavar='Q', help='pictures as WebP with loss, 1 to 100; '
                         'default: without loss, some ten times as large')
     return parser.parse_args(argv)
 

@@ -2,8 +2,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 
+from udl_basicsr.utils.command_line import whole
 from udl_basicsr.utils.shipped_weights import locate_weights
 
 OVERLAP = 32
@@ -15,15 +15,6 @@ def weights_file(text: str) -> str:
         return locate_weights(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def whole(least: int) -> Callable[[str], int]:
-    """For argparse: a whole number that is not below the least."""
-    def convert(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f'expected a whole number from {least}, got {text!r}')
-        return int(text)
-    return convert
 
 
 def positive(text: str) -> float:

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from udl_basicsr.utils import exits
-from udl_basicsr.utils.command_line import CommandParser
+from udl_basicsr.utils.command_line import CommandParser, whole
 
 
 @exits.command()
@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--gt', required=True, metavar='FOLDER', help='its HR images')
     parser.add_argument('--calibrate', nargs=2, metavar=('NAME', 'FOLDER'),
                         help='the data set that the recalibration is fitted on, and its HR images; default: the same')
-    parser.add_argument('--crop_border', type=int, default=0, help='pixels left out at each edge; default 0')
+    parser.add_argument('--crop_border', type=whole(0), default=0, help='pixels left out at each edge; default 0')
     parser.add_argument('--share', type=float, default=1., help='share of the values to draw, 0 to 1, where all of them'
                         ' fill the memory (some 100 bytes each); default 1')
     parser.add_argument('--alpha', type=float, default=0.1, help='share that the intervals leave out whose coverage '
@@ -43,12 +43,12 @@ def main(argv: list[str] | None = None) -> int:
     names = [Path(folder).resolve().name for folder in args.results]
     if len(set(names)) < len(names):
         parser.error(f'two results folders have the same name: {", ".join(names)}')
+    if Path(args.out).exists() and not Path(args.out).is_dir():
+        parser.error(f'--out {args.out}: is a file, expected a folder')
     if not 0 < args.share <= 1:
         parser.error(f'--share: expected 0 < x ≤ 1, got {args.share}')
     if not 0 < args.alpha < 1:
         parser.error(f'--alpha: expected 0 < x < 1, got {args.alpha}')
-    if args.crop_border < 0:
-        parser.error(f'--crop_border: expected a number ≥ 0, got {args.crop_border}')
 
     fitted_on, fitted_gt = args.calibrate or (args.dataset, args.gt)
     protocol = (f'{args.dataset}, all values of RGB pooled, '
@@ -65,6 +65,9 @@ def main(argv: list[str] | None = None) -> int:
             fit = list(read_images(folder, fitted_on, fitted_gt, args.crop_border, args.share)) if args.calibrate \
                 else pairs
             factor = recalibration_factor(*(np.concatenate(part) for part in zip(*fit, strict=True)))
+            if not factor > 0:
+                raise ReportError(f'{folder}: all SR images of {fitted_on} are equal to the GT: without errors nothing '
+                                  'can be said of their uncertainty')
             reports.append(make_report(name, pairs, factor, args.alpha, head_of(folder)))
         files = write_reports(reports, protocol, args.out)
     except (ReportError, OSError) as error:

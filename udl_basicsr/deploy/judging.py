@@ -19,7 +19,7 @@ from udl_basicsr.functional import risk_control as R
 from udl_basicsr.functional import uncertainty as U
 
 from .calibration import factor_of, grey_levels, judged
-from .kept_apart import ImagePair, check_apart, find_pairs, find_pictures
+from .kept_apart import ImagePair, check_apart, check_once, find_pairs, find_pictures
 from .pictures import Pixels, read_picture
 from .restorer import Restorer
 
@@ -101,12 +101,13 @@ def judge(name: str, restorer: Restorer, calibrating: Sequence[ImagePair], halve
 
     Raises:
         TooFewImagesError: For this α and δ.
-        KeptApartError: Training has seen some of the images.
+        KeptApartError: Training has seen some of the images, or two of them are the same.
         CalibrationError: A picture that cannot be used, or no factor that suffices.
     """
     pairs, first = [*calibrating, *halved], len(calibrating)
     calibrated_on = [[*range(first), *range(first + turn, len(pairs), 2)] for turn in (0, 1)]
     limits = [R.risk_limit(len(on), alpha, delta) for on in calibrated_on]
+    check_once(pairs)
     training = check_apart(pairs, checkpoints)
     with tempfile.TemporaryDirectory() as folder:
         files, risks, masks, ratios = [], [], [], []

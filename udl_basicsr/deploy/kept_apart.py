@@ -61,11 +61,23 @@ def find_pairs(gt: Sequence[str | Path], lq: Sequence[str | Path]) -> list[Image
         if alone := [stem for stem in originals if stem not in inputs and stem not in bare]:
             raise KeptApartError(f'{lq_folder}: has no partner of {some(alone)} in {gt_folder}; names must be equal')
         pairs += [ImagePair(path, inputs.get(stem) or bare[stem]) for stem, path in originals.items()]
+    check_once(pairs)
+    return pairs
+
+
+def check_once(pairs: Iterable[ImagePair]) -> None:
+    """Refuses images of which two are the same: a promise counts them, and none may judge what it has calibrated.
+
+    Raises:
+        KeptApartError: Names both.
+    """
     seen: dict[str, Path] = {}
     for pair in pairs:
-        if (first := seen.setdefault(_sha256(pair.gt.read_bytes()), pair.gt)) != pair.gt:
-            raise KeptApartError(f'{pair.gt}: is the same image as {first}, and would count twice; remove one')
-    return pairs
+        content = _sha256(pair.gt.read_bytes())
+        if content in seen:
+            raise KeptApartError(f'{pair.gt}: is the same image as {seen[content]}, and would count twice; remove one, '
+                                 'or give its folder once')
+        seen[content] = pair.gt
 
 
 def find_pictures(folder: Path) -> dict[str, Path]:
@@ -128,8 +140,7 @@ def started_from(run: Path, options: dict) -> dict[str, Path]:
         if key.startswith('pretrain_network_') and isinstance(value, str):
             with contextlib.suppress(ValueError):  # udl:NAME of another version
                 value = locate_weights(value)
-            places = [start / Path(value).expanduser() for start in _started_in(run)]
-            found[key] = next((place for place in places if place.is_file()), places[-1])
+            found[key] = _placed(run, value)
     return found
 
 
@@ -138,9 +149,10 @@ def options_of(run: Path) -> list[dict]:
     return [load_yaml(str(file)) for file in sorted(run.glob('*.yml'))]
 
 
-def _started_in(run: Path) -> tuple[Path, Path]:
-    """Where the paths of a run begin: where it was started, which is here or the folder that holds experiments."""
-    return Path.cwd(), run.parent.parent
+def _placed(run: Path, name: str) -> Path:
+    """What a run calls by this name: paths begin where it was started, here or in the folder that holds experiments."""
+    places = [start / Path(name).expanduser() for start in (Path.cwd(), run.parent.parent)]
+    return next((place for place in places if place.exists()), places[-1])
 
 
 def _with_those_before(checkpoints: Iterable[str | Path]) -> Iterator[tuple[Path, list[dict]]]:
@@ -162,11 +174,9 @@ def _training_images(checkpoint: Path, runs: Iterable[dict]) -> tuple[Path | Non
     for options in runs:
         train = (options.get('datasets') or {}).get('train') or {}
         if isinstance(root := train.get('dataroot_gt'), str):
-            for start in _started_in(checkpoint.absolute().parent.parent):
-                folder = start / Path(root).expanduser()
-                if folder.is_dir() and not root.endswith('.lmdb'):
-                    meta = train.get('meta_info_file')
-                    return folder, start / meta if isinstance(meta, str) else None, ''
+            run, meta = checkpoint.absolute().parent.parent, train.get('meta_info_file')
+            if (folder := _placed(run, root)).is_dir() and not root.endswith('.lmdb'):
+                return folder, _placed(run, meta) if isinstance(meta, str) else None, ''
             return None, None, f'{checkpoint}: {root}, on which it was trained, is not here as a folder of images'
     return None, None, f'{checkpoint}: no option file beside it says what it was trained on'
 

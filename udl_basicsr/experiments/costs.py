@@ -52,7 +52,9 @@ def _forward(network: str, height: int, width: int) -> int:
             pass  # what looks at values cannot run on the meta device
     with quietly():
         net = build_real(dict(block)).eval()
-    return round(_count(net, torch.rand(1, channels, _CROP, _CROP)) * height * width / _CROP**2)
+    with suppress(Exception):  # of a network that takes no such crop
+        return round(_count(net, torch.rand(1, channels, _CROP, _CROP)) * height * width / _CROP**2)
+    return _count(net, torch.rand(1, channels, height, width))
 
 
 def _count(net: nn.Module, *images: torch.Tensor) -> int:
@@ -70,7 +72,7 @@ def _judge(net: str, side: int) -> int:
     return _count(judge, *images) // 2
 
 
-def measure_image(network: Mapping, scale: int, size: Sequence[int]) -> tuple[dict[str, float], RunTime]:
+def measure_image(network: Mapping, scale: int, size: Sequence[int]) -> tuple[dict[str, float], RunTime | None]:
     """What one image costs: operations counted, run time measured here.
 
     Args:
@@ -80,15 +82,18 @@ def measure_image(network: Mapping, scale: int, size: Sequence[int]) -> tuple[di
 
     Returns:
         tuple: The record's ``costs``: ``macs`` of the image and, if it was timed as a whole, ``runtime`` in ms; and its
-            ``run_time``.
+            ``run_time``, None of a network that takes no image of that size.
     """
     found = {}
     with suppress(Exception):  # a network that looks at values cannot be counted without computing
         found['macs'] = count_macs(network, scale, size)
     gpu = torch.cuda.is_available()
     timed = list(size) if gpu else [min(pair) for pair in zip(size, _ON_CPU, strict=True)]
-    with quietly():
-        ms = round(run_time(network, scale, timed, repeats=3), 3)
+    try:
+        with quietly():
+            ms = round(run_time(network, scale, timed, repeats=3), 3)
+    except Exception:  # its training and its test are done, and must not be lost for this
+        return found, None
     if timed == list(size):
         found['runtime'] = ms
     device = torch.cuda.get_device_name() if gpu else f'CPU, {torch.get_num_threads()} thread(s)'
@@ -224,8 +229,10 @@ class Estimate:
             record = records.get(run.record(out))
             if record and record.machine == machine:
                 last = run.stages[-1]  # stage 1 has a process of its own, whose time no record holds
-                same.setdefault(self._key(run), []).append(record.seconds)
-                rates.setdefault(run.title, []).append(record.seconds / self._operations(last))
+                # a run that was stopped tells of the process that ended it alone, and its steps of them all
+                seconds = max(record.seconds, record.stages[-1].seconds or 0. if record.stages else 0.)
+                same.setdefault(self._key(run), []).append(seconds)
+                rates.setdefault(run.title, []).append(seconds / self._operations(last))
         self.same = {key: statistics.mean(values) for key, values in same.items()}
         self.rates = {title: statistics.mean(values) for title, values in rates.items()}
 

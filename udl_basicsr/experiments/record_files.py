@@ -216,6 +216,21 @@ def read_records(folder: str | Path) -> list[Record]:
     return sorted(records, key=lambda r: (r.scale, r.method, r.seed))
 
 
+def read_comparisons(folders: Iterable[str | Path]) -> dict[str, list[Record]]:
+    """The records of several comparisons, each as of :func:`read_records`; a folder that is given twice counts once.
+
+    Returns:
+        dict: By the names of the folders. Where two are alike, as all are that ``udl compare`` makes by default
+        (``results/<comparison>/records``), by the names of the comparisons; by their paths where these are alike too.
+    """
+    once = list({Path(folder).resolve(): Path(folder) for folder in folders}.values())
+    found = [read_records(folder) for folder in once]
+    for names in ([folder.resolve().name for folder in once], [records[0].comparison for records in found]):
+        if len({*names}) == len(names):
+            return dict(zip(names, found, strict=True))
+    return dict(zip(map(str, once), found, strict=True))
+
+
 def check_pairs(records: Iterable[Record]) -> None:
     """Finds runs that cannot be compared pair by pair.
 

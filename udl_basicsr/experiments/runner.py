@@ -140,6 +140,10 @@ class Event:
     log: Path = Path()
     seconds: float = 0.  # of its processes; of stage 1, that of the run that it was trained for
 
+    def last_lines(self, count: int) -> str:
+        """The end of the log. What writes there need not write UTF-8, and who is killed does not end a character."""
+        return '\n'.join(self.log.read_text(encoding='utf-8', errors='replace').splitlines()[-count:])
+
 
 def make_all(runs: list[PlannedRun], out: Path, root: Path, gpus: list[str | None],
              ) -> Generator[Event, None, None]:
@@ -156,18 +160,24 @@ def make_all(runs: list[PlannedRun], out: Path, root: Path, gpus: list[str | Non
     context = multiprocessing.get_context('spawn') if sys.platform == 'win32' else \
         multiprocessing.get_context('forkserver')
     context.set_forkserver_preload([__name__])
+    there = {run.name for run in runs if run.record(out).exists()}
     waiting = list(runs)
     free, busy, spent = list(gpus), {}, dict.fromkeys((run.name for run in waiting), 0.)
     try:
         while waiting or busy:
             for run in list(waiting):
+                log = root / 'results' / run.plan / 'logs' / f'{run.name}.log'
+                # another process has made it since: made anew it would tell of its test alone
+                if run.name not in there and run.record(out).exists():
+                    waiting.remove(run)
+                    yield Event(run, 0, log=log, seconds=spent[run.name])
+                    continue
                 missing = {stage.name for stage in run.stages[:-1] if not stage.weights(root, 'g').exists()}
                 in_work = {name for names, *_ in busy.values() for name in names}
                 if not free or missing & in_work:  # another run trains a stage that both begin with
                     continue
                 gpu = free.pop(0)
                 alone = bool(missing)
-                log = root / 'results' / run.plan / 'logs' / f'{run.name}.log'
                 process = context.Process(target=make, args=(run, out, root, log, gpu, alone))
                 process.start()
                 busy[process] = (missing or {run.name}, run, gpu, alone, log)

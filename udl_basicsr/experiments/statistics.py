@@ -7,7 +7,7 @@ from typing import Any, TypedDict
 import numpy as np
 from scipy.special import stdtrit  # a fifth of the time that scipy.stats takes to import
 
-from udl_basicsr.utils.scores import metric_facts
+from udl_basicsr.utils.scores import metric_facts, protocol_notes
 from udl_basicsr.utils.tables import markdown_table, text_table
 from udl_basicsr.utils.text import duration
 
@@ -190,10 +190,17 @@ def _costs(records: Sequence[Record]) -> dict[str, list[str]]:
 
 
 def format_summary(records: Sequence[Record], metrics: Sequence[str] = ('psnr', ), markdown: bool = False) -> str:
-    """The table of a comparison as it stands, for the terminal or in Markdown: one for each network and scale."""
+    """The table of a comparison as it stands, for the terminal or in Markdown: one for each network and scale.
+
+    Below it stands how the metrics were measured where that is not the same in all runs.
+    """
     table, gap = (markdown_table, '\n\n') if markdown else (text_table, '\n')
     groups: dict[tuple, list[Record]] = {}
     for record in sorted(records, key=lambda r: r.scale):
         groups.setdefault((record.network_id or '', record.scale), []).append(record)
-    return '\n\n'.join(f'{f"{network} ×{scale}".strip()}{gap}{table(*summary_rows(group, scale, metrics))}'
-                       for (network, scale), group in groups.items())
+    parts = []
+    for (network, scale), group in groups.items():
+        parts.append(f'{f"{network} ×{scale}".strip()}{gap}{table(*summary_rows(group, scale, metrics))}')
+        notes = protocol_notes(group, metrics)
+        parts += ['\n'.join(notes)] if len(notes) > 1 else []
+    return '\n\n'.join(parts)

@@ -193,7 +193,7 @@ def run_trial(runs: Sequence[PlannedRun], folder: Path, gpus: list[str | None]) 
                           'failed' if event.status else 'ok']
         if event.status:
             print(f'{run.shown}: failed with status {event.status}; the end of {event.log}:\n'
-                  + '\n'.join(event.log.read_text(encoding='utf-8').splitlines()[-5:]), flush=True)
+                  + event.last_lines(5), flush=True)
         elapsed = time.time() - started
         about = f'; about {duration(elapsed * left / (whole - left))} left' if left > 0.01 else ''
         print(f'{run.shown}: {rows[run.name][-1]}, {event.seconds:.1f} s; {len(rows)} of {len(runs)}{about}',

@@ -324,8 +324,8 @@ def ssim_map(pred: Tensor, target: Tensor) -> Tensor:
             / ((mean_p**2 + mean_t**2 + c1) * (pp - mean_p**2 + tt - mean_t**2 + c2)))
 
 
-def floor_share(log_scale: Tensor, floor: float = ELU_FLOOR, margin: float = 0.01) -> Tensor:
-    """The share of s within ``margin`` of the ELU floor, a scalar in [0, 1]. Near 1 means that s carries nothing."""
+def floor_share(log_scale: Tensor, floor: float | Tensor = ELU_FLOOR, margin: float = 0.01) -> Tensor:
+    """The share of s within ``margin`` of its floor, a scalar in [0, 1]. Near 1 means that s carries nothing."""
     return (log_scale <= floor + margin).to(torch.float32).mean()
 
 

@@ -37,7 +37,7 @@ class _FloorWatch:
         if self.warned or self.calls & (self.calls - 1):
             return
         s = log_scale.detach() if kind is None else kind.log_scale(log_scale.detach())
-        floor = s.min().item() if kind is None else kind.floor
+        floor = s.min() if kind is None else kind.floor
         share = F.floor_share(s, floor).item()
         if share > 0.5:
             self.warned = True
@@ -46,8 +46,8 @@ class _FloorWatch:
                 cause = (f'residuals are multiplied by img_range={img_range:g}; with pixels in [0, 1] it must be 255, '
                          'or s wants to be far below the floor')
             logging.getLogger('basicsr').warning(
-                f'{share:.0%} of log_scale lies on its floor (s = {floor:.3g}): {self.consequence} Likely cause: '
-                f'{cause}.')
+                f'{share:.0%} of log_scale lies on its floor (s = {float(floor):.3g}): {self.consequence} '
+                f'Likely cause: {cause}.')
 
 
 class LikelihoodLoss(WeightedLoss):

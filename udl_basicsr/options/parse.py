@@ -91,8 +91,8 @@ def _parse(file: str, parents: tuple[str, ...], *, root_path: str, is_train: boo
     root_path = osp.abspath(root_path)
     flat = load_yaml(file, references=False) if within is None else within
     if not is_train and trains(flat):
-        on = [entry for entry in force_yml if str(entry).startswith('tested_on=')]
-        flat = as_test(apply_force_yml(flat, on), file, root_path)
+        # once on the training, whose name and scale they may change, and once more on the test
+        flat = as_test(apply_force_yml(flat, force_yml), file, root_path)
     flat = interpolate(apply_force_yml(flat, force_yml), file)
     if isinstance(flat.get('stage1'), str):
         flat['stage1'] = osp.abspath(flat['stage1'])  # only --force_yml can have left it relative, to where we are
@@ -240,9 +240,9 @@ def _runtime(flat: dict, root_path: str, is_train: bool, num_gpu_available: int)
         dataset['phase'] = key.split('_')[0]
         if 'scale' in opt:
             dataset['scale'] = opt['scale']
-        for root in ('dataroot_gt', 'dataroot_lq'):
-            if isinstance(dataset.get(root), str):
-                dataset[root] = osp.expanduser(dataset[root])
+        for place in ('dataroot_gt', 'dataroot_lq', 'meta_info_file', 'meta_info'):
+            if isinstance(dataset.get(place), str):
+                dataset[place] = osp.expanduser(dataset[place])
     path = opt['path']
     for key, value in path.items():
         if isinstance(value, str) and ('resume_state' in key or 'pretrain_network' in key):

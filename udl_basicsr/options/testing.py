@@ -46,7 +46,8 @@ def as_test(flat: dict, file: str, root_path: str) -> dict:
     test['datasets'] = {key: block for key, block in _block(on, 'datasets').items() if key.split('_')[0] in _PHASES}
     test['val'] = val
     models = osp.join(osp.dirname(file), 'models')
-    if not osp.isdir(models):
+    # other folders are called models too; that of a run which has not ended has no latest weights yet
+    if not (osp.isfile(osp.join(models, 'net_g_latest.pth')) or osp.isdir(osp.join(models, '../training_states'))):
         models = osp.join(root_path, 'experiments', str(flat.get('name')), 'models')
     test['path'] = {'pretrain_network_g': osp.join(models, 'net_g_latest.pth')}
     stage = flat.get('stage')

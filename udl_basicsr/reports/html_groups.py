@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from udl_basicsr.experiments.record_files import Record, read_records
+from udl_basicsr.experiments.record_files import Record, read_comparisons
 from udl_basicsr.experiments.statistics import methods_of, paired_difference
 from udl_basicsr.utils.metric_facts import MetricFacts
 from udl_basicsr.utils.scores import ScoresError, metric_facts, read_scores
@@ -96,36 +96,37 @@ def read_groups(folders: Iterable[str | Path]) -> list[Group]:
         ScoresError: Records or scores that are malformed.
     """
     groups: dict[tuple, list[Record]] = {}
-    remedies, tested = {}, []
+    remedies, tested, compared = {}, {}, []
     for folder in map(Path, folders):
         if not folder.is_dir():
             raise FileNotFoundError(f'{folder}: no such folder. Expected docs/results/<comparison>, with the records '
                                     'of udl compare, or results/<name>, with the scores.json of udl test')
         if (folder / 'scores.json').is_file():
-            tested.append(folder)
-            continue
-        for record in read_records(folder):
-            key = (str(folder), record.network_title, record.scale, record.degradation)
+            tested[folder.resolve()] = None
+        else:
+            compared.append(folder)
+    for name, records in read_comparisons(compared).items():
+        for record in records:
+            key = (name, record.network_title, record.scale, record.degradation)
             groups.setdefault(key, []).append(record)
             remedies[key] = ('udl compare FILE.yml --out FOLDER (a new one: runs with a record '
                              'there are not made again)')
-    for record in _as_records(tested):
+    for record in _as_records([*tested]):
         key = ('tests', '', record.scale, '')
         groups.setdefault(key, []).append(record)
         remedies[key] = 'udl test -opt FILE.yml --force_yml val:save_img=true'
     found = []
     for key, records in groups.items():
-        folder, network, scale, degradation = key
+        name, network, scale, degradation = key
         network = network or ', '.join(dict.fromkeys(r.network for r in records))
         alone = len({k[0] for k in groups}) == 1
         title = f'{network}, ×{scale}' + (f', {degradation}' if degradation else '')
-        found.append(Group(title if alone else f'{Path(folder).name}: {title}', records, remedies[key]))
+        found.append(Group(title if alone else f'{name}: {title}', records, remedies[key]))
     return found
 
 
 def _as_records(folders: Sequence[Path]) -> list[Record]:
     """Test runs in the form of records, as far as they say what records say."""
-    folders = [folder.resolve() for folder in folders]
     scores = [read_scores(folder) for folder in folders]
     for folder in folders:
         if [f.name for f in folders].count(folder.name) > 1:

@@ -16,8 +16,11 @@ from udl_basicsr.experiments.printed import DATASETS, Values, dataset_name, prin
 from udl_basicsr.utils.metric_facts import MetricFacts
 from udl_basicsr.utils.scores import Scores, ScoresError, metric_facts, protocol_notes
 from udl_basicsr.utils.tables import markdown_table, text_table
+from udl_basicsr.utils.text import did_you_mean
 
 Key = TypeVar('Key', bound=Hashable)
+METRICS = ('psnr', 'ssim')
+"""Of papers, so that a column of dashes says that it was not measured."""
 FORMATS = ('text', 'md', 'csv', 'latex')
 MARKS = {'md': ('**{}**', '<u>{}</u>'), 'latex': ('\\textbf{{{}}}', '\\underline{{{}}}')}  # best, second-best
 
@@ -88,7 +91,7 @@ def _difference(values: Values, base: Values) -> Values:
 
 
 def join(results: Iterable[Scores], reference: Sequence[str] = (), printed: Sequence[Mapping] = (),
-         metrics: Sequence[str] = ('psnr', 'ssim')) -> Table:
+         metrics: Sequence[str] = METRICS) -> Table:
     """Joins runs and printed scores.
 
     Args:
@@ -99,7 +102,8 @@ def join(results: Iterable[Scores], reference: Sequence[str] = (), printed: Sequ
         metrics: What the cells hold.
 
     Raises:
-        ScoresError: No results, two of the same name and scale, or a reference that is not among them.
+        ScoresError: No results, two of the same name and scale, a reference that is not among them, or a metric that
+            nobody has.
     """
     results = sorted(results, key=lambda scores: scores.scale)
     if not results:
@@ -111,6 +115,11 @@ def join(results: Iterable[Scores], reference: Sequence[str] = (), printed: Sequ
     for name in reference:
         if name not in {run for run, _ in names}:
             raise ScoresError(f'The reference {name} is not among the results: {", ".join(run for run, _ in names)}.')
+
+    known = dict.fromkeys(m for values in (*map(_means, results), *(row['values'] for row in printed))
+                          for of_set in values.values() for m in of_set)
+    if unknown := [metric for metric in metrics if metric not in known and metric not in METRICS]:
+        raise ScoresError(f'No result has the metric {unknown[0]!r}{did_you_mean(unknown[0], known)}')
 
     seen = list(dict.fromkeys(name for scores in results for name in _means(scores)))
     datasets = [name for name in DATASETS if name in seen] + [name for name in seen if name not in DATASETS]

@@ -159,7 +159,7 @@ def read_images(results: str | Path, dataset: str, gt: str | Path, crop_border: 
         e and θ in 0–255 units, flat.
 
     Raises:
-        ReportError: Images that are missing, ambiguous or of another size.
+        ReportError: Images that are missing, ambiguous or of another size, or of which too few values are left.
     """
     folder, gt = Path(results) / 'visualization' / dataset, Path(gt)
     maps = {p.name.removesuffix('_log_scale.png'): p for p in sorted(folder.glob('*_log_scale.png'))}
@@ -182,6 +182,9 @@ def read_images(results: str | Path, dataset: str, gt: str | Path, crop_border: 
         except ValueError as error:
             raise ReportError(f'{path}: {error}') from error
         drawn = generator.random(pair[0].shape) < share
+        if (left := drawn.sum()) < I.BINS:
+            raise ReportError(f'{path}: a share of {share:g} leaves {left} of its {drawn.size} values, expected at '
+                              f'least {I.BINS}; draw a larger one, or crop less')
         yield pair[0][drawn], pair[1][drawn]
 
 
@@ -189,7 +192,7 @@ def head_of(results: str | Path) -> str:
     """The distribution of the uncertainty head of a test run, by the option file beside its scores; empty: unknown."""
     for file in sorted(Path(results).glob('*.yml'), key=lambda file: file.stat().st_mtime, reverse=True):
         try:
-            head = yaml.safe_load(file.read_text(encoding='utf-8'))['network_u']['head']
+            head = yaml.safe_load(file.read_text(encoding='utf-8'))['network_u'].get('head') or {}  # that is UDLHead
             return str(head.get('distribution', LaplaceDistribution.name))
         except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError):
             continue

@@ -70,20 +70,21 @@ def gains_by_texture(records: Sequence[Record], method: str, dataset: str, gt: s
     reference, facts = reference or records[0].reference, metric_facts(records, metric)
     (seeds, images, mine), (their_seeds, their_images, theirs) = (
         scores_matrix(records, name, dataset, metric, scale) for name in (method, reference))
-    common = sorted({*seeds} & {*their_seeds})
-    if not common or images != their_images or len(images) < 3:
-        raise ScoresError(f'{method} and {reference} have {len(common)} seeds and {len(images)} images of {dataset} in '
-                          'common at this scale: expected one seed and three images at least')
+    common, both = sorted({*seeds} & {*their_seeds}), sorted({*images} & {*their_images})
+    if not common or len(both) < 3:
+        raise ScoresError(f'{method} and {reference} have {len(common)} seeds and {len(both)} images of {dataset} in '
+                          f'common at this scale, with {metric}: expected one seed and three images at least')
     if not facts.sign:
         raise ScoresError(f'{metric} has no known direction: neither of the two is ahead. Say `better` in its block of '
                           'val.metrics, and test again')
-    gains = facts.sign * (mine[[seeds.index(s) for s in common]]
-                          - theirs[[their_seeds.index(s) for s in common]]).mean(axis=0)
-    pictures = [read_partner(gt, image) for image in images]
+    ours = mine[np.ix_([seeds.index(s) for s in common], [images.index(i) for i in both])]
+    base = theirs[np.ix_([their_seeds.index(s) for s in common], [their_images.index(i) for i in both])]
+    gains = facts.sign * (ours - base).mean(axis=0)
+    pictures = [read_partner(gt, image) for image in both]
     texture = {'share': np.array([attribution.texture_share(picture, steep) for picture in pictures]),
                'gradient': np.array([attribution.luma_gradient(picture).mean() for picture in pictures])}
     correlations = {name: attribution.rank_correlation(values, gains) for name, values in texture.items()}
-    return Gains(images, gains, texture, correlations, facts, len(common))
+    return Gains(both, gains, texture, correlations, facts, len(common))
 
 
 def texture_figure(gains: Gains, labels: Sequence[str], dataset: str, out: str | Path, metric: str = 'psnr',

@@ -1,9 +1,14 @@
-"""The parser of all commands: one spelling of flags, BasicSR's ``--force_yml``, and examples at the end of the help."""
+"""The parser of all commands: one spelling of flags, one reader of whole numbers, examples at the end of the help."""
 import argparse
 import re
 import sys
 import textwrap
+from collections.abc import Callable
 from typing import Any
+
+from .text import one_line
+
+_MOST_DIGITS = 18  # all have room in 64 bits
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -25,6 +30,24 @@ class CommandParser(argparse.ArgumentParser):
 
     def format_help(self) -> str:
         return super().format_help() + (f'\nexamples:\n{self.examples}\n' if self.examples else '')
+
+
+def whole(least: int, most: int | None = None) -> Callable[[str], int]:
+    """For argparse: reads a whole number within bounds, of which the lower one is not below 0.
+
+    Example:
+        >>> whole(1)('16'), whole(0, 255)('0')
+        (16, 0)
+    """
+    wanted = f'a whole number from {least}' + ('' if most is None else f' to {most}')
+
+    def convert(text: str) -> int:
+        # int() would take 1_000, spaces and the digits of every script as well
+        value = int(text) if re.fullmatch(r'[0-9]+', text) and len(text) <= _MOST_DIGITS else -1
+        if value < least or (most is not None and value > most):
+            raise argparse.ArgumentTypeError(f'expected {wanted}, got {one_line(text, 60)!r}')
+        return value
+    return convert
 
 
 def _spelt(text: str) -> str:

@@ -247,9 +247,9 @@ def _load(path: str, parents: tuple[str, ...], texts: list[str]) -> dict:
     for key in ('stage1', 'tested_on'):
         if isinstance(opt.get(key), str):
             opt[key] = osp.normpath(osp.join(folder, osp.expanduser(opt[key])))
-    bases = opt.pop('_base_', None) or []
-    bases = [bases] if isinstance(bases, str) else bases
-    if not isinstance(bases, list) or not all(isinstance(b, str) for b in bases):
+    bases = opt.pop('_base_', None)
+    bases = [] if bases is None else [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(b, str) and b for b in bases):
         raise OptionError(f'{path}: _base_: expected a file name or a list of file names, got {_short(repr(bases))}')
     merged: dict = {}
     for base in bases:
@@ -322,8 +322,9 @@ def apply_force_yml(opt: dict, entries: Iterable[str] | None) -> dict:
     for entry in entries or ():
         keys, equals, text = str(entry).partition('=')
         keys, source = [k.strip() for k in keys.split(':')], f'--force_yml {entry}'
-        if not equals or not all(keys):
-            problems.append(f'{source}: expected key:key=value, such as train:optim_g:lr=1e-4')
+        if not equals or not all(keys) or not text.strip():
+            why = '; null is written ~' if equals and all(keys) else ''  # an empty variable of the shell is none
+            problems.append(f'{source}: expected key:key=value, such as train:optim_g:lr=1e-4{why}')
             continue
         if meant := _with_colons(keys, opt):
             problems.append(f'{source}: keys are joined by a colon, not by a dot; did you mean {meant}={text}?')
