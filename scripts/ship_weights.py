@@ -103,10 +103,10 @@ def card() -> str:
     table = ['| name | scale | loss | iterations | Set5 | Set14 | BSD100 |', '|:---|:---|:---|:---|:---|:---|:---|']
     network, data = options['network_g'], options['data']
     more = len(scales()) > 1
-    calibrated = sorted(path.name.split('.')[0].split('_x')[1] for path in folder().glob('*.calibration.json'))
+    calibrated = sorted(f'×{path.name.split(".")[0].split("_x")[1]}' for path in folder().glob('*.calibration.json'))
     return CARD.format(other_scales='; `--scale` chooses another scale' if more else '',
                        other_tests='`--force_yml scale=N` for another scale, or ' if more else '',
-                       calibrated=' and '.join(f'×{scale}' for scale in calibrated),
+                       calibrated=' and '.join(calibrated).replace(' and ', ', ', len(calibrated) - 2),
                        network=f'{network["num_block"]} blocks and {network["num_feat"]} channels',
                        table='\n'.join(table + rows), data=DATA, batch=data['batch_size_per_gpu'],
                        crop='×'.join(2 * [str(data['gt_size'] // options['scale'])]),
