@@ -5,10 +5,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from udl_basicsr.data.images import ImageError
+from udl_basicsr.data.images import SUFFIXES, ImageError
 from udl_basicsr.utils.errors import MISUSED, UdlError
 
-from .pictures import OPAQUE_SUFFIXES, SUFFIXES, Header, read_header
+from .pictures import OPAQUE_SUFFIXES, Header, read_header
 
 _LONGEST_NAME = 255  # bytes, on the file systems of today
 INTERVALS = ('lower', 'upper', 'theta', 'within')

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from udl_basicsr.data.images import SUFFIXES
 from udl_basicsr.data.uncertainty_maps import fingerprint
 from udl_basicsr.options.keys import lookup
 from udl_basicsr.options.signatures import parameters
@@ -17,7 +18,6 @@ from udl_basicsr.utils.files import write_atomically
 from udl_basicsr.utils.json_files import JsonError, read_json
 
 from .infer_plan import MAPS, InferenceError, InferencePlan
-from .pictures import SUFFIXES
 from .restorer import Restorer
 
 NAME = '.udl_infer.json'

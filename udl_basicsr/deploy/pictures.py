@@ -29,7 +29,6 @@ from udl_basicsr.data.images import (
 
 # Pillow's formats, MPO being what many cameras write as .jpg, and the ending that ours get.
 FORMATS = {'PNG': '.png', 'JPEG': '.jpg', 'MPO': '.jpg', 'BMP': '.bmp', 'TIFF': '.tif', 'WEBP': '.webp'}
-SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp')
 DEEP_SUFFIXES = ('.png', '.tif')
 OPAQUE_SUFFIXES = ('.jpg', '.bmp')
 _LARGEST = {'.jpg': 65500, '.webp': 16383}  # pixels a side
