@@ -4,6 +4,7 @@ from copy import deepcopy
 
 import pytest
 import torch
+import yaml
 from basicsr.models import build_model
 from conftest import Project, assert_same_weights
 
@@ -216,3 +217,20 @@ def test_a_schedule_that_is_lengthened_goes_on(project):
     loop.train(project.parse('plain', cosine.format(8), auto_resume=True))
     assert 'train.scheduler.periods [4] -> [8]' in project.log('plain')
     assert state_of(project, 8)['schedulers'][0]['periods'] == [8]
+
+
+def test_discriminators_of_basicsrs_own_models_go_on(project):
+    """A network that none of our models has is found beside the state as well."""
+    (project.root / 'gan.yml').write_text(yaml.safe_dump({
+        '_base_': '_base_.yml', 'name': 'gan', 'model_type': 'SRGANModel', 'network_u': None, 'val': None,
+        'network_d': {'type': 'UNetDiscriminatorSN', 'num_in_ch': 3, 'num_feat': 4},
+        'train': {'pixel_opt': {'type': 'L1Loss'}, 'gan_opt': {'type': 'GANLoss', 'gan_type': 'vanilla'},
+                  'optim_d': {'type': 'Adam', 'lr': 1e-3}}}))
+    loop.train(project.parse('gan'))
+    straight = {label: project.weights('gan', label=label) for label in 'gd'}
+    experiment = project.root / 'experiments' / 'gan'
+    for file in (*experiment.glob('models/*_8.pth'), *experiment.glob('*/*latest*'), *experiment.glob('*/8.state')):
+        file.unlink()  # as if killed after iteration 4
+    loop.train(project.parse('gan', auto_resume=True))
+    for label, weights in straight.items():
+        assert_same_weights(project.weights('gan', label=label), weights)

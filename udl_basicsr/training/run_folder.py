@@ -163,7 +163,7 @@ def resume_state(opt: dict) -> dict | None:
         raise OptionError(f"train.total_iter: {total_iter} is less than the {state['iter']} iterations that are done "
                           f'({chosen}); set it to more, or give this run another name')
     ignored = opt['path'].get('ignore_resume_networks') or ()
-    for label, file in _networks(Path(chosen), state['iter']).items():
+    for label, file in _networks(Path(chosen), state['iter'], opt).items():
         if f'network_{label}' in ignored:
             continue
         opt['path'][f'pretrain_network_{label}'] = str(file)
@@ -194,7 +194,7 @@ def _check(path: Path, opt: dict) -> Path:
     """Finds the state and the networks saved with it whole, and those of this run."""
     state = read_checkpoint(path)
     check_state(state, path, opt)
-    saved, trained = _networks(path, state['iter']), trained_blocks(opt)
+    saved, trained = _networks(path, state['iter'], opt), trained_blocks(opt)
     expected = {'g': opt['network_g'], **{label: block for label, (block, _) in (trained or {}).items()}}
     for label in expected:
         if label not in saved:
@@ -214,7 +214,9 @@ def _check(path: Path, opt: dict) -> Path:
     return path
 
 
-def _networks(state: Path, iteration: int) -> dict[str, Path]:
+def _networks(state: Path, iteration: int, opt: dict) -> dict[str, Path]:
+    """What lies beside a state of the networks that our models or these options have, by their labels."""
     models = state.parent.parent / 'models'
-    saved = {label: models / f'net_{label}_{iteration}.pth' for label in ('g', 'u', 'w')}
+    labels = {'g', 'u', 'w', *(key.removeprefix('network_') for key in opt if key.startswith('network_'))}
+    saved = {label: models / f'net_{label}_{iteration}.pth' for label in sorted(labels)}
     return {label: file for label, file in saved.items() if file.exists()}
