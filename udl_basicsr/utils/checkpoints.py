@@ -16,7 +16,7 @@ from .errors import UdlError
 from .files import written_aside
 from .text import first_line, one_line, some
 
-ParamKey = str | tuple[str, ...] | None
+ParamKey = str | tuple[str | None, ...] | None
 EMA_FIRST = ('params_ema', 'params')
 """Entries of a network's file: the running mean of its weights where there is one."""
 _ORDINARY = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool, torch.uint8, torch.int8,
@@ -208,9 +208,9 @@ def read_entry(path: str | Path, param_key: ParamKey = 'params') -> tuple[str | 
     content, where = read_checkpoint(path), str(path)
     if Path(path).suffix == '.safetensors':
         param_key = 'params'  # it has one set of weights, whatever that was called before
+    if isinstance(param_key, tuple):
+        param_key = next((key for key in param_key if key in content), param_key[-1])
     if param_key is not None:
-        if isinstance(param_key, tuple):
-            param_key = next((key for key in param_key if key in content), param_key[-1])
         if param_key not in content:
             raise CheckpointError(f"{path}: has no '{param_key}', it has: {some(content)}. "
                                   'Name the right one in path.param_key_*')
