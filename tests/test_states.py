@@ -101,6 +101,14 @@ def test_networks_of_another_shape_are_broken(run):
         assert resume_state(run.parse('plain', 'train:ema_decay=0.9', auto_resume=True).opt)['iter'] == 4
 
 
+def test_an_average_may_begin_on_resume(run):
+    file = run.root / 'experiments' / 'plain' / 'models' / 'net_g_8.pth'
+    torch.save({'params': run.weights('plain', 8)}, file)
+    opt = run.parse('plain', 'train:ema_decay=0.9', auto_resume=True).opt
+    assert resume_state(opt)['iter'] == 8
+    assert_same_weights(build_model(opt).net_g_ema.state_dict(), run.weights('plain', 8))
+
+
 def test_networks_that_are_not_to_go_on(run):
     """The optimiser's moments and the iteration are the state's; the weights are those that the file names."""
     models = run.root / 'experiments' / 'plain' / 'models'

@@ -12,7 +12,7 @@ from torch import nn
 from udl_basicsr.options.keys import lookup
 from udl_basicsr.options.parse import OptionError, Parsed, dump_flat
 from udl_basicsr.options.trials import build_network
-from udl_basicsr.utils.checkpoints import CheckpointError, check_fit, network_weights, read_checkpoint
+from udl_basicsr.utils.checkpoints import EMA_FIRST, CheckpointError, check_fit, network_weights, read_checkpoint
 from udl_basicsr.utils.distributed import broadcast
 from udl_basicsr.utils.errors import UdlError
 from udl_basicsr.utils.files import write_text
@@ -208,7 +208,7 @@ def _check(path: Path, opt: dict) -> Path:
         outline = trained and build_network(lookup('network', expected[label]['type']), expected[label])
         if isinstance(outline, nn.Module):
             if label == 'g' and TrainSettings.of(opt['train']).ema_decay:
-                weights.append(network_weights(file, 'params_ema'))
+                weights.append(network_weights(file, EMA_FIRST))  # an average may begin now
             for given in weights:
                 check_fit(outline, given, file)
     return path
