@@ -120,6 +120,21 @@ def test_networks_that_are_not_to_go_on(run):
                         .net_g.state_dict(), run.weights('plain', 8))
 
 
+@pytest.mark.parametrize('why', ['named', 'broken'])
+def test_later_states_than_that_which_a_run_goes_on_from(run, why):
+    """They are not those of this run any more: neither to be gone back to nor to be counted as its last ones."""
+    states, ema = run.root / 'experiments' / 'plain' / 'training_states', 'train:ema_decay=0.9'
+    force = [ema, 'train:total_iter=6', 'logger:keep_last=1']
+    if why == 'broken':
+        (states / '8.state').write_bytes(b'')
+    else:
+        force.append(f'path:resume_state={states}/4.state')
+    loop.train(run.parse('plain', *force, auto_resume=why == 'broken'))
+    assert [path.name for path in states.iterdir()] == ['6.state']
+    assert [path.name for path in states.parent.glob('training_states_archived_*/*')] == ['8.state']
+    assert resume_state(run.parse('plain', ema, auto_resume=True).opt)['iter'] == 6
+
+
 def test_whatever_else_is_called_a_state(run):
     states = run.root / 'experiments' / 'plain' / 'training_states'
     for name in ('².state', '٣.state', '-9.state', 'latest.state', '9.state.part'):

@@ -35,11 +35,12 @@ class RunBusyError(UdlError, RuntimeError):
     status = EXIT_BUSY
 
 
-def make_folders(parsed: Parsed, command: str, keep: bool):
+def make_folders(parsed: Parsed, command: str, keep: int | None = None):
     """Makes the run's folder with its resolved YAML. One that is there is kept as ``_archived_<time>``.
 
     Args:
-        keep (bool): Go on in the folder that is there.
+        keep (int | None): Go on in the folder that is there, after so many iterations. States of later ones, which
+            are broken or of a way that the run has left, are kept aside.
 
     Returns:
         The lock of a training run, to be held until its end, or None.
@@ -59,11 +60,11 @@ def make_folders(parsed: Parsed, command: str, keep: bool):
     return lock
 
 
-def _make_folders(parsed: Parsed, command: str, keep: bool):
+def _make_folders(parsed: Parsed, command: str, keep: int | None):
     opt, path = parsed.opt, parsed.opt['path']
     root = Path(path['experiments_root'] if opt['is_train'] else path['results_root'])
     lock = _lock(root) if opt['is_train'] and root.is_dir() else None
-    if not keep:
+    if keep is None:
         _archive(root)  # the lock goes with it
         if opt['is_train']:
             _archive(Path(opt['root_path']) / 'tb_logger' / opt['name'])
@@ -78,6 +79,8 @@ def _make_folders(parsed: Parsed, command: str, keep: bool):
         for kind in ('models', 'training_states'):
             for unfinished in Path(path[kind]).glob('.*.part'):
                 unfinished.unlink(missing_ok=True)
+    if keep is not None:
+        _leave_later_states(Path(path['training_states']), keep)
     # Written, not copied: on resume the options may be this very file (BasicSR: SameFileError).
     head = f'# {time.asctime()}\n' + (f'# {command}\n' if command else '')
     write_text(root / options_name(parsed), head + dump_flat(parsed.flat))
@@ -101,7 +104,7 @@ def goes_on_from(parsed: Parsed, resumes: bool) -> Path | None:
     path = parsed.opt['path']
     if resumes:
         folder = Path(path['training_states'])
-        return folder.parent if any(_STATE.fullmatch(file.name) for file in folder.glob('*.state')) else None
+        return folder.parent if _states(folder) else None
     return Path(path['resume_state']).parent.parent if path.get('resume_state') else None
 
 
@@ -109,11 +112,31 @@ def _archive(folder: Path) -> None:
     """Keeps what is there under another name. BasicSR's (misc.py:26) fails at the second one of a second."""
     if not os.path.lexists(folder):
         return
-    names = (f'{folder.name}_archived_{get_time_str()}{f"_{number}" if number > 1 else ""}'
-             for number in itertools.count(1))
-    aside = next(path for path in map(folder.with_name, names) if not os.path.lexists(path))
+    aside = _name_aside(folder)
     os.rename(folder, aside)
     get_root_logger().info(f'{folder} is there from before. It is kept as {aside}')
+
+
+def _name_aside(folder: Path) -> Path:
+    names = (f'{folder.name}_archived_{get_time_str()}{f"_{number}" if number > 1 else ""}'
+             for number in itertools.count(1))
+    return next(path for path in map(folder.with_name, names) if not os.path.lexists(path))
+
+
+def _leave_later_states(folder: Path, done: int) -> None:
+    """Else the next --auto_resume would go back to them, and ``logger.keep_last`` drop what is saved from here on."""
+    later = [path for path in _states(folder) if int(path.stem) > done]
+    if later:
+        aside = _name_aside(folder)
+        aside.mkdir()
+        for path in later:
+            os.rename(path, aside / path.name)
+        get_root_logger().warning(f'The run goes on from iteration {done}. States of later ones are kept in {aside}')
+
+
+def _states(folder: Path) -> list[Path]:
+    """The training states in a folder, the latest first."""
+    return sorted((p for p in folder.glob('*.state') if _STATE.fullmatch(p.name)), key=lambda p: -int(p.stem))
 
 
 def _lock(root: Path):
@@ -173,8 +196,7 @@ def resume_state(opt: dict) -> dict | None:
 
 def _latest_usable(opt: dict) -> Path | None:
     folder = Path(opt['path']['training_states'])
-    states = sorted((p for p in folder.glob('*.state') if _STATE.fullmatch(p.name)), key=lambda p: -int(p.stem))
-    problems = []
+    states, problems = _states(folder), []
     for path in states:
         try:
             _check(path, opt)
