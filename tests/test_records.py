@@ -164,8 +164,9 @@ def test_a_record_lacks_what_is_tested_now(tmp_path):
     record_files.write_record(record('L1', 0, {'a': 30.}), tmp_path)
 
     def lacking(sets, *metrics):
-        return records.lacking(planned('L1', test_flat={'datasets': {f'test_{name}': {'name': name} for name in sets},
-                                                        'val': {'metrics': {metric: {} for metric in metrics}}}), tmp_path)
+        test = {'datasets': {f'test_{name}': {'name': name} for name in sets},
+                'val': {'metrics': {metric: {} for metric in metrics}}}
+        return records.lacking(planned('L1', test_flat=test), tmp_path)
     assert lacking(['Set5'], 'psnr') == []
     assert lacking(['Set5'], 'psnr', 'ssim') == ['ssim']
     assert lacking(['Set5', 'Set14'], 'psnr') == ['psnr']

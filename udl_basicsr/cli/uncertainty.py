@@ -1,7 +1,7 @@
 """Scores the uncertainty of several runs from the pictures that test.py saved, and draws its curves.
 
 Example:
-    udl uncertainty results/EDSR_ESU_x4 results/EDSR_EU_x4 --dataset Set14 \
+    udl uncertainty results/EDSR_ESU_x4 results/EDSR_EU_x4 --dataset Set14 \\
         --gt datasets/Set14/GTmod4 --calibrate Set5 datasets/Set5/GTmod4 --crop_border 4 --out results/uncertainty
 """
 from __future__ import annotations
@@ -22,10 +22,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--calibrate', nargs=2, metavar=('NAME', 'FOLDER'),
                         help='the data set that the recalibration is fitted on, and its HR images; default: the same')
     parser.add_argument('--crop_border', type=whole(0), default=0, help='pixels left out at each edge; default 0')
-    parser.add_argument('--share', type=float, default=1., help='share of the values to draw, 0 to 1, where all of them'
-                        ' fill the memory (some 100 bytes each); default 1')
-    parser.add_argument('--alpha', type=float, default=0.1, help='share that the intervals leave out whose coverage '
-                        'and width are measured; default 0.1')
+    parser.add_argument('--share', type=float, default=1., help='share of the values to draw, 0 to 1, if all of them '
+                        'do not fit into the memory (about 100 bytes each); default 1')
+    parser.add_argument('--alpha', type=float, default=0.1, help='coverage and width are those of intervals that '
+                        'should leave out this share; default 0.1')
     parser.add_argument('--out', required=True, metavar='FOLDER', help='for uncertainty.{json,csv,md,png}')
     args = parser.parse_args(argv)
     import numpy as np
