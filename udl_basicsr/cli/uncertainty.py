@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f'--alpha: expected 0 < x < 1, got {args.alpha}')
 
     fitted_on, fitted_gt = args.calibrate or (args.dataset, args.gt)
-    protocol = (f'{args.dataset}, all values of RGB pooled, '
+    protocol = (f'{args.dataset}, all values of RGB (of gray: Y) pooled, '
                 + (f'border of {args.crop_border} px cropped' if args.crop_border else 'no border cropped')
                 + (f', {args.share:g} of them drawn' if args.share < 1 else '')
                 + '; SR rounded to 8 bits, θ = exp(s), s the mean over the channels; nats and grey levels; '

@@ -5,14 +5,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from udl_basicsr.data.images import ImageError
+from udl_basicsr.data.images import SUFFIXES, ImageError
 from udl_basicsr.utils.errors import MISUSED, UdlError
 
-from .pictures import OPAQUE_SUFFIXES, SUFFIXES, Header, read_header
+from .pictures import OPAQUE_SUFFIXES, Header, read_header
 
 _LONGEST_NAME = 255  # bytes, on the file systems of today
 INTERVALS = ('lower', 'upper', 'theta', 'within')
 """What intervals are written as: their ends, the expected error, and the mask of pixels within an error."""
+MAPS = ('log_scale', 'spread', *INTERVALS)
+"""What stands behind the names of results beside the restored picture."""
 
 
 class InferenceError(UdlError, RuntimeError):
@@ -33,6 +35,11 @@ class PictureJob:
     """Where the picture goes of how far the members of an ensemble differ; likewise."""
     intervals: Mapping[str, Path] = field(default_factory=dict)
     """Where those of INTERVALS go that are asked for and do not lie there already."""
+
+    @property
+    def results(self) -> list[Path]:
+        """All that is to be made."""
+        return [path for path in (self.sr, self.log_scale, self.spread, *self.intervals.values()) if path]
 
 
 @dataclass(frozen=True)
@@ -105,8 +112,8 @@ def make_plan(inputs: Iterable[str | Path], out: str | Path, *, suffix: str = ''
         name = f'{path.stem}_{suffix}' if suffix else path.stem
         kinds = ('log_scale', ) * log_scale + ('spread', ) * spread + INTERVALS * intervals
         targets = [out / folder / f'{name}{ending}', *(out / folder / f'{name}_{kind}.png' for kind in kinds)]
-        longest = max((target.name for target in targets), key=lambda name: len(name.encode()))
-        if len(longest.encode()) > _LONGEST_NAME:
+        longest = max((target.name for target in targets), key=_bytes)
+        if _bytes(longest) > _LONGEST_NAME:
             problems.append(f'{path}: the name of its result, {longest[:40]}..., would be longer than {_LONGEST_NAME} '
                             'bytes: give a shorter --suffix, or rename it')
             continue
@@ -145,6 +152,10 @@ def _walk(folder: Path, out: Path, passed_over: Counter) -> Iterable[Path]:
                 yield Path(parent, name)
             else:
                 passed_over[ending or name] += 1
+
+
+def _bytes(name: str) -> int:
+    return len(os.fsencode(name))  # which takes names that are no UTF-8, as old archives have them
 
 
 def _place(path: Path) -> Path:

@@ -39,8 +39,11 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def write_text(path: str | Path, text: str) -> Path:
-    """Writes text in UTF-8 as :func:`written_aside`, and makes the folder where it is missing."""
+    """Writes text in UTF-8 as :func:`written_aside`, and makes the folder where it is missing.
+
+    In the name of a file may be bytes that are no UTF-8; they are written as JSON escapes them.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, text.encode())
+    write_atomically(path, text.encode(errors='backslashreplace'))
     return path
