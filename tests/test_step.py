@@ -3,6 +3,7 @@ import copy
 import functools
 import json
 import shutil
+from pathlib import Path
 from urllib.error import URLError
 
 import numpy as np
@@ -41,6 +42,16 @@ def test_plain_stage_is_stock_basicsr(project):
     assert_same_weights(stock.net_g.state_dict(), ours.net_g.state_dict())
     assert_same_weights(stock.net_g_ema.state_dict(), ours.net_g_ema.state_dict())
     assert stock.get_current_log()['l_pix'] == pytest.approx(ours.get_current_log()['l_pix'], rel=1e-6)
+
+
+def test_a_stage_has_ended_only_when_all_its_networks_are_kept(project):
+    """A full disk after the first of two files: net_g_latest.pth alone had told that there is nothing left to do."""
+    model = project.model('esu')
+    models = Path(model.opt['path']['models'])
+    (models / 'net_u_latest.pth').mkdir(parents=True)  # so that it cannot be written
+    with pytest.raises(CheckpointError, match='net_u_latest'):
+        model.save(epoch=-1, current_iter=-1)
+    assert not (models / 'net_g_latest.pth').exists()
 
 
 @pytest.mark.parametrize('stage', ['plain', 'esu'])
