@@ -1,5 +1,7 @@
 """udl infer: folders, what is made again, names and formats."""
 # ruff: noqa: F811 - fixtures that come from infer_runs
+import json
+import os
 import re
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from udl_basicsr.cli import infer as script
 from udl_basicsr.deploy.export import export_safetensors
 from udl_basicsr.deploy.infer_record import NAME
 from udl_basicsr.deploy.pictures import read_header
+from udl_basicsr.utils.files import write_text
 
 # ------------------------------------------------------------------------------------------------------ files, resuming
 
@@ -114,6 +117,18 @@ def test_an_overwriting_that_has_not_come_to_its_end_is_a_mix(run, capsys):
     refused(run, capsys, *paths)
     paths[1].write_bytes(whole)
     assert run(*paths, *other, '--overwrite') == run(*paths, *other) == 0
+    assert run(paths[0], '--overwrite') == 0  # of the results in the folder one alone
+    refused(run, capsys, *paths)
+    assert run(*paths, '--overwrite') == run(*paths) == 0
+
+
+def test_a_name_that_is_no_utf_8(run):
+    path = run.picture()
+    path = path.rename(path.with_name(os.fsdecode(b'caf\xe9.png')))
+    assert run(path) == 0
+    assert (run.out / path.name).is_file()
+    file = write_text(run.root / 'names.json', json.dumps(path.name, ensure_ascii=False))
+    assert json.loads(file.read_text(encoding='utf-8')) == path.name
 
 
 @pytest.mark.parametrize(('name', 'file_format', 'expected'), [

@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     instead.add_argument('--dry_run', action='store_true', help='say what is there, what is missing, which data it '
                          'needs and how long it will take; train nothing')
     instead.add_argument('--retest', action='store_true', help='test finished runs again whose records lack a metric '
-                         'that is measured now, such as LPIPS once its weights are there; train nothing')
+                         'or data set that is tested now, such as LPIPS once its weights are there; train nothing')
     parser.add_argument('--trial', action='store_true', help='see whether all of it works: a few iterations of every '
                         'cell, on two photographs, in trials/<name>')
     args = parser.parse_args(argv)

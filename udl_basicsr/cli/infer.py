@@ -125,7 +125,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         failures = carry_out(plan.jobs, restorer, record.begin, writer)
         if not failures:
-            record.finish()
+            record.finish(path for job in plan.jobs for path in job.results)
     except OSError as error:
         print(f'{error.filename or args.out}: {error.strerror or error}. Put it right and run the same command again; '
               'it continues where it stopped.', file=sys.stderr)

@@ -126,6 +126,12 @@ def iteration_operations(flat: Mapping) -> int:
     return one * int(data['batch_size_per_gpu'])
 
 
+def training_operations(stages: Iterable[Stage]) -> float:
+    """Operations of all iterations of some stages. A float, since records keep it, and integers of 19 digits, which
+    the large networks of the papers reach, are refused in JSON files."""
+    return float(sum(iteration_operations(stage.flat) * stage.iterations for stage in stages))
+
+
 def _side(flat: Mapping) -> int:
     """LR pixels of the side of a training crop."""
     data = flat['datasets']['train']
@@ -232,7 +238,7 @@ class Estimate:
                 # a run that was stopped tells of the process that ended it alone, and its steps of them all
                 seconds = max(record.seconds, record.stages[-1].seconds or 0. if record.stages else 0.)
                 same.setdefault(self._key(run), []).append(seconds)
-                rates.setdefault(run.title, []).append(seconds / self._operations(last))
+                rates.setdefault(run.title, []).append(seconds / training_operations([last]))
         self.same = {key: statistics.mean(values) for key, values in same.items()}
         self.rates = {title: statistics.mean(values) for title, values in rates.items()}
 
@@ -240,14 +246,10 @@ class Estimate:
     def _key(run: PlannedRun) -> tuple:
         return run.title, run.method, run.scale
 
-    @staticmethod
-    def _operations(stage: Stage) -> int:
-        return iteration_operations(stage.flat) * stage.iterations
-
     def seconds(self, run: PlannedRun, stage: Stage, share: float = 1.) -> tuple[float, bool]:
         """What a stage takes of which this share is left; and whether records say so."""
         if stage is run.stages[-1] and (known := self.same.get(self._key(run))):
             return known * share, True
         if rate := self.rates.get(run.title):
-            return rate * self._operations(stage) * share, True
-        return self._operations(stage) * share / training_speed(stage.flat), False
+            return rate * training_operations([stage]) * share, True
+        return training_operations([stage]) * share / training_speed(stage.flat), False
