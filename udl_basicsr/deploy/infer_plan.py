@@ -7,6 +7,7 @@ from pathlib import Path
 
 from udl_basicsr.data.images import SUFFIXES, ImageError
 from udl_basicsr.utils.errors import MISUSED, UdlError
+from udl_basicsr.utils.files import why_not_into
 
 from .pictures import OPAQUE_SUFFIXES, Header, read_header
 
@@ -79,7 +80,8 @@ def make_plan(inputs: Iterable[str | Path], out: str | Path, *, suffix: str = ''
     out, problems, passed_over = Path(out), [], Counter()
     if {'/', os.sep} & set(suffix):
         problems.append(f'--suffix {suffix}: expected a part of a file name, without {os.sep}')
-    problems += _problem_of_folder(out)
+    if problem := why_not_into(out):
+        problems.append(f'--out {out}: {problem}')
     sources: dict[Path, Path] = {}  # to the folder in out, by the file; a file that is named twice is one file
     for given in map(Path, inputs):
         if given.is_dir():
@@ -161,13 +163,6 @@ def _bytes(name: str) -> int:
 def _place(path: Path) -> Path:
     """Where a file's name lies, so that two spellings of it can be compared."""
     return path.parent.resolve() / path.name
-
-
-def _problem_of_folder(out: Path) -> list[str]:
-    there = next(p for p in (out, *out.absolute().parents) if p.exists())
-    if not there.is_dir():
-        return [f'--out {out}: {there} is a file, expected a folder']
-    return [] if os.access(there, os.W_OK | os.X_OK) else [f'--out {out}: {there} cannot be written to']
 
 
 def problem_of(path: Path, error: Exception) -> str:

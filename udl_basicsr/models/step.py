@@ -165,7 +165,7 @@ class StepModel(SavedModel):
             self.net_g_ema = build_network(self.opt['network_g']).to(self.device, memory_format=self.memory_format)
             self.net_g_ema.load_state_dict(self.net_g.state_dict())
             self.net_g_ema.eval().requires_grad_(False)
-            self.load_pretrained(self.net_g_ema, 'g', EMA_FIRST)
+            self.load_pretrained(self.net_g_ema, 'g', (EMA_FIRST[0], self.entries.get('g')))
         self.criteria = {
             key: build_loss(key, block).to(self.device)
             for key, block in train_opt.items() if key.endswith('_opt') and block

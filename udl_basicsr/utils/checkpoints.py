@@ -16,7 +16,7 @@ from .errors import UdlError
 from .files import written_aside
 from .text import first_line, one_line, some
 
-ParamKey = str | tuple[str, ...] | None
+ParamKey = str | tuple[str | None, ...] | None
 EMA_FIRST = ('params_ema', 'params')
 """Entries of a network's file: the running mean of its weights where there is one."""
 _ORDINARY = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool, torch.uint8, torch.int8,
