@@ -328,6 +328,14 @@ def test_tiling_is_exact_once_the_overlap_covers_the_receptive_field(size, tile)
         assert (inference.tiled(net, tile, 1, 2)(lq) - net(lq)).abs().max() > 1e-3
 
 
+def test_tiles_begin_where_a_network_unshuffles():
+    """As RRDBNet does at x2: seen from an odd pixel on, the image would be another one."""
+    net = torch.nn.Sequential(torch.nn.PixelUnshuffle(2), torch.nn.Conv2d(12, 48, 3, 1, 1),
+                              torch.nn.PixelShuffle(4)).double().requires_grad_(False)
+    lq, run = torch.rand(1, 3, 18, 25, dtype=torch.float64), inference.padded(net, 2, 2)
+    torch.testing.assert_close(inference.tiled(run, 5, 4, 2, 2)(lq), run(lq), rtol=0, atol=1e-13)
+
+
 def test_self_ensemble_by_hand():
     net = convolution()
     lq = torch.rand(1, 3, 6, 9, dtype=torch.float64)

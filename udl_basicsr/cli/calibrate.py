@@ -22,6 +22,7 @@ from udl_basicsr.cli.restoring import add_promise, add_restoring, check_restorin
 from udl_basicsr.training.arguments import option_file
 from udl_basicsr.utils import exits
 from udl_basicsr.utils.command_line import CommandParser
+from udl_basicsr.utils.files import why_not_into
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -81,6 +82,8 @@ def main(argv: list[str] | None = None) -> int:
             raise CalibrationError(f'--out {out}: is a folder, expected a file')
         if out.exists() and not args.overwrite:
             raise CalibrationError(f'{out}: is there already; give --overwrite or another --out')
+        if problem := why_not_into(out.parent):  # before images are restored for an hour
+            raise CalibrationError(f'{out}: its folder {problem}; give another --out')
         pairs = find_pairs(args.gt, args.lq)
         risk_limit(len(pairs), args.alpha, args.delta)  # before networks are loaded: too few images end it here
         restorer = load_restorer(args.weights, opt=args.opt, uncertainty=args.uncertainty,

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from udl_basicsr.utils import exits
 from udl_basicsr.utils.command_line import CommandParser, whole
+from udl_basicsr.utils.files import why_not_into
 
 
 @exits.command()
@@ -43,8 +44,8 @@ def main(argv: list[str] | None = None) -> int:
     names = [Path(folder).resolve().name for folder in args.results]
     if len(set(names)) < len(names):
         parser.error(f'two results folders have the same name: {", ".join(names)}')
-    if Path(args.out).exists() and not Path(args.out).is_dir():
-        parser.error(f'--out {args.out}: is a file, expected a folder')
+    if problem := why_not_into(args.out):
+        parser.error(f'--out {args.out}: {problem}')
     if not 0 < args.share <= 1:
         parser.error(f'--share: expected 0 < x ≤ 1, got {args.share}')
     if not 0 < args.alpha < 1:

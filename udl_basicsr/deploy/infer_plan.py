@@ -7,6 +7,7 @@ from pathlib import Path
 
 from udl_basicsr.data.images import SUFFIXES, ImageError
 from udl_basicsr.utils.errors import MISUSED, UdlError
+from udl_basicsr.utils.files import why_not_into
 
 from .pictures import OPAQUE_SUFFIXES, Header, read_header
 
@@ -64,7 +65,8 @@ def make_plan(inputs: Iterable[str | Path], out: str | Path, *, suffix: str = ''
     ``..._within.png`` for intervals.
 
     Args:
-        inputs: Files, and folders that are walked; hidden files and what lies below ``out`` are passed over.
+        inputs: Files, and folders that are walked, also where they are links; hidden files and what lies below
+            ``out`` are passed over.
         out: Folder for the outputs.
         suffix: Put behind the names.
         file_format: ``png``, ``jpg``, or ``same`` as the input's.
@@ -79,7 +81,8 @@ def make_plan(inputs: Iterable[str | Path], out: str | Path, *, suffix: str = ''
     out, problems, passed_over = Path(out), [], Counter()
     if {'/', os.sep} & set(suffix):
         problems.append(f'--suffix {suffix}: expected a part of a file name, without {os.sep}')
-    problems += _problem_of_folder(out)
+    if problem := why_not_into(out):
+        problems.append(f'--out {out}: {problem}')
     sources: dict[Path, Path] = {}  # to the folder in out, by the file; a file that is named twice is one file
     for given in map(Path, inputs):
         if given.is_dir():
@@ -141,9 +144,11 @@ def make_plan(inputs: Iterable[str | Path], out: str | Path, *, suffix: str = ''
 
 
 def _walk(folder: Path, out: Path, passed_over: Counter) -> Iterable[Path]:
-    results = out.resolve()
-    for parent, folders, files in os.walk(folder):
-        folders[:] = sorted(f for f in folders if not f.startswith('.') and Path(parent, f).resolve() != results)
+    met = {folder.resolve(), out.resolve()}  # links may lead in a circle, or to the results
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        places = {name: Path(parent, name).resolve() for name in sorted(folders) if not name.startswith('.')}
+        folders[:] = [name for name, place in places.items() if place not in met]
+        met.update(places.values())
         for name in sorted(files):
             ending = Path(name).suffix.lower()
             if name.startswith('.'):
@@ -161,13 +166,6 @@ def _bytes(name: str) -> int:
 def _place(path: Path) -> Path:
     """Where a file's name lies, so that two spellings of it can be compared."""
     return path.parent.resolve() / path.name
-
-
-def _problem_of_folder(out: Path) -> list[str]:
-    there = next(p for p in (out, *out.absolute().parents) if p.exists())
-    if not there.is_dir():
-        return [f'--out {out}: {there} is a file, expected a folder']
-    return [] if os.access(there, os.W_OK | os.X_OK) else [f'--out {out}: {there} cannot be written to']
 
 
 def problem_of(path: Path, error: Exception) -> str:
