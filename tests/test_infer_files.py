@@ -26,14 +26,16 @@ def test_folders_are_kept_and_the_results_in_them_passed_over(run, capsys):
     for number, name in enumerate(('top.png', 'deep/er/a.png', 'deep/a.png', '.hidden.png')):
         run.picture(f'in/{name}', 3, 4, number)
     (run.root / 'in' / 'notes.txt').write_text('no picture')
+    (run.root / 'in' / 'link').symlink_to(run.picture('elsewhere/b.png', 3, 4, 5).parent)
+    (run.root / 'in' / 'circle').symlink_to(run.root / 'in')
     for _ in range(2):
         assert run(run.root / 'in', out=run.root / 'in' / 'sr') == 0
     results = run.root / 'in' / 'sr'
     found = {str(p.relative_to(results)) for p in results.rglob('*') if p.is_file() and p.name != NAME}
-    assert found == {'top.png', 'deep/er/a.png', 'deep/a.png'}
+    assert found == {'top.png', 'deep/er/a.png', 'deep/a.png', 'link/b.png'}
     out = capsys.readouterr().out
     assert '1 .txt' in out
-    assert '3 done before, skipped' in out
+    assert '4 done before, skipped' in out
 
 
 def test_only_what_is_missing_is_made(run, capsys):

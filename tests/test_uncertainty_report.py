@@ -196,6 +196,7 @@ def test_gray_pictures_are_y(results):
         blue, green, red = np.moveaxis(cv2.imread(str(results / 'B' / f'{image}.png')) / 255., 2, 0)
         y = np.floor(16 + 65.481 * red + 128.553 * green + 24.966 * blue + 0.5)
         cv2.imwrite(str(folder / f'{image}x2_good.png'), (y + 3).astype(np.uint8))
+    (results / 'B' / '1.png').rename(results / 'B' / '1.PNG')
     error, scale, images = read_errors(results / 'results' / 'good', 'B', results / 'B')
     assert error.size == scale.size == images * 60 * 70
     assert (error == 3).all()

@@ -65,7 +65,8 @@ def make_plan(inputs: Iterable[str | Path], out: str | Path, *, suffix: str = ''
     ``..._within.png`` for intervals.
 
     Args:
-        inputs: Files, and folders that are walked; hidden files and what lies below ``out`` are passed over.
+        inputs: Files, and folders that are walked, also where they are links; hidden files and what lies below
+            ``out`` are passed over.
         out: Folder for the outputs.
         suffix: Put behind the names.
         file_format: ``png``, ``jpg``, or ``same`` as the input's.
@@ -143,9 +144,11 @@ def make_plan(inputs: Iterable[str | Path], out: str | Path, *, suffix: str = ''
 
 
 def _walk(folder: Path, out: Path, passed_over: Counter) -> Iterable[Path]:
-    results = out.resolve()
-    for parent, folders, files in os.walk(folder):
-        folders[:] = sorted(f for f in folders if not f.startswith('.') and Path(parent, f).resolve() != results)
+    met = {folder.resolve(), out.resolve()}  # links may lead in a circle, or to the results
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        places = {name: Path(parent, name).resolve() for name in sorted(folders) if not name.startswith('.')}
+        folders[:] = [name for name, place in places.items() if place not in met]
+        met.update(places.values())
         for name in sorted(files):
             ending = Path(name).suffix.lower()
             if name.startswith('.'):

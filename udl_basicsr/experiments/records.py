@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from basicsr.archs import build_network
 
+from udl_basicsr.data.images import channels_of
 from udl_basicsr.data.loader import TrainBatches, build_dataset
 from udl_basicsr.options.parse import OptionError, load_yaml
 from udl_basicsr.training.history import read_history
@@ -46,9 +47,10 @@ def make_record(run: PlannedRun, root: Path, seconds: float, step: float | None 
     has_pictures = any((root / visualization).glob('*/*.png'))
     last = run.stages[-1].flat
     network = last['network_g']
-    costs, measured = measure_image(network, last['scale'], run.size)
+    costs, measured = measure_image(network, last['scale'], run.size, channels_of(last['datasets']['train']))
     training = {} if step is None else {'training': round(step, 3)}
-    training['operations'] = training_operations(run.stages)
+    with suppress(Exception):  # of a network that cannot be counted
+        training['operations'] = training_operations(run.stages)
     scores = vars(read_scores(root / 'results' / run.name))
     return Record(
         **{**scores, 'scale': run.scale,  # of the plan: networks for aligned pairs (RealSR) keep the size

@@ -130,13 +130,22 @@ def _read(path: Path, flags: int = cv2.IMREAD_COLOR) -> np.ndarray:
     return image
 
 
-def _gt_file(folder: Path, image: str) -> Path:
-    """The GT of an image: of its name, or of that name without the scale of the LR file (`babyx4` → `baby`)."""
+def partner_of(folder: str | Path, image: str, what: str = 'GT') -> Path:
+    """The GT or LQ of an image: of its name, or of that name without the scale of the LQ file (`babyx4` → `baby`).
+
+    Args:
+        folder: Folder of the images.
+        image: Name as in the scores, without the ending.
+        what: Named in the error.
+
+    Raises:
+        ReportError: There is none.
+    """
     for stem in (image, re.sub(r'_?x\d+$', '', image, flags=re.IGNORECASE)):
-        for suffix in SUFFIXES:
-            if (path := folder / f'{stem}{suffix}').is_file():
+        for suffix in (*SUFFIXES, *map(str.upper, SUFFIXES)):
+            if (path := Path(folder) / f'{stem}{suffix}').is_file():
                 return path
-    raise ReportError(f'{folder} has no {image}.png: is it the GT folder of this data set?')
+    raise ReportError(f'{folder} has no {image}.png: is it the {what} folder of this data set?')
 
 
 def read_errors(results: str | Path, dataset: str, gt: str | Path, crop_border: int = 0,
@@ -175,7 +184,7 @@ def read_images(results: str | Path, dataset: str, gt: str | Path, crop_border: 
                           f'found {", ".join(sorted(endings)) or "none"} as <name>')
     ending, generator = endings.pop(), np.random.default_rng(0)
     for image, path in maps.items():
-        sr, truth = _read(folder / f'{image}_{ending}.png', cv2.IMREAD_UNCHANGED), _read(_gt_file(gt, image))
+        sr, truth = _read(folder / f'{image}_{ending}.png', cv2.IMREAD_UNCHANGED), _read(partner_of(gt, image))
         if sr.ndim == 2:  # of a network of one channel, which has been trained with `color: y`
             truth = bgr2ycbcr(truth, y_only=True)
         try:
