@@ -1,9 +1,9 @@
 """Draws the figures of the papers from what tests and trainings left: pictures, checkpoints, records.
 
 Examples:
-    udl figures crops results/EDSR_L1_x4 UDL=results/EDSR_UDL_x4 --dataset Set14 --image barbara \
+    udl figures crops results/EDSR_L1_x4 UDL=results/EDSR_UDL_x4 --dataset Set14 --image barbara \\
         --gt datasets/Set14/GTmod4 --lq datasets/Set14/LRbicx4 --box 64 --out crops.pdf
-    udl figures tlw experiments/EDSR_TLW_x4 --gt datasets/Set5/GTmod4/butterfly.png \
+    udl figures tlw experiments/EDSR_TLW_x4 --gt datasets/Set5/GTmod4/butterfly.png \\
         --lq datasets/Set5/LRbicx4/butterfly.png --out tlw.pdf
     udl figures differences docs/results/tiny_x4 --out differences.pdf
 

@@ -1,7 +1,7 @@
 """Scores the uncertainty of several runs from the pictures that test.py saved, and draws its curves.
 
 Example:
-    udl uncertainty results/EDSR_ESU_x4 results/EDSR_EU_x4 --dataset Set14 \
+    udl uncertainty results/EDSR_ESU_x4 results/EDSR_EU_x4 --dataset Set14 \\
         --gt datasets/Set14/GTmod4 --calibrate Set5 datasets/Set5/GTmod4 --crop_border 4 --out results/uncertainty
 """
 from __future__ import annotations

@@ -31,7 +31,8 @@ def launch_parser(does: str, told: str | None = None) -> argparse.ArgumentParser
                             'fast on this machine; with --auto_resume what the run was begun with')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument('--force_yml', nargs='+', default=[], metavar='KEY:KEY=VALUE',
-                        help='set options over the file, e.g. train:ema_decay=0.999')
+                        help='set options over the file, e.g. train:ema_decay=0.999; those of a stage 1 that is a file '
+                        'of its own stay')
     return parser
 
 
