@@ -32,7 +32,7 @@ uncertainty of `ESU_x4`, if you name no weights{other_scales}. Wherever weights 
 
 {table}
 
-PSNR in dB and SSIM on the Y channel, border cropped by the scale, SR rounded to 8 bits, mean over the images. The row
+PSNR in dB and SSIM on the Y channel, border cropped by the scale, SR rounded to 8 bits, mean over the images. A row
 of ESU scores the image that it predicts beside its uncertainty. `udl test -opt udl:small/weights` repeats the row of
 UDL at ×4; add {other_tests}`--force_yml path:pretrain_network_g=udl:L1_x4` for that of L1.
 
@@ -40,7 +40,7 @@ UDL at ×4; add {other_tests}`--force_yml path:pretrain_network_g=udl:L1_x4` for
 {rate} that falls by a cosine in each stage, float32. The metadata of each file hold the options, the scores, the
 commit and a hash of the weights.
 
-**Use.** For trying the software and for teaching. The networks have a seventh of EDSR-S's weights and were trained
+**Use.** For trying the software and for teaching. The networks have 14 to 16 % of EDSR-S's weights and were trained
 for about a hundredth of the UDL paper's iterations. They know only photographs that were reduced by bicubic
 interpolation: noise, blur and JPEG blocks stay. Do not quote their scores; train networks of a published size for
 that.

@@ -120,6 +120,10 @@ def test_a_calibration_is_not_overwritten_by_chance(run, capsys):
     assert run.calibrate() == 2
     assert 'is there already; give --overwrite' in capsys.readouterr().err
     assert run.file.read_text() == 'mine'
+    assert run.calibrate('--out', run.file / 'x.json') == 2  # where nothing can be: said before an image is restored
+    said = capsys.readouterr()
+    assert 'x.json: its folder is a file, expected a folder' in said.err
+    assert '1/' not in said.out
 
 
 @pytest.mark.parametrize('change', ['weights', 'uncertainty', 'ensemble'])

@@ -177,6 +177,10 @@ def test_options_of_edsr_from_elsewhere(tmp_path, capsys):
         for value in (-1, 0, 'nan', 'inf'):
             run(capsys, tmp_path / 'plain.pt', '--out', tmp_path / 'q.pth', option, value,
                 fails=f'{option}: expected a number > 0')
+    for option in ('--opt', '--in_u'):
+        (tmp_path / 'edsr.yml').write_text('network_g: {type: EDSR, res_scale: 0.3}')
+        run(capsys, tmp_path / 'plain.pt', '--out', tmp_path / 'q.pth', option, tmp_path / 'edsr.yml',
+            fails=f'{option} means nothing for EDSR-PyTorch')
     torch.save(TheirEDSR(2, width=256, blocks=1, shift=True).state_dict(), tmp_path / 'wide.pt')
     blocks, _ = run(capsys, tmp_path / 'wide.pt', '--out', tmp_path / 'w.pth')
     assert blocks['network_g']['res_scale'] == 0.1

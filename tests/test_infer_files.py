@@ -1,5 +1,7 @@
 """udl infer: folders, what is made again, names and formats."""
 # ruff: noqa: F811 - fixtures that come from infer_runs
+import json
+import os
 import re
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from udl_basicsr.cli import infer as script
 from udl_basicsr.deploy.export import export_safetensors
 from udl_basicsr.deploy.infer_record import NAME
 from udl_basicsr.deploy.pictures import read_header
+from udl_basicsr.utils.files import write_text
 
 # ------------------------------------------------------------------------------------------------------ files, resuming
 
@@ -23,14 +26,16 @@ def test_folders_are_kept_and_the_results_in_them_passed_over(run, capsys):
     for number, name in enumerate(('top.png', 'deep/er/a.png', 'deep/a.png', '.hidden.png')):
         run.picture(f'in/{name}', 3, 4, number)
     (run.root / 'in' / 'notes.txt').write_text('no picture')
+    (run.root / 'in' / 'link').symlink_to(run.picture('elsewhere/b.png', 3, 4, 5).parent)
+    (run.root / 'in' / 'circle').symlink_to(run.root / 'in')
     for _ in range(2):
         assert run(run.root / 'in', out=run.root / 'in' / 'sr') == 0
     results = run.root / 'in' / 'sr'
     found = {str(p.relative_to(results)) for p in results.rglob('*') if p.is_file() and p.name != NAME}
-    assert found == {'top.png', 'deep/er/a.png', 'deep/a.png'}
+    assert found == {'top.png', 'deep/er/a.png', 'deep/a.png', 'link/b.png'}
     out = capsys.readouterr().out
     assert '1 .txt' in out
-    assert '3 done before, skipped' in out
+    assert '4 done before, skipped' in out
 
 
 def test_only_what_is_missing_is_made(run, capsys):
@@ -114,6 +119,18 @@ def test_an_overwriting_that_has_not_come_to_its_end_is_a_mix(run, capsys):
     refused(run, capsys, *paths)
     paths[1].write_bytes(whole)
     assert run(*paths, *other, '--overwrite') == run(*paths, *other) == 0
+    assert run(paths[0], '--overwrite') == 0  # of the results in the folder one alone
+    refused(run, capsys, *paths)
+    assert run(*paths, '--overwrite') == run(*paths) == 0
+
+
+def test_a_name_that_is_no_utf_8(run):
+    path = run.picture()
+    path = path.rename(path.with_name(os.fsdecode(b'caf\xe9.png')))
+    assert run(path) == 0
+    assert (run.out / path.name).is_file()
+    file = write_text(run.root / 'names.json', json.dumps(path.name, ensure_ascii=False))
+    assert json.loads(file.read_text(encoding='utf-8')) == path.name
 
 
 @pytest.mark.parametrize(('name', 'file_format', 'expected'), [

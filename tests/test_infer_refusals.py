@@ -208,6 +208,9 @@ def test_what_a_format_cannot_hold_is_refused(run, capsys, monkeypatch):
     run.nearest()
     assert run(run.root / 'long.webp', '--format', 'same') == 1
     assert 'more than the 16383 a side' in capsys.readouterr().err
+    Image.fromarray(noise(1, 32751, 3)).save(run.root / 'longer.png')
+    assert run(run.root / 'longer.png', '--format', 'jpg') == 1
+    assert 'would become 65502x2 pixels, more than the 65500 a side' in capsys.readouterr().err
     assert no_files(run.out)
 
 

@@ -5,6 +5,7 @@ import scipy.integrate
 import scipy.stats
 
 from udl_basicsr import functional as F
+from udl_basicsr.functional.densities import Density
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def test_crps_is_least_for_the_truth(drawn):
 
 def test_intervals_against_loops(drawn):
     error, scale = drawn
-    half = F.laplace_half_width(scale, 0.1)
+    half = Density('laplace').half_width(scale, 0.1)
     assert scipy.stats.laplace(scale=scale[0, 0]).sf(half[0, 0]) * 2 == pytest.approx(0.1)
     values = list(zip(error.flat, half.flat, strict=True))
     assert F.coverage(error, half) == np.mean([e <= w for e, w in values])
@@ -97,7 +98,7 @@ def test_bins_of_widths_hold_what_they_promise():
     """Calibrated intervals lie on the diagonal, in narrow bins too, where rounding hides most of the error."""
     generator = np.random.default_rng(0)
     scale = np.exp(generator.uniform(-2, 3, 200_000))
-    half = F.laplace_half_width(scale, 0.2)
+    half = Density('laplace').half_width(scale, 0.2)
     error = np.abs(generator.laplace(scale=scale))
     promised, observed = F.binned_widths(error, half, 0.2)
     order = np.argsort(half)

@@ -121,7 +121,7 @@ def test_images_that_an_earlier_training_has_seen(run):
     assert all('no option file beside it says what it was trained on' in line for line in unknown)
 
 
-def test_pairs_that_are_none(run):
+def test_pairs_that_are_none(run, monkeypatch):
     def problem(gt=run.kept / 'GT', lq=run.kept / 'LQ'):
         with pytest.raises(KeptApartError) as error:
             find_pairs([gt], [lq])
@@ -131,6 +131,8 @@ def test_pairs_that_are_none(run):
     assert 'holds no image' in problem(lq=run.root / 'empty')
     (run.kept / 'LQ' / '4.png').rename(run.kept / 'LQ' / '4x2.png')
     assert len(find_pairs([run.kept / 'GT'], [run.kept / 'LQ'])) == 6
+    monkeypatch.chdir(run.kept)
+    assert find_pairs(['GT'], ['LQ'])[0].name == f'{run.kept.name}/0'  # a folder that is named from within its own
     with pytest.raises(KeptApartError, match=r'is the same image as .*, and would count twice'):
         find_pairs([run.kept / 'GT'] * 2, [run.kept / 'LQ'] * 2)
     other = run.kept / 'GT' / '4.bmp'

@@ -38,6 +38,23 @@ def test_a_loss_of_several_terms_may_stand_in_a_block_of_any_name(project, monke
     assert 'l_vgg_2' not in log
 
 
+@pytest.mark.parametrize('own', [True, False])
+def test_losses_of_ones_own_get_what_they_need_in_float32(project, monkeypatch, own):
+    """The head puts out s in the type of the convolutions; a loss that is not ours has no way to know."""
+    class Asks(nn.Module):
+        def forward(self, pred, target, log_scale):
+            types.update(value.dtype for value in (pred, target, log_scale))
+            return (log_scale.exp() - pred).abs().mean()
+
+    types = set()
+    monkeypatch.setitem(LOSS_REGISTRY._obj_map, 'Asks', Asks)
+    block = 'likelihood_opt' if own else 'udl_opt'
+    model = project.model('esu', 'train:amp=bf16', f'train:{block}={{type: Asks}}')
+    model.feed_data(batch())
+    model.optimize_parameters(1)
+    assert types == {torch.float32}
+
+
 @pytest.fixture
 def masked(monkeypatch):
     monkeypatch.setitem(LOSS_REGISTRY._obj_map, 'MaskedLoss', MaskedLoss)

@@ -8,7 +8,7 @@ import pytest
 
 from udl_basicsr.data.images import ImageError, decode_rgb
 from udl_basicsr.data.images import read_header as read_header_of_data
-from udl_basicsr.deploy.pictures import read_header, read_picture
+from udl_basicsr.deploy.pictures import Pixels, encode_picture, read_header, read_picture
 
 
 def png(values: np.ndarray, bits: int, *chunks: tuple[bytes, bytes]) -> bytes:
@@ -97,3 +97,13 @@ def test_training_takes_no_tiff_of_16_bits():
     with pytest.raises(ImageError, match='16 bits a channel'):
         read_header_of_data(io.BytesIO(tiff(planes, '<')))
     assert read_header_of_data(io.BytesIO(tiff(planes.astype(np.uint8), '<'))) == (5, 4)
+
+
+@pytest.mark.parametrize('suffix', ['.png', '.tif', '.webp'])
+def test_colours_that_cannot_be_seen_are_kept(tmp_path, suffix):
+    """Whoever takes the transparency off sees them."""
+    planes = np.random.default_rng(0).integers(0, 256, (9, 8, 4), dtype=np.uint8)
+    planes[:5, :, 3] = 0
+    (tmp_path / f'a{suffix}').write_bytes(encode_picture(Pixels(planes[..., :3], planes[..., 3]), suffix))
+    picture = read_picture(tmp_path / f'a{suffix}')
+    np.testing.assert_array_equal(np.dstack([picture.colour, picture.alpha]), planes)

@@ -48,6 +48,7 @@ def test_numbers_are_read_as_people_write_them(tmp_path):
     ('_base_: a.yml', 'goes round in a circle'),
     ('a: ${nam}\nname: x', "there is no top-level key 'nam'; did you mean 'name'?"),
     ('a: ${a}', 'refers to itself'),
+    ('name: x_${train.total_iter}\ntrain: {total_iter: 5}', '${train.total_iter}: there is no top-level key'),
     ('l0: &l0 [1,1,1,1,1,1,1,1,1]\n' + ''.join(f'l{i}: &l{i} [{",".join([f"*l{i - 1}"] * 9)}]\n' for i in range(1, 9)),
      'once its aliases are expanded'),
 ])

@@ -252,6 +252,16 @@ class Choosy(torch.nn.Module):
         return torch.nn.functional.pixel_shuffle(self.conv(x), 2)
 
 
+def test_a_network_of_gray_images_is_counted_whatever_it_calls_its_channels(write, tmp_path):
+    """The images have as many as their data set gives: with three, SwinIR's record was lost after its training."""
+    flat = plan.read_plan(write(), tmp_path).runs[0].stages[0].flat
+    network = {'type': 'SwinIR', 'in_chans': 1, 'upscale': 2, 'img_size': 16, 'window_size': 8, 'embed_dim': 8,
+               'depths': [1], 'num_heads': [1], 'mlp_ratio': 2, 'upsampler': 'pixelshuffledirect'}
+    flat = {**flat, 'network_g': network, 'datasets': {'train': {**flat['datasets']['train'], 'color': 'y'}}}
+    assert costs.iteration_operations(flat) > 0
+    assert costs.measure_image(network, 2, (64, 128), channels=1)[1].size == [64, 128]
+
+
 def test_what_cannot_be_measured_costs_no_record(write, tmp_path, monkeypatch, capsys):
     """It is measured when training and test are done. An image of 720x1280 has sides of 360 and 640 at x2."""
     monkeypatch.setitem(ARCH_REGISTRY._obj_map, 'Choosy', Choosy)
@@ -315,10 +325,11 @@ def test_on_a_gpu_each_network_is_timed_by_its_own_steps(write, tmp_path, monkey
     started = time.perf_counter()
     speed = costs.training_speed(flat)
     elapsed = time.perf_counter() - started
-    (network, side, batch, amp, deterministic, device), = asked
+    (network, channels, side, batch, amp, deterministic, device), = asked
     assert deterministic  # as the runs of a plan are on a GPU
     assert json.loads(network) == flat['network_g']
-    assert (side, batch, amp, device.type) == (flat['datasets']['train']['gt_size'] // flat['scale'], 16, None, 'cuda')
+    assert (channels, batch, amp, device.type) == (3, 16, None, 'cuda')
+    assert side == flat['datasets']['train']['gt_size'] // flat['scale']
     # no step was faster than it may have been: what was counted was done within the time that passed
     assert costs.iteration_operations(flat) / elapsed < speed
     assert not torch.backends.cudnn.benchmark

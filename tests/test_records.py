@@ -9,7 +9,8 @@ import pytest
 from invented import invented_record
 
 from udl_basicsr.cli import comparing
-from udl_basicsr.experiments import record_files, statistics
+from udl_basicsr.experiments import costs, record_files, records, statistics
+from udl_basicsr.experiments.plan import Plan, PlannedRun, Stage
 from udl_basicsr.utils.scores import ScoresError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -121,6 +122,54 @@ def test_files_stay_as_they_are(tmp_path):
     old = record_files.Record.from_json({**content, 'unknown': 1})
     assert (old.measured, old.metrics, old.costs, old.pictures, old.order) == (None, {}, {}, None, 0)
     assert old.datasets == record_files.read_record(again).datasets
+
+
+def test_the_operations_of_a_large_network_are_read_back(tmp_path):
+    """Table 5 of the UDL paper reaches 7e18: as an integer its digits would be too many, and the record be refused."""
+    network = {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'upscale': 2}
+    stage = Stage('L1', tmp_path / 'L1.yml', {
+        'scale': 2, 'network_g': network, 'datasets': {'train': {'gt_size': 96, 'batch_size_per_gpu': 16}},
+        'train': {'total_iter': 10**9}})
+    operations = costs.training_operations([stage])
+    assert operations > 1e18
+    file = record_files.write_record(record('L1', 0, {'a': 30.}, costs={'operations': operations}), tmp_path)
+    assert record_files.read_record(file).costs == {'operations': operations}
+
+
+def planned(method: str, **fields) -> PlannedRun:
+    return PlannedRun(**{'plan': 'c', 'title': 'EDSR 4×16', 'reference': 'UDL', 'method': method, 'label': f'{method}!',
+                         'order': 3, 'scale': 2, 'seed': 0, 'stages': (), 'test_file': Path(), 'test_flat': {},
+                         **fields})
+
+
+def test_records_are_called_as_their_plan_calls_them_now(tmp_path):
+    """A title that was changed while runs were missing had made those that came later no pair of the others."""
+    plan = Plan('plan.yml', 'c', 'EDSR 4×16', None, (planned('L1'), planned('UDL'), planned('EU')))
+    old, new = record('L1', 0, {'a': 30.}), record('UDL', 0, {'a': 31.}, network_title='EDSR 4×16')
+    for one in (old, new):
+        record_files.write_record(one, tmp_path)
+    comparing.tell_anew(plan, tmp_path)
+    found = {r.method: r for r in record_files.read_records(tmp_path)}
+    assert found == {'L1': replace(old, label='L1!', order=3, reference='UDL', network_title='EDSR 4×16'),
+                     'UDL': replace(new, label='UDL!', order=3, reference='UDL')}
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
+    comparing.tell_anew(plan, tmp_path)
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.iterdir()} == before
+    (tmp_path / 'else_x2_seed0.json').write_text('{}')  # which the first table would come upon, in the midst of runs
+    with pytest.raises(ScoresError, match='else_x2_seed0'):
+        comparing.tell_anew(plan, tmp_path)
+
+
+def test_a_record_lacks_what_is_tested_now(tmp_path):
+    record_files.write_record(record('L1', 0, {'a': 30.}), tmp_path)
+
+    def lacking(sets, *metrics):
+        test = {'datasets': {f'test_{name}': {'name': name} for name in sets},
+                'val': {'metrics': {metric: {} for metric in metrics}}}
+        return records.lacking(planned('L1', test_flat=test), tmp_path)
+    assert lacking(['Set5'], 'psnr') == []
+    assert lacking(['Set5'], 'psnr', 'ssim') == ['ssim']
+    assert lacking(['Set5', 'Set14'], 'psnr') == ['psnr']
 
 
 def test_the_summary_says_what_was_found():

@@ -4,6 +4,7 @@ from copy import deepcopy
 
 import pytest
 import torch
+import yaml
 from basicsr.models import build_model
 from conftest import Project, assert_same_weights
 
@@ -100,6 +101,14 @@ def test_networks_of_another_shape_are_broken(run):
         assert resume_state(run.parse('plain', 'train:ema_decay=0.9', auto_resume=True).opt)['iter'] == 4
 
 
+def test_an_average_may_begin_on_resume(run):
+    file = run.root / 'experiments' / 'plain' / 'models' / 'net_g_8.pth'
+    torch.save({'params': run.weights('plain', 8)}, file)
+    opt = run.parse('plain', 'train:ema_decay=0.9', auto_resume=True).opt
+    assert resume_state(opt)['iter'] == 8
+    assert_same_weights(build_model(opt).net_g_ema.state_dict(), run.weights('plain', 8))
+
+
 def test_networks_that_are_not_to_go_on(run):
     """The optimiser's moments and the iteration are the state's; the weights are those that the file names."""
     models = run.root / 'experiments' / 'plain' / 'models'
@@ -109,6 +118,21 @@ def test_networks_that_are_not_to_go_on(run):
     assert_same_weights(build_model(opt).net_g.state_dict(), run.weights('plain', 4))
     assert_same_weights(build_model({**opt, 'path': {**opt['path'], 'pretrain_network_g': f'{models}/net_g_8.pth'}})
                         .net_g.state_dict(), run.weights('plain', 8))
+
+
+@pytest.mark.parametrize('why', ['named', 'broken'])
+def test_later_states_than_that_which_a_run_goes_on_from(run, why):
+    """They are not those of this run any more: neither to be gone back to nor to be counted as its last ones."""
+    states, ema = run.root / 'experiments' / 'plain' / 'training_states', 'train:ema_decay=0.9'
+    force = [ema, 'train:total_iter=6', 'logger:keep_last=1']
+    if why == 'broken':
+        (states / '8.state').write_bytes(b'')
+    else:
+        force.append(f'path:resume_state={states}/4.state')
+    loop.train(run.parse('plain', *force, auto_resume=why == 'broken'))
+    assert [path.name for path in states.iterdir()] == ['6.state']
+    assert [path.name for path in states.parent.glob('training_states_archived_*/*')] == ['8.state']
+    assert resume_state(run.parse('plain', ema, auto_resume=True).opt)['iter'] == 6
 
 
 def test_whatever_else_is_called_a_state(run):
@@ -216,3 +240,20 @@ def test_a_schedule_that_is_lengthened_goes_on(project):
     loop.train(project.parse('plain', cosine.format(8), auto_resume=True))
     assert 'train.scheduler.periods [4] -> [8]' in project.log('plain')
     assert state_of(project, 8)['schedulers'][0]['periods'] == [8]
+
+
+def test_discriminators_of_basicsrs_own_models_go_on(project):
+    """A network that none of our models has is found beside the state as well."""
+    (project.root / 'gan.yml').write_text(yaml.safe_dump({
+        '_base_': '_base_.yml', 'name': 'gan', 'model_type': 'SRGANModel', 'network_u': None, 'val': None,
+        'network_d': {'type': 'UNetDiscriminatorSN', 'num_in_ch': 3, 'num_feat': 4},
+        'train': {'pixel_opt': {'type': 'L1Loss'}, 'gan_opt': {'type': 'GANLoss', 'gan_type': 'vanilla'},
+                  'optim_d': {'type': 'Adam', 'lr': 1e-3}}}))
+    loop.train(project.parse('gan'))
+    straight = {label: project.weights('gan', label=label) for label in 'gd'}
+    experiment = project.root / 'experiments' / 'gan'
+    for file in (*experiment.glob('models/*_8.pth'), *experiment.glob('*/*latest*'), *experiment.glob('*/8.state')):
+        file.unlink()  # as if killed after iteration 4
+    loop.train(project.parse('gan', auto_resume=True))
+    for label, weights in straight.items():
+        assert_same_weights(project.weights('gan', label=label), weights)

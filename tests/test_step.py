@@ -3,6 +3,7 @@ import copy
 import functools
 import json
 import shutil
+from pathlib import Path
 from urllib.error import URLError
 
 import numpy as np
@@ -43,6 +44,16 @@ def test_plain_stage_is_stock_basicsr(project):
     assert stock.get_current_log()['l_pix'] == pytest.approx(ours.get_current_log()['l_pix'], rel=1e-6)
 
 
+def test_a_stage_has_ended_only_when_all_its_networks_are_kept(project):
+    """A full disk after the first of two files: net_g_latest.pth alone had told that there is nothing left to do."""
+    model = project.model('esu')
+    models = Path(model.opt['path']['models'])
+    (models / 'net_u_latest.pth').mkdir(parents=True)  # so that it cannot be written
+    with pytest.raises(CheckpointError, match='net_u_latest'):
+        model.save(epoch=-1, current_iter=-1)
+    assert not (models / 'net_g_latest.pth').exists()
+
+
 @pytest.mark.parametrize('stage', ['plain', 'esu'])
 @pytest.mark.parametrize('parts', [2, 4])
 def test_accumulation_changes_nothing_but_rounding(project, stage, parts):
@@ -73,6 +84,19 @@ def test_ema_is_the_weighted_mean_of_all_weights(project):
         model.optimize_parameters(i)
         expected = {k: 0.75 * v + 0.25 * model.net_g.state_dict()[k] for k, v in expected.items()}
     assert_same_weights(expected, model.net_g_ema.state_dict(), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(('content', 'key', 'average'), [
+    (lambda w, a: w, '~', 'w'), (lambda w, a: {'net': w}, 'net', 'w'), (lambda w, a: {'params': w}, 'params', 'w'),
+    (lambda w, a: {'params': w, 'params_ema': a}, 'params', 'a')])
+def test_ema_begins_with_the_average_of_a_file_or_with_the_weights_that_are_named(project, content, key, average):
+    files = {name: project.model('plain', f'manual_seed={seed}').net_g.state_dict() for seed, name in enumerate('wa')}
+    files['a']['conv_last.bias'] += 1
+    torch.save(content(files['w'], files['a']), project.root / 'file.pth')
+    model = project.model('plain', 'train:ema_decay=0.9', f'path:pretrain_network_g={project.root}/file.pth',
+                          f'path:param_key_g={key}')
+    assert_same_weights(model.net_g.state_dict(), files['w'])
+    assert_same_weights(model.net_g_ema.state_dict(), files[average])
 
 
 def test_ema_takes_the_buffers(project):
@@ -302,6 +326,14 @@ def test_tiling_is_exact_once_the_overlap_covers_the_receptive_field(size, tile)
     torch.testing.assert_close(inference.tiled(net, tile, 3, 2)(lq), net(lq), rtol=0, atol=1e-13)
     if tile < min(size):
         assert (inference.tiled(net, tile, 1, 2)(lq) - net(lq)).abs().max() > 1e-3
+
+
+def test_tiles_begin_where_a_network_unshuffles():
+    """As RRDBNet does at x2: seen from an odd pixel on, the image would be another one."""
+    net = torch.nn.Sequential(torch.nn.PixelUnshuffle(2), torch.nn.Conv2d(12, 48, 3, 1, 1),
+                              torch.nn.PixelShuffle(4)).double().requires_grad_(False)
+    lq, run = torch.rand(1, 3, 18, 25, dtype=torch.float64), inference.padded(net, 2, 2)
+    torch.testing.assert_close(inference.tiled(run, 5, 4, 2, 2)(lq), run(lq), rtol=0, atol=1e-13)
 
 
 def test_self_ensemble_by_hand():

@@ -18,7 +18,7 @@ from whole_runs import files, train
 
 from udl_basicsr.functional.log_scale_maps import decode_log_scale
 from udl_basicsr.models.step import StepModel
-from udl_basicsr.options.parse import parse_options
+from udl_basicsr.options.parse import parse_options, renamed
 from udl_basicsr.training import stages
 from udl_basicsr.training.history import read_history
 from udl_basicsr.utils.checkpoints import CheckpointError
@@ -75,6 +75,11 @@ def test_an_interrupted_first_stage_goes_on(project):
 
 def test_the_stages_in_turns(project):
     experiments, still = project.root / 'experiments', ('train:optim_g:lr=1e-12', 'val=~', 'logger:keep_last=1')
+    # from another program's file, of which only the first round is to know how it is read
+    torch.save(project.model('plain', 'manual_seed=9').net_g.state_dict(), project.root / 'plain.pth')
+    esu = yaml.safe_load((project.root / 'esu.yml').read_text())
+    (project.root / 'esu.yml').write_text(yaml.safe_dump(
+        {**esu, 'path': {'pretrain_network_g': str(project.root / 'plain.pth'), 'param_key_g': None}}))
     train(project, 'udl', 'rounds=2', *still)
     assert {p.name for p in experiments.iterdir()} == {'esu', 'udl', 'esu_round2', 'udl_round2'}
     # with a rate of nothing each run ends where it began, so what it began with shows
@@ -96,6 +101,10 @@ def test_the_stages_in_turns(project):
     assert 'iterations 9 to 8' in project.log('udl_round2')  # it had only to be finished
     assert (experiments / 'udl_round3/models/net_g_latest.pth').exists()
     assert not list(experiments.glob('*_archived_*'))
+
+    # a state is one round's: the next one is not to go on from it
+    state = f"path:resume_state={experiments / 'udl/training_states/8.state'}"
+    assert 'resume_state' not in renamed(project.parse('udl', 'rounds=2', state), 'udl_round2').opt['path']
 
 
 def test_the_sigma_branch_beside_the_expected_l1(project):

@@ -338,6 +338,7 @@ def test_a_head_that_is_built_is_taken_as_it_is():
     (EDSR, nn.Conv2d(5, 3, 3), TapError, "head: Conv2d cannot read the 8 channels that the tap 'upsample' gives: "),
     (EDSR, nn.Conv2d(8, 3, 3, padding=1), TapError, 'head: Conv2d makes (1, 3, 8, 8) of (1, 8, 8, 8), expected '
      '(1, 3, 32, 32)'),
+    (EDSR, {'num_out_ch': 1}, TapError, "head.num_out_ch: 1 is not what the network has at the tap 'upsample', 3: "),
     (Padding.__base__(), None, TapError, 'Module cannot be run'),
 ])
 def test_what_is_no_network_or_does_not_fit_is_refused(backbone, head, error, said):

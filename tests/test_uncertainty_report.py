@@ -137,7 +137,7 @@ def test_the_report(results, capsys):
     options = ['--dataset', 'B', '--gt', str(results / 'B'), '--crop_border', '2', '--out', str(results / 'out')]
     assert main([*runs, *options, '--calibrate', 'A', str(results / 'A')]) == 0
     said = capsys.readouterr().out
-    assert 'B, all values of RGB pooled, border of 2 px cropped' in said
+    assert 'B, all values of RGB (of gray: Y) pooled, border of 2 px cropped' in said
     assert 'recalibration fitted on A; per image: ' in said
     good, half = json.loads((results / 'out' / 'uncertainty.json').read_text())['runs']
     assert (good['images'], good['values']) == (2, 2 * 56 * 66 * 3)
@@ -187,3 +187,16 @@ def test_what_nothing_can_be_said_of_is_refused(results, capsys):
     assert main([*options, str(results / 'out')]) == 2
     assert f'error: {run}: all SR images of B are equal to the GT' in capsys.readouterr().err
     assert not (results / 'out').exists()
+
+
+def test_gray_pictures_are_y(results):
+    """Of networks that were trained with `color: y`; Y of BT.601 by its definition."""
+    folder = results / 'results' / 'good' / 'visualization' / 'B'
+    for image in ('1', '1_b'):
+        blue, green, red = np.moveaxis(cv2.imread(str(results / 'B' / f'{image}.png')) / 255., 2, 0)
+        y = np.floor(16 + 65.481 * red + 128.553 * green + 24.966 * blue + 0.5)
+        cv2.imwrite(str(folder / f'{image}x2_good.png'), (y + 3).astype(np.uint8))
+    (results / 'B' / '1.png').rename(results / 'B' / '1.PNG')
+    error, scale, images = read_errors(results / 'results' / 'good', 'B', results / 'B')
+    assert error.size == scale.size == images * 60 * 70
+    assert (error == 3).all()

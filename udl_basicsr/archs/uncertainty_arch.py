@@ -34,8 +34,8 @@ class UncertaintyNet(nn.Module):
         backbone (dict | nn.Module): ``{type: EDSR, ...}``, any network of ARCH_REGISTRY from (N, C, h, w) to
             (N, C, H, W); or such a network, built, which is taken as it is and not copied.
         head (dict | nn.Module | None): ``{type: UDLHead, num_feat: 64}``; ``num_in_ch``, ``num_out_ch`` and ``scale``
-            are found. Or a head, built: its input is the tapped features, and it has to put out s as large as the
-            image, with as many channels.
+            are found, and others refused. Or a head, built: its input is the tapped features, and it has to put out s
+            as large as the image, with as many channels.
         tap (str | None): Name of a module of the backbone, as in ``named_modules()``. None takes the backbone's own
             default: its class attribute ``default_tap``, a name or several of which the first that runs is taken. Our
             own networks and spandrel's have it; those of BasicSR's are in ``traits``.
@@ -51,7 +51,7 @@ class UncertaintyNet(nn.Module):
 
     Raises:
         TapError: No such tap (the message lists those that exist), or a tap whose input is not a feature map; or a
-            built head that does not fit.
+            head, built or not, that does not fit.
         TypeError: A backbone or a head that is neither.
         ValueError: Unknown ``detach``.
 
@@ -84,13 +84,12 @@ class UncertaintyNet(nn.Module):
                 _check_head(head, found, next(self.mean_network.parameters(), torch.zeros(0)))
                 self.head = head
             else:
-                self.head = build_network({
-                    'type': 'UDLHead',
-                    **(head or {}),
-                    'num_in_ch': found.channels,
-                    'num_out_ch': found.out_channels,
-                    'scale': found.enlargement,
-                })
+                sizes = {'num_in_ch': found.channels, 'num_out_ch': found.out_channels, 'scale': found.enlargement}
+                for key, value in sizes.items():
+                    if (asked := (head or {}).get(key, value)) != value:
+                        raise TapError(f'head.{key}: {asked!r} is not what the network has at the tap {found.name!r}, '
+                                       f'{value}: remove it')
+                self.head = build_network({'type': 'UDLHead', **(head or {}), **sizes})
                 if built and (weights := next(self.mean_network.parameters(), None)) is not None:
                     self.head.to(weights)  # the device and the type of the numbers
         if freeze:

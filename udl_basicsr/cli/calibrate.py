@@ -1,4 +1,4 @@
-"""Makes intervals that hold what they promise: on images kept apart from training, with their ground truth.
+"""Calibrates uncertainty intervals on images kept apart from training, with their ground truth.
 
 Examples:
     udl calibrate experiments/EDSR_ESU_x4 --gt kept/GTmod4 --lq kept/LRbicx4
@@ -22,34 +22,36 @@ from udl_basicsr.cli.restoring import add_promise, add_restoring, check_restorin
 from udl_basicsr.training.arguments import option_file
 from udl_basicsr.utils import exits
 from udl_basicsr.utils.command_line import CommandParser
+from udl_basicsr.utils.files import why_not_into
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parses the command line."""
     parser = CommandParser(
         told=__doc__,
-        description='Finds the factor that makes the intervals of an uncertainty network true of images, and writes it '
-        'beside net_u.', epilog='Images must be like those that will be restored, and never trained on. '
+        description='Finds the factor that calibrates the intervals of an uncertainty network, and writes it beside '
+        'net_u.', epilog='The images must be like those that you will restore, and the networks must not have been '
+        'trained on them. '
         'See docs/UNCERTAINTY.md.')
     parser.add_argument('run', nargs='?', type=Path, metavar='RUN', help="a run's folder, experiments/<name>: its "
                         'net_g_latest.pth, and net_u_latest.pth of it or of its stage 1; or give both files')
-    parser.add_argument('--gt', nargs='+', required=True, metavar='FOLDER', help='original images')
-    parser.add_argument('--lq', nargs='+', required=True, metavar='FOLDER', help='the same as the network gets them')
+    parser.add_argument('--gt', nargs='+', required=True, metavar='FOLDER', help='HR images')
+    parser.add_argument('--lq', nargs='+', required=True, metavar='FOLDER', help='their LR versions')
     add_promise(parser)
     parser.add_argument('--within', nargs='+', type=positive, metavar='E', default=[4., 8., 16., 32.],
                         help='errors in grey levels for which masks are calibrated; default 4 8 16 32')
     parser.add_argument('--weights', type=weights_file, metavar='FILE', help='net_g_*')
-    parser.add_argument('--uncertainty', type=weights_file, metavar='FILE', help='net_u_*; --member and --spread do '
-                        'without')
+    parser.add_argument('--uncertainty', type=weights_file, metavar='FILE', help='net_u_*; not needed with --member '
+                        'or --spread')
     parser.add_argument('-opt', '--opt', metavar='YAML', type=option_file,
                         help="of the networks; default: the option file in the weights' run")
     parser.add_argument('--param_key', metavar='KEY', help='entry of net_g; default: params_ema, else params')
     parser.add_argument('--member', nargs='+', action='append', default=[], type=weights_file, metavar='FILE',
                         help='net_g and net_u of a further network of the ensemble; once for each. udl infer needs the '
-                        'same, as it does --self_ensemble, --spread and --amp')
+                        'same --member, --self_ensemble, --spread and --amp')
     add_restoring(parser)
     parser.add_argument('--out', type=Path, metavar='FILE', help='default: net_u_*.calibration.json beside net_u, '
-                        'or beside net_g where there is none')
+                        'or beside net_g if there is no net_u')
     parser.add_argument('--overwrite', action='store_true', help='replace a calibration that is there')
     args = parser.parse_args(argv)
     check_restoring(parser, args)
@@ -80,6 +82,8 @@ def main(argv: list[str] | None = None) -> int:
             raise CalibrationError(f'--out {out}: is a folder, expected a file')
         if out.exists() and not args.overwrite:
             raise CalibrationError(f'{out}: is there already; give --overwrite or another --out')
+        if problem := why_not_into(out.parent):  # before images are restored for an hour
+            raise CalibrationError(f'{out}: its folder {problem}; give another --out')
         pairs = find_pairs(args.gt, args.lq)
         risk_limit(len(pairs), args.alpha, args.delta)  # before networks are loaded: too few images end it here
         restorer = load_restorer(args.weights, opt=args.opt, uncertainty=args.uncertainty,

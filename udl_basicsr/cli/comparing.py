@@ -11,8 +11,8 @@ from pathlib import Path
 from udl_basicsr.experiments import runner, trial
 from udl_basicsr.experiments.overview import describe_runs, needed_data
 from udl_basicsr.experiments.plan import Plan, PlannedRun, read_plan, select
-from udl_basicsr.experiments.record_files import Record, read_records, record_file
-from udl_basicsr.experiments.records import lacking, made_with_other_options
+from udl_basicsr.experiments.record_files import Record, read_record, read_records, record_file, write_record
+from udl_basicsr.experiments.records import as_planned, lacking, made_with_other_options
 from udl_basicsr.experiments.statistics import format_summary
 from udl_basicsr.options.parse import OptionError
 from udl_basicsr.reports.paper_tables import paper_table
@@ -33,10 +33,12 @@ def run(args: argparse.Namespace) -> int:
     differ = {r.name: problem for r in runs if (problem := made_with_other_options(r, out, args.root))}
     if differ and not args.dry_run:
         raise OptionError(differ.values())
+    if not args.dry_run:
+        tell_anew(plan, out)
     metrics = check_metrics(plan, args.metrics, out) if args.metrics else ('psnr', )
     missing = [r for r in runs if not r.record(out).exists()]
     if args.retest:
-        missing = to_test_again([r for r in runs if r not in missing], out, root)
+        missing = to_test_again([r for r in runs if r not in missing], out)
     what = 'tested again' if args.retest else 'made'
     print(f'{len(runs)} runs, {len(missing)} to be {what}; records in {out}', flush=True)
     if args.dry_run:
@@ -58,11 +60,25 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def to_test_again(runs: list[PlannedRun], out: Path, root: Path) -> list[PlannedRun]:
-    """The runs whose records lack a metric that is measured now."""
+def tell_anew(plan: Plan, out: Path) -> None:
+    """Names and reference of the plan, which may have changed, for the records that are there.
+
+    What is no record is refused here, before days of training rather than in their midst.
+    """
+    for run in plan.runs:
+        if (file := run.record(out)).exists():
+            record = read_record(file)
+            if (now := as_planned(record, run)) != record:
+                write_record(now, out)
+    read_or_none(out)
+
+
+def to_test_again(runs: list[PlannedRun], out: Path) -> list[PlannedRun]:
+    """The runs whose records lack a metric that is measured now, or a data set."""
     runs = [run for run in runs if lacking(run, out)]
     gone = [f'--retest: {file} is not there any more, and without the network {run.shown} cannot be tested again'
-            for run in runs if not (file := run.stages[-1].weights(root, 'g')).exists()]
+            for run in runs for key, file in run.test_flat['path'].items()
+            if key.startswith('pretrain_') and not Path(file).exists()]
     if gone:
         raise OptionError(gone)
     return runs

@@ -7,7 +7,7 @@ Examples:
     udl convert experiments/x/models/net_g_latest.pth --out net_g.onnx
     udl convert experiments/x/models/net_u_latest.pth --out edsr.pt --to udl
 
-What the file holds is seen from its keys. The pixels before and after are compared; where they differ nothing is
+The keys of the file show what it holds. The pixels before and after are compared; if they differ, nothing is
 written. The options that the written weights belong to (network_g, ...) go to the standard output as YAML, everything
 else to the standard error.
 """
@@ -29,9 +29,9 @@ def main(argv: list[str] | None = None) -> int:
         'carn_m), and ours.')
     parser.add_argument('weights', help='checkpoint of ours or of another program; pickled objects are never run')
     parser.add_argument('--out', required=True, metavar='FILE',
-                        help='.pth or .pt, .safetensors, or .onnx; the mean network, or with --to their file')
-    parser.add_argument('--to', choices=['udl', 'udl_two', 'edsr'], help='from our EDSR into this format')
-    parser.add_argument('--out_u', metavar='FILE', help='where net_u goes, from formats udl and udl_two')
+                        help='.pth or .pt, .safetensors, or .onnx; the mean network, or with --to theirs')
+    parser.add_argument('--to', choices=['udl', 'udl_two', 'edsr'], help='convert our EDSR into this format')
+    parser.add_argument('--out_u', metavar='FILE', help='where to write net_u, from formats udl and udl_two')
     parser.add_argument('--in_u', metavar='FILE', help='our net_u, for --to udl_two beside net_g')
     parser.add_argument('-opt', '--opt', metavar='YAML', type=option_file,
                         help="option file with our network_g; default: the one in the run's "

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from udl_basicsr.cli.restoring import add_promise, add_restoring, check_restoring, positive
 from udl_basicsr.utils import exits
 from udl_basicsr.utils.command_line import CommandParser
+from udl_basicsr.utils.files import why_not_into
 from udl_basicsr.utils.text import some
 
 if TYPE_CHECKING:
@@ -47,8 +48,8 @@ def main(argv: list[str] | None = None) -> int:
                         'coverage.png')
     args = parser.parse_args(argv)
     check_restoring(parser, args)
-    if args.out.exists() and not args.out.is_dir():
-        parser.error(f'--out {args.out}: is a file, expected a folder')
+    if problem := why_not_into(args.out):
+        parser.error(f'--out {args.out}: {problem}')
     from tqdm import tqdm
 
     import udl_basicsr.register  # noqa: F401 - networks by their names

@@ -42,15 +42,15 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument('--gt', required=True, metavar='FOLDER', help='its HR images')
 
     def numbers(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument('--numbers', metavar='FILE.json', help='write what the figure shows as numbers too')
+        sub.add_argument('--numbers', metavar='FILE.json', help='also write the numbers that the figure shows')
 
     def of_one_network(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument('--network', metavar='ID', help='where a comparison has several')
+        sub.add_argument('--network', metavar='ID', help='needed if a comparison has several')
 
     def one_image(sub: argparse.ArgumentParser, box: str = 'default: all of it', columns: bool = True) -> None:
         sub.add_argument('--image', required=True, help='its name in the scores')
         if columns:
-            sub.add_argument('--columns', type=whole(1), help='of pictures')
+            sub.add_argument('--columns', type=whole(1), help='pictures in a row')
         boxed(sub, box)
 
     def boxed(sub: argparse.ArgumentParser, box: str = 'default: all of it') -> None:
@@ -103,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument('--lq', required=True, metavar='FILE', help='its LR image')
         if sub.prog.endswith('tlw'):
             sub.add_argument('--iterations', type=whole(0), nargs='+', metavar='N',
-                             help='of checkpoints; default: up to four')
+                             help='of the checkpoints to draw; default: up to four')
         else:
             sub.add_argument('--iteration', type=whole(0), metavar='N', help='of a checkpoint; default: the last')
         boxed(sub)
@@ -130,11 +130,11 @@ def _parser() -> argparse.ArgumentParser:
                 kind('curves', 'validations of a comparison during training')):
         sub.add_argument('records', metavar='FOLDER', help='docs/results/<comparison>')
         sub.add_argument('--metric', default='psnr')
-        sub.add_argument('--scale', type=whole(1), help='where there are several')
+        sub.add_argument('--scale', type=whole(1), help='needed if there are several')
         of_one_network(sub)
         sub.add_argument('--methods', nargs='+', default=[], metavar='ID', help='default: all')
         if sub.prog.endswith('curves'):
-            sub.add_argument('--dataset', required=True, help='that was validated on')
+            sub.add_argument('--dataset', required=True, help='the validation set')
 
     for sub in (kind('texture', 'the gain of each image against its share of texture and edges'),
                 kind('deciles', 'the errors of two losses in each tenth of the pixels, by uncertainty')):
@@ -143,16 +143,16 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument('--reference', metavar='ID', help='default: that of the comparison')
         sub.add_argument('--dataset', required=True, help="the data set's name in the tests")
         sub.add_argument('--gt', required=True, metavar='FOLDER', help='its HR images')
-        sub.add_argument('--scale', type=whole(1), help='where there are several')
+        sub.add_argument('--scale', type=whole(1), help='needed if there are several')
         of_one_network(sub)
         numbers(sub)
         if sub.prog.endswith('texture'):
             sub.add_argument('--metric', default='psnr')
             sub.add_argument('--steep', type=float, default=16.,
-                             help='grey levels from which on a gradient is texture; default 16')
+                             help='a gradient of this many grey levels or more is texture; default 16')
         else:
             sub.add_argument('--uncertainty', metavar='ID',
-                             help='the method whose maps of s are taken; default: that of --method')
+                             help='the method whose maps of s order the pixels; default: --method')
             sub.add_argument('--seed', type=whole(0, 2**32 - 1), default=0, help='whose pictures were kept; default 0')
 
     sub = kind('lead', 'how a lead moves from one comparison to the next: with budget, share of stage 1, network, '
@@ -164,7 +164,7 @@ def _parser() -> argparse.ArgumentParser:
     of_one_network(sub)
     numbers(sub)
     sub.add_argument('--axis', required=True, choices=['budget', 'share', 'parameters', 'scale'],
-                     help='what is different between the comparisons')
+                     help='what differs between the comparisons')
     sub.add_argument('--datasets', nargs='+', metavar='NAME', help='default: all that they were tested on')
     sub.add_argument('--metric', default='psnr')
     return parser

@@ -32,15 +32,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parses the command line."""
     parser = CommandParser(
         told=__doc__,
-        description='Super-resolves pictures. What was made before is not made again; pictures that fail are listed.',
-        epilog='The folder of the results remembers in .udl_infer.json which weights, options of the networks, '
-        '--self_ensemble and --amp made them (--tile, --overlap and --device are no matter). With others the command '
-        'is refused, as it is where results are there and nothing says what made them: give another --out or --suffix, '
-        'or --overwrite. Exit status: 0; 1 when a picture failed; 2 when something is wrong with the command, the '
-        "networks or the pictures' headers, and nothing was done.")
+        description='Super-resolves pictures. Skips those that are done, and lists those that fail.',
+        epilog='.udl_infer.json in the folder of the results says which weights, options of the networks, '
+        '--self_ensemble and --amp made them (--tile, --overlap and --device do not matter). If these differ now, or '
+        'the file is missing, nothing is done: give another --out or --suffix, or --overwrite. Exit status: 0; 1 if a '
+        "picture failed; 2 if the command, the networks or the pictures' headers are wrong and nothing was done.")
     parser.add_argument('inputs', nargs='+', metavar='INPUT',
-                        help='picture (PNG, JPEG, BMP, TIFF, WebP), or folder, with the folders in it')
-    parser.add_argument('--out', required=True, metavar='FOLDER', help='for the results; folders are kept')
+                        help='picture (PNG, JPEG, BMP, TIFF, WebP), or a folder, with its sub-folders')
+    parser.add_argument('--out', required=True, metavar='FOLDER', help='for the results, in the same sub-folders')
     parser.add_argument('--weights', type=weights_file, metavar='FILE',
                         help='net_g_*.pth or .safetensors; default: udl:UDL_x4, the small network that comes with the '
                         'package, with its uncertainty')
@@ -49,23 +48,23 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('-opt', '--opt', metavar='YAML', type=option_file,
                         help="option file with network_g; default: the one in the weights' run")
     parser.add_argument('--param_key', metavar='KEY',
-                        help='entry of the weights; default: params_ema where there is one, else params')
+                        help='entry of the weights; default: params_ema if there is one, else params')
     parser.add_argument('--uncertainty', type=weights_file, metavar='FILE',
                         help='net_u_*.pth: also write s, -2 (black) to 6 (white), as <name>_log_scale.png, 16 bits. '
-                        'With --member or --spread there is an s without it, that of how far they differ')
+                        'Without it --member and --spread write an s too, that of how far the images differ')
     parser.add_argument('--intervals', nargs='?', const='', metavar='FILE', help='also write calibrated intervals, '
-                        '<name>_lower.png, _upper.png, _theta.png (16 bits) and the mask _within.png; by the file of '
-                        'udl calibrate, default the one beside net_u')
+                        '<name>_lower.png, _upper.png, _theta.png (16 bits) and the mask _within.png. FILE is what '
+                        'udl calibrate wrote; default: the one beside net_u')
     parser.add_argument('--within', type=positive, metavar='E', help='error in grey levels of the mask of --intervals, '
                         'one of those that were calibrated; default 16')
     parser.add_argument('--member', nargs='+', action='append', default=[], type=weights_file, metavar='FILE',
-                        help='a further network, as one of another seed: net_g, and net_u where --uncertainty is '
-                        'given; once for each. The picture is the mean of all, and how far they differ is a part of s, '
-                        'and in grey levels in <name>_spread.png')
+                        help='a further network, such as one of another seed: net_g, and net_u if --uncertainty is '
+                        'given; once for each. The picture is the mean of all. How far they differ becomes a part of '
+                        's, and is written to <name>_spread.png in grey levels')
     add_restoring(parser)
     parser.add_argument('--suffix', default='', metavar='TEXT', help='results are <name>_<TEXT>; default: <name>')
     parser.add_argument('--format', choices=['png', 'jpg', 'same'], default='png',
-                        help="of the results; same: each its input's; default png")
+                        help='of the results; same: as the input; default png')
     parser.add_argument('--overwrite', action='store_true',
                         help='make again what exists, also with other weights or options')
     args = parser.parse_args(argv)
@@ -87,7 +86,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-@exits.command('Run the same command again; it goes on where it stopped.')
+@exits.command('Run the same command again; it continues where it stopped.')
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     args = parse_args(argv)
@@ -126,10 +125,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         failures = carry_out(plan.jobs, restorer, record.begin, writer)
         if not failures:
-            record.finish()
+            record.finish(path for job in plan.jobs for path in job.results)
     except OSError as error:
         print(f'{error.filename or args.out}: {error.strerror or error}. Put it right and run the same command again; '
-              'it goes on where it stopped.', file=sys.stderr)
+              'it continues where it stopped.', file=sys.stderr)
         return 1
     print(f'{len(plan.jobs) - len(failures)} done, in {args.out}')
     if failures:

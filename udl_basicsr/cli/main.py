@@ -10,21 +10,21 @@ from udl_basicsr.utils.version import __version__
 
 COMMANDS = {
     'prepare': 'make the paired images of a data set from its HR images',
-    'train': 'train what an option file says, all its stages',
+    'train': 'train all stages of an option file',
     'test': 'score a network on test sets',
     'infer': 'super-resolve pictures, with their uncertainty',
-    'calibrate': 'make intervals that hold what they promise, on images kept apart',
-    'convert': 'take weights from and to other programs, safetensors and ONNX',
-    'cache': 'compute the uncertainty of the training images once',
+    'calibrate': 'calibrate uncertainty intervals on images kept apart',
+    'convert': 'convert weights from and to other programs, safetensors and ONNX',
+    'cache': 'compute the uncertainty of the training images ahead of stage 2',
     'compare': 'train, test and compare losses, or a table of a paper',
     'scores': 'join the scores of several tests into one table',
     'tables': "make the papers' tables of comparisons",
     'report': 'make one HTML file of a comparison or of tests',
     'figures': 'draw the figures of the papers',
     'uncertainty': 'score and draw the uncertainty of several tests',
-    'coverage': 'judge the intervals of several runs on images they were not calibrated on',
-    'complexity': 'count parameters and operations of the network of an option file',
-    'options': 'list the option files that come with the package, and copy them',
+    'coverage': 'judge the calibrated intervals of several runs on other images',
+    'complexity': 'count the parameters and operations of a network',
+    'options': 'list or copy the option files in the package',
 }
 _USAGE = 'usage: udl [--help] [--version] COMMAND ... [--import MODULE]'
 
@@ -35,8 +35,8 @@ def usage() -> str:
     return '\n'.join([
         _USAGE, '', 'Uncertainty-driven losses for super-resolution, on BasicSR.', '', 'commands:',
         *(f'  {name:<{width}}  {does}' for name, does in COMMANDS.items()), '',
-        'udl COMMAND --help tells the rest. Every command takes --import MODULE, also several times: a module that',
-        'can be imported from here, and registers networks, losses and metrics of your own.'])
+        'udl COMMAND --help explains the arguments. Every command takes --import MODULE, also several times: a module',
+        'of your own that registers networks, losses or metrics.'])
 
 
 @exits.command()

@@ -25,7 +25,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = CommandParser(
         told=__doc__,
         description='Makes mod-cropped HR images and their LR versions, in the folders that BasicSR expects. '
-        'A run that was interrupted goes on when it is started again.')
+        'If it was interrupted, start it again: it makes what is missing.')
     parser.add_argument('source', type=Path, help='folder of HR images: PNG, JPEG, BMP, TIFF, WebP')
     parser.add_argument('--out', type=Path, required=True, help='folder in which GTmod<s>, LRbicx<s>, ... are made')
     parser.add_argument('--scale', type=whole(2, 8), nargs='+', default=[2, 3, 4], help='default: 2 3 4')
@@ -34,7 +34,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--sub_images', type=whole(1), metavar='SIZE',
                         help='also cut square sub-images of this side in HR pixels, into <folder>_sub')
     parser.add_argument('--step', type=whole(1), help='distance of neighbouring sub-images; default: half their side')
-    parser.add_argument('--lmdb', action='store_true', help='also make LMDBs, of the sub-images where there are any')
+    parser.add_argument('--lmdb', action='store_true', help='also make LMDBs, of the sub-images if there are any')
     parser.add_argument('--workers', type=whole(1, 1024), help='processes; default: one per CPU, and per 16 images')
     parser.add_argument('--report_bicubic', action='store_true',
                         help="print plain bicubic upsampling's PSNR and SSIM, to compare with published figures")
@@ -80,7 +80,7 @@ def report(job: Job, records: dict[str, dict], workers: Workers) -> None:
         print(f'  {kind:>3} x{scale}  PSNR {psnr:.2f} dB  SSIM {ssim:.4f}')
 
 
-@exits.command('Run the same command again; it goes on where it stopped.')
+@exits.command('Run the same command again; it continues where it stopped.')
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     args = parse_args(argv)
@@ -102,10 +102,10 @@ def main(argv: list[str] | None = None) -> int:
         return exits.MISUSED
     except BrokenProcessPool:
         print('A worker process was killed, for lack of memory perhaps. Run the same command again with fewer '
-              '--workers; it goes on where it stopped.', file=sys.stderr)
+              '--workers; it continues where it stopped.', file=sys.stderr)
         return 1
     except OSError as error:
         print(f'{error.filename or job.out}: {error.strerror or error}. Put it right and run the same command again; '
-              'it goes on where it stopped.', file=sys.stderr)
+              'it continues where it stopped.', file=sys.stderr)
         return 1
     return 0

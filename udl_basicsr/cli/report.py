@@ -43,7 +43,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--window', type=whole(0, 10**5), default=224, metavar='N', help='show N x N pixels, '
                         'where there is most detail, of larger pictures; 0: all; default 224')
     parser.add_argument('--quality', type=whole(1, 100), metavar='Q', help='pictures as WebP with loss, 1 to 100; '
-                        'default: without loss, some ten times as large')
+                        'default: lossless, about ten times as large')
     return parser.parse_args(argv)
 
 

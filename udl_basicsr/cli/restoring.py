@@ -37,9 +37,9 @@ def share(text: str) -> float:
 
 def add_promise(parser: argparse.ArgumentParser) -> None:
     """``--alpha`` and ``--delta``."""
-    parser.add_argument('--alpha', type=share, default=0.1, help='share of pixels outside to be allowed; default 0.1')
+    parser.add_argument('--alpha', type=share, default=0.1, help='share of values that may lie outside; default 0.1')
     parser.add_argument('--delta', type=share, help='probability with which the promise may fail (RCPS); default: '
-                        'promise the mean over images (conformal risk control)')
+                        'a promise about the mean over images (conformal risk control)')
 
 
 def add_restoring(parser: argparse.ArgumentParser) -> None:
@@ -48,10 +48,11 @@ def add_restoring(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--overlap', type=whole(0), metavar='M', help='input pixels around each tile that the network '
                         f'sees as well; default {OVERLAP}')
     parser.add_argument('--self_ensemble', action='store_true', help='mean over the 8 flips and turns; 8 times as slow')
-    parser.add_argument('--spread', action='store_true', help='with --self_ensemble: how far the 8 differ is a part of '
-                        's and of the intervals')
+    parser.add_argument('--spread', action='store_true', help='with --self_ensemble: make how far the 8 differ a part '
+                        'of s and of the intervals')
     parser.add_argument('--amp', choices=['bf16', 'fp16'], help='compute in 16 bits; default: float32')
-    parser.add_argument('--device', choices=['auto', 'cpu', 'cuda'], default='auto', help='default: a GPU if there is')
+    parser.add_argument('--device', choices=['auto', 'cpu', 'cuda'], default='auto',
+                        help='default: a GPU if there is one')
 
 
 def check_restoring(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:

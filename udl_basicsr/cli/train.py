@@ -1,4 +1,4 @@
-"""Trains what an option file says, all its stages.
+"""Trains all stages of an option file.
 
 Examples:
     udl train -opt udl:EDSR_UDL_x4                                  # an option file that comes with the package

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from udl_basicsr.utils import exits
 from udl_basicsr.utils.command_line import CommandParser, whole
+from udl_basicsr.utils.files import why_not_into
 
 
 @exits.command()
@@ -22,10 +23,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--calibrate', nargs=2, metavar=('NAME', 'FOLDER'),
                         help='the data set that the recalibration is fitted on, and its HR images; default: the same')
     parser.add_argument('--crop_border', type=whole(0), default=0, help='pixels left out at each edge; default 0')
-    parser.add_argument('--share', type=float, default=1., help='share of the values to draw, 0 to 1, where all of them'
-                        ' fill the memory (some 100 bytes each); default 1')
-    parser.add_argument('--alpha', type=float, default=0.1, help='share that the intervals leave out whose coverage '
-                        'and width are measured; default 0.1')
+    parser.add_argument('--share', type=float, default=1., help='share of the values to draw, 0 to 1, if all of them '
+                        'do not fit into the memory (about 100 bytes each); default 1')
+    parser.add_argument('--alpha', type=float, default=0.1, help='coverage and width are those of intervals that '
+                        'should leave out this share; default 0.1')
     parser.add_argument('--out', required=True, metavar='FOLDER', help='for uncertainty.{json,csv,md,png}')
     args = parser.parse_args(argv)
     import numpy as np
@@ -43,15 +44,15 @@ def main(argv: list[str] | None = None) -> int:
     names = [Path(folder).resolve().name for folder in args.results]
     if len(set(names)) < len(names):
         parser.error(f'two results folders have the same name: {", ".join(names)}')
-    if Path(args.out).exists() and not Path(args.out).is_dir():
-        parser.error(f'--out {args.out}: is a file, expected a folder')
+    if problem := why_not_into(args.out):
+        parser.error(f'--out {args.out}: {problem}')
     if not 0 < args.share <= 1:
         parser.error(f'--share: expected 0 < x ≤ 1, got {args.share}')
     if not 0 < args.alpha < 1:
         parser.error(f'--alpha: expected 0 < x < 1, got {args.alpha}')
 
     fitted_on, fitted_gt = args.calibrate or (args.dataset, args.gt)
-    protocol = (f'{args.dataset}, all values of RGB pooled, '
+    protocol = (f'{args.dataset}, all values of RGB (of gray: Y) pooled, '
                 + (f'border of {args.crop_border} px cropped' if args.crop_border else 'no border cropped')
                 + (f', {args.share:g} of them drawn' if args.share < 1 else '')
                 + '; SR rounded to 8 bits, θ = exp(s), s the mean over the channels; nats and grey levels; '

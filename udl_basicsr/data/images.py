@@ -8,7 +8,7 @@ import os
 import struct
 import warnings
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -34,6 +34,11 @@ _READ_BY_BASICSR = ('PNG', 'JPEG', 'BMP', 'TIFF', 'WEBP', 'PPM')  # and by Pillo
 _MODES = {'P': 'palette', 'PA': 'palette with alpha', 'LA': 'gray with alpha', 'RGBA': 'RGB with alpha'}
 _CONVERT = 'udl prepare converts it, or refuses it with the reason'
 _SEVERAL = 'holds several pictures: save the one you want as a PNG of its own'
+
+
+def channels_of(dataset: Mapping) -> int:
+    """Of the images that the block of a data set asks for: BasicSR reads gray images as RGB, but for ``color: y``."""
+    return 1 if dataset.get('color') == 'y' else 3
 
 
 class ImageError(UdlError, ValueError):

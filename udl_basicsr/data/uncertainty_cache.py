@@ -206,7 +206,7 @@ class UncertaintyCache:
             network.to(device)
             restore = inference.padded(network.log_scale, multiple, network.scale)
             if tile:
-                restore = inference.tiled(restore, tile['size'], tile['overlap'], network.scale)
+                restore = inference.tiled(restore, tile['size'], tile['overlap'], network.scale, multiple)
             note('')  # ends a line that a killed process left unfinished
             with torch.inference_mode(), exact_kernels():
                 loader = DataLoader(Subset(images, rest), batch_size=None, num_workers=workers,

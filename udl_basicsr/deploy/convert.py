@@ -142,6 +142,7 @@ def convert_file(source: str | Path, out: str | Path, *, to: str | None = None, 
 
     if kind in FORMATS:
         try:
+            _refuse_given(kind, opt=opt, in_u=in_u)
             ours = to_ours(weights, res_scale=res_scale, rgb_range=rgb_range, scale=scale)
         except ConversionError as error:
             raise ConversionError(f'{source}: {error}') from error

@@ -5,14 +5,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from udl_basicsr.data.images import ImageError
+from udl_basicsr.data.images import SUFFIXES, ImageError
 from udl_basicsr.utils.errors import MISUSED, UdlError
+from udl_basicsr.utils.files import why_not_into
 
-from .pictures import OPAQUE_SUFFIXES, SUFFIXES, Header, read_header
+from .pictures import OPAQUE_SUFFIXES, Header, read_header
 
 _LONGEST_NAME = 255  # bytes, on the file systems of today
 INTERVALS = ('lower', 'upper', 'theta', 'within')
 """What intervals are written as: their ends, the expected error, and the mask of pixels within an error."""
+MAPS = ('log_scale', 'spread', *INTERVALS)
+"""What stands behind the names of results beside the restored picture."""
 
 
 class InferenceError(UdlError, RuntimeError):
@@ -33,6 +36,11 @@ class PictureJob:
     """Where the picture goes of how far the members of an ensemble differ; likewise."""
     intervals: Mapping[str, Path] = field(default_factory=dict)
     """Where those of INTERVALS go that are asked for and do not lie there already."""
+
+    @property
+    def results(self) -> list[Path]:
+        """All that is to be made."""
+        return [path for path in (self.sr, self.log_scale, self.spread, *self.intervals.values()) if path]
 
 
 @dataclass(frozen=True)
@@ -57,7 +65,8 @@ def make_plan(inputs: Iterable[str | Path], out: str | Path, *, suffix: str = ''
     ``..._within.png`` for intervals.
 
     Args:
-        inputs: Files, and folders that are walked; hidden files and what lies below ``out`` are passed over.
+        inputs: Files, and folders that are walked, also where they are links; hidden files and what lies below
+            ``out`` are passed over.
         out: Folder for the outputs.
         suffix: Put behind the names.
         file_format: ``png``, ``jpg``, or ``same`` as the input's.
@@ -72,7 +81,8 @@ def make_plan(inputs: Iterable[str | Path], out: str | Path, *, suffix: str = ''
     out, problems, passed_over = Path(out), [], Counter()
     if {'/', os.sep} & set(suffix):
         problems.append(f'--suffix {suffix}: expected a part of a file name, without {os.sep}')
-    problems += _problem_of_folder(out)
+    if problem := why_not_into(out):
+        problems.append(f'--out {out}: {problem}')
     sources: dict[Path, Path] = {}  # to the folder in out, by the file; a file that is named twice is one file
     for given in map(Path, inputs):
         if given.is_dir():
@@ -105,8 +115,8 @@ def make_plan(inputs: Iterable[str | Path], out: str | Path, *, suffix: str = ''
         name = f'{path.stem}_{suffix}' if suffix else path.stem
         kinds = ('log_scale', ) * log_scale + ('spread', ) * spread + INTERVALS * intervals
         targets = [out / folder / f'{name}{ending}', *(out / folder / f'{name}_{kind}.png' for kind in kinds)]
-        longest = max((target.name for target in targets), key=lambda name: len(name.encode()))
-        if len(longest.encode()) > _LONGEST_NAME:
+        longest = max((target.name for target in targets), key=_bytes)
+        if _bytes(longest) > _LONGEST_NAME:
             problems.append(f'{path}: the name of its result, {longest[:40]}..., would be longer than {_LONGEST_NAME} '
                             'bytes: give a shorter --suffix, or rename it')
             continue
@@ -135,9 +145,11 @@ def make_plan(inputs: Iterable[str | Path], out: str | Path, *, suffix: str = ''
 
 
 def _walk(folder: Path, out: Path, passed_over: Counter) -> Iterable[Path]:
-    results = out.resolve()
-    for parent, folders, files in os.walk(folder):
-        folders[:] = sorted(f for f in folders if not f.startswith('.') and Path(parent, f).resolve() != results)
+    met = {folder.resolve(), out.resolve()}  # links may lead in a circle, or to the results
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        places = {name: Path(parent, name).resolve() for name in sorted(folders) if not name.startswith('.')}
+        folders[:] = [name for name, place in places.items() if place not in met]
+        met.update(places.values())
         for name in sorted(files):
             ending = Path(name).suffix.lower()
             if name.startswith('.'):
@@ -148,16 +160,13 @@ def _walk(folder: Path, out: Path, passed_over: Counter) -> Iterable[Path]:
                 passed_over[ending or name] += 1
 
 
+def _bytes(name: str) -> int:
+    return len(os.fsencode(name))  # which takes names that are no UTF-8, as old archives have them
+
+
 def _place(path: Path) -> Path:
     """Where a file's name lies, so that two spellings of it can be compared."""
     return path.parent.resolve() / path.name
-
-
-def _problem_of_folder(out: Path) -> list[str]:
-    there = next(p for p in (out, *out.absolute().parents) if p.exists())
-    if not there.is_dir():
-        return [f'--out {out}: {there} is a file, expected a folder']
-    return [] if os.access(there, os.W_OK | os.X_OK) else [f'--out {out}: {there} cannot be written to']
 
 
 def problem_of(path: Path, error: Exception) -> str:

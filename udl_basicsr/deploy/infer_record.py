@@ -4,19 +4,20 @@
 size of the tiles is none of them, since a picture that does not fit into the memory is made in tiles beside others.
 """
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from udl_basicsr.data.images import SUFFIXES
 from udl_basicsr.data.uncertainty_maps import fingerprint
 from udl_basicsr.options.keys import lookup
 from udl_basicsr.options.signatures import parameters
 from udl_basicsr.utils.files import write_atomically
 from udl_basicsr.utils.json_files import JsonError, read_json
 
-from .infer_plan import InferenceError, InferencePlan
-from .pictures import SUFFIXES
+from .infer_plan import MAPS, InferenceError, InferencePlan
 from .restorer import Restorer
 
 NAME = '.udl_infer.json'
@@ -48,10 +49,18 @@ class FolderRecord:
         """To be called before the first result is written."""
         self._write([*self.others, self.now])
 
-    def finish(self) -> None:
-        """To be called when all is made: what others had made has been written over."""
-        if self.others:
+    def finish(self, made: Iterable[Path]) -> None:
+        """To be called when all is made: what others had made has been written over, but for what is not in ``made``.
+
+        A picture that is not of this suffix, as far as its name tells, is none of theirs.
+        """
+        if self.others and not any(map(self._is_ours, set(_pictures(self.file.parent)) - set(made))):
             self._write([self.now])
+
+    def _is_ours(self, path: Path) -> bool:
+        stem = re.sub(f'_({"|".join(MAPS)})$', '', path.stem)
+        others = [f'_{suffix}' for suffix in self.all if suffix not in ('', self.suffix)]
+        return stem.endswith(f'_{self.suffix}') if self.suffix else not stem.endswith(tuple(others))
 
     def _write(self, entries: list[dict]) -> None:
         text = json.dumps({**self.all, self.suffix: entries}, indent=1) + '\n'
@@ -74,7 +83,7 @@ def check_folder(out: str | Path, suffix: str, plan: InferencePlan, restorer: Re
     entries = known.get(suffix, [])
     if not entries and plan.there:
         entries = [{}]
-    elif entries and not plan.there and not any(p.suffix.lower() in SUFFIXES for p in Path(out).rglob('[!.]*')):
+    elif entries and not plan.there and not any(_pictures(Path(out))):
         entries = []
     others = [entry for entry in entries if differences(entry, now)]
     if others and not overwrite:
@@ -153,6 +162,10 @@ def _settings(block: dict, is_head: bool = False) -> dict[str, Any]:
         else:
             found[key] = json.loads(json.dumps(value, default=str))
     return found
+
+
+def _pictures(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.rglob('[!.]*') if path.suffix.lower() in SUFFIXES)
 
 
 def _read(file: Path) -> dict[str, list[dict]]:

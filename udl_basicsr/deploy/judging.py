@@ -110,13 +110,13 @@ def judge(name: str, restorer: Restorer, calibrating: Sequence[ImagePair], halve
     check_once(pairs)
     training = check_apart(pairs, checkpoints)
     with tempfile.TemporaryDirectory() as folder:
-        files, risks, masks, ratios = [], [], [], []
+        risks, masks, ratios = [], [], []
         for number, pair in enumerate(pairs):
             prediction, error, half = judged(restorer, pair, 1 - alpha)
             scale = np.exp(prediction.log_scale)
-            files.append(Path(folder) / f'{number}.npz')
-            np.savez(files[-1], error=error, half=half, scale=scale, spread=prediction.spread,
-                     width=prediction.below + prediction.above)
+            if number >= first:  # to be judged, by what is not known yet; of a photograph they are a hundred megabytes
+                np.savez(Path(folder) / f'{number}.npz', error=error, half=half, scale=scale, spread=prediction.spread,
+                         width=prediction.below + prediction.above)
             risks.append(R.interval_risks(error, half))
             masks.append(R.mask_risks(error.max(2), prediction.spread, within))
             ratios.append(U.recalibration_factor(error, scale))
@@ -126,7 +126,7 @@ def judge(name: str, restorer: Restorer, calibrating: Sequence[ImagePair], halve
             factors.append(factor_of([risks[i] for i in on], limit, alpha))
             threshold = R.largest_threshold([masks[i] for i in on], limit)
             for i in range(first + 1 - turn, len(pairs), 2):
-                with np.load(files[i]) as stored:
+                with np.load(Path(folder) / f'{i}.npz') as stored:
                     images[pairs[i].name] = _scores(stored, factors[-1], threshold, within, alpha,
                                                     float(np.mean([ratios[j] for j in on])))
                     if not least or images[pairs[i].name]['coverage'] < images[least]['coverage']:

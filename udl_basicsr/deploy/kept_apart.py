@@ -35,7 +35,7 @@ class ImagePair:
     @property
     def name(self) -> str:
         """Of the data set, as its folder is called, and of the image."""
-        return f'{self.gt.parent.parent.name}/{self.gt.stem}'
+        return f'{self.gt.absolute().parent.parent.name}/{self.gt.stem}'
 
     def described(self) -> dict[str, str]:
         """Names and SHA-256 of both files."""

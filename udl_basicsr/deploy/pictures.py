@@ -29,16 +29,15 @@ from udl_basicsr.data.images import (
 
 # Pillow's formats, MPO being what many cameras write as .jpg, and the ending that ours get.
 FORMATS = {'PNG': '.png', 'JPEG': '.jpg', 'MPO': '.jpg', 'BMP': '.bmp', 'TIFF': '.tif', 'WEBP': '.webp'}
-SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp')
 DEEP_SUFFIXES = ('.png', '.tif')
 OPAQUE_SUFFIXES = ('.jpg', '.bmp')
-_LARGEST = {'.jpg': 65535, '.webp': 16383}  # pixels a side
+_LARGEST = {'.jpg': 65500, '.webp': 16383}  # pixels a side
 _WRITTEN = {
     '.png': {'format': 'PNG'},
     '.jpg': {'format': 'JPEG', 'quality': 95, 'subsampling': 0},
     '.bmp': {'format': 'BMP'},
     '.tif': {'format': 'TIFF', 'compression': 'tiff_adobe_deflate'},
-    '.webp': {'format': 'WEBP', 'lossless': True},
+    '.webp': {'format': 'WEBP', 'lossless': True, 'exact': True},  # the colour also where it is transparent
 }
 _MODES = ('1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA')
 # Tags of a TIFF, the value with which OpenCV reads another picture out of 16 bits, and what it means.

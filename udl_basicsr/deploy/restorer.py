@@ -272,7 +272,7 @@ class Restorer:
         if multiple > 1:
             run = inference.padded(run, multiple, scale)
         if tile:
-            run = inference.tiled(run, tile, self.overlap, scale)
+            run = inference.tiled(run, tile, self.overlap, scale, multiple)
         if self.self_ensemble and not self.spread:
             run = inference.self_ensembled(run)
         try:

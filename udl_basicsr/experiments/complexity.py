@@ -19,7 +19,7 @@ from udl_basicsr.archs.traits import size_multiple
 from .printed import HR_SIZE
 
 
-def count_macs(network: Mapping, scale: int, size: Sequence[int] = HR_SIZE) -> int:
+def count_macs(network: Mapping, scale: int, size: Sequence[int] = HR_SIZE, channels: int | None = None) -> int:
     """The multiply-accumulate operations of one HR image, by torch's own flop counter, which counts each as two flops.
 
     Convolutions, matrix products and attention count; sums and activations do not, as in the papers. Nothing is
@@ -30,6 +30,7 @@ def count_macs(network: Mapping, scale: int, size: Sequence[int] = HR_SIZE) -> i
         scale: Upscaling factor.
         size: Height and width of the HR image; the LR image has them divided by the scale, rounded up
             to what the network takes.
+        channels: Of the LR image; by default what its block says, or 3.
 
     Raises:
         Exception: What the network itself raises, where it cannot be built or run without memory.
@@ -37,22 +38,22 @@ def count_macs(network: Mapping, scale: int, size: Sequence[int] = HR_SIZE) -> i
     with torch.device('meta'), torch.no_grad():
         net = build_network(dict(network)).eval()
         with FlopCounterMode(display=False) as counter:
-            net(torch.empty(1, _channels(network), *_low(size, scale, net, network)))
+            net(torch.empty(1, channels or _channels(network), *_low(size, scale, net, network)))
     return counter.get_total_flops() // 2
 
 
 def run_time(network: Mapping, scale: int, size: Sequence[int] = HR_SIZE, repeats: int = 5,
-             device: str | torch.device | None = None) -> float:
+             device: str | torch.device | None = None, channels: int | None = None) -> float:
     """Milliseconds for one HR image in float32: the median of some runs after a first one.
 
     Args:
-        network, scale, size: See :func:`count_macs`.
+        network, scale, size, channels: See :func:`count_macs`.
         repeats: How many runs.
         device: By default the GPU, if there is one.
     """
     device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
     net = build_network(dict(network)).eval().to(device)
-    image = torch.rand(1, _channels(network), *_low(size, scale, net, network), device=device)
+    image = torch.rand(1, channels or _channels(network), *_low(size, scale, net, network), device=device)
     seconds = []
     with torch.no_grad():
         for _ in range(repeats + 1):

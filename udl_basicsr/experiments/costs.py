@@ -19,6 +19,7 @@ from basicsr.archs import build_network as build_real
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from udl_basicsr.data.images import channels_of
 from udl_basicsr.losses.perceptual import NETS, build_lpips
 from udl_basicsr.models.stage_table import trains_head_alone
 from udl_basicsr.options.keys import lookup
@@ -40,10 +41,9 @@ _SECONDS = 1.0
 
 
 @functools.lru_cache(maxsize=256)
-def _forward(network: str, height: int, width: int) -> int:
+def _forward(network: str, channels: int, height: int, width: int) -> int:
     """Operations of one forward on an input of that size: on no data where the network allows it, else on a crop."""
     block = json.loads(network)
-    channels = block.get('num_in_ch', block.get('backbone', {}).get('num_in_ch', 3))
     net = build_network(lookup('network', block['type']), block)
     if isinstance(net, nn.Module) and all(p.is_meta for p in net.parameters()):
         try:
@@ -72,13 +72,15 @@ def _judge(net: str, side: int) -> int:
     return _count(judge, *images) // 2
 
 
-def measure_image(network: Mapping, scale: int, size: Sequence[int]) -> tuple[dict[str, float], RunTime | None]:
+def measure_image(network: Mapping, scale: int, size: Sequence[int],
+                  channels: int = 3) -> tuple[dict[str, float], RunTime | None]:
     """What one image costs: operations counted, run time measured here.
 
     Args:
         network: The block ``network_g`` of options.
         scale: How many times it enlarges.
         size: Height and width of the output image. A CPU is timed on at most 180×320, which says so.
+        channels: Of the image that it is given.
 
     Returns:
         tuple: The record's ``costs``: ``macs`` of the image and, if it was timed as a whole, ``runtime`` in ms; and its
@@ -86,12 +88,12 @@ def measure_image(network: Mapping, scale: int, size: Sequence[int]) -> tuple[di
     """
     found = {}
     with suppress(Exception):  # a network that looks at values cannot be counted without computing
-        found['macs'] = count_macs(network, scale, size)
+        found['macs'] = count_macs(network, scale, size, channels)
     gpu = torch.cuda.is_available()
     timed = list(size) if gpu else [min(pair) for pair in zip(size, _ON_CPU, strict=True)]
     try:
         with quietly():
-            ms = round(run_time(network, scale, timed, repeats=3), 3)
+            ms = round(run_time(network, scale, timed, repeats=3, channels=channels), 3)
     except Exception:  # its training and its test are done, and must not be lost for this
         return found, None
     if timed == list(size):
@@ -108,7 +110,7 @@ def iteration_operations(flat: Mapping) -> int:
     side = _side(flat)
 
     def forward(block: Mapping) -> int:
-        return _forward(json.dumps(block, sort_keys=True), side, side)
+        return _forward(json.dumps(block, sort_keys=True), channels_of(data), side, side)
 
     stage, image = RunSettings.of(flat).stage, forward(flat['network_g'])
     if stage != 'plain' and 'network_u' in flat:
@@ -124,6 +126,12 @@ def iteration_operations(flat: Mapping) -> int:
         images = 2 * train['tlw_opt'].get('samples', 3) + 2 * _BACKWARD + 1
         one += images * _judge(judge[0], side * flat['scale'])
     return one * int(data['batch_size_per_gpu'])
+
+
+def training_operations(stages: Iterable[Stage]) -> float:
+    """Operations of all iterations of some stages. A float, since records keep it, and integers of 19 digits, which
+    the large networks of the papers reach, are refused in JSON files."""
+    return float(sum(iteration_operations(stage.flat) * stage.iterations for stage in stages))
 
 
 def _side(flat: Mapping) -> int:
@@ -164,11 +172,10 @@ def device_speed(amp: str | None) -> float:
 
 
 @functools.lru_cache(maxsize=64)
-def _network_speed(network: str, side: int, batch: int, amp: str | None, deterministic: bool,
+def _network_speed(network: str, channels: int, side: int, batch: int, amp: str | None, deterministic: bool,
                    device: torch.device) -> float:
     """Operations a second of a network's own steps, from about a second of them, without the optimiser."""
     block, dtype = json.loads(network), _AMP.get(amp)
-    channels = block.get('num_in_ch', block.get('backbone', {}).get('num_in_ch', 3))
     with quietly(), torch.enable_grad(), training_kernels(deterministic), \
             torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
         net = build_real(dict(block)).to(device)
@@ -182,7 +189,7 @@ def _network_speed(network: str, side: int, batch: int, amp: str | None, determi
             _wait(device)
             count += 1
         seconds = time.perf_counter() - started
-    return count * _BACKWARD * _forward(network, side, side) * batch / seconds
+    return count * _BACKWARD * _forward(network, channels, side, side) * batch / seconds
 
 
 def _wait(device: torch.device) -> None:
@@ -205,8 +212,9 @@ def training_speed(flat: Mapping) -> float:
     amp = TrainSettings.of(flat['train']).amp
     if torch.cuda.is_available():
         with suppress(Exception):  # out of memory, or a network that takes no image of random numbers
-            return _network_speed(json.dumps(flat['network_g'], sort_keys=True), _side(flat),
-                                  int(flat['datasets']['train']['batch_size_per_gpu']), amp,
+            data = flat['datasets']['train']
+            return _network_speed(json.dumps(flat['network_g'], sort_keys=True), channels_of(data), _side(flat),
+                                  int(data['batch_size_per_gpu']), amp,
                                   is_deterministic(flat, True), torch.device('cuda'))
     return device_speed(amp)
 
@@ -232,7 +240,7 @@ class Estimate:
                 # a run that was stopped tells of the process that ended it alone, and its steps of them all
                 seconds = max(record.seconds, record.stages[-1].seconds or 0. if record.stages else 0.)
                 same.setdefault(self._key(run), []).append(seconds)
-                rates.setdefault(run.title, []).append(seconds / self._operations(last))
+                rates.setdefault(run.title, []).append(seconds / training_operations([last]))
         self.same = {key: statistics.mean(values) for key, values in same.items()}
         self.rates = {title: statistics.mean(values) for title, values in rates.items()}
 
@@ -240,14 +248,10 @@ class Estimate:
     def _key(run: PlannedRun) -> tuple:
         return run.title, run.method, run.scale
 
-    @staticmethod
-    def _operations(stage: Stage) -> int:
-        return iteration_operations(stage.flat) * stage.iterations
-
     def seconds(self, run: PlannedRun, stage: Stage, share: float = 1.) -> tuple[float, bool]:
         """What a stage takes of which this share is left; and whether records say so."""
         if stage is run.stages[-1] and (known := self.same.get(self._key(run))):
             return known * share, True
         if rate := self.rates.get(run.title):
-            return rate * self._operations(stage) * share, True
-        return self._operations(stage) * share / training_speed(stage.flat), False
+            return rate * training_operations([stage]) * share, True
+        return training_operations([stage]) * share / training_speed(stage.flat), False

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from basicsr.archs import build_network
 
+from udl_basicsr.data.images import channels_of
 from udl_basicsr.data.loader import TrainBatches, build_dataset
 from udl_basicsr.options.parse import OptionError, load_yaml
 from udl_basicsr.training.history import read_history
@@ -24,7 +25,7 @@ from udl_basicsr.utils.json_files import read_json
 from udl_basicsr.utils.scores import HISTORY_FIELDS, Scores, ScoresError, read_scores
 from udl_basicsr.utils.settings import LoaderSettings, RunSettings
 
-from .costs import iteration_operations, measure_image
+from .costs import measure_image, training_operations
 from .plan import PlannedRun, Stage
 from .record_files import Curve, PeakMemory, Record, Series, TrainedStage, read_record
 
@@ -46,9 +47,10 @@ def make_record(run: PlannedRun, root: Path, seconds: float, step: float | None 
     has_pictures = any((root / visualization).glob('*/*.png'))
     last = run.stages[-1].flat
     network = last['network_g']
-    costs, measured = measure_image(network, last['scale'], run.size)
+    costs, measured = measure_image(network, last['scale'], run.size, channels_of(last['datasets']['train']))
     training = {} if step is None else {'training': round(step, 3)}
-    training['operations'] = sum(iteration_operations(stage.flat) * stage.iterations for stage in run.stages)
+    with suppress(Exception):  # of a network that cannot be counted
+        training['operations'] = training_operations(run.stages)
     scores = vars(read_scores(root / 'results' / run.name))
     return Record(
         **{**scores, 'scale': run.scale,  # of the plan: networks for aligned pairs (RealSR) keep the size
@@ -69,10 +71,11 @@ def make_record(run: PlannedRun, root: Path, seconds: float, step: float | None 
 
 
 def lacking(run: PlannedRun, out: Path) -> list[str]:
-    """The metrics that a run's test measures now and that its record does not have."""
-    record = read_record(run.record(out))
-    return [metric for metric in run.test_flat['val']['metrics']
-            if not all(metric in dataset.mean for dataset in record.datasets.values())]
+    """The metrics that a run's test measures now and that its record does not have of each data set."""
+    record, tested = read_record(run.record(out)), run.test_flat
+    sets = {block.get('name') for block in tested['datasets'].values() if isinstance(block, dict)}
+    return [metric for metric in tested['val']['metrics']
+            if not all(name in record.datasets and metric in record.datasets[name].mean for name in sets)]
 
 
 def retested(record: Record, scores: Scores) -> Record:
@@ -92,6 +95,12 @@ def retested(record: Record, scores: Scores) -> Record:
                                   'as it was')
     return replace(record, **{one.name: getattr(scores, one.name) for one in fields(Scores)
                               if one.name not in ('name', 'scale', 'weights')})
+
+
+def as_planned(record: Record, run: PlannedRun) -> Record:
+    """A record as its plan tells of the run now: how things are called, and the reference, decide nothing of it."""
+    return replace(record, method=run.method, label=run.label, order=run.order, reference=run.reference,
+                   network_title=run.title)
 
 
 def peak_memory() -> PeakMemory | None:

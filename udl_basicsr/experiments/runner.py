@@ -110,7 +110,8 @@ def make(run: PlannedRun, out: Path, root: Path, log: Path, gpu: str | None, fir
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     started, step, memory = time.time(), None, None
-    for stage in run.stages[:-1] if first_only else run.stages:
+    before = run.record(out)
+    for stage in run.stages[:-1] if first_only else () if before.exists() else run.stages:
         if not stage.weights(root, 'g').exists():
             whole, began = not done(root, stage), time.time()
             exact = ['--force_yml', 'deterministic=true'] if is_deterministic(stage.flat, gpu is not None) else []
@@ -118,7 +119,6 @@ def make(run: PlannedRun, out: Path, root: Path, log: Path, gpu: str | None, fir
             step, memory = 1000 * (time.time() - began) / stage.iterations if whole else None, peak_memory()
     if not first_only:
         _command(['test.py', '-opt', str(run.test_file)], lambda parsed, _: loop.test(parsed), False, root)
-        before = run.record(out)
         write_record(retested(read_record(before), read_scores(root / 'results' / run.name)) if before.exists() else
                      make_record(run, root, time.time() - started, step, memory), out)
     sys.exit(0)
@@ -172,7 +172,8 @@ def make_all(runs: list[PlannedRun], out: Path, root: Path, gpus: list[str | Non
                     waiting.remove(run)
                     yield Event(run, 0, log=log, seconds=spent[run.name])
                     continue
-                missing = {stage.name for stage in run.stages[:-1] if not stage.weights(root, 'g').exists()}
+                missing = set() if run.name in there else {
+                    stage.name for stage in run.stages[:-1] if not stage.weights(root, 'g').exists()}
                 in_work = {name for names, *_ in busy.values() for name in names}
                 if not free or missing & in_work:  # another run trains a stage that both begin with
                     continue

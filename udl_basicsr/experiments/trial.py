@@ -25,7 +25,7 @@ from udl_basicsr.utils.settings import RunSettings
 from udl_basicsr.utils.tables import text_table
 from udl_basicsr.utils.text import duration
 
-from .costs import iteration_operations
+from .costs import training_operations
 from .plan import Plan, PlannedRun, Stage
 from .runner import check, make_all, without_lpips_weights, write_options
 
@@ -179,8 +179,7 @@ def run_trial(runs: Sequence[PlannedRun], folder: Path, gpus: list[str | None]) 
     Returns:
         int: Exit status: 1 when a cell has failed.
     """
-    weight = {run.name: _OVERHEAD + sum(iteration_operations(stage.flat) * stage.iterations for stage in run.stages)
-              / _USUAL for run in runs}
+    weight = {run.name: _OVERHEAD + training_operations(run.stages) / _USUAL for run in runs}
     started, rows, left, failed = time.time(), {}, sum(weight.values()), 0
     whole = left
     for event in make_all(list(runs), folder / 'records', folder, gpus):

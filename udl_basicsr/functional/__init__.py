@@ -10,7 +10,6 @@ from .intervals import (
     inside,
     interval_score,
     laplace_crps,
-    laplace_half_width,
     stratified_risks,
     uce,
 )
@@ -57,7 +56,6 @@ from .uncertainty import (
     average_ranks,
     calibration_curve,
     calibration_error,
-    gaussian_log_likelihood,
     laplace_log_likelihood,
     oracle_curve,
     predictive_log_likelihood,
@@ -70,10 +68,10 @@ from .uncertainty import (
 __all__ = ['TooFewImagesError', 'adaptive_sigma', 'area_between', 'aurg', 'auroc', 'ause', 'average_ranks',
            'binned_spread', 'binned_widths', 'calibration_curve', 'calibration_error', 'coverage', 'coverage_map',
            'draw_noise', 'ence', 'expected_l1_map', 'expected_likelihood_loss', 'fixed_sum', 'floor_share',
-           'gaussian_crps', 'gaussian_log_likelihood', 'gaussian_nll_terms', 'gradient_map', 'gradient_variance_maps',
-           'gram_terms', 'hoeffding_bentkus', 'images_needed', 'inside', 'interval_risks', 'interval_score',
-           'judged_distances', 'k_schedule', 'laplace_crps', 'laplace_half_width', 'laplace_log_likelihood',
-           'laplace_nll_terms', 'largest_threshold', 'luma', 'mask_risks', 'noisy_l1_map', 'oracle_curve',
-           'pixel_error', 'predictive_log_likelihood', 'recalibration_factor', 'relaxed_bernoulli', 'risk_limit',
-           'scale_log_scale', 'sigma_psnr', 'smallest_factor', 'sobel_maps', 'sparsification_curve', 'spearman',
-           'sr_weights', 'ssim_map', 'stratified_risks', 'uce', 'weight_criterion']
+           'gaussian_crps', 'gaussian_nll_terms', 'gradient_map', 'gradient_variance_maps', 'gram_terms',
+           'hoeffding_bentkus', 'images_needed', 'inside', 'interval_risks', 'interval_score', 'judged_distances',
+           'k_schedule', 'laplace_crps', 'laplace_log_likelihood', 'laplace_nll_terms', 'largest_threshold', 'luma',
+           'mask_risks', 'noisy_l1_map', 'oracle_curve', 'pixel_error', 'predictive_log_likelihood',
+           'recalibration_factor', 'relaxed_bernoulli', 'risk_limit', 'scale_log_scale', 'sigma_psnr',
+           'smallest_factor', 'sobel_maps', 'sparsification_curve', 'spearman', 'sr_weights', 'ssim_map',
+           'stratified_risks', 'uce', 'weight_criterion']

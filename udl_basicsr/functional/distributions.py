@@ -18,16 +18,13 @@ from torch import Tensor
 from torch.nn.functional import softsign
 
 from .log_scale_maps import LOG_SCALE_MIN
+from .losses import at_least_float32
 
 
 def check_level(level: float) -> None:
     """Refuses what is no probability that an interval could have, with a ValueError."""
     if not 0 < level < 1:
         raise ValueError(f'level: expected a probability between 0 and 1, such as 0.9, got {level!r}')
-
-
-def _promoted(raw: Tensor) -> Tensor:
-    return raw.float() if raw.dtype in (torch.float16, torch.bfloat16) else raw
 
 
 class Distribution:
@@ -114,7 +111,7 @@ class GeneralisedGaussianDistribution(Distribution):
     @staticmethod
     def parameters(raw: Tensor) -> tuple[Tensor, Tensor]:
         """ln(alpha) and beta, each (N, C, H, W)."""
-        log_scale, shape = _promoted(raw).chunk(2, dim=1)
+        log_scale, shape = at_least_float32(raw).chunk(2, dim=1)
         beta = torch.exp2(-softsign(shape))
         return log_scale + torch.lgamma(1 / beta) - torch.lgamma(2 / beta), beta
 
@@ -126,7 +123,7 @@ class GeneralisedGaussianDistribution(Distribution):
         return raw.detach().lerp(raw, passed_on.view(1, -1, 1, 1))
 
     def log_scale(self, raw):
-        return _promoted(raw).chunk(2, dim=1)[0]
+        return at_least_float32(raw).chunk(2, dim=1)[0]
 
     def variance(self, raw):
         log_alpha, beta = self.parameters(raw)
@@ -137,7 +134,7 @@ class GeneralisedGaussianDistribution(Distribution):
         log_alpha, beta = (value.double().cpu() for value in self.parameters(raw))
         # P(e <= q) = P(1/beta, (q/alpha)^beta), the lower incomplete gamma function, regularised
         half = log_alpha.exp() * torch.from_numpy(gammaincinv(1 / beta.numpy(), level))**(1 / beta)
-        half = half.to(_promoted(raw))
+        half = half.to(at_least_float32(raw))
         return half, half
 
 
@@ -166,7 +163,7 @@ class QuantileDistribution(Distribution):
     @staticmethod
     def distances(raw: Tensor) -> tuple[Tensor, Tensor]:
         """From the image down to the lower and up to the upper quantile, each (N, C, H, W)."""
-        below, above = (1 + _promoted(raw)).chunk(2, dim=1)
+        below, above = (1 + at_least_float32(raw)).chunk(2, dim=1)
         return below, above
 
     def log_scale(self, raw):

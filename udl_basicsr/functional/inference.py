@@ -24,7 +24,7 @@ def padded(restore: Restore, multiple: int, scale: int) -> Restore:
     return run
 
 
-def tiled(restore: Restore, tile: int, overlap: int, scale: int) -> Restore:
+def tiled(restore: Restore, tile: int, overlap: int, scale: int, multiple: int = 1) -> Restore:
     """Restores tile by tile, each with ``overlap`` pixels around it, and puts the tiles' cores together.
 
     Nothing is blended: wherever the overlap covers the network's receptive field, the result is the untiled one. The
@@ -35,6 +35,8 @@ def tiled(restore: Restore, tile: int, overlap: int, scale: int) -> Restore:
         tile (int): Size of a tile's core, in low-quality pixels.
         overlap (int): Context on each side, in low-quality pixels.
         scale (int): Of the network.
+        multiple (int): Of a network that takes multiples of it alone: the parts that it sees begin at such ones, so
+            that its windows, or the pixels that it unshuffles, are those of the whole image.
     """
 
     def run(lq: Tensor) -> Tensor:
@@ -43,7 +45,7 @@ def tiled(restore: Restore, tile: int, overlap: int, scale: int) -> Restore:
         for top in range(0, height, tile):
             for left in range(0, width, tile):
                 bottom, right = min(top + tile, height), min(left + tile, width)
-                y0, x0 = max(top - overlap, 0), max(left - overlap, 0)
+                y0, x0 = (max(start - overlap, 0) // multiple * multiple for start in (top, left))
                 part = restore(lq[..., y0:min(bottom + overlap, height), x0:min(right + overlap, width)])
                 if out is None:
                     out = part.new_empty(*part.shape[:2], height * scale, width * scale)

@@ -1,8 +1,8 @@
 """What intervals and a predicted spread are worth: coverage, width, scores and calibration by bins, in plain NumPy.
 
 As in :mod:`.uncertainty`: e = |x − f| and θ in 0–255 units (grey levels), arrays of one shape, computed in float64. An
-interval is f ± w, with w its half-width in grey levels; that of a Laplace distribution is
-:func:`laplace_half_width`, a calibrated one λθ.
+interval is f ± w, with w its half-width in grey levels: of a distribution its ``half_width`` times θ (see
+:mod:`.distributions`), of a calibrated one λθ.
 """
 from __future__ import annotations
 
@@ -21,13 +21,6 @@ STRATA = 4
 
 
 # ---------------------------------------------------------------- intervals
-
-def laplace_half_width(scale: np.ndarray, alpha: float = 0.1) -> np.ndarray:
-    """Half-width of the central interval that a Laplace variable leaves with probability α: −θ ln α, in grey levels."""
-    if not 0 < alpha < 1:
-        raise ValueError(f'alpha: expected a number between 0 and 1, got {alpha}')
-    return -math.log(alpha) * np.asarray(scale, dtype=np.float64)
-
 
 def inside(error: np.ndarray, half_width: np.ndarray, rounding: float = 0.) -> np.ndarray:
     """Which values lie within their intervals, 1 or 0, flat.

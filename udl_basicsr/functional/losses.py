@@ -32,6 +32,11 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f'{name}: expected one of {", ".join(choices)}, got {value!r}')
 
 
+def at_least_float32(value: Tensor) -> Tensor:
+    """A tensor of half precision in float32, any other as it is: exp(-s) and sums over 10^5 pixels need it."""
+    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+
+
 def laplace_nll_terms(error: Tensor, log_scale: Tensor, prior: float = 0.) -> tuple[Tensor, Tensor]:
     """The two terms of the Laplace negative log-likelihood of a residual, per pixel.
 

@@ -40,14 +40,6 @@ def laplace_log_likelihood(error: np.ndarray, scale: np.ndarray) -> float:
     return float(np.mean(-np.log(2 * scale) - error / scale))
 
 
-def gaussian_log_likelihood(error: np.ndarray, scale: np.ndarray) -> float:
-    """The mean log density of the truth under N(f, σ²), σ² = 2θ²: mean(−½ ln 2πσ² − e²/2σ²), in nats per value.
-
-    The Gaussian has the variance that the Laplace distribution says, so that both describe one and the same prediction.
-    """
-    return predictive_log_likelihood(error, np.sqrt(2) * np.asarray(scale, dtype=np.float64))
-
-
 def predictive_log_likelihood(error: np.ndarray, sigma: np.ndarray) -> float:
     """The mean log density of the truth under N(f, σ²): mean(−½ ln 2πσ² − e²/2σ²), in nats per value; higher is better.
 

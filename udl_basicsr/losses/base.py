@@ -9,13 +9,12 @@ from udl_basicsr.functional import losses as F
 
 
 def full_precision(forward):
-    """Runs a loss outside of autocast, its inputs in at least float32: exp(-s) and sums over 10^5 pixels need it."""
+    """Runs a loss outside of autocast, its inputs in at least float32, as the models do; for those who call it."""
 
     @functools.wraps(forward)
     def wrapper(self, pred: Tensor, *args, **kwargs):
         def promote(value):
-            is_short = isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16)
-            return value.float() if is_short else value
+            return F.at_least_float32(value) if isinstance(value, Tensor) else value
 
         with torch.autocast(device_type=pred.device.type, enabled=False):
             return forward(self, promote(pred), *map(promote, args), **{k: promote(v) for k, v in kwargs.items()})

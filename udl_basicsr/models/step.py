@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from udl_basicsr.archs import UncertaintyNet
+from udl_basicsr.functional.losses import at_least_float32
 from udl_basicsr.functional.weight_gradient import FastWeightGradients
 from udl_basicsr.losses.base import inputs_of
 from udl_basicsr.utils.checkpoints import EMA_FIRST, ParamKey, load_network
@@ -165,7 +166,7 @@ class StepModel(SavedModel):
             self.net_g_ema = build_network(self.opt['network_g']).to(self.device, memory_format=self.memory_format)
             self.net_g_ema.load_state_dict(self.net_g.state_dict())
             self.net_g_ema.eval().requires_grad_(False)
-            self.load_pretrained(self.net_g_ema, 'g', EMA_FIRST)
+            self.load_pretrained(self.net_g_ema, 'g', (EMA_FIRST[0], self.entries.get('g')))
         self.criteria = {
             key: build_loss(key, block).to(self.device)
             for key, block in train_opt.items() if key.endswith('_opt') and block
@@ -230,9 +231,9 @@ class StepModel(SavedModel):
         """
         losses = {}
         with torch.autocast(self.device.type, enabled=False):
-            pred = pred.float()
+            pred, inputs = pred.float(), _in_float32(inputs)
             for key, criterion in self.listed.items():
-                losses.update(losses_of(key, criterion, pred, inputs | (own or {}).get(key, {})))
+                losses.update(losses_of(key, criterion, pred, inputs | _in_float32((own or {}).get(key, {}))))
         return losses
 
     def optimize_parameters(self, current_iter: int) -> None:
@@ -389,3 +390,8 @@ class StepModel(SavedModel):
     def save(self, epoch: int, current_iter: int) -> None:
         self._read_late()  # an iteration that must end the run is not saved
         super().save(epoch, current_iter)
+
+
+def _in_float32(values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What autocast has made of half precision; losses that are not ours need not know of it."""
+    return {name: at_least_float32(value) for name, value in values.items()}

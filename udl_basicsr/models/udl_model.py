@@ -144,10 +144,9 @@ class UDLModel(StepModel):
         return {label: (block, opt['train']['optim_g'])}
 
     def networks_to_save(self) -> dict:
-        networks = super().networks_to_save()
-        if self.trains_u:
-            networks['net_u'] = {'params': self.net_u}
-        return networks
+        # net_g last: that it is there tells that a stage has ended, and the disk may be full before
+        networks_u = {'net_u': {'params': self.net_u}} if self.trains_u else {}
+        return {**networks_u, **super().networks_to_save()}
 
 
 def _network_u(network_g: dict, network_u: dict, stage: str, train: dict | None) -> dict:

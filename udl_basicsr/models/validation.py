@@ -75,7 +75,7 @@ class ValidatedModel(SRModel):
         if (multiple := size_multiple(type(self.net_g), self.opt['network_g'])) > 1:
             run = inference.padded(run, multiple, scale)
         if tile:
-            run = inference.tiled(run, tile['size'], tile['overlap'], scale)
+            run = inference.tiled(run, tile['size'], tile['overlap'], scale, multiple)
         return inference.self_ensembled(run) if self.val.self_ensemble else run
 
     @torch.no_grad()

@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from udl_basicsr.archs.traits import traits_of
+from udl_basicsr.data.images import channels_of
 from udl_basicsr.utils.text import did_you_mean
 from udl_basicsr.utils.yaml_files import OptionError
 
@@ -101,9 +102,9 @@ class NetworkChecker(KeyChecker):
         return {k: d for k, d in datasets.items() if isinstance(d, dict)} if isinstance(datasets, dict) else {}
 
     def channels(self, key: str = 'train') -> int:
-        """Of the images that a data set gives, or the first of a test: BasicSR reads gray images as RGB too."""
+        """Of the images that a data set gives, or the first of a test."""
         blocks = self.blocks()
-        return 1 if blocks.get(key, next(iter(blocks.values()), {})).get('color') == 'y' else 3
+        return channels_of(blocks.get(key, next(iter(blocks.values()), {})))
 
     def check_channels(self, block: dict, scale: Any) -> None:
         """That the network, which takes the images of one data set, takes those of the others."""

@@ -143,11 +143,15 @@ def changed(parsed: Parsed, changes: dict) -> Parsed:
 
 
 def renamed(parsed: Parsed, name: str, **path: str) -> Parsed:
-    """The same options for another run: under another name, from other weights, and with no stage before it."""
+    """The same options for another run: under another name, from other weights, and with no stage before it.
+
+    What ``path`` says of the old weights, a state to go on from and the entries of their files, is no longer true.
+    """
     flat = deepcopy(parsed.flat)
     flat.pop('stage1', None)
     flat.pop('rounds', None)
-    flat.update(name=name, path={**flat['path'], **path})
+    kept = {key: value for key, value in flat['path'].items() if not key.startswith(('resume_state', 'param_key_'))}
+    flat.update(name=name, path={**kept, **path})
     opt = _runtime(flat, parsed.opt['root_path'], True, parsed.opt['num_gpu'])
     opt.update({key: parsed.opt[key] for key in ('dist', 'rank', 'world_size', 'auto_resume', 'debug')})
     return Parsed(parsed.file, flat, opt, None, parsed.warnings)

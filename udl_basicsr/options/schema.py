@@ -141,9 +141,9 @@ DATASET = {
 LOADER = _with_defaults({
     'batch_size_per_gpu': Key(COUNT, 'images a step, on each GPU or process'),
     'num_worker_per_gpu': Key(integer(0), 'loader processes, for each GPU or process'),
-    'skip_broken': Key(BOOL, 'leave out, and count, training images that cannot be read, in place of stopping',
+    'skip_broken': Key(BOOL, 'skip and count training images that cannot be read, instead of stopping',
                        ours=True),
-    'first_iter': Key(integer(0), 'begin so many iterations into the order of the crops, where a stage before this one '
+    'first_iter': Key(integer(0), 'begin this many iterations into the order of the crops, where the stage before '
                       'ended', ours=True),
     'dataset_enlarge_ratio': Key(COUNT, 'lengthens an epoch, for small data sets'),
     'use_shuffle': Key(BOOL, 'accepted as in the files of BasicSR, where training data are always shuffled'),
@@ -155,7 +155,7 @@ LOADER = _with_defaults({
                      'are started',
                      ours=True),
     'persistent_workers': Key(BOOL, 'keep loader processes between epochs'),
-    'uncertainty_cache': Key(TEXT, 'stage udl: folder of the s of each training image, made when it is not there; '
+    'uncertainty_cache': Key(TEXT, 'stage udl: folder of the s of each training image, made if it is missing; '
                              'auto: beside dataroot_lq, one for each stage-1 network', ours=True, only='stage',
                              null=True),
 }, LoaderSettings)
@@ -164,7 +164,7 @@ VAL = _with_defaults({
     'save_img': Key(BOOL, 'write the SR images'),
     'pbar': Key(BOOL, 'progress bar'),
     'suffix': Key(FOLDER_NAME, 'appended to the names of the SR images', null=True),
-    'metrics': Key({'*': Key(Built('metric'), 'any name; `better: higher | lower` says which way is up where '
+    'metrics': Key({'*': Key(Built('metric'), 'any name; `better: higher | lower` says which is better if '
                          'the metric itself does not')},
                    'figures to compute, by a name of your choice', null=True),
     'save_best': Key({'metric': Key(TEXT, 'a name in val.metrics', need='both'),
@@ -173,7 +173,7 @@ VAL = _with_defaults({
     'rounded': Key(BOOL, 'measure the SR image rounded to 8 bits, as it is saved', ours=True),
     'tile': Key({'size': Key(COUNT, 'side of a tile in LR pixels', need='both'),
                  'overlap': Key(integer(0), 'LR pixels by which neighbours overlap, less than size', need='both')},
-                'super-resolve in tiles, where whole images are too large', ours=True, null=True),
+                'super-resolve in tiles, if whole images do not fit into the memory', ours=True, null=True),
     'self_ensemble': Key(BOOL, 'average over the 8 flips and rotations', ours=True),
 }, ValSettings)
 TRAIN = _with_defaults({
@@ -194,9 +194,9 @@ TRAIN = _with_defaults({
     '*_opt': Key(Built('loss'), 'further losses: pixel_opt, perceptual_opt, ...'),
     'accumulate': Key(COUNT, 'compute the batch in so many parts', ours=True),
     'grad_clip': Key(POSITIVE, 'largest norm of the gradient', ours=True, null=True),
-    'skip_nonfinite': Key(integer(0), 'leave out so many steps in a row whose loss or gradient is not finite; 0 '
-                          'stops at the first', ours=True),
-    'amp': Key(one_of('bf16', 'fp16', 'auto'), 'mixed precision; auto: bf16 where it is in hardware', ours=True,
+    'skip_nonfinite': Key(integer(0), 'skip up to this many steps in a row whose loss or gradient is not finite; '
+                          '0 stops at the first', ours=True),
+    'amp': Key(one_of('bf16', 'fp16', 'auto'), 'mixed precision; auto: bf16 if the hardware has it', ours=True,
                null=True),
     'channels_last': Key(BOOL, 'memory format', ours=True),
     'compile': Key(BOOL, 'torch.compile', ours=True),
@@ -204,25 +204,25 @@ TRAIN = _with_defaults({
 PATH = {
     'pretrain_network_*': Key(TEXT, 'weights to start from (`_g`, `_u`, `_w`: one per network)', null=True),
     'param_key_*': Key(TEXT, 'params | params_ema; null: the file is the weights themselves; default: params, and in '
-                         'a test params_ema where the file has it', null=True),
+                         'a test params_ema if the file has it', null=True),
     'strict_load_*': Key(BOOL, 'every weight must be found', default=True),
-    'resume_state': Key(TEXT, 'a .state file to go on from', null=True),
-    'ignore_resume_networks': Key(NAMES, 'networks that do not go on from it', null=True),
+    'resume_state': Key(TEXT, 'a .state file to resume from', null=True),
+    'ignore_resume_networks': Key(NAMES, 'networks that do not resume from it', null=True),
 }
 LOGGER = _with_defaults({
     'print_freq': Key(FREQUENCY, 'log every so many iterations', need='train'),
     'save_checkpoint_freq': Key(FREQUENCY, 'save every so many iterations', need='train'),
     'use_tb_logger': Key(BOOL, 'TensorBoard'),
-    'keep_last': Key(COUNT, 'keep only so many checkpoints; default all', ours=True, null=True),
+    'keep_last': Key(COUNT, 'keep only the last checkpoints, this many; default all', ours=True, null=True),
     'wandb': Key({'project': Key(TEXT, 'project on wandb', null=True),
-                  'resume_id': Key(TEXT, 'run to go on with', null=True)}, 'Weights & Biases', null=True),
+                  'resume_id': Key(TEXT, 'run to continue', null=True)}, 'Weights & Biases', null=True),
 }, LoggerSettings)
 NETWORK_U = {
     'type': Key(TEXT, 'UncertaintyNet', need='both'),
     'backbone': Key(Built('network'), 'default: network_g'),
     'head': Key(Built('network', partial=True), 'default: UDLHead'),
-    'tap': Key(TEXT, 'the module of the backbone whose input the head reads; known for EDSR, RCAN, MSRResNet, SwinIR, '
-               'RRDBNet', null=True),
+    'tap': Key(TEXT, 'the module of the backbone whose input the head reads; default: the one of docs/NETWORKS.md, or '
+               '`default_tap` of the class', null=True),
 }
 OPTIONS = _with_defaults({
     'name': Key(FOLDER_NAME, 'name of the experiment, and of its folder', need='both'),
@@ -232,15 +232,15 @@ OPTIONS = _with_defaults({
                  'UDLModel, which is trained with one: plain trains with ordinary losses, esu learns the uncertainty, '
                  'udl weights with it, sigma learns a sigma branch that shares the features', ours=True, only='stage'),
     'stage1': Key(FILE_OR_BLOCK, 'the option file of stage 1, relative to this file, or what stage 1 changes in this '
-                  'one, of which it has no loss: trained first when its weights are missing', ours=True, null=True),
-    'rounds': Key(COUNT, 'go through stage 1 and stage 2 so many times, each from where the last ended',
+                  'one, with its own losses; trained first if its weights are missing', ours=True, null=True),
+    'rounds': Key(COUNT, 'go through both stages this many times, each from the weights of the one before',
                   ours=True, only='stage'),
     'tested_on': Key(TEXT, 'the option file, relative to this one, whose data sets and `val` udl test takes when it is '
                      'given this training; default: what it is validated on', null=True),
     'scale': Key(COUNT, 'upscaling factor'),
     'degradation': Key(TEXT, 'how the LR images were made, for records and tables: BI, BD, ...', ours=True),
-    'num_gpu': Key(GPUS, 'auto: one where there is any; several are for torchrun', default='auto'),
-    'manual_seed': Key(SEED, 'default: drawn', null=True),
+    'num_gpu': Key(GPUS, 'auto: one, if there is one; use torchrun for several', default='auto'),
+    'manual_seed': Key(SEED, 'default: a random one', null=True),
     'deterministic': Key(BOOL, 'deterministic kernels, slower'),
     'find_unused_parameters': Key(BOOL, 'for DistributedDataParallel'),
     'datasets': Key({'train': Key({**DATASET, **LOADER}, 'training set'),

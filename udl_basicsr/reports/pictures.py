@@ -5,20 +5,18 @@ test.py writes `results/<name>/visualization/<data set>/<image>_<name>.png` with
 """
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from udl_basicsr.data.images import SUFFIXES
 from udl_basicsr.functional.log_scale_maps import decode_log_scale
 from udl_basicsr.utils.json_files import read_json
 from udl_basicsr.utils.metric_facts import facts_by_name
 from udl_basicsr.utils.scores import Scores, ScoresError, SetScores, read_scores
 
-from .uncertainty import ReportError
+from .uncertainty import ReportError, partner_of
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -34,24 +32,12 @@ def read_image(path: str | Path) -> np.ndarray:
 
 
 def read_partner(folder: str | Path, image: str, what: str = 'GT') -> np.ndarray:
-    """The GT or LQ of an image: of its name, or of that name without the scale of the LQ file (`babyx4` → `baby`).
-
-    Args:
-        folder: Folder of the images.
-        image: Name as in the scores, without the ending.
-        what: Named in the error.
-
-    Returns:
-        (H, W, 3) uint8 RGB.
+    """What :func:`~udl_basicsr.reports.uncertainty.partner_of` finds, (H, W, 3) uint8 RGB.
 
     Raises:
-        ReportError: There is none.
+        ReportError: There is none, or no picture.
     """
-    for stem in dict.fromkeys((image, re.sub(r'_?x\d+$', '', image, flags=re.IGNORECASE))):
-        for suffix in SUFFIXES:
-            if (path := Path(folder) / f'{stem}{suffix}').is_file():
-                return read_image(path)
-    raise ReportError(f'{folder} has no {image}.png: is it the {what} folder of this data set?')
+    return read_image(partner_of(folder, image, what))
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 With `val.save_img: true` test.py writes the SR image and `<image>_log_scale.png`: the mean of s over the channels,
 clipped to [−2, 6], in 16 bits. One θ therefore stands for the three channels of a pixel; the errors are those of each.
+Gray SR images are Y, and compared with Y of the GT.
 
 θ alone decides what a Laplace or a normal distribution says, but not what a generalised Gaussian or two quantiles do.
 Where the head is of these, or unknown, the scores that need a distribution are those of Laplace, and are marked.
@@ -19,6 +20,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import yaml
+from basicsr.utils import bgr2ycbcr
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
@@ -121,20 +123,29 @@ class Report:
 
 # ---------------------------------------------------------------- reading
 
-def _read(path: Path, flags: int) -> np.ndarray:
+def _read(path: Path, flags: int = cv2.IMREAD_COLOR) -> np.ndarray:
     image = cv2.imread(str(path), flags)
     if image is None:
         raise ReportError(f'{path}: cannot be read as an image')
     return image
 
 
-def _gt_file(folder: Path, image: str) -> Path:
-    """The GT of an image: of its name, or of that name without the scale of the LR file (`babyx4` → `baby`)."""
+def partner_of(folder: str | Path, image: str, what: str = 'GT') -> Path:
+    """The GT or LQ of an image: of its name, or of that name without the scale of the LQ file (`babyx4` → `baby`).
+
+    Args:
+        folder: Folder of the images.
+        image: Name as in the scores, without the ending.
+        what: Named in the error.
+
+    Raises:
+        ReportError: There is none.
+    """
     for stem in (image, re.sub(r'_?x\d+$', '', image, flags=re.IGNORECASE)):
-        for suffix in SUFFIXES:
-            if (path := folder / f'{stem}{suffix}').is_file():
+        for suffix in (*SUFFIXES, *map(str.upper, SUFFIXES)):
+            if (path := Path(folder) / f'{stem}{suffix}').is_file():
                 return path
-    raise ReportError(f'{folder} has no {image}.png: is it the GT folder of this data set?')
+    raise ReportError(f'{folder} has no {image}.png: is it the {what} folder of this data set?')
 
 
 def read_errors(results: str | Path, dataset: str, gt: str | Path, crop_border: int = 0,
@@ -173,10 +184,11 @@ def read_images(results: str | Path, dataset: str, gt: str | Path, crop_border: 
                           f'found {", ".join(sorted(endings)) or "none"} as <name>')
     ending, generator = endings.pop(), np.random.default_rng(0)
     for image, path in maps.items():
-        sr = _read(folder / f'{image}_{ending}.png', cv2.IMREAD_COLOR)
+        sr, truth = _read(folder / f'{image}_{ending}.png', cv2.IMREAD_UNCHANGED), _read(partner_of(gt, image))
+        if sr.ndim == 2:  # of a network of one channel, which has been trained with `color: y`
+            truth = bgr2ycbcr(truth, y_only=True)
         try:
-            log_scale = decode_log_scale(_read(path, cv2.IMREAD_UNCHANGED))
-            pair = error_and_scale(sr, _read(_gt_file(gt, image), cv2.IMREAD_COLOR), log_scale, crop_border)
+            pair = error_and_scale(sr, truth, decode_log_scale(_read(path, cv2.IMREAD_UNCHANGED)), crop_border)
         except ReportError:
             raise
         except ValueError as error:

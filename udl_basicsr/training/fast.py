@@ -12,7 +12,7 @@ from basicsr.data.paired_image_dataset import PairedImageDataset
 from basicsr.models import build_model
 from basicsr.utils import get_root_logger
 
-from udl_basicsr.data.images import ImageError, read_header
+from udl_basicsr.data.images import ImageError, channels_of, read_header
 from udl_basicsr.data.in_memory import free_memory, processes_here, why_too_large
 from udl_basicsr.data.loader import build_dataset
 from udl_basicsr.models.step import StepModel
@@ -214,7 +214,7 @@ def seconds_a_step(parsed: Parsed, amp: str | None, channels_last: bool, fused: 
                       'scheduler': dict(flat['train']['scheduler'])}})
     finally:
         logger.setLevel(level)
-    channels, side = 1 if data.get('color') == 'y' else 3, data.get('gt_size', _WHOLE)
+    channels, side = channels_of(data), data.get('gt_size', _WHOLE)
     batch = {key: torch.rand(data['batch_size_per_gpu'], channels, size, size)
              for key, size in (('lq', side // scale), ('gt', side))}
     times = []

@@ -86,7 +86,7 @@ def train(parsed: Parsed, command: str = '') -> None:
             logger.info(f"Resuming training from epoch: {state['epoch']}, iter: {start_iter}.")
 
         model.run = _run(train_set, opt, options)
-        lock = make_folders(parsed, command, keep=state is not None)
+        lock = make_folders(parsed, command, keep=start_iter if state else None)
         if opt['rank'] == 0:
             log.to_file(Path(opt['path']['log']) / f"train_{opt['name']}_{get_time_str()}.log")
         tb_logger = _tb_logger(opt)
@@ -202,7 +202,7 @@ def test(parsed: Parsed) -> Scores:
         _begin(parsed, log)
         loaders = _loaders(opt, 'test', 'val')
         model = build_model(opt)
-        make_folders(parsed, '', keep=False)
+        make_folders(parsed, '')
         if opt['rank'] == 0:
             log.to_file(Path(opt['path']['log']) / f"test_{opt['name']}_{get_time_str()}.log")
         for loader in loaders:

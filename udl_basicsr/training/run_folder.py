@@ -12,7 +12,7 @@ from torch import nn
 from udl_basicsr.options.keys import lookup
 from udl_basicsr.options.parse import OptionError, Parsed, dump_flat
 from udl_basicsr.options.trials import build_network
-from udl_basicsr.utils.checkpoints import CheckpointError, check_fit, network_weights, read_checkpoint
+from udl_basicsr.utils.checkpoints import EMA_FIRST, CheckpointError, check_fit, network_weights, read_checkpoint
 from udl_basicsr.utils.distributed import broadcast
 from udl_basicsr.utils.errors import UdlError
 from udl_basicsr.utils.files import write_text
@@ -35,11 +35,12 @@ class RunBusyError(UdlError, RuntimeError):
     status = EXIT_BUSY
 
 
-def make_folders(parsed: Parsed, command: str, keep: bool):
+def make_folders(parsed: Parsed, command: str, keep: int | None = None):
     """Makes the run's folder with its resolved YAML. One that is there is kept as ``_archived_<time>``.
 
     Args:
-        keep (bool): Go on in the folder that is there.
+        keep (int | None): Go on in the folder that is there, after so many iterations. States of later ones, which
+            are broken or of a way that the run has left, are kept aside.
 
     Returns:
         The lock of a training run, to be held until its end, or None.
@@ -59,11 +60,11 @@ def make_folders(parsed: Parsed, command: str, keep: bool):
     return lock
 
 
-def _make_folders(parsed: Parsed, command: str, keep: bool):
+def _make_folders(parsed: Parsed, command: str, keep: int | None):
     opt, path = parsed.opt, parsed.opt['path']
     root = Path(path['experiments_root'] if opt['is_train'] else path['results_root'])
     lock = _lock(root) if opt['is_train'] and root.is_dir() else None
-    if not keep:
+    if keep is None:
         _archive(root)  # the lock goes with it
         if opt['is_train']:
             _archive(Path(opt['root_path']) / 'tb_logger' / opt['name'])
@@ -78,6 +79,8 @@ def _make_folders(parsed: Parsed, command: str, keep: bool):
         for kind in ('models', 'training_states'):
             for unfinished in Path(path[kind]).glob('.*.part'):
                 unfinished.unlink(missing_ok=True)
+    if keep is not None:
+        _leave_later_states(Path(path['training_states']), keep)
     # Written, not copied: on resume the options may be this very file (BasicSR: SameFileError).
     head = f'# {time.asctime()}\n' + (f'# {command}\n' if command else '')
     write_text(root / options_name(parsed), head + dump_flat(parsed.flat))
@@ -101,7 +104,7 @@ def goes_on_from(parsed: Parsed, resumes: bool) -> Path | None:
     path = parsed.opt['path']
     if resumes:
         folder = Path(path['training_states'])
-        return folder.parent if any(_STATE.fullmatch(file.name) for file in folder.glob('*.state')) else None
+        return folder.parent if _states(folder) else None
     return Path(path['resume_state']).parent.parent if path.get('resume_state') else None
 
 
@@ -109,11 +112,31 @@ def _archive(folder: Path) -> None:
     """Keeps what is there under another name. BasicSR's (misc.py:26) fails at the second one of a second."""
     if not os.path.lexists(folder):
         return
-    names = (f'{folder.name}_archived_{get_time_str()}{f"_{number}" if number > 1 else ""}'
-             for number in itertools.count(1))
-    aside = next(path for path in map(folder.with_name, names) if not os.path.lexists(path))
+    aside = _name_aside(folder)
     os.rename(folder, aside)
     get_root_logger().info(f'{folder} is there from before. It is kept as {aside}')
+
+
+def _name_aside(folder: Path) -> Path:
+    names = (f'{folder.name}_archived_{get_time_str()}{f"_{number}" if number > 1 else ""}'
+             for number in itertools.count(1))
+    return next(path for path in map(folder.with_name, names) if not os.path.lexists(path))
+
+
+def _leave_later_states(folder: Path, done: int) -> None:
+    """Else the next --auto_resume would go back to them, and ``logger.keep_last`` drop what is saved from here on."""
+    later = [path for path in _states(folder) if int(path.stem) > done]
+    if later:
+        aside = _name_aside(folder)
+        aside.mkdir()
+        for path in later:
+            os.rename(path, aside / path.name)
+        get_root_logger().warning(f'The run goes on from iteration {done}. States of later ones are kept in {aside}')
+
+
+def _states(folder: Path) -> list[Path]:
+    """The training states in a folder, the latest first."""
+    return sorted((p for p in folder.glob('*.state') if _STATE.fullmatch(p.name)), key=lambda p: -int(p.stem))
 
 
 def _lock(root: Path):
@@ -163,7 +186,7 @@ def resume_state(opt: dict) -> dict | None:
         raise OptionError(f"train.total_iter: {total_iter} is less than the {state['iter']} iterations that are done "
                           f'({chosen}); set it to more, or give this run another name')
     ignored = opt['path'].get('ignore_resume_networks') or ()
-    for label, file in _networks(Path(chosen), state['iter']).items():
+    for label, file in _networks(Path(chosen), state['iter'], opt).items():
         if f'network_{label}' in ignored:
             continue
         opt['path'][f'pretrain_network_{label}'] = str(file)
@@ -173,8 +196,7 @@ def resume_state(opt: dict) -> dict | None:
 
 def _latest_usable(opt: dict) -> Path | None:
     folder = Path(opt['path']['training_states'])
-    states = sorted((p for p in folder.glob('*.state') if _STATE.fullmatch(p.name)), key=lambda p: -int(p.stem))
-    problems = []
+    states, problems = _states(folder), []
     for path in states:
         try:
             _check(path, opt)
@@ -194,7 +216,7 @@ def _check(path: Path, opt: dict) -> Path:
     """Finds the state and the networks saved with it whole, and those of this run."""
     state = read_checkpoint(path)
     check_state(state, path, opt)
-    saved, trained = _networks(path, state['iter']), trained_blocks(opt)
+    saved, trained = _networks(path, state['iter'], opt), trained_blocks(opt)
     expected = {'g': opt['network_g'], **{label: block for label, (block, _) in (trained or {}).items()}}
     for label in expected:
         if label not in saved:
@@ -208,13 +230,15 @@ def _check(path: Path, opt: dict) -> Path:
         outline = trained and build_network(lookup('network', expected[label]['type']), expected[label])
         if isinstance(outline, nn.Module):
             if label == 'g' and TrainSettings.of(opt['train']).ema_decay:
-                weights.append(network_weights(file, 'params_ema'))
+                weights.append(network_weights(file, EMA_FIRST))  # an average may begin now
             for given in weights:
                 check_fit(outline, given, file)
     return path
 
 
-def _networks(state: Path, iteration: int) -> dict[str, Path]:
+def _networks(state: Path, iteration: int, opt: dict) -> dict[str, Path]:
+    """What lies beside a state of the networks that our models or these options have, by their labels."""
     models = state.parent.parent / 'models'
-    saved = {label: models / f'net_{label}_{iteration}.pth' for label in ('g', 'u', 'w')}
+    labels = {'g', 'u', 'w', *(key.removeprefix('network_') for key in opt if key.startswith('network_'))}
+    saved = {label: models / f'net_{label}_{iteration}.pth' for label in sorted(labels)}
     return {label: file for label, file in saved.items() if file.exists()}

@@ -16,7 +16,7 @@ from .errors import UdlError
 from .files import written_aside
 from .text import first_line, one_line, some
 
-ParamKey = str | tuple[str, ...] | None
+ParamKey = str | tuple[str | None, ...] | None
 EMA_FIRST = ('params_ema', 'params')
 """Entries of a network's file: the running mean of its weights where there is one."""
 _ORDINARY = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool, torch.uint8, torch.int8,
@@ -196,7 +196,8 @@ def network_weights(path: str | Path, param_key: ParamKey = 'params') -> dict[st
 def read_entry(path: str | Path, param_key: ParamKey = 'params') -> tuple[str | None, dict[str, Tensor]]:
     """The entry of a file that was taken, None for its top level, and its weights.
 
-    Those under ``param_key``, or under the first of several that the file has.
+    Those under ``param_key``, or under the first of several that the file has; where it has none of these and nothing
+    but tensors, as files of other programs, its top level.
 
     ``param_key=None`` takes the file's top level. DDP's ``module.`` is removed. BasicSR takes ``params`` where
     ``params_ema`` is missing (base_model.py:287), so that a test could score another network than it was told to.
@@ -208,12 +209,13 @@ def read_entry(path: str | Path, param_key: ParamKey = 'params') -> tuple[str | 
     content, where = read_checkpoint(path), str(path)
     if Path(path).suffix == '.safetensors':
         param_key = 'params'  # it has one set of weights, whatever that was called before
+    if isinstance(param_key, tuple):
+        bare = bool(content) and all(isinstance(value, Tensor) for value in content.values())
+        param_key = next((key for key in param_key if key in content), None if bare else param_key[-1])
     if param_key is not None:
-        if isinstance(param_key, tuple):
-            param_key = next((key for key in param_key if key in content), param_key[-1])
         if param_key not in content:
             raise CheckpointError(f"{path}: has no '{param_key}', it has: {some(content)}. "
-                                  'Name the right one in path.param_key_*')
+                                  'Name the right one in path.param_key_*, or by --param_key')
         content, where = content[param_key], f"{path}: '{param_key}'"
     content = check_weights(content, where)
     weights = {key.removeprefix('module.'): value for key, value in content.items()}

@@ -39,8 +39,21 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def write_text(path: str | Path, text: str) -> Path:
-    """Writes text in UTF-8 as :func:`written_aside`, and makes the folder where it is missing."""
+    """Writes text in UTF-8 as :func:`written_aside`, and makes the folder where it is missing.
+
+    In the name of a file may be bytes that are no UTF-8; they are written as JSON escapes them.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, text.encode())
+    write_atomically(path, text.encode(errors='backslashreplace'))
     return path
+
+
+def why_not_into(folder: str | Path) -> str:
+    """Why nothing can be written into a folder, which need not be there yet; empty where it can. Nothing is touched."""
+    folder = Path(folder).absolute()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    which = '' if there == folder else f'{there} '
+    if not there.is_dir():
+        return f'{which}is a file, expected a folder'
+    return '' if os.access(there, os.W_OK | os.X_OK) else f'{which}cannot be written to'

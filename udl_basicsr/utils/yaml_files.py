@@ -18,7 +18,7 @@ from .errors import MISUSED, UdlError
 from .text import did_you_mean
 
 _FLOAT = re.compile(r'^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)$')  # YAML 1.1 wants a dot and a sign
-_REFERENCE = re.compile(r'\$\{(\w+)\}')
+_REFERENCE = re.compile(r'\$\{([^{}]*)\}')  # also of what is no key: ${train.total_iter} would else name a folder
 # No honest option file comes near any of these; a hostile one must cost neither time nor memory.
 _MAX_BYTES = 2**16  # of a file with all its bases; PyYAML reads some 100 kB a second
 _MAX_FILES = 100  # a base that names two bases that name two bases grows exponentially
