@@ -161,6 +161,14 @@ def test_a_comparison_from_its_plan(plan, pairs, capsys):
     assert (out / 'twice_x2_seed7.json').read_bytes() == before
 
 
+def test_who_tests_again_needs_no_training_images(plan):
+    runs = plans.read_plan(plan(), plan().parent).runs[:1]
+    runs[0].stages[0].flat['datasets']['train']['dataroot_gt'] = 'moved away'
+    runner.check(runs, plan().parent, 'plan.yml', trains=False)
+    with pytest.raises(OptionError, match=r'datasets\.train\.dataroot_gt: no such folder'):
+        runner.check(runs, plan().parent, 'plan.yml')
+
+
 def test_a_comparison_that_was_stopped_goes_on_and_one_failure_stops_no_other(plan, pairs):
     methods = plan.content['methods']
     broken = {'options': {'stage': 'plain', 'network_u': None,

@@ -165,6 +165,7 @@ def changed(path: str, value) -> dict:
     ('lengths', 'shared', 'first.it'),
     ('methods.UDL.iterations', 5000, 'methods.UDL.iterations'),
     ('methods.UDL.iterations', 0, 'methods.UDL.iterations'),
+    ('scales.x3.test', {'datasets': {'test_9': 5}}, 'test_EDSR-S_L1_x3_seed0: datasets.test_9'),
     ('deterministic', 'yes', 'deterministic'), ('train', 'nope.yml', 'train'), ('train', '..', 'train'),
     ('train', ['train.yml'], 'train'), ('test', {'a': 1}, 'test'), ('test', '', 'test'), ('trian', 1, 'trian'),
 ])
@@ -366,6 +367,16 @@ def test_a_dry_run_needs_no_data_and_writes_nothing(write, tmp_path, script, cap
 def test_durations_are_for_people():
     assert [duration(s) for s in (59, 300, 7300, 3 * 86400, 1000 * 86400)] == [
         '59 s', '5.0 min', '2.0 h', '3.0 d', '2.7 years']
+
+
+def test_a_plan_does_without_what_is_null(write, tmp_path):
+    """Also where there is nothing to be removed: dry run and trial had stumbled over it."""
+    nothing = {'datasets': {'val_9': None}}
+    scales = {'x3': {'train': nothing, 'test': {**nothing, 'val': {'metrics': {'rgb': None}}}}}
+    for run in plan.read_plan(write(scales=scales, networks={'EDSR-S': PLAN['networks']['EDSR-S']}), tmp_path).runs:
+        for flat in (*(stage.flat for stage in run.stages), run.test_flat):
+            assert 'val_9' not in flat['datasets']
+        assert 'rgb' not in run.test_flat['val']['metrics']
 
 
 def test_the_degradation_is_what_the_options_say(write, tmp_path):

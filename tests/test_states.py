@@ -10,7 +10,7 @@ from conftest import Project, assert_same_weights
 
 from udl_basicsr.options.parse import OptionError
 from udl_basicsr.training import loop
-from udl_basicsr.training.run_folder import resume_state
+from udl_basicsr.training.run_folder import RunBusyError, make_folders, resume_state
 from udl_basicsr.utils.checkpoints import CheckpointError, read_checkpoint
 
 
@@ -118,6 +118,14 @@ def test_networks_that_are_not_to_go_on(run):
     assert_same_weights(build_model(opt).net_g.state_dict(), run.weights('plain', 4))
     assert_same_weights(build_model({**opt, 'path': {**opt['path'], 'pretrain_network_g': f'{models}/net_g_8.pth'}})
                         .net_g.state_dict(), run.weights('plain', 8))
+
+
+def test_a_run_that_goes_on_from_another_ones_state_has_a_lock(project):
+    parsed = project.parse('plain', 'name=another')
+    lock = make_folders(parsed, '', keep=4)
+    with pytest.raises(RunBusyError):
+        make_folders(parsed, '', keep=4)
+    lock.close()
 
 
 @pytest.mark.parametrize('why', ['named', 'broken'])

@@ -242,6 +242,7 @@ class _Expansion:
         if plan.deterministic is not None:
             flat['deterministic'] = plan.deterministic
         flat = interpolate(flat, where)
+        flat['datasets'] = self.given_blocks(flat['datasets'], f'{where}: datasets')
         train = flat['train']
         total = train.get('total_iter')
         if not schema.COUNT.accepts(total):
@@ -276,13 +277,24 @@ class _Expansion:
         val = flat.get('val')
         flat['val'] = {} if val is None else val
         self.need_blocks(flat, ('datasets', 'val'), where)
+        flat['datasets'] = self.given_blocks(flat['datasets'], f'{where}: datasets')
         metrics = {} if (metrics := flat['val'].get('metrics')) is None else metrics
+        metrics = self.given_blocks(metrics, f'{where}: val.metrics') if isinstance(metrics, dict) else metrics
         if not isinstance(metrics, dict) or not metrics:
             raise OptionError(f'{where}: val.metrics: expected a block of at least one, got {describe(metrics)}')
         # Pictures of one seed are enough to look at.
         flat['val'] = {**flat['val'], 'save_img': seed == self.plan.seeds[0],
                        'metrics': {**_lpips_if_there(last.flat['scale']), **metrics}}
         return interpolate(flat, where)
+
+    @staticmethod
+    def given_blocks(blocks: dict, where: str) -> dict:
+        """Without those that are null, which the plan does without."""
+        given = {key: block for key, block in blocks.items() if block is not None}
+        for key, block in given.items():
+            if not isinstance(block, dict):
+                raise OptionError(f'{where}.{key}: expected a block of keys, got {describe(block)}')
+        return given
 
     @staticmethod
     def need_blocks(flat: dict, keys: Iterable[str], where: str) -> None:

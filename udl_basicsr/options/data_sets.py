@@ -109,7 +109,7 @@ def check_data(opt: dict, root_path: str, report: Findings, images: Images) -> N
 def _check_dataset(dataset: dict, at: str, opt: dict, root_path: str, report: Findings, images: Images) -> None:
     cls = lookup('data set', dataset.get('type'))
     train = dataset['phase'] == 'train'
-    drop = '' if train else f'; to do without this set: --force_yml {at.replace(".", ":")}=~'
+    drop = '' if train else f'; to do without this set, write {at}: ~ (--force_yml {at.replace(".", ":")}=~)'
     for key in ('dataroot_gt', 'dataroot_lq', 'meta_info_file', 'meta_info'):
         path = dataset.get(key)
         if not isinstance(path, str):

@@ -65,11 +65,13 @@ def _make_folders(parsed: Parsed, command: str, keep: int | None):
     root = Path(path['experiments_root'] if opt['is_train'] else path['results_root'])
     lock = _lock(root) if opt['is_train'] and root.is_dir() else None
     if keep is None:
-        _archive(root)  # the lock goes with it
+        _archive(root)
+        lock = None  # it went with the folder
         if opt['is_train']:
             _archive(Path(opt['root_path']) / 'tb_logger' / opt['name'])
-            root.mkdir(parents=True, exist_ok=True)
-            lock = _lock(root)
+    if opt['is_train'] and lock is None:
+        root.mkdir(parents=True, exist_ok=True)
+        lock = _lock(root)
     folders = [path['visualization']]
     if opt['is_train']:
         folders += [path['models'], path['training_states']]
