@@ -21,7 +21,7 @@ from udl_basicsr.experiments import complexity, record_files, runner
 from udl_basicsr.experiments import plan as plans
 from udl_basicsr.experiments import records as kept
 from udl_basicsr.models.stage_table import trains_head_alone
-from udl_basicsr.options.parse import OptionError
+from udl_basicsr.options.parse import OptionError, parse_options
 from udl_basicsr.training import run_folder
 
 # ------------------------------------------------------------------------------------------------------- order of crops
@@ -161,6 +161,14 @@ def test_a_comparison_from_its_plan(plan, pairs, capsys):
     assert (out / 'twice_x2_seed7.json').read_bytes() == before
 
 
+def test_who_tests_again_needs_no_training_images(plan):
+    runs = plans.read_plan(plan(), plan().parent).runs[:1]
+    runs[0].stages[0].flat['datasets']['train']['dataroot_gt'] = 'moved away'
+    runner.check(runs, plan().parent, 'plan.yml', trains=False)
+    with pytest.raises(OptionError, match=r'datasets\.train\.dataroot_gt: no such folder'):
+        runner.check(runs, plan().parent, 'plan.yml')
+
+
 def test_a_comparison_that_was_stopped_goes_on_and_one_failure_stops_no_other(plan, pairs):
     methods = plan.content['methods']
     broken = {'options': {'stage': 'plain', 'network_u': None,
@@ -248,6 +256,18 @@ def test_what_is_wrong_with_a_plan_is_said(plan, changes, message):
         plans.read_plan(file, file.parent)
     assert message in str(error.value)
     assert not (file.parent / 'results').exists()
+
+
+def test_a_plan_in_the_place_of_an_option_file_and_the_other_way_round(plan):
+    file = plan()
+    with pytest.raises(OptionError) as error:
+        plans.read_plan(file.parent / 'train.yml', file.parent)
+    assert str(error.value).startswith(f'{file.parent}/train.yml: is the option file of one run, expected a plan')
+    for is_train in True, False:
+        with pytest.raises(OptionError) as error:
+            parse_options(str(file), root_path=str(file.parent), is_train=is_train)
+        assert str(error.value) == (f'{file}: is the plan of a comparison, expected the option file of one run; give '
+                                    'it to udl compare')
 
 
 def test_lpips_is_measured_where_its_weights_are(plan, monkeypatch, tmp_path):

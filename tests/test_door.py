@@ -157,7 +157,7 @@ def test_an_installed_plugin(tmp_path):
 def test_what_cannot_be_imported_is_named(tmp_path, argv, said):
     (tmp_path / 'broken.py').write_text('1 / 0\n')
     done = udl(tmp_path, *argv)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert said in done.stderr
     assert 'Traceback' not in done.stderr
 

@@ -128,6 +128,7 @@ def test_all_that_is_wrong_is_said_at_once(run, capsys, monkeypatch):
                root / 'large.png', root / 'moving.webp', root / 'float.tif', root / 'cmyk.jpg') == 2
     said = capsys.readouterr().err
     for problem in ('gone.png: no such file or folder', f'a.jpg: would become {run.out}/a.png, and so would',
+                    'names, or --format same',
                     'empty: holds no picture', 'text.png: cannot be read', 'nothing.png: cannot be read',
                     'large.png: is larger than the 1000 pixels', 'moving.webp: holds several pictures',
                     'float.tif: has the colour mode F', 'cmyk.jpg: has the colour mode CMYK'):
@@ -187,6 +188,10 @@ def test_a_map_and_a_picture_do_not_share_a_name(run, capsys):
     paths = [run.picture('a.png'), run.picture('a_log_scale.png')]
     assert run(*paths, *run.add_uncertainty()) == 2
     assert f'would become {run.out}/a_log_scale.png, and so would' in capsys.readouterr().err
+    for ending in '.jpg', '.png':
+        run.picture(f'same/b{ending}')
+    assert run(run.root / 'same', *run.add_uncertainty()) == 2
+    assert '--format same' not in capsys.readouterr().err  # which gives the maps no other names
     assert no_files(run.out)
 
 
@@ -219,7 +224,7 @@ def test_a_folder_that_is_a_file_is_refused(run, capsys):
 
 @pytest.mark.parametrize(('change', 'problem'), [
     (lambda run: (run.models / 'net_g_latest.pth').unlink(), 'net_g_latest.pth: no such file'),
-    (lambda run: (run.models.parent / 'x.yml').unlink(), 'which network is it?'),
+    (lambda run: (run.models.parent / 'x.yml').unlink(), 'give -opt, a file with its network_g, which udl convert'),
     (lambda run: run.options({'type': 'EDSR', **SMALL, 'num_feat': 16}), 'made by a network with other settings'),
     (lambda run: run.options({'type': 'NoSuchNet'}), 'NoSuchNet'),
     (lambda run: (run.models / 'net_g_latest.pth').write_bytes(b'no checkpoint'), 'cannot be read'),

@@ -59,7 +59,9 @@ def test_help_of_every_command(program, monkeypatch):
 
 
 def the_examples_of_the_help_can_be_typed(parser, command):
-    lines = parser.format_help().partition('\nexamples:\n')[2].replace('\\\n', ' ').splitlines()
+    text = parser.format_help().partition('\nexamples:\n')[2]
+    assert all(len(line) <= 120 for line in text.splitlines())  # one backslash in a docstring joins the lines
+    lines = text.replace('\\\n', ' ').splitlines()
     assert lines
     for line in lines:
         udl, name, *words = shlex.split(line, comments=True)

@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
                    for r in read_or_none(out)}
         print(f'\n{describe_runs(runs, plan.runs, records, out, args.root, differ, args.markdown)}', flush=True)
     elif missing:
-        runner.check(missing, args.root, plan.file)
+        runner.check(missing, args.root, plan.file, trains=not args.retest)
         runner.write_options(missing)
         status = train(plan, missing, out, args.root, gpus)
         if status:

@@ -125,8 +125,9 @@ def make_plan(inputs: Iterable[str | Path], out: str | Path, *, suffix: str = ''
             if place in originals:
                 problems.append(f'{path}: {target} would be written over an input: give another --out or a --suffix')
             elif place in owners:
+                other = '' if kinds or file_format == 'same' else ', or --format same'  # maps are PNGs in any case
                 problems.append(f'{path}: would become {target}, and so would {owners[place]}: give them different '
-                                'names, or --format same')
+                                f'names{other}')
             elif target.is_dir():
                 problems.append(f'{path}: would become {target}, which is a folder')
             owners.setdefault(place, path)

@@ -375,7 +375,8 @@ def _options(weights: str | Path, opt: str | Path | None) -> dict:
         raise InferenceError([f'{weights}: no such file; expected a checkpoint, .pth or .safetensors'])
     found = find_options(weights, opt)
     if found is None:
-        raise InferenceError([f'{weights}: which network is it? No option file was found beside it; give -opt'])
+        raise InferenceError([f'{weights}: which network is it? No option file was found beside it; give -opt, a file '
+                              "with its network_g, which udl convert prints for another program's weights"])
     return found[0]
 
 

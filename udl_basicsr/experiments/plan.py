@@ -125,6 +125,9 @@ def read_plan(file: str | Path, root: Path, seeds: list[int] | None = None) -> P
     """
     file = str(file)
     plan = load_yaml(file, references=False)  # ${scale} in options is that of each run
+    if 'network_g' in plan and 'methods' not in plan:
+        raise OptionError(f'{file}: is the option file of one run, expected a plan (docs/COMPARE.md); give it to udl '
+                          'train -opt, or to udl test -opt')
     plan |= interpolate({key: value for key, value in plan.items() if not isinstance(value, dict)}, file)
     if seeds:
         plan['seeds'] = seeds

@@ -25,7 +25,7 @@ from .record_files import read_record, write_record
 from .records import make_record, peak_memory, retested
 
 
-def check(runs: Iterable[PlannedRun], root: Path, file: str, data: bool = True) -> None:
+def check(runs: Iterable[PlannedRun], root: Path, file: str, data: bool = True, trains: bool = True) -> None:
     """Checks the options of all runs as those of option files are checked. Nothing is left on the disk.
 
     What differs in nothing but its seed is checked once: seeds were checked with the plan.
@@ -36,6 +36,7 @@ def check(runs: Iterable[PlannedRun], root: Path, file: str, data: bool = True) 
         file: The plan, for messages.
         data: Look at the images too, of each set of folders once, and whether LPIPS has its weights. Weights that a
             run starts from are looked for in any case.
+        trains: Look at the trainings too; to test again, their images need not be there any more.
 
     Raises:
         OptionError: Everything that is wrong, by the plan's own names.
@@ -57,7 +58,7 @@ def check(runs: Iterable[PlannedRun], root: Path, file: str, data: bool = True) 
             names = {f'{path}:': f'{file}: {path.stem}:' for path in files}
             for path, flat in zip(files, (*chain, tested), strict=True):
                 path.write_text(dump_flat(flat), encoding='utf-8')
-            for path, flats in ((files[-2], chain), (files[-1], [tested])):
+            for path, flats in ((files[-2], chain), (files[-1], [tested]))[not trains:]:
                 # a run's name and seed decide nothing that is still to be checked, nor do the weights to be tested
                 tests = path == files[-1]
                 key = json.dumps([{**flat, 'name': '', 'manual_seed': 0, 'stage1': '',

@@ -90,6 +90,9 @@ def _parse(file: str, parents: tuple[str, ...], *, root_path: str, is_train: boo
     file = osp.abspath(osp.expanduser(file))
     root_path = osp.abspath(root_path)
     flat = load_yaml(file, references=False) if within is None else within
+    if 'methods' in flat and 'network_g' not in flat:
+        raise OptionError(f'{file}: is the plan of a comparison, expected the option file of one run; give it to udl '
+                          'compare')
     if not is_train and trains(flat):
         # once on the training, whose name and scale they may change, and once more on the test
         flat = as_test(apply_force_yml(flat, force_yml), file, root_path)

@@ -31,7 +31,8 @@ def launch_parser(does: str, told: str | None = None) -> argparse.ArgumentParser
                             'machine, unless the file sets them; with --auto_resume, those that the run began with')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument('--force_yml', nargs='+', default=[], metavar='KEY:KEY=VALUE',
-                        help='set options, whatever the file says, e.g. train:ema_decay=0.999')
+                        help='set options, whatever the file says, e.g. train:ema_decay=0.999; those of a stage 1 that '
+                        'is a file of its own stay')
     return parser
 
 

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterable
 from importlib.metadata import entry_points
 
-from .errors import UdlError
+from .errors import MISUSED, UdlError
 from .text import first_line
 
 GROUP = 'udl_basicsr.plugins'
@@ -21,6 +21,7 @@ VARIABLE = 'UDL_BASICSR_IMPORT'
 
 class PluginError(UdlError):
     """A module of the user's that cannot be imported; the message names it and says why."""
+    status = MISUSED
 
 
 def split(argv: Iterable[str]) -> tuple[list[str], list[str]]:
