@@ -168,7 +168,7 @@ def scale_of(weights: Weights, convolutions: list[str]) -> int:
 def build_converted(options: dict, params: Weights) -> torch.nn.Module:
     try:
         return build_from(options, params, 'converted')
-    except CheckpointError as error:
+    except (CheckpointError, ExportError) as error:
         raise ConversionError(str(error)) from error
 
 
