@@ -206,7 +206,7 @@ def test_the_temperature_is_filled_in_where_the_weights_are():
     assert not waits.found
 
 
-# ------------------------------------------------------------------------------------------------- what stays on the CPU
+# ------------------------------------------------------------------------------------------------ what stays on the CPU
 
 class OneDevice(TorchDispatchMode):
     """Refuses what a GPU refuses: tensors of two devices in one operation. A single number may come from the CPU."""
