@@ -19,7 +19,7 @@ from udl_basicsr.data.uncertainty_cache import AUTO, why_no_folder
 from udl_basicsr.metrics import calculate_lpips
 from udl_basicsr.utils.settings import LoaderSettings
 
-from .keys import Findings, lookup
+from .keys import Findings, block_of, lookup
 from .pairs import PREPARE, Pair, Size, file_pairs, lmdb_pairs, names_outside, some_of, why_outside
 from .signatures import parameters
 from .trials import SAME_NAMES, try_dataset, try_metric
@@ -37,7 +37,7 @@ class Images:
 
     Args:
         deep: Decode every image.
-        quiet: Without the bar that a terminal shows of what takes longer than moments.
+        quiet: Without the bar that a terminal shows of what takes longer than moments: one process shows it.
     """
 
     def __init__(self, deep: bool = False, quiet: bool = False) -> None:
@@ -119,8 +119,8 @@ def _check_dataset(dataset: dict, at: str, opt: dict, root_path: str, report: Fi
         if not wanted(osp.expanduser(path)):
             kind = 'folder' if key.startswith('dataroot') else 'file'
             report.add(f'{at}.{key}', f'no such {kind}: {where(path, root_path)}; {PREPARE}{drop}')
-        elif kind_of_meta := key.startswith('meta') and names_outside(osp.expanduser(path)):
-            report.add(f'{at}.{key}', kind_of_meta)
+        elif outside := key.startswith('meta') and names_outside(osp.expanduser(path)):
+            report.add(f'{at}.{key}', outside)
     cache = dataset.get('uncertainty_cache')
     if isinstance(cache, str) and cache != AUTO and (problem := why_no_folder(cache)):
         report.add(f'{at}.uncertainty_cache', problem)
@@ -227,10 +227,8 @@ def _check_sizes(sizes: dict[Pair, tuple[Size, Size]], scale: int, dataset: dict
 
 def _check_metrics(sizes: dict[Pair, tuple[Size, Size]], scale: int, opt: dict, at: str, report: Findings) -> None:
     """That every metric gives a number for the smallest image that it will see."""
-    val = opt.get('val')
-    metrics = val.get('metrics') if isinstance(val, dict) else None
     pair, (_, lq) = min(sizes.items(), key=lambda item: min(item[1][1]))
-    for name, block in metrics.items() if isinstance(metrics, dict) else ():
+    for name, block in block_of(block_of(opt, 'val'), 'metrics').items():
         target = lookup('metric', block.get('type')) if isinstance(block, dict) else None
         if target in (None, calculate_lpips) or report.has(f'val.metrics.{name}'):
             continue
