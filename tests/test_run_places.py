@@ -56,16 +56,6 @@ def test_an_option_file_may_be_called_like_a_part_of_the_run(project, name):
     assert read_history(run / 'history.jsonl')[-1]['iter'] == 2
 
 
-def test_a_working_folder_that_was_deleted_is_said(project, monkeypatch):
-    gone = project.root / 'gone'
-    gone.mkdir()
-    monkeypatch.chdir(gone)
-    gone.rmdir()
-    child = Child(project, '-opt', 'plain.yml')
-    assert child.wait() == 2
-    assert child.text() == 'the working folder has been deleted: change to one that is there\n'
-
-
 # ----------------------------------------------------------------------------------------------------------------- data
 
 @pytest.fixture
