@@ -111,7 +111,7 @@ END
             files=("$run/models/net_g_latest.pth")
             [ "$method" = "${method#first_}" ] || continue
         elif [ "$method" != "${method#first_}" ] && [ -e "$run/models/net_g_latest.pth" ]; then
-            files=("$run"/models/net_?_latest.pth)
+            files=("$run"/*.* "$run"/models/net_?_latest.pth) # options, history, weights
         else
             files=("$run")
         fi
