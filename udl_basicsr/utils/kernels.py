@@ -44,7 +44,7 @@ def set_training_kernels(deterministic: bool) -> None:
     torch.use_deterministic_algorithms(deterministic)
     # Else torch fills each new map first, 120 to 200 kernels more in a step of EDSR, for programs that read what they
     # have not written.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @contextlib.contextmanager
