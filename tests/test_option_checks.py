@@ -50,7 +50,7 @@ from udl_basicsr.options.training_values import judge_of
     ('logger:wandb:project=a', 'logger.use_tb_logger: must be true'),
     ('network_g:num_feats=3', "network_g.num_feats: EDSR has no such argument; did you mean 'num_feat'?"),
     ('network_g:num_feat=8.5', 'network_g.num_feat: EDSR expects an integer, got 8.5 (float)'),
-    ('network_g:type=EDSRR', "network_g.type: no network 'EDSRR' is known; did you mean 'EDSR'? (if it is your own, "
+    ('network_g:type=EDRS', "network_g.type: no network 'EDRS' is known; did you mean 'EDSR'? (if it is your own, "
      'name its module with --import)'),
     ('network_g:num_in_ch=~', 'network_g.num_in_ch: EDSR expects an integer, got null'),
     ('network_g:upscale=4', 'network_g.upscale: 4 disagrees with scale: 2'),
@@ -234,7 +234,8 @@ def test_stage_2_finds_the_weights_of_stage_1(parse, two_stages, tmp_path):
 def test_stage_messages(parse, two_stages, tmp_path):
     first, second = two_stages
     assert 'opt.yml: stage1: goes round in a circle' in refused(parse, second, 'stage1=' + str(tmp_path / 'opt.yml'))
-    assert 'none.yml: cannot read this option file' in refused(parse, second, 'stage1=none.yml')
+    assert 'opt.yml: stage1: no such file: /' in refused(parse, second, 'stage1=none.yml')
+    assert 'opt.yml: tested_on: no such file: /no.yml; ' in refused(parse, second, 'tested_on=/no.yml', is_train=False)
     assert 'is not what stage 1 trains' in refused(parse, second, 'network_g:num_block=2')
     assert 'network_u: ' in refused(parse, second, 'network_u:head={type: UDLHead, num_feat: 4}')
     assert 'train.udl_opt: missing; stage udl needs it' in refused(parse, second, 'train:udl_opt=~')

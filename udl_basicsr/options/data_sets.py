@@ -26,6 +26,7 @@ from .trials import SAME_NAMES, try_dataset, try_metric
 
 _THREADS = 8  # what waits for a disk, or a network, waits for several files at once
 _PORTION = 256  # files that a thread takes at a time
+_PATIENCE = 3  # seconds without a bar: headers take moments, but on a slow disk minutes
 _MOST_SAMPLES = 5 * 10**7  # of an epoch, whose order is kept in memory
 _LARGEST_TRIAL = 512  # side of the image that metrics are tried on, where the smallest image is larger
 _WITH_IMAGES = ('UDLModel', 'TLWModel', 'SRModel')  # which take images, not frames
@@ -35,11 +36,12 @@ class Images:
     """Sizes of images by path, each looked at once though several data sets and stages have it.
 
     Args:
-        deep: Decode every image, with a bar that says how long it will take.
+        deep: Decode every image.
+        quiet: Without the bar that a terminal shows of what takes longer than moments: one process shows it.
     """
 
-    def __init__(self, deep: bool = False) -> None:
-        self.deep = deep
+    def __init__(self, deep: bool = False, quiet: bool = False) -> None:
+        self.deep, self.quiet = deep, quiet
         self.known: dict[str, Size | str] = {}
 
     def look(self, names: Iterable[str], opened: Callable[[str], contextlib.AbstractContextManager[BinaryIO]],
@@ -55,8 +57,8 @@ class Images:
         portion = 8 if self.deep else _PORTION
         portions = [names[i:i + portion] for i in range(0, len(names), portion)]
         with ThreadPoolExecutor(_THREADS) as threads, \
-                tqdm(total=len(names), desc=what, unit='image', disable=not self.deep or None,
-                     dynamic_ncols=True) as bar:
+                tqdm(total=len(names), desc=what, unit='image', disable=self.quiet or None, dynamic_ncols=True,
+                     delay=0 if self.deep else _PATIENCE) as bar:
             for some, found in zip(portions, threads.map(look_at, portions), strict=True):
                 self.known.update(zip(some, found, strict=True))
                 bar.update(len(some))

@@ -81,7 +81,8 @@ def parse_options(file: str, *, root_path: str, is_train: bool, force_yml: Itera
     process = {'dist': dist, 'rank': rank, 'world_size': world_size, 'auto_resume': auto_resume, 'debug': debug}
     return _parse(file, (), root_path=root_path, is_train=is_train, force_yml=tuple(force_yml or ()), process=process,
                   num_gpu_available=gpu_count() if num_gpu_available is None else num_gpu_available,
-                  files=check_files, images=Images(deep=deep and rank == 0) if check_files and check_images else None)
+                  files=check_files,
+                  images=Images(deep and rank == 0, quiet=rank != 0) if check_files and check_images else None)
 
 
 def _parse(file: str, parents: tuple[str, ...], *, root_path: str, is_train: bool, force_yml: tuple[str, ...],
@@ -191,6 +192,9 @@ def _parse_stage1(flat: dict, report: Findings, parents: tuple[str, ...], **argu
         first, parents = parents[-1], parents[:-1]
     elif osp.realpath(first) in parents:
         report.add('stage1', f'goes round in a circle: {" -> ".join((*parents, osp.realpath(first)))}')
+        return None
+    elif not osp.exists(first):
+        report.add('stage1', f'no such file: {first}; correct the path')
         return None
     try:
         stage1 = _parse(first, parents, within=within, **arguments)

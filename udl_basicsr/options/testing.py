@@ -38,6 +38,9 @@ def as_test(flat: dict, file: str, root_path: str) -> dict:
     if flat.get('tested_on') is not None:
         if not isinstance(flat['tested_on'], str):
             raise OptionError(f'{file}: tested_on: expected the name of an option file, got {flat["tested_on"]!r}')
+        if not osp.exists(flat['tested_on']):
+            raise OptionError(f'{file}: tested_on: no such file: {flat["tested_on"]}; correct the path, or remove the '
+                              'key')
         on = load_yaml(flat['tested_on'], references=False)
         val = {k: v for k, v in block_of(on, 'val').items() if k not in ('val_freq', 'save_best')}
     test = {key: value for key, value in flat.items() if key not in _OF_TRAINING and not key.startswith('network_')}
