@@ -269,7 +269,7 @@ def test_folders_that_cannot_be_used_are_refused_before_anything_is_made(ready, 
     (ready.root / 'mine').mkdir()
     (ready.root / 'mine/photo.png').write_text('')
     before = sorted(ready.root.rglob('*'))
-    for folder, message in (('file', 'is a file; expected a folder'), ('file/s', 'file is a file, expected a folder; name another'),
+    for folder, message in (('file', 'is a file; expected a folder'), ('file/s', 'file is a file, expected'),
                             ('mine', 'is not empty and no uncertainty cache')):
         with pytest.raises(OptionError, match=f'datasets.train.uncertainty_cache: {ready.root}/{folder} .*{message}'):
             ready.parse('udl', f'{KEY}={ready.root}/{folder}')

@@ -370,7 +370,7 @@ def why_no_folder(folder: str) -> str:
     if path.is_dir() and any(path.iterdir()) and not any(path.glob('part_*.jsonl')) and not (path / MANIFEST).exists():
         return f'{path.absolute()} is not empty and no uncertainty cache; name a new or an empty folder, or auto'
     if not (path / MANIFEST).exists() and (problem := why_not_into(path)):
-        return f'{path.absolute()}: {problem}; name another folder'
+        return f'{path.absolute()} cannot take a cache: {problem}; name another folder'
     return ''
 
 
