@@ -5,7 +5,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from stopped_runs import Child, _ctrl_c, at_iteration, run_of, train  # noqa: F401
+from forked import command_line
+from stopped_runs import _ctrl_c, at_iteration, run_of  # noqa: F401
+from whole_runs import train
 
 from udl_basicsr.data.images import BrokenImageError
 from udl_basicsr.options import parse as options
@@ -56,14 +58,13 @@ def test_an_option_file_may_be_called_like_a_part_of_the_run(project, name):
     assert read_history(run / 'history.jsonl')[-1]['iter'] == 2
 
 
-def test_a_working_folder_that_was_deleted_is_said(project, monkeypatch):
+def test_a_working_folder_that_was_deleted_is_said(project, monkeypatch, capsys):
     gone = project.root / 'gone'
     gone.mkdir()
     monkeypatch.chdir(gone)
     gone.rmdir()
-    child = Child(project, '-opt', 'plain.yml')
-    assert child.wait() == 2
-    assert child.text() == 'the working folder has been deleted: change to one that is there\n'
+    assert command_line(['-opt', 'plain.yml']) == 2
+    assert capsys.readouterr().err == 'the working folder has been deleted: change to one that is there\n'
 
 
 # ----------------------------------------------------------------------------------------------------------------- data
