@@ -39,7 +39,7 @@ class Forked:
         os.environ.update(environment)
         sys.exit(call(*args))
 
-    def wait(self, seconds: float = 300) -> int:
+    def wait(self, seconds: float = 600) -> int:
         """The exit status; -9 where it takes longer than that."""
         self.process.join(seconds)
         if self.process.is_alive():

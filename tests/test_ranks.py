@@ -58,7 +58,7 @@ def test_every_rank_says_what_is_wrong_with_it(project, monkeypatch):
     for rank, child in enumerate(ranks(command_line, ['-opt', 'nope.yml', *_TORCHRUN], cwd=project.root)):
         assert child.wait() == 2, child.stderr
         assert re.fullmatch(rf'rank {rank}: \S*nope\.yml: cannot read this option file: No such.*\n', child.stderr)
-    alone = Forked(command_line, ['-opt', 'nope.yml'], cwd=project.root, RANK='1')  # no launcher, whatever the environment says
+    alone = Forked(command_line, ['-opt', 'nope.yml'], cwd=project.root, RANK='1')  # no launcher: not one of several
     assert alone.wait() == 2
     assert re.fullmatch(r'\S*nope\.yml: cannot read this option file: No such.*\n', alone.stderr)
 
