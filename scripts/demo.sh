@@ -12,7 +12,7 @@ esac
 
 cat << 'END'
 The demo of udl_basicsr: under 10 minutes on 2 idle CPU cores, about 6 when the environment is there.
-  1. makes or reuses the environment .venv (3 minutes and about 6 GB the first time)
+  1. uses the active environment if udl_basicsr is in it; else makes .venv (3 minutes and about 6 GB the first time)
   2. prepares the photographs that scikit-image ships, halved in size, in datasets/demo
   3. trains a small EDSR x2: with L1; with ESU (image and uncertainty), then UDL (weighted by the uncertainty)
   4. tests bicubic, L1 and UDL on photographs that were not trained on

@@ -16,7 +16,7 @@ from option_cases import parse, refused, train_opt  # noqa: F401
 from PIL import Image
 from test_image_headers import png_header
 
-from udl_basicsr.options import pairs
+from udl_basicsr.options import data_sets, pairs
 
 # ---------------------------------------------------------------------------------------------------------------- files
 
@@ -87,6 +87,16 @@ def test_a_png_that_is_cut_off(parse, train_opt, tmp_path):
     path = sorted((tmp_path / 'gt').iterdir())[0]
     path.write_bytes(path.read_bytes()[:-20])
     assert f'{path.name}: is cut off' in refused(parse, train_opt)
+
+
+@pytest.mark.parametrize(('patience', 'rank', 'shown'), [(60, 0, False), (0, 0, True), (0, 1, False)])
+def test_a_check_that_takes_long_shows_how_far_it_is(parse, train_opt, monkeypatch, patience, rank, shown):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, 'stderr', terminal)
+    monkeypatch.setattr(data_sets, '_PATIENCE', patience)
+    parse(train_opt, rank=rank)
+    assert ('/8 ' in terminal.getvalue()) == shown
 
 
 def test_patches_and_batches(parse, train_opt):

@@ -265,7 +265,7 @@ def through_every_door(path: Path, folder: Path) -> Counter:
     # the check before training
     known = {}
     for deep in (False, True):
-        images = Images(deep=deep, quiet=True)
+        images = Images(deep=deep)
         images.look([name], _open_file, 'fuzz')
         known[deep] = images.known[name]
         if isinstance(known[deep], str):

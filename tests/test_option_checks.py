@@ -234,7 +234,8 @@ def test_stage_2_finds_the_weights_of_stage_1(parse, two_stages, tmp_path):
 def test_stage_messages(parse, two_stages, tmp_path):
     first, second = two_stages
     assert 'opt.yml: stage1: goes round in a circle' in refused(parse, second, 'stage1=' + str(tmp_path / 'opt.yml'))
-    assert 'none.yml: cannot read this option file' in refused(parse, second, 'stage1=none.yml')
+    assert 'opt.yml: stage1: no such file: /' in refused(parse, second, 'stage1=none.yml')
+    assert 'opt.yml: tested_on: no such file: /no.yml; ' in refused(parse, second, 'tested_on=/no.yml', is_train=False)
     assert 'is not what stage 1 trains' in refused(parse, second, 'network_g:num_block=2')
     assert 'network_u: ' in refused(parse, second, 'network_u:head={type: UDLHead, num_feat: 4}')
     assert 'train.udl_opt: missing; stage udl needs it' in refused(parse, second, 'train:udl_opt=~')

@@ -188,9 +188,12 @@ def test_the_summary_says_what_was_found():
                of('EU', 0, 2e9, 3600., 3900., memory=3.21e9)]
     lines = statistics.format_summary(records).splitlines()
     assert lines[1].split()[-3:] == ['operations', 'training', 'memory']
-    assert {line.split()[0]: re.split(' {2,}', line)[-3:] for line in lines[3:]} == {
+    assert {line.split()[0]: re.split(' {2,}', line)[-3:] for line in lines[3:6]} == {
         'L1': ['× 1.00', '60 s', '2.00 GB'], 'UDL': ['× 1.25', '2.2 min', '2.00 GB'],
         'EU': ['× 2.00', '2.1 h', '3.21 GB']}
+    # EU's difference is not that of the means
+    assert lines[-1].endswith('difference over those that the reference has too. Seeds: L1: 0, 1; EU: 0.')
+    assert 'Seeds' not in statistics.format_summary(records[:4])
 
 
 # ------------------------------------------------------------------------------------------------------------- the plan

@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from forked import command_line
 from stopped_runs import _ctrl_c, at_iteration, run_of  # noqa: F401
 from whole_runs import train
 
@@ -56,15 +55,6 @@ def test_an_option_file_may_be_called_like_a_part_of_the_run(project, name):
     run = run_of(project, 'plain')
     assert options.load_yaml(str(run / f'{name}.yml'))['train']['total_iter'] == 2
     assert read_history(run / 'history.jsonl')[-1]['iter'] == 2
-
-
-def test_a_working_folder_that_was_deleted_is_said(project, monkeypatch, capsys):
-    gone = project.root / 'gone'
-    gone.mkdir()
-    monkeypatch.chdir(gone)
-    gone.rmdir()
-    assert command_line(['-opt', 'plain.yml']) == 2
-    assert capsys.readouterr().err == 'the working folder has been deleted: change to one that is there\n'
 
 
 # ----------------------------------------------------------------------------------------------------------------- data

@@ -128,8 +128,14 @@ def test_schedule_of_k():
         assert tlw.k_schedule(epoch) == pytest.approx(k, abs=1e-12)
     loss = TLWLoss(k_start=0.5, k_gain=-0.2, k_tau=10, k_unit='iter')
     assert loss.k(10) == pytest.approx(0.5 - 0.2 * (1 - math.exp(-1)))
-    released = TLWLoss(k_start=0, k_gain=1, k_tau=100, k_growth='linear')  # epoch/100
-    assert [released.k(epoch) for epoch in (0, 25, 100, 120)] == [0, 0.25, 1, 1]
+    assert TLWLoss(k_tau=100).k(100) == pytest.approx(0.6 * (1 - 1 / math.e) + 0.3)  # as released
+
+
+def test_the_released_offset_in_its_unit():
+    """The program adds 0.2 to errors of pixels in [-1, 1]; 0.1 does the same to those of pixels in [0, 1]."""
+    pred, target = torch.rand(2, 1, 3, 4, 5, dtype=torch.float64)
+    wide = (2 * target - 1) - (2 * pred - 1)
+    torch.testing.assert_close(2 * tlw.pixel_error(pred, target, 'mse'), wide**2 / (wide.abs() + 0.2))
 
 
 @pytest.mark.parametrize('form', ['sum', 'log_sum_exp'])
@@ -224,7 +230,7 @@ def test_log_sum_exp_without_any_error():
 
 @pytest.mark.parametrize('wrong', [{'base': 'l2'}, {'judge': 'alexnet'}, {'k_unit': 'epochs'}, {'samples': 0},
                                    {'temperature': 0.}, {'eps': 0.}, {'k_tau': 0.}, {'k_start': 0.5}, {'k_gain': -0.4},
-                                   {'order': 'both'}, {'form': 'mean'}, {'mse_offset': 0.}, {'k_growth': 'exp'}])
+                                   {'order': 'both'}, {'form': 'mean'}, {'mse_offset': 0.}])
 def test_arguments_of_the_loss(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         TLWLoss(**wrong)

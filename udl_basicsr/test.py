@@ -6,7 +6,7 @@ from udl_basicsr.training import launch, loop
 
 
 def main(root_path: Path | None = None) -> int:
-    """Runs the command line, in a ``test.py`` of one's own too: ``import my_networks``, and then this.
+    """Runs the command line, in a ``test.py`` of one's own too; see docs/API.md.
 
     Args:
         root_path: Where ``experiments/`` and ``results/`` go; None is the working directory.

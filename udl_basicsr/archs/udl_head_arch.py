@@ -12,7 +12,7 @@ from .upsampled_conv import upsampled_conv2d
 
 @ARCH_REGISTRY.register()
 class UDLHead(nn.Module):
-    """The uncertainty head of the UDL paper: nearest x scale, conv3x3 ELU, conv3x3 ELU, conv3x3 ELU.
+    """The uncertainty head of UDL: nearest x scale as printed (figure 2); conv3x3 ELU, three times, as released.
 
     Since it ends in ELU, s > -1: nothing below a Laplace scale of e^-1 grey levels can be said. That it may say more
     than a Laplace scale is ours: with another ``distribution`` its last convolution is as wide as that one's maps.

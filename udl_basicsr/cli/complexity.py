@@ -26,8 +26,9 @@ def main(argv: list[str] | None = None) -> int:
     from udl_basicsr.options.keys import lookup
     from udl_basicsr.options.network_values import check_networks
     from udl_basicsr.options.schema import COUNT
-    from udl_basicsr.options.trials import build_network, why
+    from udl_basicsr.options.trials import build_network
     from udl_basicsr.utils.tables import text_table
+    from udl_basicsr.utils.text import kind_and_line
     from udl_basicsr.utils.yaml_files import OptionError, load_yaml
 
     rows = []
@@ -46,8 +47,9 @@ def main(argv: list[str] | None = None) -> int:
             try:
                 cells.append(format_amount(cost, measure(block, scale, args.size)))
             except Exception as error:  # of a network that looks at values, or takes no image of that size
-                raise OptionError([f'{file}: network_g: the {cost} of {block["type"]} for an image of {args.size[0]} x '
-                                   f'{args.size[1]} cannot be told: {why(error)}; another --size may do']) from None
+                size = ' x '.join(map(str, args.size))
+                raise OptionError([f'{file}: network_g: the {cost} of {block["type"]} for an image of {size} cannot be '
+                                   f'told: {kind_and_line(error)}; another --size may do']) from None
         rows.append(cells)
     print(text_table(['file', 'network', 'scale', 'parameters', f'MACs, {args.size[1]}×{args.size[0]}',
                       *['run time'] * args.run_time], rows))

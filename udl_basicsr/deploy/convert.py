@@ -20,12 +20,12 @@ is why every conversion comes with the ``network_g`` block that its weights belo
 import math
 from pathlib import Path
 
-from udl_basicsr.utils.checkpoints import CheckpointError, save_atomic
+from udl_basicsr.utils.checkpoints import save_atomic
 from udl_basicsr.utils.text import first_line, some
 
 from .carn_format import carn_to_ours
 from .edsr_format import UDL_NETWORK_U, edsr_to_ours, edsr_two_to_ours, from_ours
-from .export import ExportError, build_loaded, export_onnx, export_safetensors, find_options, refuse_existing
+from .export import build_loaded, export_onnx, export_safetensors, find_options, refuse_existing
 from .foreign import (
     FORMATS,
     OURS,
@@ -74,11 +74,11 @@ def to_ours(weights: Weights, *, res_scale: float | None = None, rgb_range: floa
         if kind == 'udl_two':
             return edsr_two_to_ours(weights, res_scale, rgb_range)
         return edsr_to_ours(weights, kind, res_scale, rgb_range)
+    except ConversionError:  # a RuntimeError too
+        raise
     except KeyError as error:
         raise ConversionError(f'it lacks {some(error.args)}, which {FORMATS[kind]} has') from error
     except (RuntimeError, ArithmeticError) as error:  # torch's, of channels of one layer that are not the next one's
-        if isinstance(error, (ExportError, CheckpointError)):
-            raise
         raise ConversionError(f'its layers do not fit one another: {first_line(error)}') from error
 
 

@@ -24,6 +24,7 @@ from udl_basicsr.options.network_values import check_networks
 from udl_basicsr.utils.checkpoints import ParamKey, check_fit, network_weights, safetensors_metadata
 from udl_basicsr.utils.errors import UdlError
 from udl_basicsr.utils.files import written_aside
+from udl_basicsr.utils.text import kind_and_line
 from udl_basicsr.utils.version import __version__
 from udl_basicsr.utils.yaml_files import load_yaml, read_block
 
@@ -237,7 +238,7 @@ def export_onnx(network: nn.Module, path: str | Path, weights: str | Path | None
             return OnnxReport(exporter, OPSET, dynamic_batch, shapes, difference, (*refused, *fixed))
         except Exception as error:  # exporters and runtimes raise whatever their libraries do
             failures.append(f'{exporter} exporter, batch {"dynamic" if dynamic_batch else "of 1"}: '
-                            f'{_first_line(error)}')
+                            f'{kind_and_line(error)}')
     raise ExportError('\n  '.join([f'{path}: {type(network).__name__} cannot be exported with dynamic sizes; nothing '
                                    f"was kept. Expected torch's pixels to {TOLERANCE:g}, tried:", *failures]))
 
@@ -270,7 +271,7 @@ def _images(network: nn.Module) -> tuple[_Pairs, list[tuple[int, int]], str]:
                 raise
             except Exception as error:  # whatever a network says to a size that it does not take
                 refused.append((height, width))
-                reason = _first_line(error)
+                reason = kind_and_line(error)
         if images:
             break
     return images, refused, reason
@@ -331,7 +332,7 @@ def _compare(runtime, network: nn.Module, path: Path, images: _Pairs, dynamic_ba
         except Exception as error:  # padding computed in Python is that of the example for ever: other sizes fail
             refused.append(size)
             if len(refused) > len(images) - 3:
-                raise ExportError(f'works at {len(shapes)} other size(s): {_first_line(error)}') from error
+                raise ExportError(f'works at {len(shapes)} other size(s): {kind_and_line(error)}') from error
     if dynamic_batch:
         image = images[tuple(shapes[0][2:])][0]
         batch = torch.cat([image, image.flip(-1), 1 - image])
@@ -346,9 +347,3 @@ def _difference(session, image: Tensor, expected: Tensor) -> float:
         raise ExportError(f'onnxruntime gives {tuple(got.shape)} for {tuple(image.shape)}, torch '
                           f'{tuple(expected.shape)}')
     return (got - expected).abs().max().item() / max(1., expected.abs().max().item())
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return f'{type(error).__name__}: {lines[0][:300]}' if lines else type(error).__name__
-

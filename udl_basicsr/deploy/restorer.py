@@ -20,6 +20,7 @@ from udl_basicsr.utils.checkpoints import EMA_FIRST, ParamKey
 from udl_basicsr.utils.kernels import exact_kernels
 from udl_basicsr.utils.memory import give_back, is_out_of_memory
 from udl_basicsr.utils.processor import warn_where_emulated
+from udl_basicsr.utils.text import first_line
 
 from .export import ExportError, build_loaded, find_options
 from .infer_plan import InferenceError, PictureJob
@@ -102,7 +103,7 @@ class Restorer:
                 try:
                     sr = self._forward(self.network, lq)
                 except Exception as error:  # whatever a network says to a size or a number of channels
-                    reason = reason or _first_line(error)
+                    reason = reason or first_line(error)
                     continue
                 scale = sr.shape[-1] // lq.shape[-1]
                 if sr.shape != (1, channels, scale * lq.shape[2], scale * lq.shape[3]):
@@ -280,7 +281,7 @@ class Restorer:
         except Exception as error:
             if not is_out_of_memory(error):
                 size = 'x'.join(map(str, image.shape[:1:-1]))
-                raise ImageError(f'the network cannot restore its {size} pixels: {_first_line(error)}') from error
+                raise ImageError(f'the network cannot restore its {size} pixels: {first_line(error)}') from error
         return None
 
     def _forward(self, network: inference.Restore, lq: Tensor) -> Tensor:
@@ -383,7 +384,3 @@ def _options(weights: str | Path, opt: str | Path | None) -> dict:
 def _hwc(maps: Tensor) -> np.ndarray:
     """(1, C, H, W) to (H, W, C)."""
     return maps[0].numpy().transpose(1, 2, 0)
-
-
-def _first_line(error: Exception) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]

@@ -192,7 +192,7 @@ def _costs(records: Sequence[Record]) -> dict[str, list[str]]:
 def format_summary(records: Sequence[Record], metrics: Sequence[str] = ('psnr', ), markdown: bool = False) -> str:
     """The table of a comparison as it stands, for the terminal or in Markdown: one for each network and scale.
 
-    Below it stands how the metrics were measured where that is not the same in all runs.
+    Below it stands how the metrics were measured, and which seeds a method has, where that is not the same in all runs.
     """
     table, gap = (markdown_table, '\n\n') if markdown else (text_table, '\n')
     groups: dict[tuple, list[Record]] = {}
@@ -203,4 +203,18 @@ def format_summary(records: Sequence[Record], metrics: Sequence[str] = ('psnr', 
         parts.append(f'{f"{network} ×{scale}".strip()}{gap}{table(*summary_rows(group, scale, metrics))}')
         notes = protocol_notes(group, metrics)
         parts += ['\n'.join(notes)] if len(notes) > 1 else []
+        parts += _seeds_note(group)
     return '\n\n'.join(parts)
+
+
+def _seeds_note(records: Sequence[Record]) -> list[str]:
+    """Why a difference need not be that of two means: nothing where all methods have the seeds of the reference."""
+    seeds = {method: sorted({r.seed for r in records if r.method == method}) for method in methods_of(records)}
+    own = seeds.get(records[0].reference)
+    others = {method: found for method, found in seeds.items() if own and found != own}
+    if not others:
+        return []
+    told = {label: ', '.join(map(str, seeds[method])) for method, label in methods_of(records).items()
+            if method in (records[0].reference, *others)}
+    return ['A mean is over the seeds of its method, a difference over those that the reference has too. Seeds: '
+            + '; '.join(f'{label}: {numbers}' for label, numbers in told.items()) + '.']

@@ -17,7 +17,7 @@ LEAST_ERROR = 1e-3
 def beta_nll_terms(error: Tensor, log_scale: Tensor, beta: float = 0.5) -> tuple[Tensor, Tensor]:
     """The two terms of EU times sg[theta^beta], their sum sg[e^(beta*s)]*(exp(-s)*e + s).
 
-    Seitzer et al., On the Pitfalls of Heteroscedastic Uncertainty Estimation, ICLR 2022 (arXiv 2203.09168). As printed:
+    Seitzer et al., On the Pitfalls of Heteroscedastic Uncertainty Estimation, ICLR 2022 (arXiv 2203.09168). Theirs:
     Gauss' likelihood times sg[sigma^(2*beta)]. Ours: Laplace's, and theta in the place of the variance. beta 0 is EU;
     at 1 the gradient to the image is L1's, whatever s is.
 

@@ -20,7 +20,7 @@ NOISES = ('gaussian', 'laplace')
 BORDERS = ('replicate', 'zeros')
 DETACH = ('none', 'mean', 'features', 'all')
 
-#: Weights of red, green and blue in a gray image: ITU-R BT.601, and as the released program of GV has them.
+#: Weights of red, green and blue in a gray image: ITU-R BT.601, and those of MATLAB, which GV's released program has.
 LUMA = {'bt601': (0.299, 0.587, 0.114), 'released': (0.2989, 0.5870, 0.1140)}
 
 SSIM_WINDOW = 11
@@ -72,7 +72,8 @@ def gaussian_nll_terms(error: Tensor, log_sigma: Tensor) -> tuple[Tensor, Tensor
 def gram_terms(error: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor]:
     """GRAM (gradient rescaling attention model, 2019): both EU terms times sg[sigmoid(s)], sg = stop-gradient.
 
-    With ``error`` squared it is the l2 form, in which s is the log of a squared scale and s* = ln(e^2).
+    This is the l1 form of its authors' program. With ``error`` squared it is the l2 form, in which s is the log of a
+    squared scale and s* = ln(e^2); the program divides e^2 by 127.5 there.
     """
     fidelity, log_term = laplace_nll_terms(error, log_scale)
     attention = torch.sigmoid(log_scale).detach()
@@ -97,8 +98,8 @@ def scale_log_scale(log_scale: Tensor, scaling: str = 'linear', offset: float = 
         scaling (str): One of the names above.
         offset (float): Added to the weight. UDL's released program adds 1 to s - min s, the paper nothing.
         min_over (str): ``'image'`` takes the minimum over C, H, W (eq. 10 does not say; ours), ``'channel'`` over H, W
-            (UDL's released program), ``'batch'`` over N as well (TLW's released program, for the UDL it compares with);
-            of several processes over the images of each.
+            (UDL's released program), ``'batch'`` over N as well (TLW's released program, for its own UDL, whose map is
+            theta); of several processes over the images of each.
 
     Raises:
         ValueError: Unknown ``scaling`` or ``min_over``.

@@ -91,15 +91,12 @@ def weight_criterion(over: Tensor, under: Tensor, eps: float) -> Tensor:
     return (over + eps) / (under + eps)
 
 
-def k_schedule(position: float, start: float = 0.3, gain: float = 0.6, tau: float = 200.,
-               growth: str = 'exponential') -> float:
-    """k, the mean of the weights, as training goes on; position and tau in epochs or in iterations.
+def k_schedule(position: float, start: float = 0.3, gain: float = 0.6, tau: float = 200.) -> float:
+    """k, the mean of the weights, as training goes on: gain*(1 - exp(-position/tau)) + start.
 
-    ``'exponential'`` is gain*(1 - exp(-position/tau)) + start (section IV-A, the defaults with it). ``'linear'`` is
-    gain*min(position/tau, 1) + start, as released: epoch/100.
+    As printed with the defaults and the position in epochs (section IV-A); as released, tau is 100.
     """
-    grown = min(position / tau, 1.) if growth == 'linear' else -math.expm1(-position / tau)
-    return gain * grown + start
+    return gain * -math.expm1(-position / tau) + start
 
 
 def sr_weights(weights: Tensor, criterion: Tensor) -> Tensor:
@@ -118,7 +115,8 @@ def sr_weights(weights: Tensor, criterion: Tensor) -> Tensor:
 def expected_likelihood_loss(weights: Tensor, prob: Tensor, error: Tensor) -> Tensor:
     """-ln( sum_t p_t*exp(-mean(w_t*e)) / sum_t p_t ) of each image: the SR network's loss as released.
 
-    The logarithm of the expected likelihood, where eq. 11 to 13 have the expectation of its logarithm.
+    The logarithm of the expected likelihood, where eq. 11 to 13 have the expectation of its logarithm. The program's
+    pixels lie in [-1, 1], where e is twice what it is in [0, 1].
 
     Args:
         weights (Tensor): w, (T, N, C, H, W); a constant.
@@ -142,7 +140,8 @@ def pixel_error(pred: Tensor, target: Tensor, base: str = 'l1', mse_offset: floa
         pred (Tensor): f, (N, C, H, W).
         target (Tensor): x, the same.
         base (str): ``'l1'`` or ``'mse'``.
-        mse_offset (float): In the unit of the pixels: 0.1 as printed; as released 0.2, and 0.1 where nothing is drawn.
+        mse_offset (float): In the unit of the pixels; 0.1 as printed. The program has 0.2 for pixels in [-1, 1], which
+            is 0.1 in [0, 1], and half of that where nothing is drawn.
     """
     error = torch.abs(target - pred)
     return error if base == 'l1' else error.square() / (error.detach() + mse_offset)

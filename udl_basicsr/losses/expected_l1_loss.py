@@ -29,8 +29,8 @@ class ExpectedL1Loss(WeightedLoss):
 
     Args:
         loss_weight (float): Weight of the loss.
-        sigma (float | None): None: e_t. A number > 0: k of eq. 7, in the unit of the pixels, [0, 1]. ("Small, invisible
-            to the human eye"; no value is printed.)
+        sigma (float | None): None: e_t. A number > 0: k of eq. 7, in the unit of the pixels, [0, 1]. ("A small
+            constant k invisible to the human eye"; no value is printed.)
         threshold (str): ``'mean'``, as in section 4.3, or ``'none'``, e_t = e as eq. 8 is printed; see
             :func:`~udl_basicsr.functional.losses.adaptive_sigma`.
         mean_over (str): The mean of ``threshold`` over each ``'image'`` or the ``'batch'``. The paper does not say

@@ -20,7 +20,7 @@ class GradientVarianceLoss(WeightedLoss):
     It stands beside a pixel loss. As printed: gray, Sobel, unbiased variances, patches of 8 at x2 and of 16 at x3 and
     x4. Open in the paper: the weight (released 0.01, for pixels in [0, 1]; the loss grows with the fourth power of the
     range, ``norm='l2'`` with the second), the border, the weights of gray. Defaults: the norm is the released one, the
-    border ours, gray BT.601, of which the released weights are a rounding.
+    border and gray, BT.601, are ours.
 
     Args:
         loss_weight (float): Weight of the loss.

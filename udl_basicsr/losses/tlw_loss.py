@@ -11,7 +11,6 @@ from .perceptual import NETS, build_lpips
 
 ORDERS = ('alternating', 'joint')
 FORMS = ('sum', 'log_sum_exp')
-GROWTHS = ('exponential', 'linear')
 
 
 @LOSS_REGISTRY.register()
@@ -39,7 +38,8 @@ class TLWLoss(WeightedLoss):
         form (str): Of the SR network's loss: ``'sum'`` as printed, or ``'log_sum_exp'`` as released, in which p_t =
             D(w_t*f + (1 - w_t)*x, x)/(D((1 - w_t)*f + w_t*x, x) + eps); see
             :func:`~udl_basicsr.functional.tlw.expected_likelihood_loss`.
-        mse_offset (float): Of ``base: mse``, in the unit of the pixels; 0.1 as printed, 0.2 as released.
+        mse_offset (float): Of ``base: mse``, in the unit of the pixels; 0.1 as printed. As released too: 0.2 for pixels
+            in [-1, 1] is 0.1 in [0, 1].
         eps (float): Of WC, in units of the judge.
         judge (str): Backbone of LPIPS: ``'alex'``, ``'vgg'`` or ``'squeeze'``.
         judge_linear (bool): LPIPS with its linear layers.
@@ -47,9 +47,8 @@ class TLWLoss(WeightedLoss):
         judge_random (bool): A random backbone, for trials without weights.
         k_start (float): k, the mean of the weights, at the beginning, in [0, 1].
         k_gain (float): By how much it grows in the end; k_start + k_gain in [0, 1].
-        k_tau (float): Time constant of its growth.
+        k_tau (float): Time constant of its growth; 200 as printed, 100 as released.
         k_unit (str): Unit of ``k_tau``: ``'epoch'`` or ``'iter'``.
-        k_growth (str): ``'exponential'``, or ``'linear'``; see :func:`~udl_basicsr.functional.tlw.k_schedule`.
         reduction (str): ``'none'``, ``'mean'`` or ``'sum'``, of the SR network's loss.
 
     Raises:
@@ -75,12 +74,10 @@ class TLWLoss(WeightedLoss):
                  k_gain: float = 0.6,
                  k_tau: float = 200.,
                  k_unit: str = 'epoch',
-                 k_growth: str = 'exponential',
                  reduction: str = 'mean'):
         super().__init__(loss_weight, reduction)
         for name, value, choices in (('base', base, ('l1', 'mse')), ('order', order, ORDERS), ('form', form, FORMS),
-                                     ('judge', judge, NETS), ('k_unit', k_unit, ('epoch', 'iter')),
-                                     ('k_growth', k_growth, GROWTHS)):
+                                     ('judge', judge, NETS), ('k_unit', k_unit, ('epoch', 'iter'))):
             F.check_choice(name, value, choices)
         for name, value in (('samples', samples), ('temperature', temperature), ('mse_offset', mse_offset),
                             ('eps', eps), ('k_tau', k_tau)):
@@ -92,7 +89,7 @@ class TLWLoss(WeightedLoss):
         self.base, self.order, self.form, self.mse_offset = base, order, form, mse_offset
         self.samples, self.temperature, self.deterministic = samples, temperature, deterministic
         self.eps, self.k_unit = eps, k_unit
-        self._k = {'start': k_start, 'gain': k_gain, 'tau': k_tau, 'growth': k_growth}
+        self._k = {'start': k_start, 'gain': k_gain, 'tau': k_tau}
         self._judge_options = {'net': judge, 'linear': judge_linear, 'weights_path': judge_weights,
                                'random_weights': judge_random}
         self.judge: nn.Module | None = None

@@ -19,13 +19,14 @@ from udl_basicsr.data.uncertainty_cache import AUTO, why_no_folder
 from udl_basicsr.metrics import calculate_lpips
 from udl_basicsr.utils.settings import LoaderSettings
 
-from .keys import Findings, lookup
+from .keys import Findings, block_of, lookup
 from .pairs import PREPARE, Pair, Size, file_pairs, lmdb_pairs, names_outside, some_of, why_outside
 from .signatures import parameters
 from .trials import SAME_NAMES, try_dataset, try_metric
 
 _THREADS = 8  # what waits for a disk, or a network, waits for several files at once
 _PORTION = 256  # files that a thread takes at a time
+_PATIENCE = 3  # seconds without a bar: headers take moments, but on a slow disk minutes
 _MOST_SAMPLES = 5 * 10**7  # of an epoch, whose order is kept in memory
 _LARGEST_TRIAL = 512  # side of the image that metrics are tried on, where the smallest image is larger
 _WITH_IMAGES = ('UDLModel', 'TLWModel', 'SRModel')  # which take images, not frames
@@ -35,8 +36,8 @@ class Images:
     """Sizes of images by path, each looked at once though several data sets and stages have it.
 
     Args:
-        deep: Decode every image, with a bar that says how long it will take.
-        quiet: Without the bar.
+        deep: Decode every image.
+        quiet: Without the bar that a terminal shows of what takes longer than moments: one process shows it.
     """
 
     def __init__(self, deep: bool = False, quiet: bool = False) -> None:
@@ -56,8 +57,8 @@ class Images:
         portion = 8 if self.deep else _PORTION
         portions = [names[i:i + portion] for i in range(0, len(names), portion)]
         with ThreadPoolExecutor(_THREADS) as threads, \
-                tqdm(total=len(names), desc=what, unit='image', disable=self.quiet or not self.deep or None,
-                     dynamic_ncols=True) as bar:
+                tqdm(total=len(names), desc=what, unit='image', disable=self.quiet or None, dynamic_ncols=True,
+                     delay=0 if self.deep else _PATIENCE) as bar:
             for some, found in zip(portions, threads.map(look_at, portions), strict=True):
                 self.known.update(zip(some, found, strict=True))
                 bar.update(len(some))
@@ -118,8 +119,8 @@ def _check_dataset(dataset: dict, at: str, opt: dict, root_path: str, report: Fi
         if not wanted(osp.expanduser(path)):
             kind = 'folder' if key.startswith('dataroot') else 'file'
             report.add(f'{at}.{key}', f'no such {kind}: {where(path, root_path)}; {PREPARE}{drop}')
-        elif kind_of_meta := key.startswith('meta') and names_outside(osp.expanduser(path)):
-            report.add(f'{at}.{key}', kind_of_meta)
+        elif outside := key.startswith('meta') and names_outside(osp.expanduser(path)):
+            report.add(f'{at}.{key}', outside)
     cache = dataset.get('uncertainty_cache')
     if isinstance(cache, str) and cache != AUTO and (problem := why_no_folder(cache)):
         report.add(f'{at}.uncertainty_cache', problem)
@@ -226,10 +227,8 @@ def _check_sizes(sizes: dict[Pair, tuple[Size, Size]], scale: int, dataset: dict
 
 def _check_metrics(sizes: dict[Pair, tuple[Size, Size]], scale: int, opt: dict, at: str, report: Findings) -> None:
     """That every metric gives a number for the smallest image that it will see."""
-    val = opt.get('val')
-    metrics = val.get('metrics') if isinstance(val, dict) else None
     pair, (_, lq) = min(sizes.items(), key=lambda item: min(item[1][1]))
-    for name, block in metrics.items() if isinstance(metrics, dict) else ():
+    for name, block in block_of(block_of(opt, 'val'), 'metrics').items():
         target = lookup('metric', block.get('type')) if isinstance(block, dict) else None
         if target in (None, calculate_lpips) or report.has(f'val.metrics.{name}'):
             continue

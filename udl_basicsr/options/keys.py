@@ -11,12 +11,12 @@ from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTR
 
 from udl_basicsr.archs.spandrel_archs import REFUSED
 from udl_basicsr.metrics.facts import stated_facts
-from udl_basicsr.utils.text import did_you_mean, nearest
+from udl_basicsr.utils.text import did_you_mean, first_line, kind_and_line, nearest
 
 from . import schema
 from .schema import Built, Key
 from .signatures import call_problems, describe, keys_needed, keys_read, names_compared, parameters
-from .trials import quietly, try_optimizer, try_scheduler, why
+from .trials import quietly, try_optimizer, try_scheduler
 
 _PACKAGE = __name__.split('.')[0]
 SUPPLIED = {'metric': {'img', 'img2', 'log_scale'}, 'optimizer': {'params'}, 'scheduler': {'optimizer', 'last_epoch'}}
@@ -67,6 +67,11 @@ def lookup(what: str, name: Any) -> Any:
     return known(what).get(name) if isinstance(name, str) else None
 
 
+def block_of(options: dict, key: str) -> dict:
+    """The block under a key; an empty one where there is none, or what is no block, which is reported by itself."""
+    return value if isinstance(value := options.get(key), dict) else {}
+
+
 class KeyChecker:
     """Walks options along the table of ``schema.py``. Accepted values are converted in place."""
 
@@ -104,8 +109,7 @@ class KeyChecker:
         """The value of a key of the table, or its default."""
         table, block = schema.OPTIONS, self.opt
         for name in path[:-1]:
-            table, block = table[name].kind, block.get(name)
-            block = block if isinstance(block, dict) else {}
+            table, block = table[name].kind, block_of(block, name)
         value = block.get(path[-1])
         return table[path[-1]].default if value is None else value
 
@@ -219,8 +223,7 @@ class KeyChecker:
         for key in [k for k in arguments if self.lenient and not (others or k in known_here or nearest(k, known_here))]:
             self.stray(f'{where}.{key}', f'{name} has no such argument; it is left out')
             del block[key], arguments[key]
-        for key, problem in call_problems(target, arguments, SUPPLIED.get(what, ()),
-                                          optional=None if kind.partial else ()):
+        for key, problem in call_problems(target, arguments, SUPPLIED.get(what, ()), kind.partial):
             self.report.add(f'{where}.{key}', problem)
         if what == 'optimizer' and 'lr' not in arguments:
             self.report.add(f'{where}.lr', 'missing; expected the learning rate')
@@ -258,8 +261,8 @@ class KeyChecker:
                 with quietly():
                     target(**arguments)  # those with a network inside (perceptual losses) take a dictionary of layers
         except Exception as error:
-            text = str(error) if isinstance(error, (ValueError, AssertionError)) and str(error) else why(error)
-            return f'{target.__name__} refuses these arguments: {text.splitlines()[0]}'
+            says_all = isinstance(error, (ValueError, AssertionError))
+            return f'{target.__name__} refuses these arguments: {(first_line if says_all else kind_and_line)(error)}'
         return ''
 
     def dataset(self, block: dict, table: dict[str, Key], at: tuple[str, ...]) -> None:
@@ -280,11 +283,10 @@ class KeyChecker:
         needed = set(keys_needed(target, phase)) if target else set()
         if phase == 'train':
             needed |= {'batch_size_per_gpu', 'num_worker_per_gpu'}
-        backend = block.get('io_backend')
-        backend = backend if isinstance(backend, dict) else {}
+        backend = block_of(block, 'io_backend')
         client = FileClient._backends.get(str(backend.get('type')))
         arguments = {k: v for k, v in backend.items() if k != 'type'} if client else {}
-        for key, problem in call_problems(client, arguments, optional=None) if client else ():
+        for key, problem in call_problems(client, arguments, partial=True) if client else ():
             self.report.add(f'{where}.io_backend.{key}', problem)
         for key in sorted(set(arguments) - {'readahead'}) if client and backend['type'] == 'lmdb' else ():
             # the data set names the databases; a lock, or what is not read-only, would write beside them

@@ -11,7 +11,7 @@ from udl_basicsr.utils.text import did_you_mean
 from udl_basicsr.utils.yaml_files import OptionError
 
 from . import schema
-from .keys import Findings, KeyChecker, lookup
+from .keys import Findings, KeyChecker, block_of, lookup
 from .signatures import call_problems, parameters
 from .trials import build_network, try_network
 
@@ -51,7 +51,7 @@ class NetworkChecker(KeyChecker):
             self.report.add('network_u.type', f'no network {uncertainty.get("type")!r} is known; expected '
                             'UncertaintyNet')
             return
-        for key, problem in call_problems(target, {k: v for k, v in uncertainty.items() if k != 'type'}, optional=None):
+        for key, problem in call_problems(target, {k: v for k, v in uncertainty.items() if k != 'type'}, partial=True):
             self.report.add(f'network_u.{key}', problem)
         backbone = uncertainty.get('backbone', block)
         if isinstance(uncertainty.get('backbone'), dict):
@@ -98,8 +98,7 @@ class NetworkChecker(KeyChecker):
 
     def blocks(self) -> dict[str, dict]:
         """The data sets that are blocks, by their keys."""
-        datasets = self.opt.get('datasets')
-        return {k: d for k, d in datasets.items() if isinstance(d, dict)} if isinstance(datasets, dict) else {}
+        return {k: d for k, d in block_of(self.opt, 'datasets').items() if isinstance(d, dict)}
 
     def channels(self, key: str = 'train') -> int:
         """Of the images that a data set gives, or the first of a test."""

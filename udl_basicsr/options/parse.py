@@ -19,7 +19,7 @@ from udl_basicsr.utils.shipped_weights import locate_weights
 from udl_basicsr.utils.yaml_files import OptionError, apply_force_yml, dump_flat, interpolate, load_yaml, merge
 
 from .data_sets import Images, check_data, where
-from .keys import Findings
+from .keys import Findings, block_of
 from .schema import OPTIONS
 from .testing import as_test, trains
 from .training_values import judge_of
@@ -78,15 +78,16 @@ def parse_options(file: str, *, root_path: str, is_train: bool, force_yml: Itera
     Raises:
         OptionError: with every problem found.
     """
-    return _parse(file, (), root_path=root_path, is_train=is_train, force_yml=tuple(force_yml or ()),
-                  auto_resume=auto_resume, debug=debug, rank=rank, world_size=world_size, dist=dist,
+    process = {'dist': dist, 'rank': rank, 'world_size': world_size, 'auto_resume': auto_resume, 'debug': debug}
+    return _parse(file, (), root_path=root_path, is_train=is_train, force_yml=tuple(force_yml or ()), process=process,
                   num_gpu_available=gpu_count() if num_gpu_available is None else num_gpu_available,
-                  files=check_files, images=Images(deep=deep and rank == 0) if check_files and check_images else None)
+                  files=check_files,
+                  images=Images(deep and rank == 0, quiet=rank != 0) if check_files and check_images else None)
 
 
 def _parse(file: str, parents: tuple[str, ...], *, root_path: str, is_train: bool, force_yml: tuple[str, ...],
-           auto_resume: bool, debug: bool, rank: int, world_size: int, dist: bool, num_gpu_available: int,
-           files: bool, images: Images | None, within: dict | None = None) -> Parsed:
+           process: dict, num_gpu_available: int, files: bool, images: Images | None,
+           within: dict | None = None) -> Parsed:
     file = osp.abspath(osp.expanduser(file))
     root_path = osp.abspath(root_path)
     flat = load_yaml(file, references=False) if within is None else within
@@ -99,13 +100,13 @@ def _parse(file: str, parents: tuple[str, ...], *, root_path: str, is_train: boo
     flat = interpolate(apply_force_yml(flat, force_yml), file)
     if isinstance(flat.get('stage1'), str):
         flat['stage1'] = osp.abspath(flat['stage1'])  # only --force_yml can have left it relative, to where we are
-    _complete(flat, debug)
+    _complete(flat, process['debug'])
 
     report, stage1, promised = Findings(), None, {}
     if isinstance(flat.get('stage1'), (str, dict)) and is_train:
         stage1 = _parse_stage1(flat, report, (*parents, osp.realpath(file)), root_path=root_path, is_train=True,
-                               force_yml=(), auto_resume=auto_resume, debug=debug, rank=rank, world_size=world_size,
-                               dist=dist, num_gpu_available=num_gpu_available, files=files, images=images)
+                               force_yml=(), process=process, num_gpu_available=num_gpu_available, files=files,
+                               images=images)
         promised = _fill_stage1_weights(flat, stage1, root_path)
     elif flat.get('stage1') is not None and not is_train:
         report.add('stage1', 'belongs in a training file; remove it')
@@ -116,8 +117,7 @@ def _parse(file: str, parents: tuple[str, ...], *, root_path: str, is_train: boo
 
     if is_train and flat.get('manual_seed') is None:
         flat['manual_seed'] = random.SystemRandom().randint(1, 10000)  # leaves the global random state alone
-    opt = _runtime(flat, root_path, is_train, num_gpu_available)
-    opt.update(dist=dist, rank=rank, world_size=world_size, auto_resume=auto_resume, debug=debug)
+    opt = _runtime(flat, root_path, is_train, num_gpu_available) | process
     _check_machine(opt, flat, num_gpu_available, report)
     if files:
         _check_weights(flat, promised, root_path, is_train, report)
@@ -137,9 +137,9 @@ def _parse(file: str, parents: tuple[str, ...], *, root_path: str, is_train: boo
 def changed(parsed: Parsed, changes: dict) -> Parsed:
     """The same run with other values, which are right: they are not checked."""
     flat = merge(parsed.flat, changes)
+    process = {key: parsed.opt[key] for key in ('dist', 'rank', 'world_size', 'auto_resume', 'debug')}
     opt = _runtime(flat, parsed.opt['root_path'], True, parsed.opt['num_gpu'])
-    opt.update({key: parsed.opt[key] for key in ('dist', 'rank', 'world_size', 'auto_resume', 'debug')})
-    return replace(parsed, flat=flat, opt=opt)
+    return replace(parsed, flat=flat, opt=opt | process)
 
 
 def renamed(parsed: Parsed, name: str, **path: str) -> Parsed:
@@ -147,14 +147,10 @@ def renamed(parsed: Parsed, name: str, **path: str) -> Parsed:
 
     What ``path`` says of the old weights, a state to go on from and the entries of their files, is no longer true.
     """
-    flat = deepcopy(parsed.flat)
-    flat.pop('stage1', None)
-    flat.pop('rounds', None)
+    flat = {key: value for key, value in parsed.flat.items() if key not in ('stage1', 'rounds')}
     kept = {key: value for key, value in flat['path'].items() if not key.startswith(('resume_state', 'param_key_'))}
-    flat.update(name=name, path={**kept, **path})
-    opt = _runtime(flat, parsed.opt['root_path'], True, parsed.opt['num_gpu'])
-    opt.update({key: parsed.opt[key] for key in ('dist', 'rank', 'world_size', 'auto_resume', 'debug')})
-    return Parsed(parsed.file, flat, opt, None, parsed.warnings)
+    flat |= {'name': name, 'path': {**kept, **path}}
+    return changed(replace(parsed, flat=flat, stage1=None, notes=()), {})
 
 
 def _error(file: str, report: Findings) -> OptionError:
@@ -168,9 +164,9 @@ def _complete(flat: dict, debug: bool) -> None:
     name = flat.get('name')
     if debug and isinstance(name, str) and not name.startswith('debug'):
         flat['name'] = f'debug_{name}'
-    train = flat.get('train') if debug else None
+    train = block_of(flat, 'train') if debug else {}
     for key in ('total_iter', 'warmup_iter'):
-        if isinstance(train, dict) and isinstance(train.get(key), (int, float)):
+        if isinstance(train.get(key), (int, float)):
             train[key] = min(train[key], _DEBUG_ITERATIONS)
     if flat.get('num_gpu') is None:
         flat['num_gpu'] = OPTIONS['num_gpu'].default
@@ -196,6 +192,9 @@ def _parse_stage1(flat: dict, report: Findings, parents: tuple[str, ...], **argu
         first, parents = parents[-1], parents[:-1]
     elif osp.realpath(first) in parents:
         report.add('stage1', f'goes round in a circle: {" -> ".join((*parents, osp.realpath(first)))}')
+        return None
+    elif not osp.exists(first):
+        report.add('stage1', f'no such file: {first}; correct the path')
         return None
     try:
         stage1 = _parse(first, parents, within=within, **arguments)
@@ -282,8 +281,7 @@ def _check_machine(opt: dict, flat: dict, num_gpu_available: int, report: Findin
     if isinstance(wanted, int) and wanted > num_gpu_available:
         report.add('num_gpu', f'{wanted} is more than the {num_gpu_available} that this machine shows; use auto')
     if opt['is_train'] and not opt['dist']:
-        train = opt['train'] if isinstance(opt.get('train'), dict) else {}
-        levers = [key for key in ('amp', 'compile') if train.get(key)]
+        levers = [key for key in ('amp', 'compile') if block_of(opt, 'train').get(key)]
         if isinstance(wanted, int) and wanted > 1 and levers:
             report.add('num_gpu', no_data_parallel(wanted, f'train.{levers[0]}'))
         elif wanted == 'auto' and num_gpu_available > 1:
@@ -319,8 +317,7 @@ def _check_weights(flat: dict, promised: dict, root_path: str, is_train: bool, r
             report.add(f'path.{key}', f'{where(value, root_path)} is compressed, as torch writes none: what it unpacks '
                        'to may fill the memory; fetch it again, or save it anew with torch.save')
     # TLW's judge is built with its model; that of a likelihood not before the first step, when it would be late to say.
-    likelihood = flat['train'].get('likelihood_opt') if isinstance(flat.get('train'), dict) else None
-    judge, weights = judge_of(likelihood)
+    judge, weights = judge_of(block_of(flat, 'train').get('likelihood_opt'))
     if judge in NETS and isinstance(weights, str | None):
         try:
             find_backbone_weights(judge, weights)

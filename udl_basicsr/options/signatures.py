@@ -275,14 +275,14 @@ def _hint_name(hint: Any) -> str:
 
 
 def call_problems(target: Callable, kwargs: Mapping[str, Any], supplied: Iterable[str] = (),
-                  optional: Iterable[str] | None = ()) -> Iterator[tuple[str, str]]:
+                  partial: bool = False) -> Iterator[tuple[str, str]]:
     """What is wrong with ``target(**kwargs)``, without calling it.
 
     Args:
         target: a class or function.
         kwargs: arguments from an option file.
         supplied: parameters that the program gives, not the file.
-        optional: required parameters that may be missing here; None: all.
+        partial: the program gives what is missing as well.
 
     Yields:
         (name of the argument, problem).
@@ -299,6 +299,5 @@ def call_problems(target: Callable, kwargs: Mapping[str, Any], supplied: Iterabl
         if not fits(value, hint):
             yield key, f'{name} expects {_hint_name(hint)}, got {describe(value)}'
     for key, parameter in params.items():
-        if parameter.default is parameter.empty and key not in kwargs and key not in supplied \
-                and optional is not None and key not in optional:
+        if parameter.default is parameter.empty and key not in kwargs and key not in supplied and not partial:
             yield key, f'{name} needs this argument, which is missing'

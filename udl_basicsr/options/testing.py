@@ -4,7 +4,7 @@ from os import path as osp
 from udl_basicsr.models.stage_table import STAGES
 from udl_basicsr.utils.yaml_files import OptionError, interpolate, load_yaml
 
-from .keys import lookup
+from .keys import block_of, lookup
 
 _OF_TRAINING = {'train', 'logger', 'path', 'datasets', 'val', 'stage', 'stage1', 'rounds', 'tested_on'}
 _PHASES = ('test', 'val')
@@ -12,7 +12,7 @@ _PHASES = ('test', 'val')
 
 def trains(flat: dict) -> bool:
     """Whether options are those of a training."""
-    return isinstance(flat.get('train'), dict) and isinstance(_block(flat, 'datasets').get('train'), dict)
+    return isinstance(flat.get('train'), dict) and isinstance(block_of(flat, 'datasets').get('train'), dict)
 
 
 def as_test(flat: dict, file: str, root_path: str) -> dict:
@@ -34,16 +34,19 @@ def as_test(flat: dict, file: str, root_path: str) -> dict:
         OptionError: ``tested_on`` cannot be read.
     """
     flat = interpolate(flat, file)
-    on, val = flat, {k: v for k, v in (_block(flat, 'val')).items() if k not in ('val_freq', 'save_best')}
+    on, val = flat, {k: v for k, v in block_of(flat, 'val').items() if k not in ('val_freq', 'save_best')}
     if flat.get('tested_on') is not None:
         if not isinstance(flat['tested_on'], str):
             raise OptionError(f'{file}: tested_on: expected the name of an option file, got {flat["tested_on"]!r}')
+        if not osp.exists(flat['tested_on']):
+            raise OptionError(f'{file}: tested_on: no such file: {flat["tested_on"]}; correct the path, or remove the '
+                              'key')
         on = load_yaml(flat['tested_on'], references=False)
-        val = {k: v for k, v in _block(on, 'val').items() if k not in ('val_freq', 'save_best')}
+        val = {k: v for k, v in block_of(on, 'val').items() if k not in ('val_freq', 'save_best')}
     test = {key: value for key, value in flat.items() if key not in _OF_TRAINING and not key.startswith('network_')}
     test |= {key: on[key] for key in ('degradation', ) if key in on}
     test['network_g'] = flat.get('network_g')
-    test['datasets'] = {key: block for key, block in _block(on, 'datasets').items() if key.split('_')[0] in _PHASES}
+    test['datasets'] = {key: block for key, block in block_of(on, 'datasets').items() if key.split('_')[0] in _PHASES}
     test['val'] = val
     models = osp.join(osp.dirname(file), 'models')
     # other folders are called models too; that of a run which has not ended has no latest weights yet
@@ -58,7 +61,3 @@ def as_test(flat: dict, file: str, root_path: str) -> dict:
         test |= {'stage': stage, 'network_u': flat['network_u']}
         test['path']['pretrain_network_u'] = osp.join(models, 'net_u_latest.pth')
     return test
-
-
-def _block(options: dict, key: str) -> dict:
-    return value if isinstance(value := options.get(key), dict) else {}

@@ -15,7 +15,7 @@ from udl_basicsr.models.loss_blocks import log_names
 from udl_basicsr.models.stage_table import STAGES, detach_of, trains_head_alone
 
 from . import schema
-from .keys import lookup
+from .keys import block_of, lookup
 from .network_values import NetworkChecker
 from .signatures import describe
 from .trials import build_network, try_loss, try_parameters
@@ -171,16 +171,14 @@ class TrainingChecker(NetworkChecker):
 
     def head_says(self) -> str:
         """The distribution of what the head puts out, by its block."""
-        network_u = self.opt.get('network_u')
-        head = (network_u.get('head') or {}) if isinstance(network_u, dict) else {}
-        cls = lookup('network', head.get('type', 'UDLHead')) if isinstance(head, dict) else None
+        head = block_of(block_of(self.opt, 'network_u'), 'head')
+        cls = lookup('network', head.get('type', 'UDLHead'))
         named = inspect.signature(cls).parameters.get('distribution') if cls else None
         return str(head.get('distribution', named.default)) if named else LaplaceDistribution.name
 
     def check_head(self, train: dict, wanted: str | None) -> None:
         """That the loss of the stage trains what the head puts out."""
-        block, network_u = train.get(wanted), self.opt.get('network_u')
-        block = block if isinstance(block, dict) else {}
+        block, network_u = block_of(train, wanted or ''), self.opt.get('network_u')
         target = lookup('loss', block.get('type'))
         trains = getattr(target, 'trains', None)
         trained = trains(block) if trains else getattr(target, 'distribution', None)
@@ -230,8 +228,7 @@ class TrainingChecker(NetworkChecker):
             return
         if isinstance(warmup, int) and warmup > total:
             add('train.warmup_iter', f'{warmup} is longer than the training, total_iter: {total}')
-        scheduler = train.get('scheduler')
-        scheduler = scheduler if isinstance(scheduler, dict) else {}
+        scheduler = block_of(train, 'scheduler')
         for key in ('milestones', 'periods'):
             steps, where = scheduler.get(key), f'train.scheduler.{key}'
             if steps is None:

@@ -26,7 +26,7 @@ from udl_basicsr.functional.distributions import DISTRIBUTIONS, Distribution
 from udl_basicsr.losses.base import inputs_of
 from udl_basicsr.models.loss_blocks import losses_of
 from udl_basicsr.models.stage_table import STAGES
-from udl_basicsr.utils.text import one_line, some
+from udl_basicsr.utils.text import kind_and_line, some
 
 MOST_PARAMETERS = 2**32
 """A network with more is a typing error: the largest of the field have some 10^8."""
@@ -92,12 +92,6 @@ def _bounded(most: int) -> Iterator[None]:
             handle.remove()
 
 
-def why(error: BaseException) -> str:
-    """An exception from inside a library as one short line."""
-    lines = str(error).strip().splitlines()
-    return one_line(f'{type(error).__name__}: {lines[0]}' if lines else type(error).__name__, 300)
-
-
 def build_network(target: Callable[..., nn.Module], block: dict) -> nn.Module | str:
     """The network of a block of options, or why it cannot be built.
 
@@ -116,7 +110,7 @@ def _build(target: Callable[..., nn.Module], arguments: str) -> nn.Module | str:
         except Exception as e:
             if device == 'cpu' and isinstance(e, _TooLarge):
                 break  # the meta device's reason is the one that helps
-            error = f'{target.__name__} cannot be built: {e if isinstance(e, _TooLarge) else why(e)}'
+            error = f'{target.__name__} cannot be built: {e if isinstance(e, _TooLarge) else kind_and_line(e)}'
             if isinstance(e, (_TooLarge, MemoryError)):
                 break
     return error
@@ -146,7 +140,8 @@ def _forward(target: Callable[..., nn.Module], arguments: str, channels: int, si
         except TooMuchError:  # what it needs in training is for the user to know
             return ''
         except Exception as error:
-            problem = f'{target.__name__} does not take an image of {channels} channels and {side}x{side}: {why(error)}'
+            problem = (f'{target.__name__} does not take an image of {channels} channels and {side}x{side}: '
+                       f'{kind_and_line(error)}')
             continue
         if not isinstance(out, Tensor) or out.shape != expected:
             got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
@@ -178,7 +173,7 @@ def try_loss(key: str, target: type[nn.Module], block: dict, channels: int, side
                 return f'{target.__name__} gives {tuple(getattr(wrong[0], "shape", ()))}; training needs one number'
             sum(values, torch.zeros(())).sum().backward()
     except Exception as error:
-        return f'{target.__name__} fails on images of {side * scale}x{side * scale}: {why(error)}'
+        return f'{target.__name__} fails on images of {side * scale}x{side * scale}: {kind_and_line(error)}'
     return ''
 
 
@@ -198,7 +193,7 @@ def try_parameters(target: type[torch.optim.Optimizer], arguments: dict, network
         with quietly():
             target([p for p in network.parameters() if p.requires_grad], **arguments)
     except Exception as error:
-        return f'{target.__name__} cannot train {type(network).__name__}: {why(error)}; use Adam, or another'
+        return f'{target.__name__} cannot train {type(network).__name__}: {kind_and_line(error)}; use Adam, or another'
     return ''
 
 
@@ -230,7 +225,7 @@ def try_moments(target: type[torch.optim.Optimizer], arguments: dict, shapes: It
                 optimizer.step()
             except Exception as error:  # whatever its code says to moments or settings that it cannot use
                 return (f'state: {index}: {target.__name__} cannot take a step with these moments and settings '
-                        f'({why(error)})')
+                        f'({kind_and_line(error)})')
             if not parameter.isfinite().all():
                 return f'state: {index}: a step of {target.__name__} with these moments and settings is not finite'
     return ''
@@ -258,7 +253,7 @@ def try_metric(target: Callable, arguments: dict, height: int, width: int, log_s
             warnings.simplefilter('ignore')  # the mean of nothing is reported below
             value = float(target(**images, **arguments))
     except Exception as error:
-        return f'{target.__name__} fails on an image of {width}x{height}: {why(error)}'
+        return f'{target.__name__} fails on an image of {width}x{height}: {kind_and_line(error)}'
     return '' if np.isfinite(value) else f'{target.__name__} gives {value} on an image of {width}x{height}'
 
 
@@ -269,7 +264,7 @@ def try_dataset(target: Callable[[dict], Dataset], block: dict, wanted: tuple[st
             dataset = target(deepcopy(block))
             sample = dataset[0]
     except Exception as error:
-        return f'{target.__name__} cannot give its first image: {why(error)}'
+        return f'{target.__name__} cannot give its first image: {kind_and_line(error)}'
     for key in wanted:
         image = sample.get(key) if isinstance(sample, dict) else None
         if not isinstance(image, Tensor) or image.ndim != 3:
@@ -286,5 +281,5 @@ def try_model(target: Callable, opt: dict) -> str:
         with quietly():
             target(deepcopy({**opt, 'dist': False}))
     except Exception as error:
-        return f'{target.__name__} cannot be built from these options: {why(error)}'
+        return f'{target.__name__} cannot be built from these options: {kind_and_line(error)}'
     return ''

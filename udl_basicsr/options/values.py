@@ -15,7 +15,7 @@ from udl_basicsr.utils.scores import CSV_FIELDS, HISTORY_FIELDS
 from udl_basicsr.utils.text import did_you_mean
 
 from . import schema
-from .keys import lookup
+from .keys import block_of, lookup
 from .signatures import describe, keys_read, parameters
 from .training_values import TrainingChecker
 
@@ -56,11 +56,9 @@ class Checker(TrainingChecker):
 
     def check_names(self) -> None:
         """Names become those of folders and files."""
-        datasets, val = self.opt.get('datasets'), self.opt.get('val')
-        names = {'name': (self.opt.get('name'), LONGEST_NAME)}
-        for key, block in datasets.items() if isinstance(datasets, dict) else ():
-            names[f'datasets.{key}.name'] = (block.get('name') if isinstance(block, dict) else None, LONGEST_NAME)
-        names['val.suffix'] = (val.get('suffix') if isinstance(val, dict) else None, _LONGEST_SUFFIX)
+        names = {'name': (self.opt.get('name'), LONGEST_NAME),
+                 **{f'datasets.{key}.name': (block.get('name'), LONGEST_NAME) for key, block in self.blocks().items()},
+                 'val.suffix': (block_of(self.opt, 'val').get('suffix'), _LONGEST_SUFFIX)}
         for where, (name, longest) in names.items():
             if isinstance(name, str) and not self.report.has(where) and (problem := bad_name(name, longest)):
                 self.report.add(where, f'{describe(name)} {problem}; choose another')
@@ -123,12 +121,8 @@ class Checker(TrainingChecker):
                             'path.pretrain_network_g')
 
     def check_validation(self) -> None:
-        val, datasets = self.opt.get('val'), self.opt.get('datasets')
-        if not isinstance(val, dict) or not isinstance(datasets, dict):
-            return
-        sets = {k: d for k, d in datasets.items() if k.split('_')[0] != 'train' and isinstance(d, dict)}
-        metrics, best, tile = val.get('metrics'), val.get('save_best'), val.get('tile')
-        metrics = metrics if isinstance(metrics, dict) else {}
+        val, sets = block_of(self.opt, 'val'), {k: d for k, d in self.blocks().items() if k.split('_')[0] != 'train'}
+        metrics, best, tile = block_of(val, 'metrics'), val.get('save_best'), val.get('tile')
         if isinstance(best, dict):
             for key, names in (('metric', metrics), ('dataset', [d['name'] for d in sets.values() if 'name' in d])):
                 if isinstance(best.get(key), str) and best[key] not in names:
@@ -188,26 +182,19 @@ class Checker(TrainingChecker):
 
     def why_no_log_scale(self) -> str:
         """Why there is no s to measure in validation; empty where there is."""
-        path = self.opt.get('path')
-        path = path if isinstance(path, dict) else {}
         if not self.ours:
             return f'model_type {self.opt.get("model_type")} has none: use UDLModel'
         if not isinstance(self.opt.get('network_u'), dict):
             return 'there is none without network_u: train stage esu, sigma or udl'
-        if not self.is_train and path.get('pretrain_network_u') is None:
+        if not self.is_train and block_of(self.opt, 'path').get('pretrain_network_u') is None:
             return 'path.pretrain_network_u is missing: name the net_u_*.pth of a stage-1 run'
         return ''
 
     def check_logger(self) -> None:
-        params, logger = self.opt.get('dist_params'), self.opt.get('logger')
-        port = params.get('port') if isinstance(params, dict) else None
+        port, logger = block_of(self.opt, 'dist_params').get('port'), block_of(self.opt, 'logger')
         if isinstance(port, int) and port > 65535:
             self.report.add('dist_params.port', f'expected integer, 1 ≤ x ≤ 65535, got {port}')
-        if not isinstance(logger, dict):
-            return
-        wandb = logger.get('wandb')
-        project = wandb.get('project') if isinstance(wandb, dict) else None
-        run = wandb.get('resume_id') if isinstance(wandb, dict) else None
+        project, run = (block_of(logger, 'wandb').get(key) for key in ('project', 'resume_id'))
         if isinstance(run, str) and not schema.FOLDER_NAME.accepts(run):  # wandb names a folder after it
             self.report.add('logger.wandb.resume_id', f'expected {schema.FOLDER_NAME.label}, got {describe(run)}')
         if project and logger.get('use_tb_logger') is not True:

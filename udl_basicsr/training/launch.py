@@ -11,11 +11,12 @@ from basicsr.utils.dist_util import get_dist_info
 
 from udl_basicsr.data.images import BrokenImageError
 from udl_basicsr.options import schema
+from udl_basicsr.options.keys import block_of
 from udl_basicsr.options.parse import load_yaml, parse_options
 from udl_basicsr.options.trials import forbid_pickles
 from udl_basicsr.utils import exits
 from udl_basicsr.utils.checkpoints import CheckpointError
-from udl_basicsr.utils.distributed import LaunchError, init_dist, launch_number
+from udl_basicsr.utils.distributed import init_dist, launch_number
 from udl_basicsr.utils.errors import UdlError
 from udl_basicsr.utils.text import first_line, one_line
 from udl_basicsr.utils.yaml_files import apply_force_yml
@@ -81,10 +82,6 @@ def run_or_exit(action: Callable[..., object], is_train: bool, root_path: Path |
 
 def _act(action: Callable[..., object], args: argparse.Namespace, is_train: bool, root_path: Path | None,
          command: str) -> None:
-    try:
-        Path.cwd()
-    except FileNotFoundError:
-        raise LaunchError('the working folder has been deleted: change to one that is there') from None
     # torchrun starts all processes anew when one has failed (--max-restarts): they go on.
     restarted = launch_number('TORCHELASTIC_RESTART_COUNT', 0, default=0) > 0
     if args.launcher != 'none':
@@ -100,8 +97,7 @@ def _act(action: Callable[..., object], args: argparse.Namespace, is_train: bool
 def _dist_params(file: str, force_yml: Sequence[str] | None) -> dict:
     """What is needed before the options can be checked, since those depend on the number of processes."""
     flat = apply_force_yml(load_yaml(file, references=False), force_yml or ())
-    params = flat.get('dist_params')
-    params = params if isinstance(params, dict) else {}
+    params = block_of(flat, 'dist_params')
     known = {key: params[key] for key in ('backend', 'port') if key in params}
     if schema.COUNT.accepts(params.get('timeout')):  # else the check of the options says it
         known['timeout'] = params['timeout']

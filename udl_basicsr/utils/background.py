@@ -14,12 +14,14 @@ def read_ahead(keys: Iterable, read: Callable) -> Iterator[tuple]:
     Raises:
         Exception: What ``read`` raised, at its key.
     """
-    keys = iter(keys)
     with ThreadPoolExecutor(1) as pool:
-        waiting = deque((key, pool.submit(read, key)) for key in _first(keys, 1))
-        while waiting:
-            waiting.extend((key, pool.submit(read, key)) for key in _first(keys, 1))
-            key, future = waiting.popleft()
+        reading = deque()
+        for key in keys:
+            reading.append((key, pool.submit(read, key)))
+            if len(reading) > 1:
+                key, future = reading.popleft()
+                yield key, future.result()
+        for key, future in reading:
             yield key, future.result()
 
 
@@ -69,7 +71,3 @@ def spare_threads(processes: int) -> int:
     """Threads for each of ``processes`` that share this machine: at most 8, at least 1."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     return max(1, min(8, cpus // processes))
-
-
-def _first(iterator: Iterator, count: int) -> list:
-    return [key for _, key in zip(range(count), iterator, strict=False)]

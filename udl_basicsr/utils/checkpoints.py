@@ -49,7 +49,7 @@ def save_atomic(content: dict, path: str | Path) -> None:
                               'Free some space or check the permissions, then resume with --auto_resume') from error
 
 
-def read_checkpoint(path: str | Path, map_location='cpu') -> dict:
+def read_checkpoint(path: str | Path) -> dict:
     """Reads a checkpoint of tensors and plain values; pickled objects of any other kind are refused, never run.
 
     The tensors of a ``.safetensors`` file come as ``{'params': ...}``.
@@ -62,14 +62,15 @@ def read_checkpoint(path: str | Path, map_location='cpu') -> dict:
     if not path.is_file():
         raise CheckpointError(f'{path}: no such file. Expected a checkpoint (.pth, .safetensors or .state)')
     if path.suffix == '.safetensors':
-        return {'params': _read_safetensors(path, map_location)}
+        with _safetensors(path) as safetensors:
+            return {'params': safetensors.torch.load_file(path)}
     if unpacks(path):
         raise CheckpointError(f'{path}: is compressed, as torch writes none: what it unpacks to may fill the memory. '
                               'Fetch it again, or save it anew with torch.save')
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # torch's, of what it is about to refuse
-            content = torch.load(path, map_location=map_location, weights_only=True)
+            content = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # of broken bytes torch's readers raise anything, from AttributeError to struct.error
         raise CheckpointError(f'{path}: cannot be read: {_why_unreadable(path, error)}') from error
     if not isinstance(content, dict):
@@ -132,11 +133,6 @@ def _safetensors(path: Path) -> Iterator[Any]:
         yield safetensors
     except Exception as error:  # SafetensorError, OSError, KeyError of a type that torch has no name for, ...
         raise CheckpointError(f'{path}: cannot be read as safetensors: {first_line(error)}') from error
-
-
-def _read_safetensors(path: Path, map_location) -> dict:
-    with _safetensors(path) as safetensors:
-        return safetensors.torch.load_file(path, device=str(map_location))
 
 
 def safetensors_metadata(path: str | Path) -> dict[str, str]:

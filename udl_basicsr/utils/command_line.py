@@ -52,7 +52,7 @@ def whole(least: int, most: int | None = None) -> Callable[[str], int]:
 
 def _spelt(text: str) -> str:
     """A flag with underscores; what follows ``=`` stays as it is."""
-    if not isinstance(text, str) or not text.startswith('--') or text == '--':
+    if not text.startswith('--'):
         return text
     name, equals, value = text[2:].partition('=')
     return f'--{name.replace("-", "_")}{equals}{value}'

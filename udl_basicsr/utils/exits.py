@@ -49,13 +49,13 @@ def sigterm_as_ctrl_c() -> Iterator[None]:
 def print_anything() -> None:
     """What the terminal has no characters for (LC_ALL=C: ×, −, file names) is printed escaped, and ends no command."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper) and (stream.errors == 'strict' or not _has(stream.encoding, '→×−≥')):
+        if isinstance(stream, io.TextIOWrapper) and (stream.errors == 'strict' or not _has_ours(stream.encoding)):
             stream.reconfigure(errors='backslashreplace')
 
 
-def _has(encoding: str, characters: str) -> bool:
+def _has_ours(encoding: str) -> bool:
     try:
-        characters.encode(encoding)
+        '→×−≥'.encode(encoding)
     except UnicodeEncodeError:
         return False
     return True

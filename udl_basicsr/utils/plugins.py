@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from importlib.metadata import entry_points
 
 from .errors import MISUSED, UdlError
-from .text import first_line
+from .text import kind_and_line
 
 GROUP = 'udl_basicsr.plugins'
 VARIABLE = 'UDL_BASICSR_IMPORT'
@@ -71,11 +71,11 @@ def load() -> None:
         try:
             importlib.import_module(name)
         except Exception as error:
-            raise PluginError(f'--import {name}: {type(error).__name__}: {first_line(error)}. Expected a module that '
-                              f'can be imported from {os.getcwd()} or is installed') from error
+            raise PluginError(f'--import {name}: {kind_and_line(error)}. Expected a module that can be '
+                              f'imported from {os.getcwd()} or is installed') from error
     for entry in entry_points(group=GROUP):
         try:
             entry.load()
         except Exception as error:
-            raise PluginError(f'the installed plugin {entry.name} ({entry.value}): {type(error).__name__}: '
-                              f'{first_line(error)}. Mend or uninstall it') from error
+            raise PluginError(f'the installed plugin {entry.name} ({entry.value}): {kind_and_line(error)}. Mend or '
+                              'uninstall it') from error

@@ -168,13 +168,10 @@ def mean_scores(images: Mapping[str, Mapping[str, float | None]]) -> dict[str, f
         >>> mean_scores({'a': {'psnr': 30.0}, 'b': {'psnr': 33.0}})
         {'psnr': 31.5}
     """
-    if not images:
-        return {}
-    columns = {metric: [image[metric] for image in images.values()] for metric in next(iter(images.values()))}
-    finite = {metric: [value for value in column if value is not None and math.isfinite(value)]
-              for metric, column in columns.items()}
-    return {metric: math.fsum(finite[metric]) / len(column) if len(finite[metric]) == len(column) else None
-            for metric, column in columns.items()}
+    columns = {metric: [image[metric] for image in images.values()] for metric in next(iter(images.values()), {})}
+    return {metric: math.fsum(finite) / len(column)
+            if len(finite := [value for value in column if value is not None and math.isfinite(value)]) == len(column)
+            else None for metric, column in columns.items()}
 
 
 def unmeasured(scores: Scores) -> list[str]:

@@ -36,6 +36,12 @@ def first_line(error: BaseException) -> str:
     return one_line(lines[0], 300) if lines else type(error).__name__
 
 
+def kind_and_line(error: BaseException) -> str:
+    """The same behind the name of its class, where the sentence alone would not say what went wrong."""
+    kind, line = type(error).__name__, first_line(error)
+    return kind if line == kind else f'{kind}: {line}'
+
+
 def nearest(name: Any, known: Iterable[str], cutoff: float = 0.6) -> str | None:
     """The known name that is nearest to an unknown one, whatever their case; None where none is near.
 
