@@ -74,6 +74,7 @@ def run(plan: Path, *arguments: str) -> int:
     return compare.main([str(plan), '--root', str(plan.parent), *arguments])
 
 
+@pytest.mark.usefixtures('fork_server')
 def test_a_comparison_from_its_plan(plan, pairs, capsys):
     file = plan()
     out = file.parent / 'results' / 'trial' / 'records'
@@ -155,6 +156,7 @@ def test_who_tests_again_needs_no_training_images(plan):
         runner.check(runs, plan().parent, 'plan.yml')
 
 
+@pytest.mark.usefixtures('fork_server')
 def test_a_comparison_that_was_stopped_goes_on_and_one_failure_stops_no_other(plan, capsys):
     methods = plan.content['methods']
     broken = {'options': {'stage': 'plain', 'network_u': None,
@@ -188,6 +190,7 @@ def test_a_comparison_that_was_stopped_goes_on_and_one_failure_stops_no_other(pl
     assert records['twice'].datasets == records['L1'].datasets
 
 
+@pytest.mark.usefixtures('fork_server')
 def test_a_run_that_another_process_trains_is_named_and_has_not_failed(plan, capfd):
     file = plan()
     folder = file.parent / 'experiments' / 'trial_L1_x2_seed7'
@@ -201,6 +204,7 @@ def test_a_run_that_another_process_trains_is_named_and_has_not_failed(plan, cap
     held.close()
 
 
+@pytest.mark.usefixtures('fork_server')
 def test_what_another_process_has_made_since_is_not_made_again(plan):
     """Its training is over, so that a record made anew would tell of the test alone."""
     file = plan()
