@@ -12,10 +12,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from cached_uncertainty import KEY, log_scale, options, prepared, ready  # noqa: F401
-from conftest import status_of
-from forked import Forked
+from forked import Forked, command_line, forked
 
-from udl_basicsr import train as train_script
 from udl_basicsr.data import uncertainty_cache
 from udl_basicsr.data.loader import SeededDataset, build_dataset
 from udl_basicsr.data.uncertainty_cache import CacheError, dequantise, fingerprint, prepare
@@ -214,14 +212,14 @@ def test_caches_without_checksums_are_read_with_a_warning(ready, caplog):
         refused(ready, f'0.png: {key} missing or wrong')
 
 
-def test_a_worker_says_so_in_one_line(ready, monkeypatch, capsys):
+def test_a_worker_says_so_in_one_line(ready):
     prepared(ready)
     for path in ready.cache.glob('*.npy'):
         path.write_bytes(path.read_bytes()[:-1] + b'x')
-    monkeypatch.setattr('sys.argv', ['train.py', '-opt', str(ready.root / 'udl.yml'), '--force_yml',
-                                     f'{KEY}={ready.cache}', 'datasets:train:num_worker_per_gpu=1'])
-    assert status_of(train_script.main, root_path=ready.root) == 1
-    said = capsys.readouterr().err
+    done = forked(command_line, ['-opt', 'udl.yml', '--force_yml', f'{KEY}={ready.cache}',
+                                 'datasets:train:num_worker_per_gpu=1'], cwd=ready.root)
+    assert done.returncode == 1
+    said = done.stderr
     last = said.strip().splitlines()[-1]
     assert re.fullmatch(rf'CacheError: {ready.cache}/\d\.png\.npy: its bytes, .* computed anew', last)
     assert 'Traceback' not in said.rpartition('CacheError')[0].rpartition('\n')[0]
