@@ -1,4 +1,5 @@
 """Processes that need not import everything anew: forked, so that what a test has patched is patched there too."""
+import atexit
 import logging
 import multiprocessing
 import os
@@ -37,7 +38,11 @@ class Forked:
         signal.signal(signal.SIGINT, sigint)  # pytest itself may have been started with SIGINT ignored
         os.chdir(cwd)
         os.environ.update(environment)
-        sys.exit(call(*args))
+        atexit._clear()  # as in a process that begins, and run when it ends, which multiprocessing leaves out
+        try:
+            sys.exit(call(*args))
+        finally:
+            atexit._run_exitfuncs()
 
     def wait(self, seconds: float = 600) -> int:
         """The exit status; -9 where it takes longer than that."""
@@ -64,9 +69,10 @@ def forked(call, *args, cwd: Path, **environment) -> subprocess.CompletedProcess
 
 def udl(*argv) -> int:
     """``udl`` with its arguments, and the modules of ``--import`` in the working folder."""
+    argv = [str(word) for word in argv]
     plugins.ask_for(plugins.split(argv)[1])
     plugins.load()
-    return door.main([str(word) for word in argv])
+    return door.main(argv)
 
 
 def command_line(argv, is_train: bool = True, root: Path | None = None) -> int:
