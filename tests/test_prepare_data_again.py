@@ -65,7 +65,7 @@ def test_interrupted_in_the_middle(source, out, monkeypatch, capsys, error, stat
 def test_killed_with_its_workers_and_started_again(source, out):
     for index in range(3, 30):
         (source / f'{index}.png').write_bytes(encode(picture(200, 240, index)))
-    options = ['--scale', '2', '4', '--sub-images', '64', '--step', '32']
+    options = ['--scale', '2', '4', '--sub-images', '64', '--step', '64']
     child = Forked(udl, 'prepare', source, '--out', out, '--workers', '2', *options, cwd=source.parent)
     deadline = time.monotonic() + 300  # processes start slowly on a busy machine
     while len(list(out.glob('GTmod2/*.png'))) < 4:
