@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from multiprocessing import forkserver
 from pathlib import Path
 
 import torch._dynamo  # noqa: F401 - optimisers and DDP do, which takes each process seconds
@@ -35,6 +36,7 @@ class Forked:
         sys.stdout, sys.stderr = (os.fdopen(number, 'w', 1, closefd=False) for number in (1, 2))
         logging.getLogger('basicsr').handlers.clear()
         initialized_logger.clear()  # or its stream would be that of the test
+        forkserver._forkserver.__init__()  # that of the test would not take this process for its parent
         signal.signal(signal.SIGINT, sigint)  # pytest itself may have been started with SIGINT ignored
         os.chdir(cwd)
         os.environ.update(environment)

@@ -288,7 +288,7 @@ def test_edsr_with_layers_of_another_is_refused(tmp_path, capsys):
     run(capsys, tmp_path / 'm.pt', '--out', tmp_path / 'g.pth', fails=r'body\.0\.body\.3\.weight does not belong')
 
 
-def test_what_exists_stays(tmp_path, capsys):
+def test_what_exists_stays(tmp_path, capsys, monkeypatch):
     torch.save(TheirEDSR(2, var=True).state_dict(), tmp_path / 'm.pt')
     (tmp_path / 'u.pth').write_text('mine')
     both = ('--out', tmp_path / 'g.pth', '--out_u', tmp_path / 'u.pth')
@@ -297,6 +297,9 @@ def test_what_exists_stays(tmp_path, capsys):
     run(capsys, tmp_path / 'm.pt', '--out', tmp_path / 'g', fails=r'ends in \.pth')
     assert sorted(p.name for p in tmp_path.iterdir()) == ['m.pt', 'u.pth']
     assert (tmp_path / 'u.pth').read_text() == 'mine'
+    with monkeypatch.context() as patch:  # for root, no mode makes a folder read-only
+        patch.setattr(os, 'access', lambda path, mode: path != tmp_path)
+        run(capsys, tmp_path / 'm.pt', '--out', tmp_path / 'g.onnx', fails='g.onnx: its folder cannot be written to')
     run(capsys, tmp_path / 'm.pt', *both, '--force')
     assert 'head.conv1.weight' in read_checkpoint(tmp_path / 'u.pth')['params']
 

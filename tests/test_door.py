@@ -145,11 +145,12 @@ def test_installed_plugins_and_processes_that_a_command_starts(tmp_path, monkeyp
 
 
 @pytest.mark.parametrize(('argv', 'said'), [
-    (['complexity', 'udl:EDSR_UDL_x4', '--import', 'broken'], '--import broken: ZeroDivisionError'),
+    (['complexity', 'udl:EDSR_UDL_x4', '--import', 'broken'], '/parts.py:2). Expected a module that can be'),
     (['complexity', 'x.yml', '--import'], '--import: expected the name of a module'),
 ])
 def test_what_cannot_be_imported_is_named(tmp_path, argv, said):
-    (tmp_path / 'broken.py').write_text('1 / 0\n')
+    (tmp_path / 'broken.py').write_text('import parts\n')
+    (tmp_path / 'parts.py').write_text('# divides\n1 / 0\n')
     done = udl(tmp_path, *argv)
     assert done.returncode == 2
     assert said in done.stderr

@@ -5,12 +5,15 @@ import json
 
 import pytest
 import torch
+from basicsr.models.base_model import BaseModel
 from conftest import assert_same_weights, batch
 from test_step import nan_batch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from udl_basicsr.functional.tlw import relaxed_bernoulli
-from udl_basicsr.models.guard import leaves_out_by_itself
+from udl_basicsr.losses.uncertainty_loss import _FloorWatch
+from udl_basicsr.models.guard import StepGuard, leaves_out_by_itself
 
 FUSED = 'train:optim_g={type: Adam, lr: 1e-3, fused: true}'
 
@@ -160,13 +163,8 @@ def test_waits_are_seen():
     assert waits.found == ['read back: _local_scalar_dense', 'read back: index', 'made on the CPU: zeros']
 
 
-# What a step may wait for, by stage: nothing. The log waits when it is written, every print_freq iterations.
-_ALLOWED: dict[str, set] = {}
-
-
-@pytest.mark.parametrize(('stage', 'amp'), [
-    ('plain', '~'), ('esu', '~'), ('udl', '~'), ('sigma', '~'), ('tlw', '~'), ('esu', 'fp16')])
-def test_a_step_waits_for_nothing(project, stage1, stage, amp):
+def option_file(project, stage):
+    """Of the stages that the project has none of."""
     more = {
         'sigma': {'stage': 'sigma', 'network_u': {'head': {'type': 'SigmaHead', 'num_feat': 8}},
                   'train': {'pixel_opt': {'type': 'ExpectedL1Loss'}, 'sigma_opt': {'type': 'SigmaLoss'}}},
@@ -175,6 +173,16 @@ def test_a_step_waits_for_nothing(project, stage1, stage, amp):
     }
     if stage in more:
         (project.root / f'{stage}.yml').write_text(json.dumps({'_base_': '_base_.yml', 'name': stage, **more[stage]}))
+
+
+# What a step may wait for, by stage: nothing. The log waits when it is written, every print_freq iterations.
+_ALLOWED: dict[str, set] = {}
+
+
+@pytest.mark.parametrize(('stage', 'amp'), [
+    ('plain', '~'), ('esu', '~'), ('udl', '~'), ('sigma', '~'), ('tlw', '~'), ('esu', 'fp16')])
+def test_a_step_waits_for_nothing(project, stage1, stage, amp):
+    option_file(project, stage)
     model = project.model(stage, FUSED, 'train:ema_decay=0.9', 'train:grad_clip=1', 'train:skip_nonfinite=2',
                           f'train:amp={amp}')
     assert all(map(leaves_out_by_itself, model.optimizers))
@@ -196,3 +204,51 @@ def test_the_temperature_is_filled_in_where_the_weights_are():
         out = relaxed_bernoulli(torch.full((2, 3), 0.3, device='cpu'), 0.1, 4)
     assert out.shape == (4, 2, 3)
     assert not waits.found
+
+
+# ------------------------------------------------------------------------------------------------ what stays on the CPU
+
+class OneDevice(TorchDispatchMode):
+    """Refuses what a GPU refuses: tensors of two devices in one operation. A single number may come from the CPU."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        devices = {leaf.device.type for leaf in tree_leaves((args, kwargs)) if torch.is_tensor(leaf) and leaf.dim()}
+        assert len(devices) < 2 or 'copy' in function.name(), f'{function.name()} of tensors on {devices}'
+        return function(*args, **(kwargs or {}))
+
+
+def test_two_devices_are_refused():
+    with OneDevice(), pytest.raises(AssertionError, match='aten::mul'):
+        torch.ones(3) * torch.ones(3, device='meta')
+
+
+@pytest.mark.parametrize(('stage', 'force'), [
+    ('plain', ('pixel_opt={type: ExpectedL1Loss, noise: laplace}', 'gv_opt={type: GradientVarianceLoss}',
+               'ssim_opt={type: SSIMLoss}', 'map_opt={type: WeightMapLoss, weight_map: lr_gradient}')),
+    ('esu', ('likelihood_opt={type: UEOLoss, judge: squeeze, judge_random: true}', )),
+    ('esu', ('likelihood_opt={type: GeneralisedGaussianLoss}',
+             'network_u:head={type: UDLHead, distribution: generalised_gaussian}')),
+    ('udl', ('udl_opt={type: UDLLoss, scaling: log}', 'accumulate=2')),
+    ('sigma', ()), ('tlw', ())])
+def test_nothing_that_a_step_needs_stays_on_the_cpu(project, stage1, monkeypatch, stage, force):
+    """The meta device in the place of a GPU: what was made with a model, and what its first step has kept."""
+    option_file(project, stage)
+    begin = BaseModel.__init__
+
+    def on_meta(self, opt):
+        begin(self, opt)
+        self.device = torch.device('meta')
+
+    monkeypatch.setattr(BaseModel, '__init__', on_meta)
+    monkeypatch.setattr(torch, 'autocast', lambda *_, **__: contextlib.nullcontext())  # which knows no meta device
+    monkeypatch.setattr(_FloorWatch, '__call__', lambda *_: None)  # it reads a value, as the host's guard does
+    monkeypatch.setattr(StepGuard, 'refuses', lambda self, finite, asked: False)
+    model = project.model(stage, 'train:ema_decay=0.9', 'train:grad_clip=1', 'train:skip_nonfinite=2',
+                          *(each if each.startswith('network') else f'train:{each}' for each in force))
+    model.iters_per_epoch = 1
+    for number in (1, 2):
+        model.update_learning_rate(number)
+        model.feed_data(batch(number, size=2))
+        with OneDevice():
+            model.optimize_parameters(number)
+    assert {value.device.type for value in model.trained.parameters()} == {'meta'}

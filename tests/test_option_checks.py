@@ -50,7 +50,7 @@ from udl_basicsr.options.training_values import judge_of
     ('logger:wandb:project=a', 'logger.use_tb_logger: must be true'),
     ('network_g:num_feats=3', "network_g.num_feats: EDSR has no such argument; did you mean 'num_feat'?"),
     ('network_g:num_feat=8.5', 'network_g.num_feat: EDSR expects an integer, got 8.5 (float)'),
-    ('network_g:type=EDSRR', "network_g.type: no network 'EDSRR' is known; did you mean 'EDSR'? (if it is your own, "
+    ('network_g:type=EDRS', "network_g.type: no network 'EDRS' is known; did you mean 'EDSR'? (if it is your own, "
      'name its module with --import)'),
     ('network_g:num_in_ch=~', 'network_g.num_in_ch: EDSR expects an integer, got null'),
     ('network_g:upscale=4', 'network_g.upscale: 4 disagrees with scale: 2'),

@@ -59,6 +59,7 @@ def test_on_a_gpu_each_network_has_the_batch_and_the_crop_that_are_printed():
     for plan in (speed.make_plan(gpu, False), speed.make_plan(gpu, True, list(printed))):
         assert {case.network: (case.batch, case.patch) for case in plan.cases} == printed
     assert speed.make_plan(gpu, True, ['HAT'], batch=4).cases == (speed.Case('HAT', 4, 64), )
+    assert [speed.make_plan(gpu, True, names).validated for names in (None, ['HAT'])] == [('tiny', ), ()]
 
 
 @pytest.mark.parametrize('network', ['EDSR-S', 'EDSR', 'RCAN', 'SwinIR', 'HAT'])

@@ -80,18 +80,19 @@ def run(plan: Plan, device: torch.device, folders: tuple[Path, Path] | None = No
         report['figures'] |= first['figures']
         best = Settings(**first['best'])
         _headlines(report, save)
-        gt, lq = folders or make_images(folder / 'val', plan.images, *plan.image_size, plan.cases[0].scale)
-        for network in plan.validated:
-            measured = validation(replace(plan.cases[0], network=network), gt, lq, device, plan.rounds, plan.seconds,
-                                  f'validation, {network}' if progress else '')
-            report['validation'][network] = measured
-        measured = report['validation'][plan.validated[0]]
-        beyond = {'wall': measured['ratios'], 'processor': measured['cpu_ratios'], 'gpu': measured['ratios']}
-        report['figures']['validation_basicsr_over_ours'] = figure(beyond[plan.clock])
-        report['figures'] |= {f'validation_basicsr_over_ours_{clock}': figure(beyond[clock])
-                              for clock in ('wall', 'processor')
-                              if device.type == 'cpu' or clock == 'wall'}  # beside a GPU the processor spins
-        _headlines(report, save)
+        if plan.validated:
+            gt, lq = folders or make_images(folder / 'val', plan.images, *plan.image_size, plan.cases[0].scale)
+            for network in plan.validated:
+                measured = validation(replace(plan.cases[0], network=network), gt, lq, device, plan.rounds,
+                                      plan.seconds, f'validation, {network}' if progress else '')
+                report['validation'][network] = measured
+            measured = report['validation'][plan.validated[0]]
+            beyond = {'wall': measured['ratios'], 'processor': measured['cpu_ratios'], 'gpu': measured['ratios']}
+            report['figures']['validation_basicsr_over_ours'] = figure(beyond[plan.clock])
+            report['figures'] |= {f'validation_basicsr_over_ours_{clock}': figure(beyond[clock])
+                                  for clock in ('wall', 'processor')
+                                  if device.type == 'cpu' or clock == 'wall'}  # beside a GPU the processor spins
+            _headlines(report, save)
         if plan.backends:
             case = plan.cases[0]
             trained_on = make_images(folder / 'train', max(8, case.batch), 480, 480, case.scale)

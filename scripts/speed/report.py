@@ -77,7 +77,7 @@ def draw(report: Mapping, path: str | Path) -> None:
     """The ratios and the time of each contender as bars with their quartiles, as a PNG."""
     name, result = next(iter(report['networks'].items()))
     panels = [
-        ('ratio, goal as a line', {key: report['figures'][key] for key in GOALS}),
+        ('ratio, goal as a line', {key: report['figures'][key] for key in GOALS if key in report['figures']}),
         (f'{name}: seconds a step', {key: value['seconds'] for key, value in result['contenders'].items()}),
         ('stage 2: times faster than plain', {key: value['speedup'] for key, value in result['levers'].items()}),
     ]

@@ -13,6 +13,7 @@ from basicsr.models import build_model
 from torch.utils.data import DataLoader
 
 from udl_basicsr.data.loader import build_dataset
+from udl_basicsr.utils.kernels import exact_kernels
 
 from .contenders import Case, quiet_basicsr, runtime
 from .pairing import paired
@@ -75,7 +76,8 @@ def validation(case: Case, gt: Path, lq: Path, device: torch.device, rounds: int
         contenders[name]()
         cpu[name].append(time.process_time() - begin)
 
-    samples = paired({name: partial(on_the_processor, name) for name in contenders}, rounds, 1, seconds, title)
+    with exact_kernels():  # which ours has on a GPU; with TF32 BasicSR's figures would differ, and the network's time
+        samples = paired({name: partial(on_the_processor, name) for name in contenders}, rounds, 1, seconds, title)
     cpu = {name: values[-len(samples[name]):] for name, values in cpu.items()}  # without the warm-up
     difference = max(abs(models['basicsr'].metric_results[m] - models['ours'].metric_results[m]) for m in metrics)
     if not difference <= 1e-4:

@@ -1,4 +1,6 @@
 """A project on the device under test, in float32 proper unless a test says otherwise."""
+from pathlib import Path
+
 import pytest
 import torch
 import yaml
@@ -16,6 +18,15 @@ _MORE = {
             'train': {'tlw_opt': {'type': 'TLWLoss', 'judge': 'squeeze', 'judge_random': True, 'deterministic': True}}},
 }
 STAGES = ('plain', 'esu', 'udl', *_MORE)
+
+# Minutes for one answer each.
+_LAST = ('test_compiled_steps', 'test_a_process_for_each_gpu_trains_as_one_with_the_whole_batch')
+
+
+def pytest_collection_modifyitems(items):
+    """A GPU may be lent for minutes: numbers and steps come before whole runs."""
+    items.sort(key=lambda item: (item.path.parent == Path(__file__).parent) * (
+        1 + (item.path.stem == 'test_runs') + 2 * (item.originalname in _LAST)))
 
 
 @pytest.fixture(scope='session')

@@ -116,32 +116,36 @@ def test_lpips_is_that_of_the_cpu_from_several_threads(device, project):
 @pytest.mark.rehearsed
 @pytest.mark.parametrize('stage', ['plain', 'udl'])
 def test_validation_is_float32_proper(project, stage):
-    """TF32 rounds factors to 10 bits, which moved 1.7 % of 8-bit values; training may have it, figures may not."""
+    """TF32 rounds factors to 10 bits, which moved 1.7 % of 8-bit values; training may have it, figures may not.
+
+    Here it moves the image by 2e-4 and s by 0.015. float32 on a CPU is off by 1e-7 and 2e-5, on a GPU perhaps by ten
+    times that: cuDNN may multiply by Winograd's method.
+    """
     here, there = project.twins(stage, 'train:amp=bf16')
     torch.backends.cudnn.allow_tf32 = True
     lq = torch.rand(1, 3, 40, 40)
     exact = here.net_g.double().eval()(lq.double())
     there.feed_data({'lq': lq})
     there.test()
-    assert (there.output.cpu().double() - exact).abs().max() < 2e-6 * max(1, float(exact.detach().abs().max()))
+    assert (there.output.cpu().double() - exact).abs().max() < 1e-5
     if stage == 'udl':
         s = here.net_u.double().log_scale(lq.double())
-        assert (there.log_scale(there.lq).cpu().double() - s).abs().max() < 5e-5
+        assert (there.log_scale(there.lq).cpu().double() - s).abs().max() < 5e-4
 
 
 @needs_cuda
 def test_what_does_not_fit_into_the_memory_is_restored_in_tiles(tmp_path, caplog):
     torch.manual_seed(0)
-    network = EDSR(3, 3, num_feat=64, num_block=2, upscale=2)
+    network = EDSR(3, 3, num_feat=16, num_block=2, upscale=2)
     models = tmp_path / 'experiments/x/models'
     models.mkdir(parents=True)
     torch.save({'params': network.state_dict()}, models / 'net_g_latest.pth')
     (tmp_path / 'experiments/x/x.yml').write_text('name: x\nnetwork_g: {type: EDSR, num_in_ch: 3, num_out_ch: 3, '
-                                                  'num_feat: 64, num_block: 2, upscale: 2}\n')
+                                                  'num_feat: 16, num_block: 2, upscale: 2}\n')
     cv2.imwrite(str(tmp_path / 'large.png'), photograph(0, 1200, 1200))
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.empty_cache()
-    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 700 * 2**20) / total)
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 400 * 2**20) / total)
     command = [str(tmp_path / 'large.png'), '--weights', str(models / 'net_g_latest.pth'), '--device', 'cuda', '--out',
                str(tmp_path / 'out')]
     try:

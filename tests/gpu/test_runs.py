@@ -120,6 +120,8 @@ def test_both_stages_from_one_file_with_the_cache(project):
 def test_a_process_for_each_gpu_trains_as_one_with_the_whole_batch(project, stage, amp):
     """NCCL where there are GPUs, else two processes by gloo."""
     count = min(torch.cuda.device_count(), 12) if CUDA else 2  # 12 samples an epoch
+    if CUDA and count == 1 and (stage, amp) != ('esu', '~'):
+        pytest.skip('one GPU, which has no one to agree with: once is enough')
     each = max(1, 4 // count)
     rate = 1e-5 if stage == 'esu' else 0.01  # of a loss in 0-255 units
     force = [f'train:optim_g={{type: SGD, lr: {rate}}}', 'train:total_iter=4', f'train:amp={amp}', *_EXACT]

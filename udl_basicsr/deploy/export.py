@@ -23,7 +23,7 @@ from udl_basicsr.options.keys import lookup
 from udl_basicsr.options.network_values import check_networks
 from udl_basicsr.utils.checkpoints import ParamKey, check_fit, network_weights, safetensors_metadata
 from udl_basicsr.utils.errors import UdlError
-from udl_basicsr.utils.files import written_aside
+from udl_basicsr.utils.files import why_not_into, written_aside
 from udl_basicsr.utils.text import kind_and_line
 from udl_basicsr.utils.version import __version__
 from udl_basicsr.utils.yaml_files import load_yaml, read_block
@@ -68,12 +68,14 @@ def require(module: str):
 
 
 def refuse_existing(*paths: str | Path | None, force: bool) -> None:
-    """Raises ExportError where an output exists already or its folder does not, before anything is computed."""
+    """Raises ExportError where an output exists already or its folder takes none, before anything is computed."""
     for path in (Path(p) for p in paths if p is not None):
         if path.is_dir() or (path.exists() and not force):
             raise ExportError(f'{path}: exists already; give another name' + ('' if path.is_dir() else ', or --force'))
         if not path.absolute().parent.is_dir():
             raise ExportError(f'{path}: the folder {path.absolute().parent} does not exist; make it first')
+        if why := why_not_into(path.absolute().parent):
+            raise ExportError(f'{path}: its folder {why}; give another name')
 
 
 @contextlib.contextmanager

@@ -148,7 +148,7 @@ def build_lpips(net: str = 'alex', weights_path: str | Path | None = None, rando
         raise ValueError(f'net: expected one of {", ".join(NETS)}, got {net!r}')
     path = None if random_weights else find_backbone_weights(net, weights_path)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)  # torch.manual_seed would leave all GPUs at 0, in the midst of a step
         warnings.simplefilter('ignore')  # lpips calls torchvision with an argument that has been renamed
         # Without weights: lpips would fetch those of the backbone, and read its own without weights_only.
         model = lpips.LPIPS(pretrained=False, net=net, version=version, pnet_rand=True, verbose=False)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Iterable
 from importlib.metadata import entry_points
 
@@ -71,11 +72,19 @@ def load() -> None:
         try:
             importlib.import_module(name)
         except Exception as error:
-            raise PluginError(f'--import {name}: {kind_and_line(error)}. Expected a module that can be '
+            raise PluginError(f'--import {name}: {kind_and_line(error)}{_where(error)}. Expected a module that can be '
                               f'imported from {os.getcwd()} or is installed') from error
     for entry in entry_points(group=GROUP):
         try:
             entry.load()
         except Exception as error:
-            raise PluginError(f'the installed plugin {entry.name} ({entry.value}): {kind_and_line(error)}. Mend or '
-                              'uninstall it') from error
+            raise PluginError(f'the installed plugin {entry.name} ({entry.value}): {kind_and_line(error)}'
+                              f'{_where(error)}. Mend or uninstall it') from error
+
+
+def _where(error: Exception) -> str:
+    """The lines of the user's module, and of what it calls, that an error came through; not those of the import."""
+    own = (__file__, os.path.dirname(importlib.__file__), '<frozen importlib')
+    lines = [f'{frame.filename}:{frame.lineno}' for frame in traceback.extract_tb(error.__traceback__)
+             if not frame.filename.startswith(own)]
+    return f' ({" -> ".join(lines[-4:])})' if lines else ''

@@ -51,8 +51,10 @@ def nearest(name: Any, known: Iterable[str], cutoff: float = 0.6) -> str | None:
         cutoff: How near it must be, from 0 to 1 (``difflib.get_close_matches``).
     """
     lower = {k.lower(): k for k in sorted({str(k) for k in known})}
-    near = difflib.get_close_matches(str(name)[:100].lower(), lower, n=1, cutoff=cutoff)
-    return lower[near[0]] if near else None
+    name = str(name)[:100].lower()
+    near = difflib.get_close_matches(name, lower, cutoff=cutoff)
+    # the same letters in another order are a slip: EDRS is EDSR, not EDVR, which is as near
+    return lower[min(near, key=lambda k: sorted(k) != sorted(name))] if near else None
 
 
 def did_you_mean(name: Any, known: Iterable[str], listing: int = 12) -> str:
