@@ -102,13 +102,16 @@ print(json.dumps(day['tests']), len(day['records']), 'records')
 END
     tar -czf "$OUT/results.tar.gz" --exclude='*.state' --exclude='*.pth' -C "$DAY" work
     rm -f "$OUT"/state.*
-    # Runs in progress whole, and of the others, which have a record, the weights; not more than can be handed back.
+    # Runs in progress whole, and of the others, which have a record, the weights; of a stage 1 that has ended those that
+    # the next one needs, before all else. Not more than can be handed back.
     kept=("$from_here"/*.done "$from_here"/parts.json[l] "$from_here/records")
-    for run in experiments/"$(basename "$PLAN" .yml)"_*; do
+    for run in experiments/"$(basename "$PLAN" .yml)"_{first_,[!f]}*; do
         method=${run#experiments/"$(basename "$PLAN" .yml)"_}
         if [ -e "$WORK/records/${method/#first_ESU/ESU_UDL}.json" ]; then
             files=("$run/models/net_g_latest.pth")
             [ "$method" = "${method#first_}" ] || continue
+        elif [ "$method" != "${method#first_}" ] && [ -e "$run/models/net_g_latest.pth" ]; then
+            files=("$run"/*.* "$run"/models/net_?_latest.pth) # options, history, weights
         else
             files=("$run")
         fi

@@ -15,6 +15,7 @@ from basicsr.data.prefetch_dataloader import CUDAPrefetcher
 from basicsr.utils import get_root_logger
 from conftest import batch
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from udl_basicsr.archs import UncertaintyNet
@@ -26,7 +27,7 @@ from udl_basicsr.training import launch, loop
 from udl_basicsr.training.log import RunLog
 from udl_basicsr.utils import distributed
 from udl_basicsr.utils.gpus import gpu_count, gpu_names
-from udl_basicsr.utils.kernels import exact_kernels
+from udl_basicsr.utils.kernels import exact_kernels, training_kernels
 
 EDSR = {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 1, 'upscale': 2}
 
@@ -208,6 +209,13 @@ def test_deterministic_kernels_have_their_workspace_before_a_gpu_is_asked(projec
         loop._begin(project.parse('plain', *force), RunLog(get_root_logger()))
     assert seen == [(False, None), (True, ':4096:8')]
     os.environ.pop('CUBLAS_WORKSPACE_CONFIG')
+
+
+def test_deterministic_kernels_fill_no_memory():
+    with training_kernels(True), profile(activities=[ProfilerActivity.CPU]) as seen:
+        torch.empty(8)
+    assert {event.name for event in seen.events()} >= {'aten::empty'}
+    assert 'aten::fill_' not in {event.name for event in seen.events()}
 
 
 # ------------------------------------------------------------------------------------------------ float32, caches, data

@@ -98,6 +98,12 @@ def test_what_there_is_is_handed_back_however_the_day_ends(tmp_path, case, statu
     (tmp_path / 'gpu_day/wheels/no_such.whl').touch()  # of another Python
     (tmp_path / 'options/papers').mkdir(parents=True)
     (tmp_path / 'options/papers/udl-1.yml').touch()
+    runs = tmp_path / 'experiments'
+    for name in ('first_ESU_x4_seed0/history.jsonl', 'first_ESU_x4_seed0/models/net_g_latest.pth',
+                 'first_ESU_x4_seed0/training_states/5000.state', 'ESU_UDL_x4_seed0/models/net_g_1000.pth'):
+        file = runs / f'EDSR-S_gpu_x4_{name}'
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
     done = subprocess.run(['bash', tmp_path / 'scripts/gpu_day.sh', '5'], capture_output=True, text=True, check=False,
                           env={**os.environ, 'PYTHON': str(python), 'CASE': case, 'OUT': str(tmp_path / 'out')})
     assert done.returncode == status, done.stdout + done.stderr
@@ -110,6 +116,9 @@ def test_what_there_is_is_handed_back_however_the_day_ends(tmp_path, case, statu
         assert 'work/install.log' in names
         assert day['tests'].startswith('none')
         return
+    with tarfile.open(tmp_path / 'out/state.00') as packed:  # of a stage 1 that has ended what stage 2 needs, and first
+        kept = [member.name.rpartition('x4_')[2] for member in packed if member.isfile() and 'seed0' in member.name]
+    assert kept == ['seed0/history.jsonl', 'seed0/models/net_g_latest.pth', 'seed0/models/net_g_1000.pth']
     assert day['tests']['passed'] == 1
     assert (ended['data'], 'compare' in ended) == ((3, False) if case == 'data' else (0, True))
     assert ended['speed_HAT'] == ended['hours_udl-1'] == 0  # which need no data

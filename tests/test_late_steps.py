@@ -222,6 +222,7 @@ def test_two_devices_are_refused():
         torch.ones(3) * torch.ones(3, device='meta')
 
 
+@pytest.mark.filterwarnings('ignore:.*copying from a non-meta parameter')
 @pytest.mark.parametrize(('stage', 'force'), [
     ('plain', ('pixel_opt={type: ExpectedL1Loss, noise: laplace}', 'gv_opt={type: GradientVarianceLoss}',
                'ssim_opt={type: SSIMLoss}', 'map_opt={type: WeightMapLoss, weight_map: lr_gradient}')),
