@@ -45,7 +45,7 @@ PARTS = {
     'data sets': [(loop, 'build_dataset'), (loop, 'train_batches')],
     'model built': [(loop, 'build_model')],
     'uncertainty cache': [(loop.uncertainty_cache, 'prepare')],
-    'folders and logs': [(loop, 'make_folders'), (loop, '_tb_logger'), (loop, '_history')],
+    'folders and logs': [(loop, 'make_folders'), (loop, '_tb_logger'), (loop, 'History')],
     'weights and states saved': [(StepModel, 'save')],
     'the step itself': [(StepModel, 'feed_data'), (StepModel, 'optimize_parameters')],
     'images read': [(ValidationImages, '__getitem__')],

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from importlib.resources import as_file, files
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 
 from udl_basicsr.utils import exits
+
+if TYPE_CHECKING:
+    from udl_basicsr.utils.scores import Scores
 
 DATA, RESULTS = Path('datasets/demo'), Path('results')
 # Photographs in scikit-image's wheel, without the few that are smooth or black nearly everywhere. The motorcycles are
@@ -37,9 +42,58 @@ def photos() -> None:
         print(f'{split}: {", ".join(Path(name).stem for name in names)}')
 
 
+def write_bicubic(name: str, dataset: str, gt_folder: str | Path, lq_folder: str | Path, scale: int,
+                  metrics_opt: Mapping[str, Mapping[str, Any]], results: str | Path = 'results') -> Scores:
+    """Upsamples a data set and writes ``results/<name>`` as udl test would, so that figures and tables can show it.
+
+    Args:
+        name: Of the run.
+        dataset: Name of the data set.
+        gt_folder: HR images.
+        lq_folder: LR images of the same names.
+        scale: Upscaling factor.
+        metrics_opt: The block `val.metrics` of the option file that the run is to be compared under.
+        results: Parent of the folder that is written.
+
+    Returns:
+        Scores: As they were written.
+
+    Raises:
+        FileNotFoundError: The folder is empty, or an image lacks its partner.
+    """
+    from importlib.metadata import version
+
+    from basicsr.metrics import calculate_metric
+
+    from udl_basicsr.data.degradations import resize_bicubic
+    from udl_basicsr.metrics.facts import facts_for_scores, without_better
+    from udl_basicsr.utils.scores import Measured, Scores, SetScores, protocol_sentence, write_scores
+
+    images = {}
+    folder = Path(results) / name
+    pictures = folder / 'visualization' / dataset
+    pictures.mkdir(parents=True, exist_ok=True)
+    for path in sorted(Path(gt_folder).glob('*.png')):
+        lq = cv2.imread(str(Path(lq_folder) / path.name))
+        if lq is None:
+            raise FileNotFoundError(f'{path} has no readable partner in {lq_folder}. Make both by udl prepare.')
+        sr, gt = resize_bicubic(lq, scale), cv2.imread(str(path))
+        images[path.stem] = {metric: float(calculate_metric({'img': sr, 'img2': gt}, without_better(opt)))
+                             for metric, opt in metrics_opt.items()}
+        cv2.imwrite(str(pictures / f'{path.stem}_{name}.png'), sr)
+    if not images:
+        raise FileNotFoundError(f'There are no PNG images in {gt_folder}. Make them by udl prepare.')
+    scores = Scores(name=name, scale=scale, network='bicubic', weights='none',
+                    protocol=protocol_sentence(metrics_opt, scale),
+                    measured=Measured(True, {m: without_better(opt) for m, opt in metrics_opt.items()}),
+                    datasets={dataset: SetScores.of(images)}, metrics=facts_for_scores(metrics_opt),
+                    versions={'basicsr': version('basicsr'), 'opencv': cv2.__version__})
+    write_scores(scores, folder)
+    return scores
+
+
 def bicubic() -> None:
     """Scores bicubic upsampling under the metrics of the demo's test."""
-    from udl_basicsr.reports.bicubic import write_bicubic
     from udl_basicsr.utils.scores import format_scores
     from udl_basicsr.utils.yaml_files import load_yaml
 
@@ -58,8 +112,9 @@ def _read(path: Path, flags: int = cv2.IMREAD_COLOR) -> np.ndarray:
 
 def figure() -> None:
     """Draws results/demo/<image>.png for each test photograph."""
+    from udl_basicsr.functional.image_statistics import busiest_box, error_map, nearest, scale_map
     from udl_basicsr.functional.log_scale_maps import decode_log_scale
-    from udl_basicsr.reports.figures import Panel, busiest_box, comparison_figure, error_map, nearest, scale_map
+    from udl_basicsr.reports.figures import Panel, comparison_figure
     from udl_basicsr.utils.scores import read_scores
 
     scores = {run: read_scores(RESULTS / run).datasets['demo'].images for run in RUNS}

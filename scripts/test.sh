@@ -13,9 +13,10 @@ if can_import "$PYTHON" basedpyright; then  # pyright, with Node.js in its wheel
 else
     echo 'pyright is left out: it is not installed (pip install basedpyright)'
 fi
-# All of the tests run in two processes; a part of them in one, where a debugger can stop.
+# All of the tests run in two processes, of which the one that is done first takes over half of what the other has left; a
+# part of them in one, where a debugger can stop.
 if [ $# -eq 0 ]; then
-    step 'pytest' "$PYTHON" -m pytest -n 2 --dist loadfile
+    step 'pytest' "$PYTHON" -m pytest -n 2 --dist worksteal
 else
     step 'pytest' "$PYTHON" -m pytest "$@"
 fi

@@ -1,5 +1,6 @@
 """Shared by all tests: fixed seeds, and a project folder with tiny images and runs."""
 import os
+from multiprocessing import forkserver
 from pathlib import Path
 
 import cv2
@@ -48,6 +49,13 @@ def _seed():
 def _environment(monkeypatch):
     # Reading options forbids pickles to the whole process; spandrel's loader, which one test uses, asks for one.
     monkeypatch.delenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', raising=False)
+
+
+@pytest.fixture(scope='session')
+def fork_server():
+    """From which the runs of comparisons are forked: with all that each of them would import for seconds."""
+    forkserver.set_forkserver_preload(['udl_basicsr.experiments.runner', 'torch._dynamo'])
+    forkserver.ensure_running()
 
 
 def photograph(seed: int, height: int, width: int) -> np.ndarray:

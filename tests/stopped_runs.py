@@ -1,21 +1,13 @@
 """Runs that are stopped at an iteration, or run beside the test."""
-import multiprocessing
 import os
 import signal
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from forked import Forked, command_line
 
 from udl_basicsr.models.step import StepModel
-from udl_basicsr.training import launch, loop, stages
-
-
-def train(project, stage, *force, **kwargs):
-    parsed = project.parse(stage, *force, **kwargs)
-    stages.train(parsed, 'the command')
-    return parsed
 
 
 def run_of(project, name) -> Path:
@@ -40,46 +32,24 @@ def at_iteration(monkeypatch):
     monkeypatch.undo()
 
 
-class Child:
-    """A command line in a process of its own, forked: what the test has patched is patched there too."""
+class Child(Forked):
+    """A command line in a process of its own."""
 
-    def __init__(self, project, *argv, is_train=True, sigint=signal.default_int_handler, **environment):
-        self.output = project.root / f'output_{environment.get("RANK", "")}.txt'
-        self.process = multiprocessing.get_context('fork').Process(
-            target=self._run, args=(project.root, argv, is_train, sigint, environment))
-        self.process.start()
-
-    def _run(self, root, argv, is_train, sigint, environment):
-        os.environ.update(environment)
-        with open(self.output, 'w') as file:
-            for number in (1, 2):
-                os.dup2(file.fileno(), number)
-        signal.signal(signal.SIGINT, sigint)  # pytest itself may have been started with SIGINT ignored
-        sys.stdout, sys.stderr = (os.fdopen(number, 'w', 1, closefd=False) for number in (1, 2))
-        sys.argv = ['train.py', *argv]
-        sys.exit(launch.run(stages.train if is_train else lambda parsed, _: loop.test(parsed), is_train, root))
+    def __init__(self, project, *argv, is_train=True, **environment):
+        super().__init__(command_line, argv, is_train, project.root, cwd=project.root, **environment)
 
     def wait_for(self, file):
         end = time.monotonic() + 100
         while not file.exists():
-            assert self.process.is_alive(), self.text()
-            assert time.monotonic() < end, self.text()
+            assert self.process.is_alive(), self.stderr
+            assert time.monotonic() < end, self.stderr
             time.sleep(0.01)
         file.unlink()
 
     def stop(self, number) -> int:
         """Sends a signal; returns the exit status."""
         os.kill(self.process.pid, number)
-        return self.wait()
-
-    def wait(self) -> int:
-        self.process.join(100)
-        if self.process.is_alive():
-            self.process.kill()
-        return self.process.exitcode
-
-    def text(self) -> str:
-        return self.output.read_text()
+        return self.wait(100)
 
 
 @pytest.fixture(autouse=True)

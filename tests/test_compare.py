@@ -1,11 +1,8 @@
 """Comparisons: plans of runs that differ in their loss alone, made, stopped and gone on with."""
-import importlib.util
 import os
 import re
 import signal
-import subprocess
-import sys
-import time
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +13,7 @@ import yaml
 from invented import invented_record
 from test_records import ROOT
 
+from udl_basicsr.cli import compare
 from udl_basicsr.data.loader import TrainBatches
 from udl_basicsr.experiments import complexity, record_files, runner
 from udl_basicsr.experiments import plan as plans
@@ -71,26 +69,17 @@ def plan(tmp_path, pairs):
     return write
 
 
-def command(plan: Path, *arguments: str) -> list[str]:
-    return [sys.executable, '-m', 'udl_basicsr', 'compare', str(plan), '--root', str(plan.parent), *arguments]
+def run(plan: Path, *arguments: str) -> int:
+    """``udl compare`` in this process, where the fork server of the runs is already there."""
+    return compare.main([str(plan), '--root', str(plan.parent), *arguments])
 
 
-def run(plan: Path, *arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(command(plan, *arguments), capture_output=True, text=True, timeout=900,
-                          env={**os.environ, 'OMP_NUM_THREADS': '1'})
-
-
-def run_here(plan: Path, *arguments: str) -> int:
-    """The same in this process, which saves the time of importing all anew."""
-    return importlib.import_module('udl_basicsr.cli.compare').main([str(plan), '--root', str(plan.parent), *arguments])
-
-
+@pytest.mark.usefixtures('fork_server')
 def test_a_comparison_from_its_plan(plan, pairs, capsys):
     file = plan()
     out = file.parent / 'results' / 'trial' / 'records'
-    result = run(file)
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert 'has ended: 3 of 3' in result.stdout
+    assert run(file) == 0
+    assert 'has ended: 3 of 3' in capsys.readouterr().out
     records = {r.method: r for r in record_files.read_records(out)}  # which checks that they are pairs
     assert records.keys() == {'L1', 'twice', 'UDL'}
     assert records['L1'].label == 'ℓ1'
@@ -117,12 +106,12 @@ def test_a_comparison_from_its_plan(plan, pairs, capsys):
     assert records['L1'].data_order == kept.data_order(plans.read_plan(file, file.parent).runs[0].stages)
 
     before = {p: p.stat().st_mtime_ns for p in out.iterdir()}
-    assert run_here(file) == 0  # nothing is made twice
+    assert run(file) == 0  # nothing is made twice
     assert '3 runs, 0 to be made' in capsys.readouterr().out
     assert {p: p.stat().st_mtime_ns for p in out.iterdir()} == before
     changed = plan(methods={**plan.content['methods'], 'L1': {'options': {
         **plan.content['methods']['L1']['options'], 'train': {'pixel_opt': {'type': 'MSELoss'}}}}})
-    assert run_here(changed) == 2
+    assert run(changed) == 2
     said = capsys.readouterr().err
     assert 'L1_x2_seed7.json: was made with train.pixel_opt.type: L1Loss, and the plan now says MSELoss' in said
     assert {p: p.stat().st_mtime_ns for p in out.iterdir()} == before
@@ -134,9 +123,8 @@ def test_a_comparison_from_its_plan(plan, pairs, capsys):
     # who needs the space has removed a network that no test needs: it is not trained anew
     (file.parent / 'experiments/trial_first_ESU_x2_seed7/models/net_g_latest.pth').unlink()
     networks = {p: p.stat().st_mtime_ns for p in (file.parent / 'experiments').rglob('*.pth')}
-    result = run(plan(), '--retest', '--methods', 'L1', 'UDL')
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert '2 runs, 2 to be tested again' in result.stdout
+    assert run(plan(), '--retest', '--methods', 'L1', 'UDL') == 0
+    assert '2 runs, 2 to be tested again' in capsys.readouterr().out
     assert {p: p.stat().st_mtime_ns for p in (file.parent / 'experiments').rglob('*.pth')} == networks
     again = record_files.read_record(out / 'L1_x2_seed7.json')
     for name in ('seconds', 'stages', 'curve', 'costs', 'date', 'peak_memory', 'options', 'weights', 'weights_hash'):
@@ -146,17 +134,16 @@ def test_a_comparison_from_its_plan(plan, pairs, capsys):
         sr, = (file.parent / records['L1'].pictures / 'Set5').glob(f'{image}*.png')
         error = (cv2.imread(str(sr)).astype(float) - cv2.imread(f'{pairs}/val/gt/{image}.png'))[2:-2, 2:-2]
         assert scores['rgb'] == pytest.approx(10 * np.log10(255 ** 2 / np.square(error).mean()), abs=1e-9)
-    assert run_here(file, '--retest', '--methods', 'L1', 'UDL') == 0
+    assert run(file, '--retest', '--methods', 'L1', 'UDL') == 0
     assert '2 runs, 0 to be tested again' in capsys.readouterr().out
     # The network of another run is no network of this one, and one that is gone cannot be tested.
     place = file.parent / 'experiments/trial_twice_x2_seed7/models/net_g_latest.pth'
     before = (out / 'twice_x2_seed7.json').read_bytes()
     place.write_bytes((file.parent / 'experiments/trial_UDL_x2_seed7/models/net_g_latest.pth').read_bytes())
-    result = run(file, '--retest')
-    assert result.returncode == 1
-    assert 'is not the one of the record' in result.stdout
+    assert run(file, '--retest') == 1
+    assert 'is not the one of the record' in capsys.readouterr().out
     place.unlink()
-    assert run_here(file, '--retest') == 2
+    assert run(file, '--retest') == 2
     assert f'--retest: {place} is not there any more' in capsys.readouterr().err
     assert (out / 'twice_x2_seed7.json').read_bytes() == before
 
@@ -169,38 +156,47 @@ def test_who_tests_again_needs_no_training_images(plan):
         runner.check(runs, plan().parent, 'plan.yml')
 
 
-def test_a_comparison_that_was_stopped_goes_on_and_one_failure_stops_no_other(plan, pairs):
+@pytest.mark.usefixtures('fork_server')
+def test_a_comparison_that_was_stopped_goes_on_and_one_failure_stops_no_other(plan, capsys):
     methods = plan.content['methods']
     broken = {'options': {'stage': 'plain', 'network_u': None,
                           'train': {'pixel_opt': {'type': 'L1Loss'}, 'optim_g': {'lr': 1e30}}}}
     file = plan(methods={'L1': methods['L1'], 'explodes': broken, 'twice': methods['twice']})
     out = file.parent / 'results' / 'trial' / 'records'
-    process = subprocess.Popen(command(file), stdout=subprocess.PIPE, text=True,
-                               env={**os.environ, 'OMP_NUM_THREADS': '1'})
     state = file.parent / 'experiments' / 'trial_L1_x2_seed7' / 'history.jsonl'
-    deadline = time.time() + 600
-    while not state.exists() and time.time() < deadline and process.poll() is None:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    printed, _ = process.communicate(timeout=600)
-    assert process.returncode == 75, printed
+    ended = threading.Event()
+
+    def stop():
+        while not state.exists() and not ended.wait(0.05):
+            pass
+        if not ended.is_set():
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    stopper = threading.Thread(target=stop)
+    stopper.start()
+    status = run(file)
+    ended.set()
+    stopper.join()
+    said = capsys.readouterr()
+    assert status == 75, said.out + said.err
     assert not (out / 'twice_x2_seed7.json').exists()
 
-    result = run(file)
-    assert result.returncode == 1, result.stdout + result.stderr
-    assert 'trial_explodes_x2_seed7: failed with status 1' in result.stdout
-    assert 'not finite' in result.stdout
+    assert run(file) == 1
+    said = capsys.readouterr().out
+    assert 'trial_explodes_x2_seed7: failed with status 1' in said
+    assert 'not finite' in said
     records = {r.method: r for r in record_files.read_records(out)}
     assert records.keys() == {'L1', 'twice'}
     assert records['twice'].datasets == records['L1'].datasets
 
 
+@pytest.mark.usefixtures('fork_server')
 def test_a_run_that_another_process_trains_is_named_and_has_not_failed(plan, capfd):
     file = plan()
     folder = file.parent / 'experiments' / 'trial_L1_x2_seed7'
     folder.mkdir(parents=True)
     held = run_folder._lock(folder)
-    assert run_here(file, '--methods', 'L1') == run_folder.EXIT_BUSY == 69
+    assert run(file, '--methods', 'L1') == run_folder.EXIT_BUSY == 69
     said = capfd.readouterr()
     assert f'trial_L1_x2_seed7: is being trained by process {os.getpid()} on ' in said.out
     assert 'trial_L1_x2_seed7: left out, since another process trains it' in said.err
@@ -208,6 +204,7 @@ def test_a_run_that_another_process_trains_is_named_and_has_not_failed(plan, cap
     held.close()
 
 
+@pytest.mark.usefixtures('fork_server')
 def test_what_another_process_has_made_since_is_not_made_again(plan):
     """Its training is over, so that a record made anew would tell of the test alone."""
     file = plan()
@@ -308,14 +305,14 @@ def test_a_dry_run_finds_what_would_fail_later(plan, pairs, tmp_path, capsys):
     """Weights that are not there, of a method that differs in nothing else; images that do not pair up."""
     l1 = plan.content['methods']['L1']['options']
     given = {'L1': {'options': l1}, 'tuned': {'options': {**l1, 'path': {'pretrain_network_g': 'nowhere.pth'}}}}
-    assert run_here(plan(methods=given, first={'iterations': 4}), '--dry_run') == 2
+    assert run(plan(methods=given, first={'iterations': 4}), '--dry_run') == 2
     said = capsys.readouterr().err
     assert 'tuned_x2_seed7: path.pretrain_network_g: no such file' in said
     assert 'L1_x2' not in said
     options = yaml.safe_load((tmp_path / 'train.yml').read_text())
     options['datasets']['train']['dataroot_lq'] = f'{pairs}/train/gt'
     (tmp_path / 'train.yml').write_text(yaml.safe_dump(options))
-    assert run_here(plan(methods={'L1': {'options': l1}}, first={'iterations': 4}), '--dry_run') == 2
+    assert run(plan(methods={'L1': {'options': l1}}, first={'iterations': 4}), '--dry_run') == 2
     said = capsys.readouterr().err
     assert re.search(r'L1_x2_seed7: datasets\.train: in \d+ of \d+ pairs, GT is not 2 times LQ', said)
 
@@ -346,7 +343,7 @@ def test_what_takes_some_sizes_alone_can_be_measured():
     """BasicSR's SwinIR with a window of 8 takes no image of 6, and is timed at 8."""
     block = {'type': 'SwinIR', 'upscale': 2, 'embed_dim': 8, 'depths': [1], 'num_heads': [2], 'window_size': 8,
              'img_size': 8, 'upsampler': 'pixelshuffledirect'}
-    assert complexity.run_time(block, 2, (12, 12), repeats=1, device='cpu') > 0
+    assert complexity.run_time(block, 2, (12, 12), repeats=1) > 0
 
 
 def test_a_stage_between_has_iterations_of_its_own_and_shares_what_comes_before(plan):

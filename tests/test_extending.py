@@ -1,12 +1,10 @@
 """docs/EXTENDING.md, followed to the letter in an empty folder: its files, its commands, and the lines it counts."""
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from forked import forked, script, udl
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / 'docs/EXTENDING.md').read_text(encoding='utf-8')
@@ -46,13 +44,10 @@ def test_the_page_can_be_followed(tmp_path):
     for name, text in FILES.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text, encoding='utf-8')
-    environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
     said = []
     for command in COMMANDS:
         program, *words = command.split()
-        code = {'udl': ['-c', 'import udl_command; udl_command.main()'], 'python': []}[program]
-        done = subprocess.run([sys.executable, *code, *words], cwd=tmp_path, env=environment, capture_output=True,
-                              text=True, timeout=300)
+        done = forked({'udl': udl, 'python': script}[program], *words, cwd=tmp_path)
         assert done.returncode == 0, f'{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}'
         said.append(done.stdout)
     assert (tmp_path / 'experiments/tiny_best/models/net_g_best.pth').exists()

@@ -68,15 +68,8 @@ def test_fixed_scale_gives_a_value_one_colour_everywhere():
 
 
 def test_grid_refuses():
-    error, s = Panel('e', np.ones((4, 4)), 'error'), Panel('s', np.ones((4, 4)), 'log_scale')
-    with pytest.raises(ValueError, match='share a row'):
-        figures.draw_grid([[error, s]])
-    with pytest.raises(ValueError, match='share a column'):
-        figures.draw_grid([[error], [s]], 'below')
     with pytest.raises(ValueError, match='do not fit'):
-        figures.draw_grid([[error] * 30])
-    with pytest.raises(ValueError, match='at least one panel'):
-        figures.draw_grid([['text']])
+        figures.draw_grid([[Panel('e', np.ones((4, 4)), 'error')] * 30])
 
 
 @pytest.mark.parametrize('suffix', ['.png', '.pdf', '.svg'])

@@ -337,7 +337,3 @@ def test_a_failed_write_leaves_the_old_page(trial, tmp_path, monkeypatch, capsys
     assert 'No space left on device' in capsys.readouterr().err
     assert out.read_text() == 'old'
     assert list(tmp_path.iterdir()) == [out]
-
-
-def test_templates_are_installed_with_the_package():
-    assert "'templates/*'" in (ROOT / 'setup.py').read_text(encoding='utf-8')

@@ -3,14 +3,13 @@
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 from conftest import photograph
+from forked import forked, udl
 from infer_runs import SMALL, made, no_files, noise, pixels, png, run, twice  # noqa: F401
 from PIL import Image
 
@@ -179,10 +178,8 @@ def test_the_command_line(run):
     """A process of its own, from another folder: status 1 for a broken picture, and the other one is made."""
     run.picture('in/a.png')
     (run.root / 'in' / 'b.png').write_bytes(png(noise(20, 20, 3))[:300])
-    result = subprocess.run(
-        [sys.executable, '-m', 'udl_basicsr', 'infer', 'in', '--out', 'sr', '--weights',
-         'experiments/x/models/net_g_latest.pth', '-opt', 'experiments/x/x.yml'],
-        cwd=run.root, capture_output=True, text=True, timeout=120)
+    result = forked(udl, 'infer', 'in', '--out', 'sr', '--weights', 'experiments/x/models/net_g_latest.pth', '-opt',
+                    'experiments/x/x.yml', cwd=run.root)
     assert result.returncode == 1, result.stderr
     assert made(run.root / 'sr') == ['a.png']
     assert '1/2 in/a.png -> sr/a.png' in result.stdout

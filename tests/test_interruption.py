@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import assert_same_weights
-from stopped_runs import Child, _ctrl_c, at_iteration, run_of, train  # noqa: F401
+from stopped_runs import Child, _ctrl_c, at_iteration, run_of  # noqa: F401
+from whole_runs import train
 
 from udl_basicsr.models.step import StepModel
 from udl_basicsr.options import parse as options
@@ -63,7 +64,7 @@ def test_a_command_that_ignores_ctrl_c_stops_on_sigterm(project, monkeypatch):
     for _ in range(3):
         run.wait_for(there)  # it trains on
     assert run.stop(signal.SIGTERM) == EXIT_INTERRUPTED
-    assert 'Stopped by SIGTERM after iteration' in run.text()
+    assert 'Stopped by SIGTERM after iteration' in run.stderr
 
 
 @pytest.mark.parametrize(('number', 'status'), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -90,8 +91,8 @@ def test_a_signal_before_training_leaves_no_trace(project, monkeypatch, number, 
     child = Child(project, '-opt', str(project.root / f'{stage}.yml'), is_train=stage == 'plain')
     child.wait_for(there)
     assert child.stop(number) == status
-    assert child.text().splitlines()[-1].startswith(f'Stopped by {number.name}. What was saved before is kept')
-    assert 'Traceback' not in child.text()
+    assert child.stderr.splitlines()[-1].startswith(f'Stopped by {number.name}. What was saved before is kept')
+    assert 'Traceback' not in child.stderr
     assert not (project.root / 'experiments').exists()
 
 
@@ -182,7 +183,7 @@ def test_nothing_is_lost_in_the_last_validation(project, monkeypatch, number, st
     run.wait_for(there)
     assert run.stop(number) == status
     if status == EXIT_INTERRUPTED:
-        assert 'after iteration 6 of 6, which is saved; the last validation is still to be done' in run.text()
+        assert 'after iteration 6 of 6, which is saved; the last validation is still to be done' in run.stderr
     models = run_of(project, 'plain') / 'models'
     assert not (models / 'net_g_latest.pth').exists()  # or the next stage would take it for done
 

@@ -1,7 +1,6 @@
 """Every super-resolution network of the registry, tiny, through UncertaintyNet; and how spandrel's come to be there."""
 import copy
 import pickle
-import subprocess
 import sys
 
 import pytest
@@ -9,6 +8,7 @@ import torch
 import yaml
 from basicsr.archs import build_network
 from basicsr.utils.registry import ARCH_REGISTRY, Registry
+from forked import command_line, forked
 
 from udl_basicsr.archs import UncertaintyNet, spandrel_archs
 from udl_basicsr.losses import ESULoss
@@ -250,13 +250,22 @@ def test_classes_can_be_pickled_and_imported():
         spandrel_archs.NoSuchNet  # noqa: B018
 
 
+def train_without_spandrel():
+    for registered in spandrel_archs.register_spandrel().values():
+        del ARCH_REGISTRY._obj_map[registered]
+    for name in [name for name in sys.modules if name.partition('.')[0] == 'spandrel']:
+        del sys.modules[name]
+    sys.modules['spandrel'] = None
+    spandrel_archs._classes.cache_clear()
+    spandrel_archs.register_spandrel()
+    return command_line(['-opt', 'plain.yml'])
+
+
 def test_without_spandrel_the_message_says_how_to_get_it(project):
     base = yaml.safe_load((project.root / '_base_.yml').read_text())
     base['network_g'] = {'type': 'HAT', 'upscale': 2, 'upsampler': 'pixelshuffle'}
     (project.root / '_base_.yml').write_text(yaml.safe_dump(base))
-    code = ("import sys; sys.modules['spandrel'] = None; sys.argv = ['train.py', '-opt', 'plain.yml']; "
-            'from udl_basicsr.train import main; main()')
-    result = subprocess.run([sys.executable, '-c', code], cwd=project.root, capture_output=True, text=True)
+    result = forked(train_without_spandrel, cwd=project.root)
     assert result.returncode == 2, result.stderr
     assert 'network_g: HAT cannot be built' in result.stderr
     assert "pip install 'spandrel>=0.4.2'" in result.stderr

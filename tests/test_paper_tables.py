@@ -154,7 +154,7 @@ def test_costs_are_counted_and_measured():
     # 3 → 8, three of 8 → 8, 8 → 32 before the shuffle: all at LR; then 8 → 3 at HR
     low, high = 9 * (3 * 8 + 3 * 64 + 8 * 32), 9 * 8 * 3
     assert complexity.count_macs(block, 2, (12, 20)) == 6 * 10 * low + 12 * 20 * high
-    assert 0 < complexity.run_time(block, 2, (12, 20), repeats=2, device='cpu') < 1000
+    assert 0 < complexity.run_time(block, 2, (12, 20), repeats=2) < 1000
 
 
 def test_amounts_are_read_and_written_as_printed():

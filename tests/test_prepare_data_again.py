@@ -2,12 +2,10 @@
 # ruff: noqa: F811 - fixtures that come from prepared_data
 import json
 import os
-import signal
-import subprocess
-import sys
 import time
 
 import pytest
+from forked import Forked, udl
 from prepared_data import encode, out, picture, run, source, tree  # noqa: F401
 
 from udl_basicsr.data import prepare as prepare_module
@@ -67,17 +65,15 @@ def test_interrupted_in_the_middle(source, out, monkeypatch, capsys, error, stat
 def test_killed_with_its_workers_and_started_again(source, out):
     for index in range(3, 30):
         (source / f'{index}.png').write_bytes(encode(picture(200, 240, index)))
-    options = ['--scale', '2', '4', '--sub-images', '64', '--step', '32']
-    process = subprocess.Popen([sys.executable, '-m', 'udl_basicsr', 'prepare', source, '--out', out, '--workers', '2',
-                                *options],
-                               stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    options = ['--scale', '2', '4', '--sub-images', '64', '--step', '64']
+    child = Forked(udl, 'prepare', source, '--out', out, '--workers', '2', *options, cwd=source.parent)
     deadline = time.monotonic() + 300  # processes start slowly on a busy machine
     while len(list(out.glob('GTmod2/*.png'))) < 4:
-        assert process.poll() is None
+        assert child.process.is_alive(), child.stderr
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    child.process.kill()
+    child.wait()
     count = -1
     while count != len(tree(out)):  # the workers notice and end
         assert time.monotonic() < deadline

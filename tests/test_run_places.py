@@ -5,7 +5,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from stopped_runs import Child, _ctrl_c, at_iteration, run_of, train  # noqa: F401
+from stopped_runs import _ctrl_c, at_iteration, run_of  # noqa: F401
+from whole_runs import train
 
 from udl_basicsr.data.images import BrokenImageError
 from udl_basicsr.options import parse as options

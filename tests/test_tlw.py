@@ -2,19 +2,22 @@
 import copy
 import math
 import re
-import socket
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 import yaml
 from basicsr.archs import build_network
 from conftest import assert_same_weights, batch
+from forked import ranks
 from test_tlw_loss import mean_square
-from whole_runs import files, run, train
+from whole_runs import files, train
 
 from udl_basicsr.functional import tlw
-from udl_basicsr.options.parse import OptionError
+from udl_basicsr.options.parse import OptionError, parse_options
+from udl_basicsr.training import loop
+from udl_basicsr.utils import distributed
 from udl_basicsr.utils.checkpoints import CheckpointError
 
 _TWO = ['datasets:train:batch_size_per_gpu=2', 'train:accumulate=2', 'logger:save_checkpoint_freq=2', 'val=~']
@@ -280,37 +283,31 @@ def test_whole_run_resumes_exactly_and_stock_basicsr_loads_the_network(tlw_proje
         train(tlw_project, 'tlw', *force, auto_resume=True)
 
 
+def rank_in_step(root):
+    """Trains, resumes, and meets images that are NaN on one rank: the networks of both stay the same."""
+    distributed.init_dist('pytorch', backend='gloo')
+    rank, build, models = dist.get_rank(), loop.build_model, []
+    loop.build_model = lambda opt: models.append(build(opt)) or models[-1]
+    for name, total, *more in (('straight', 4), ('resumed', 2), ('resumed', 4), ('whole', 2, 'train:accumulate=1')):
+        force = [*_TWO, f'name={name}', f'train:total_iter={total}', *more]
+        loop.train(parse_options('tlw.yml', root_path=root, is_train=True, auto_resume=True, rank=rank, world_size=2,
+                                 dist=True, num_gpu_available=0, force_yml=force))
+        if name == 'whole':  # one rank's images are NaN, after which the graph of the mean network is left unused
+            model, good = models[-1], {k: torch.rand(2, 3, s, s) for k, s in (('lq', 16), ('gt', 32))}
+            model.skip_nonfinite = 1
+            for number, factor in ((3, 1), (4, torch.nan if rank else 1), (5, 1)):
+                model.feed_data({k: v * factor for k, v in good.items()})
+                model.optimize_parameters(number)
+            assert (model.skipped, model.skipped_in_a_row) == (1, 0)
+        for network in models[-1].networks_in_training().values():
+            mine = torch.cat([p.detach().flatten() for p in network.parameters()])
+            both = [torch.empty_like(mine) for _ in range(2)]
+            dist.all_gather(both, mine)
+            assert torch.equal(*both)
+
+
 def test_two_processes_stay_in_step_and_resume_exactly(tlw_project):
-    (tlw_project.root / 'entry.py').write_text(f"""
-import torch, torch.distributed as dist, udl_basicsr
-from udl_basicsr.training import loop
-from udl_basicsr.utils import distributed
-from udl_basicsr.options.parse import parse_options
-distributed.init_dist('pytorch', backend='gloo')
-build, models = loop.build_model, []
-loop.build_model = lambda opt: models.append(build(opt)) or models[-1]
-for name, total, *more in (('straight', 4), ('resumed', 2), ('resumed', 4), ('whole', 2, 'train:accumulate=1')):
-    loop.train(parse_options('tlw.yml', root_path='.', is_train=True, auto_resume=True, rank=dist.get_rank(),
-                             world_size=2, dist=True, num_gpu_available=0, force_yml={_TWO} + [
-                                 f'name={{name}}', f'train:total_iter={{total}}', *more]))
-    if name == 'whole':  # one rank's images are NaN, after which the graph of the mean network is left unused
-        model, good = models[-1], {{k: torch.rand(2, 3, s, s) for k, s in (('lq', 16), ('gt', 32))}}
-        model.skip_nonfinite = 1
-        for number, factor in ((3, 1), (4, torch.nan if dist.get_rank() else 1), (5, 1)):
-            model.feed_data({{k: v * factor for k, v in good.items()}})
-            model.optimize_parameters(number)
-        assert (model.skipped, model.skipped_in_a_row) == (1, 0)
-    for network in models[-1].networks_in_training().values():
-        mine = torch.cat([p.detach().flatten() for p in network.parameters()])
-        both = [torch.empty_like(mine) for _ in range(2)]
-        dist.all_gather(both, mine)
-        assert torch.equal(*both)
-""")
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        port = s.getsockname()[1]
-    done = run('-m', 'torch.distributed.run', '--nproc_per_node=2', f'--master_port={port}', 'entry.py',
-               cwd=tlw_project.root)
-    assert done.returncode == 0, done.stderr[-3000:]
+    for child in ranks(rank_in_step, str(tlw_project.root), cwd=tlw_project.root):
+        assert child.wait() == 0, child.stderr[-3000:]
     for label in 'gw':
         assert_same_weights(*(tlw_project.weights(name, label=label) for name in ('straight', 'resumed')))

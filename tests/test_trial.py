@@ -10,6 +10,7 @@ from udl_basicsr.experiments import plan, runner, trial
 from udl_basicsr.options.parse import OptionError
 
 
+@pytest.mark.usefixtures('fork_server')
 def test_the_trial_of_a_table_goes_through_every_cell(write, tmp_path, script, capsys, monkeypatch):
     monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'torch'))
     metrics = {**METRICS, 'lpips': {'type': 'calculate_lpips', 'net': 'squeeze', 'better': 'lower'}}
@@ -42,6 +43,7 @@ def test_the_trial_of_a_table_goes_through_every_cell(write, tmp_path, script, c
 
 
 @pytest.mark.parametrize(('name', 'methods'), [('udl-2', ['ESU_UDL']), ('le-1', ['sigma_alone', 'L1_sigma', 'sigma'])])
+@pytest.mark.usefixtures('fork_server')
 def test_the_trial_of_a_printed_table(name, methods, tmp_path, script, capsys):
     """Two stages, and each form of the sigma branch, as the plans of the papers have them."""
     file = Path(__file__).parent.parent / 'options' / 'papers' / f'{name}.yml'
@@ -53,6 +55,7 @@ def test_the_trial_of_a_printed_table(name, methods, tmp_path, script, capsys):
     assert len(runs) == len(methods)
 
 
+@pytest.mark.usefixtures('fork_server')
 def test_a_trial_says_which_cell_fails(write, tmp_path, script, capsys):
     methods = {'L1': PLAN['methods']['L1'], 'explodes': {'base': 'l1.yml', 'options': {
         'train': {'optim_g': {'type': 'SGD', 'lr': 1e30}}}}}

@@ -5,8 +5,6 @@ import json
 import random
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
@@ -17,6 +15,7 @@ from basicsr.archs import build_network
 from basicsr.utils.lmdb_util import make_lmdb_from_imgs
 from cached_uncertainty import KEY, log_scale, options, prepared, ready  # noqa: F401
 from conftest import assert_same_weights, batch
+from forked import forked, udl
 from torch.nn.functional import pad as reflected
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.functional import normalize
@@ -271,8 +270,7 @@ def test_the_command_line(ready, monkeypatch, capsys):
     weights = ready.root / 'experiments/esu/models/net_u_latest.pth'
     arguments = ['-opt', str(ready.root / 'udl.yml'), '--force_yml']
     arguments += [f'{KEY}={ready.cache}', f'path:pretrain_network_u={weights}']
-    made = subprocess.run([sys.executable, '-m', 'udl_basicsr', 'cache', *arguments],
-                          capture_output=True, text=True, cwd=ready.root)
+    made = forked(udl, 'cache', *arguments, cwd=ready.root)
     assert made.returncode == 0, made.stderr
     assert '6/6' in made.stderr  # the bar
     prepared(ready)  # is what training wants, and there

@@ -5,21 +5,19 @@ import os
 import random
 import re
 import shutil
-import subprocess
-import sys
 
 import cv2
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from cached_uncertainty import KEY, log_scale, options, prepared, ready  # noqa: F401
-from conftest import status_of
+from forked import Forked, command_line, forked
 
-from udl_basicsr import train as train_script
 from udl_basicsr.data import uncertainty_cache
 from udl_basicsr.data.loader import SeededDataset, build_dataset
 from udl_basicsr.data.uncertainty_cache import CacheError, dequantise, fingerprint, prepare
-from udl_basicsr.options.parse import OptionError
+from udl_basicsr.options.parse import OptionError, parse_options
 from udl_basicsr.utils.checkpoints import save_atomic
 
 # --------------------------------------------------------------------------------------------------------- interruption
@@ -65,35 +63,24 @@ def test_an_unfinished_build_of_other_weights_is_refused(ready):
         prepared(ready)
 
 
-_WORKER = """
-import sys, torch, torch.distributed as dist
-import udl_basicsr
-from udl_basicsr import train as train_script
-from udl_basicsr.data import uncertainty_cache
-from udl_basicsr.data.loader import build_dataset
-from udl_basicsr.options.parse import parse_options
-file, root, rank = sys.argv[1:]
-dist.init_process_group('gloo', init_method=f'file://{root}/store', rank=int(rank), world_size=2)
-for folder in ('s', 's', 'bad'):
-    opt = parse_options(file, root_path=root, is_train=True, rank=int(rank), world_size=2, dist=True,
-                        force_yml=[f'datasets:train:uncertainty_cache={root}/{folder}'], num_gpu_available=0).opt
-    if folder == 'bad' and rank == '1':
-        uncertainty_cache.quantise = lambda s: (_ for _ in ()).throw(uncertainty_cache.CacheError('rank 1 cannot'))
-    dataset = build_dataset(opt['datasets']['train'])
-    try:
-        print('maps', len(uncertainty_cache.prepare(dataset, opt, torch.device('cpu')).cache.maps))
-    except uncertainty_cache.CacheError as error:
-        print('error', error)
-"""
+def cache_of_a_rank(root, rank):
+    dist.init_process_group('gloo', init_method=f'file://{root}/store', rank=rank, world_size=2)
+    for folder in ('s', 's', 'bad'):
+        opt = parse_options(f'{root}/udl.yml', root_path=str(root), is_train=True, rank=rank, world_size=2, dist=True,
+                            force_yml=[f'{KEY}={root}/{folder}'], num_gpu_available=0).opt
+        if folder == 'bad' and rank == 1:
+            uncertainty_cache.quantise = lambda s: (_ for _ in ()).throw(CacheError('rank 1 cannot'))
+        dataset = build_dataset(opt['datasets']['train'])
+        try:
+            print('maps', len(prepare(dataset, opt, torch.device('cpu')).cache.maps))
+        except CacheError as error:
+            print('error', error)
 
 
 def test_two_processes_share_the_work_and_each_others_errors(ready):
-    processes = [subprocess.Popen([sys.executable, '-c', _WORKER, str(ready.root / 'udl.yml'), str(ready.root), rank],
-                                  stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for rank in '01']
-    for process in processes:
-        out, errors = process.communicate(timeout=300)
-        said = [line for line in out.splitlines() if line.startswith(('maps', 'error'))]
-        assert said == ['maps 6', 'maps 6', 'error rank 1 cannot'], errors
+    for child in [Forked(cache_of_a_rank, ready.root, rank, cwd=ready.root) for rank in (0, 1)]:
+        child.wait()
+        assert child.stdout.splitlines() == ['maps 6', 'maps 6', 'error rank 1 cannot'], child.stderr
     alone = prepared(ready, f'{KEY}={ready.root}/alone').cache.maps
     assert json.loads((ready.cache / 'manifest.json').read_text())['maps'] == alone
     for name in alone:
@@ -225,14 +212,14 @@ def test_caches_without_checksums_are_read_with_a_warning(ready, caplog):
         refused(ready, f'0.png: {key} missing or wrong')
 
 
-def test_a_worker_says_so_in_one_line(ready, monkeypatch, capsys):
+def test_a_worker_says_so_in_one_line(ready):
     prepared(ready)
     for path in ready.cache.glob('*.npy'):
         path.write_bytes(path.read_bytes()[:-1] + b'x')
-    monkeypatch.setattr('sys.argv', ['train.py', '-opt', str(ready.root / 'udl.yml'), '--force_yml',
-                                     f'{KEY}={ready.cache}', 'datasets:train:num_worker_per_gpu=1'])
-    assert status_of(train_script.main, root_path=ready.root) == 1
-    said = capsys.readouterr().err
+    done = forked(command_line, ['-opt', 'udl.yml', '--force_yml', f'{KEY}={ready.cache}',
+                                 'datasets:train:num_worker_per_gpu=1'], cwd=ready.root)
+    assert done.returncode == 1
+    said = done.stderr
     last = said.strip().splitlines()[-1]
     assert re.fullmatch(rf'CacheError: {ready.cache}/\d\.png\.npy: its bytes, .* computed anew', last)
     assert 'Traceback' not in said.rpartition('CacheError')[0].rpartition('\n')[0]
@@ -269,7 +256,7 @@ def test_folders_that_cannot_be_used_are_refused_before_anything_is_made(ready, 
     (ready.root / 'mine').mkdir()
     (ready.root / 'mine/photo.png').write_text('')
     before = sorted(ready.root.rglob('*'))
-    for folder, message in (('file', 'is a file; expected a folder'), ('file/s', 'is no folder that can be written'),
+    for folder, message in (('file', 'is a file; expected a folder'), ('file/s', 'file is a file, expected'),
                             ('mine', 'is not empty and no uncertainty cache')):
         with pytest.raises(OptionError, match=f'datasets.train.uncertainty_cache: {ready.root}/{folder} .*{message}'):
             ready.parse('udl', f'{KEY}={ready.root}/{folder}')

@@ -13,7 +13,7 @@ from conftest import photograph
 from udl_basicsr import functional as F
 from udl_basicsr.functional.log_scale_maps import encode_log_scale
 from udl_basicsr.functional.uncertainty import STEPS
-from udl_basicsr.reports.uncertainty import BY_IMAGE, COLUMNS, ReportError, read_errors, read_images
+from udl_basicsr.reports.uncertainty import BY_IMAGE, COLUMNS, ReportError, read_images
 
 SIGMA = np.sqrt(np.pi / 2)  # of a normal distribution with E|x − f| = 1
 
@@ -37,6 +37,12 @@ def results(tmp_path):
                 cv2.imwrite(str(folder / f'{image}x2_{run}.png'), sr.round().clip(0, 255).astype(np.uint8))
                 cv2.imwrite(str(folder / f'{image}x2_log_scale.png'), encode_log_scale(s + np.log(c)))
     return tmp_path
+
+
+def errors(*arguments, **options) -> tuple[np.ndarray, np.ndarray]:
+    """e and θ of all images."""
+    error, scale = (np.concatenate(part) for part in zip(*read_images(*arguments, **options), strict=True))
+    return error, scale
 
 
 def report(results, *runs: str, dataset: str = 'B', more: tuple[str, ...] = ()) -> dict:
@@ -103,7 +109,7 @@ def test_every_score_by_image_is_its_definition(results):
         assert found['by_image_recalibrated']['ence'][0] < 0.08  # 0.11 for a normal one taken for Laplace's
         np.testing.assert_allclose(np.divide(found['quantile'], found['half_width']), found['recalibrated']['factor'],
                                    rtol=0.15)
-        error, theta, _ = read_errors(results / 'results' / run, 'B', results / 'B', 2)
+        error, theta = errors(results / 'results' / run, 'B', results / 'B', 2)
         assert found['scores']['log_likelihood_gaussian'] == pytest.approx(
             scipy.stats.norm.logpdf(error, scale=np.sqrt(variance) * theta).mean())
     assert not list(rows)
@@ -146,7 +152,7 @@ def test_the_report(results, capsys):
     # B's errors are three times what is said, whatever was fitted on A
     assert good['recalibrated']['calibration_error'] == pytest.approx(half['recalibrated']['calibration_error'],
                                                                       abs=1e-3)
-    error, scale, _ = read_errors(results / 'results' / 'half', 'B', results / 'B', 2)
+    error, scale = errors(results / 'results' / 'half', 'B', results / 'B', 2)
     assert half['scores']['log_likelihood_laplace'] == pytest.approx(
         scipy.stats.laplace.logpdf(error, scale=scale).mean())
     assert half['scores']['ause_rmse'] == pytest.approx(F.ause(error, scale, measure='rmse'))
@@ -157,17 +163,17 @@ def test_the_report(results, capsys):
     assert (results / 'out' / 'uncertainty.md').read_text().count('\n| ') == 9
     assert cv2.imread(str(results / 'out' / 'uncertainty.png')).std() > 10
 
-    error, _, _ = read_errors(results / 'results' / 'good', 'A', results / 'A', share=0.25)
+    error, _ = errors(results / 'results' / 'good', 'A', results / 'A', share=0.25)
     assert error.size == pytest.approx(2 * 60 * 70 * 3 / 4, rel=0.05)
     for dataset, gt, message in (('C', 'A', 'val.save_img: true'), ('A', 'C', 'is it the GT folder')):
         with pytest.raises(ReportError, match=message):
-            read_errors(results / 'results' / 'good', dataset, results / gt)
+            errors(results / 'results' / 'good', dataset, results / gt)
     assert main([runs[0], '--dataset', 'C', '--gt', 'no', '--out', 'no']) == 2
     assert 'error: ' in capsys.readouterr().err
     folder = results / 'results' / 'good' / 'visualization' / 'A'
     (folder / '1x2_good.png').unlink()
     with pytest.raises(ReportError, match='expected one SR image'):
-        read_errors(results / 'results' / 'good', 'A', results / 'A')
+        errors(results / 'results' / 'good', 'A', results / 'A')
 
 
 def test_what_nothing_can_be_said_of_is_refused(results, capsys):
@@ -197,6 +203,6 @@ def test_gray_pictures_are_y(results):
         y = np.floor(16 + 65.481 * red + 128.553 * green + 24.966 * blue + 0.5)
         cv2.imwrite(str(folder / f'{image}x2_good.png'), (y + 3).astype(np.uint8))
     (results / 'B' / '1.png').rename(results / 'B' / '1.PNG')
-    error, scale, images = read_errors(results / 'results' / 'good', 'B', results / 'B')
-    assert error.size == scale.size == images * 60 * 70
-    assert (error == 3).all()
+    images = list(read_images(results / 'results' / 'good', 'B', results / 'B'))
+    assert all(error.size == scale.size == 60 * 70 for error, scale in images)
+    assert all((error == 3).all() for error, _ in images)

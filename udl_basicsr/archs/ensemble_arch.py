@@ -2,11 +2,11 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 
 from udl_basicsr.functional.distributions import LaplaceDistribution
 from udl_basicsr.functional.ensembles import mean_and_variance, total_log_scale
+from udl_basicsr.functional.inference import each_turn
 
 from .uncertainty_arch import UncertaintyNet
 
@@ -70,8 +70,4 @@ class EnsembleNet(nn.Module):
     def _each(self, functions: Iterable[Callable[[Tensor], Tensor]], lq: Tensor) -> Iterator[Tensor]:
         """What each function makes of the image, and of each of its turns, turned back."""
         for function in functions:
-            for flip in (False, True) if self.flips else (False, ):
-                for turns in range(4) if self.flips else range(1):
-                    turned = torch.rot90(lq.flip(-1) if flip else lq, turns, (-2, -1))
-                    back = torch.rot90(function(turned), -turns, (-2, -1))
-                    yield back.flip(-1) if flip else back
+            yield from each_turn(function, lq) if self.flips else (function(lq), )

@@ -15,8 +15,9 @@ from basicsr.utils.registry import ARCH_REGISTRY, Registry
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .traits import SWIN
+
 _VERSION = '0.4.2'  # the one that was tried
-_SWIN = ('conv_before_upsample', 'upsample', 'conv_last')  # whatever the upsampler
 
 
 def _unused(module: Any) -> list[nn.Module]:
@@ -92,31 +93,31 @@ class Network(NamedTuple):
 
 
 NETWORKS: dict[str, Network] = {
-    'ATD': Network(_SWIN),
+    'ATD': Network(SWIN),
     'CRAFT': Network('upsample'),
     'Compact': Network('body.-1'),
-    'DAT': Network(_SWIN, repair=_AnySize),
+    'DAT': Network(SWIN, repair=_AnySize),
     'DCTLSA': Network('upsampler'),
     'DITN': Network('upsample'),
-    'DRCT': Network(_SWIN, repair=_AnySize),
+    'DRCT': Network(SWIN, repair=_AnySize),
     'ESRGAN': Network('model.2'),
     'FDAT': Network('upsampler', repair=_Unused),
-    'GRL': Network(_SWIN),
-    'HAT': Network(_SWIN),
+    'GRL': Network(SWIN),
+    'HAT': Network(SWIN),
     'IPT': Network('tail.0'),
     'MoESR': Network('upscale'),
     'MoSR': Network('upsampler'),
     'OmniSR': Network('up'),
     'PLKSR': Network('feats.-1'),
     'RCAN': Network('tail', repair=_RCAN),
-    'RGT': Network(_SWIN),
+    'RGT': Network(SWIN),
     'RealPLKSR': Network('feats.-1', package='PLKSR'),
     'SAFMN': Network('to_img'),
     'SPAN': Network('upsampler', repair=_Unused),
     'SeemoRe': Network('upsampler', repair=_SeemoRe),
     'SwiftSRGAN': Network('upsampler', repair=_Unused),
-    'Swin2SR': Network(_SWIN),
-    'SwinIR': Network(_SWIN),
+    'Swin2SR': Network(SWIN),
+    'SwinIR': Network(SWIN),
 }
 _RESTORES = 'its image has the size of what goes in: it restores and does not super-resolve'
 _FACES = 'it restores faces of one size with a generative prior, and does not super-resolve'

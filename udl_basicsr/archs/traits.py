@@ -25,12 +25,12 @@ class Traits:
     """The argument that is the upscaling factor: the first name that the class has. Of a class one name will do."""
 
 
-_SWIN = ('conv_before_upsample', 'upsample', 'conv_last')  # whatever the upsampler
+SWIN = ('conv_before_upsample', 'upsample', 'conv_last')  # whatever the upsampler
 _OF_BASICSR = {
     'EDSR': Traits(('upsample', )),
     'RCAN': Traits(('upsample', )),
     'MSRResNet': Traits(('upconv1', )),
-    'SwinIR': Traits(_SWIN),
+    'SwinIR': Traits(SWIN),
     'RRDBNet': Traits(('conv_up1', ), 'scale', {1: 4, 2: 2}),  # it unshuffles what it enlarges by four
     'SRVGGNetCompact': Traits(('body.-1', )),
     'ECBSR': Traits(('backbone.-1', )),

@@ -22,6 +22,7 @@ from udl_basicsr.cli.restoring import add_promise, add_restoring, check_restorin
 from udl_basicsr.training.arguments import option_file
 from udl_basicsr.utils import exits
 from udl_basicsr.utils.command_line import CommandParser
+from udl_basicsr.utils.errors import UdlError
 from udl_basicsr.utils.files import why_not_into
 
 
@@ -31,8 +32,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         told=__doc__,
         description='Finds the factor that calibrates the intervals of an uncertainty network, and writes it beside '
         'net_u.', epilog='The images must be like those that you will restore, and the networks must not have been '
-        'trained on them. '
-        'See docs/UNCERTAINTY.md.')
+        'trained on them. See docs/UNCERTAINTY.md.')
     parser.add_argument('run', nargs='?', type=Path, metavar='RUN', help="a run's folder, experiments/<name>: its "
                         'net_g_latest.pth, and net_u_latest.pth of it or of its stage 1; or give both files')
     parser.add_argument('--gt', nargs='+', required=True, metavar='FOLDER', help='HR images')
@@ -67,12 +67,10 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     import udl_basicsr.register  # noqa: F401 - networks, losses and metrics by their names
     from udl_basicsr.deploy.calibration import CalibrationError, calibrate, file_beside, networks_of, write_calibration
-    from udl_basicsr.deploy.export import ExportError
-    from udl_basicsr.deploy.infer import InferenceError, load_restorer
-    from udl_basicsr.deploy.kept_apart import KeptApartError, find_pairs
-    from udl_basicsr.functional.risk_control import THRESHOLDS, TooFewImagesError, risk_limit
-    from udl_basicsr.utils.checkpoints import EMA_FIRST, CheckpointError
-    from udl_basicsr.utils.yaml_files import OptionError
+    from udl_basicsr.deploy.kept_apart import find_pairs
+    from udl_basicsr.deploy.restorer import load_restorer
+    from udl_basicsr.functional.risk_control import THRESHOLDS, risk_limit
+    from udl_basicsr.utils.checkpoints import EMA_FIRST
     try:
         if args.run is not None:
             found = networks_of(args.run, needs_uncertainty=not args.ensemble)
@@ -95,10 +93,9 @@ def main(argv: list[str] | None = None) -> int:
                           [file for member in ([args.weights, args.uncertainty], *args.member) for file in member
                            if file is not None],
                           lambda pair: print(f'{next(done)}/{len(pairs)} {pair.name}', flush=True))
-    except (CalibrationError, KeptApartError, TooFewImagesError, InferenceError, ExportError, OptionError,
-            CheckpointError) as error:
+    except UdlError as error:
         print(f'Nothing was done:\n{error}', file=sys.stderr)
-        return 2
+        return exits.MISUSED
     write_calibration(found, out)
     print(f'{found.promise}.\nλ = {found.factor:.4g} on the intervals that the head says hold {1 - found.alpha:g}; '
           f'{100 * found.mean_risk:.2f} % of the values of these images lie outside (up to {100 * found.limit:.2f} % '

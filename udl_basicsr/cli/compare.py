@@ -11,7 +11,6 @@ makes N runs at a time on each GPU, or on the CPU.
 """
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from udl_basicsr.training.arguments import option_file
@@ -50,10 +49,4 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f'--trial tries all cells in trials/<name> and shows how they ended; it takes no --{unused[0]}')
     import udl_basicsr.register  # noqa: F401 - networks, losses and metrics by their names
     from udl_basicsr.cli.comparing import run
-    from udl_basicsr.options.parse import OptionError
-    from udl_basicsr.utils.scores import ScoresError
-    try:
-        return run(args)
-    except (OptionError, ScoresError) as error:
-        print(error, file=sys.stderr)
-        return 2
+    return run(args)

@@ -20,7 +20,7 @@ from udl_basicsr.utils import exits
 from udl_basicsr.utils.command_line import CommandParser
 
 
-@exits.command()
+@exits.command(misused=True)
 def main(argv: list[str] | None = None) -> int:
     parser = CommandParser(
         told=__doc__,
@@ -45,15 +45,8 @@ def main(argv: list[str] | None = None) -> int:
     args = vars(parser.parse_args(argv))
     import udl_basicsr.register  # noqa: F401 - networks, losses and metrics by their names
     from udl_basicsr.deploy.convert import convert_file
-    from udl_basicsr.deploy.export import ExportError
-    from udl_basicsr.utils.checkpoints import CheckpointError
-    from udl_basicsr.utils.yaml_files import OptionError, dump_flat
-
-    try:
-        options, notes = convert_file(args.pop('weights'), **args)
-    except (ExportError, CheckpointError, OptionError) as error:
-        print(f'error: {error}', file=sys.stderr)
-        return exits.MISUSED
+    from udl_basicsr.utils.yaml_files import dump_flat
+    options, notes = convert_file(args.pop('weights'), **args)
     for note in notes:
         print(note, file=sys.stderr)
     print(f'Wrote {args["out"]}' + (f' and {args["out_u"]}' if args['out_u'] else ''), file=sys.stderr)

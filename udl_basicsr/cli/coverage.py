@@ -54,8 +54,8 @@ def main(argv: list[str] | None = None) -> int:
 
     import udl_basicsr.register  # noqa: F401 - networks by their names
     from udl_basicsr.deploy.calibration import networks_of
-    from udl_basicsr.deploy.infer import load_restorer
     from udl_basicsr.deploy.judging import SHIFTS, check_enough, judge, prepared_pairs
+    from udl_basicsr.deploy.restorer import load_restorer
     from udl_basicsr.reports.coverage import format_coverage, write_coverage
     for members in args.ensemble:
         if len(members) < 2:

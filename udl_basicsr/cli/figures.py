@@ -170,7 +170,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-@exits.command()
+@exits.command(misused=True)
 def main(argv: list[str] | None = None) -> int:
     parser = _parser()
     args = parser.parse_args(argv)
@@ -178,16 +178,13 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f'--width: expected a number of at least 0.5, got {args.width:g}')
     import udl_basicsr.register  # noqa: F401 - networks, losses and metrics by their names
     from udl_basicsr.cli import drawing
-    from udl_basicsr.deploy.export import ExportError
-    from udl_basicsr.options.parse import OptionError
     from udl_basicsr.reports import figures
-    from udl_basicsr.utils.checkpoints import CheckpointError
     try:
         figures.check_out(args.out)
         draw = getattr(drawing, args.kind)
         out = draw(args, {key: getattr(args, key) for key in ('width', 'dpi') if hasattr(args, key)})
-    except (ValueError, OSError, CheckpointError, ExportError, OptionError) as error:
+    except ValueError as error:  # of an ending, a size or a box, as the drawing finds them
         print(f'error: {error}', file=sys.stderr)
-        return 2
+        return exits.MISUSED
     print(f'Wrote {out}')
     return 0

@@ -25,6 +25,7 @@ from udl_basicsr.cli.restoring import add_restoring, check_restoring, positive, 
 from udl_basicsr.training.arguments import option_file
 from udl_basicsr.utils import exits
 from udl_basicsr.utils.command_line import CommandParser
+from udl_basicsr.utils.errors import UdlError
 from udl_basicsr.utils.shipped_weights import scales
 
 
@@ -91,14 +92,14 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     args = parse_args(argv)
     import udl_basicsr.register  # noqa: F401 - networks, losses and metrics by their names
-    from udl_basicsr.deploy.calibration import CalibrationError, file_beside
-    from udl_basicsr.deploy.export import ExportError
-    from udl_basicsr.deploy.infer import InferenceError, carry_out, load_restorer, make_plan
+    from udl_basicsr.deploy.calibration import file_beside
+    from udl_basicsr.deploy.infer import carry_out
+    from udl_basicsr.deploy.infer_plan import make_plan
     from udl_basicsr.deploy.infer_record import check_folder
     from udl_basicsr.deploy.interval_pictures import load_writer
+    from udl_basicsr.deploy.restorer import load_restorer
     from udl_basicsr.utils import processor
-    from udl_basicsr.utils.checkpoints import EMA_FIRST, CheckpointError
-    from udl_basicsr.utils.yaml_files import OptionError
+    from udl_basicsr.utils.checkpoints import EMA_FIRST
     processor.keep_freed_memory()
     try:
         plan = make_plan(args.inputs, args.out, suffix=args.suffix, file_format=args.format,
@@ -111,9 +112,9 @@ def main(argv: list[str] | None = None) -> int:
         writer = None if args.intervals is None else \
             load_writer(args.intervals or file_beside(args.uncertainty or args.weights), restorer, args.within)
         record = check_folder(args.out, args.suffix, plan, restorer, args.overwrite, writer and writer.made_by)
-    except (CalibrationError, InferenceError, ExportError, OptionError, CheckpointError) as error:
+    except UdlError as error:
         print(f'Nothing was done:\n{error}', file=sys.stderr)
-        return 2
+        return exits.MISUSED
     if args.shipped:
         print(f'With {Path(args.weights).stem} and {Path(args.uncertainty).stem}, small networks for a first look; '
               'others with --weights')

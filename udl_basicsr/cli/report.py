@@ -68,12 +68,8 @@ def main(argv: list[str] | None = None) -> int:
                                 args.window, folders['intervals'])
     except (ReportError, ScoresError, OSError) as error:
         print(f'error: {error}', file=sys.stderr)
-        return 2
-    try:
-        write_text(out, page)
-    except OSError as error:
-        print(f'{error.filename or out}: {error.strerror or error}', file=sys.stderr)
-        return 1
+        return exits.MISUSED
+    write_text(out, page)
     print(*notes, sep='\n')
     print(f'Wrote {out}, {len(page.encode("utf-8")) / 1e6:.1f} MB')
     return 0

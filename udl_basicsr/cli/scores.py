@@ -5,14 +5,13 @@ Example:
 """
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 
 from udl_basicsr.utils import exits
 from udl_basicsr.utils.command_line import CommandParser
 
 
-@exits.command()
+@exits.command(misused=True)
 def main(argv: list[str] | None = None) -> int:
     parser = CommandParser(told=__doc__, description='Joins the scores of several runs into one table.')
     parser.add_argument('results', nargs='+', help='results folders, or their scores.json; scales may differ')
@@ -28,15 +27,10 @@ def main(argv: list[str] | None = None) -> int:
     from udl_basicsr.experiments.printed import load_paper, printed_rows
     from udl_basicsr.reports.score_table import join, render
     from udl_basicsr.utils.files import write_text
-    from udl_basicsr.utils.scores import ScoresError, read_scores
-
-    try:
-        paper = load_paper(args.paper_file)
-        printed = printed_rows(paper, args.paper, args.degradation) if args.paper else []
-        table = join([read_scores(path) for path in args.results], args.reference, printed, args.metrics)
-    except (ScoresError, OSError) as error:
-        print(f'error: {error}', file=sys.stderr)
-        return exits.MISUSED
+    from udl_basicsr.utils.scores import read_scores
+    paper = load_paper(args.paper_file)
+    printed = printed_rows(paper, args.paper, args.degradation) if args.paper else []
+    table = join([read_scores(path) for path in args.results], args.reference, printed, args.metrics)
     sources = dict.fromkeys(row['source'] for row in printed)
     notes = [f'† printed in {paper["sources"][name]["title"]}, {paper["sources"][name]["url"]}' for name in sources]
     text = render(replace(table, notes=(*table.notes, *notes)), args.format)

@@ -8,7 +8,6 @@ Example:
 """
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from udl_basicsr.utils import exits
@@ -28,7 +27,7 @@ def listing(paper: dict) -> str:
     return '\n'.join(lines)
 
 
-@exits.command()
+@exits.command(misused=True)
 def main(argv: list[str] | None = None) -> int:
     parser = CommandParser(told=__doc__, description="Makes the papers' tables of our comparisons.")
     parser.add_argument('records', nargs='*', help='folders of records, docs/results/<comparison>')
@@ -47,24 +46,20 @@ def main(argv: list[str] | None = None) -> int:
     if not (args.records or args.table or args.list):
         parser.error('give folders of records (udl compare writes them), or --table, or --list')
 
-    try:
-        paper = load_paper(args.paper_file)
-        if args.list:
-            print(listing(paper))
-            return 0
-        records = [record for folder in args.records for record in read_records(folder)]
-        tables = [make_table(name, records, paper) for name in args.table or paper['tables']]
-        if args.out and Path(args.out).exists() and not Path(args.out).is_dir():
-            raise ScoresError(f'{args.out} is a file; --out takes a folder.')
-        if args.out:
-            for table in tables:
-                file = Path(args.out) / f'{table.name}.{FORMATS[args.format]}'
-                print(f'Wrote {write_text(file, render(table, args.format))}')
-        elif args.format == 'csv':
-            print(render_csv(tables), end='')
-        else:
-            print('\n'.join(render(table, args.format) for table in tables), end='')
-    except (ScoresError, OSError) as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
+    paper = load_paper(args.paper_file)
+    if args.list:
+        print(listing(paper))
+        return 0
+    records = [record for folder in args.records for record in read_records(folder)]
+    tables = [make_table(name, records, paper) for name in args.table or paper['tables']]
+    if args.out and Path(args.out).exists() and not Path(args.out).is_dir():
+        raise ScoresError(f'{args.out} is a file; --out takes a folder.')
+    if args.out:
+        for table in tables:
+            file = Path(args.out) / f'{table.name}.{FORMATS[args.format]}'
+            print(f'Wrote {write_text(file, render(table, args.format))}')
+    elif args.format == 'csv':
+        print(render_csv(tables), end='')
+    else:
+        print('\n'.join(render(table, args.format) for table in tables), end='')
     return 0

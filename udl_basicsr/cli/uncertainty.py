@@ -6,7 +6,6 @@ Example:
 """
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from udl_basicsr.utils import exits
@@ -14,7 +13,7 @@ from udl_basicsr.utils.command_line import CommandParser, whole
 from udl_basicsr.utils.files import why_not_into
 
 
-@exits.command()
+@exits.command(misused=True)
 def main(argv: list[str] | None = None) -> int:
     parser = CommandParser(told=__doc__, description='Scores the uncertainty of several runs and draws its curves.')
     parser.add_argument('results', nargs='+', help='results folders of tests with val.save_img: true')
@@ -59,21 +58,17 @@ def main(argv: list[str] | None = None) -> int:
                 f'recalibration fitted on {fitted_on}' + ('' if args.calibrate else ' itself')
                 + f'; per image: mean and 95 % bootstrap interval over images, intervals of {1 - args.alpha:g}, ENCE '
                 'and UCE over 20 bins of equal counts')
-    try:
-        reports = []
-        for name, folder in zip(names, args.results, strict=True):
-            pairs = list(read_images(folder, args.dataset, args.gt, args.crop_border, args.share))
-            fit = list(read_images(folder, fitted_on, fitted_gt, args.crop_border, args.share)) if args.calibrate \
-                else pairs
-            factor = recalibration_factor(*(np.concatenate(part) for part in zip(*fit, strict=True)))
-            if not factor > 0:
-                raise ReportError(f'{folder}: all SR images of {fitted_on} are equal to the GT: without errors nothing '
-                                  'can be said of their uncertainty')
-            reports.append(make_report(name, pairs, factor, args.alpha, head_of(folder)))
-        files = write_reports(reports, protocol, args.out)
-    except (ReportError, OSError) as error:
-        print(f'error: {error}', file=sys.stderr)
-        return exits.MISUSED
+    reports = []
+    for name, folder in zip(names, args.results, strict=True):
+        pairs = list(read_images(folder, args.dataset, args.gt, args.crop_border, args.share))
+        fit = list(read_images(folder, fitted_on, fitted_gt, args.crop_border, args.share)) if args.calibrate \
+            else pairs
+        factor = recalibration_factor(*(np.concatenate(part) for part in zip(*fit, strict=True)))
+        if not factor > 0:
+            raise ReportError(f'{folder}: all SR images of {fitted_on} are equal to the GT: without errors nothing '
+                              'can be said of their uncertainty')
+        reports.append(make_report(name, pairs, factor, args.alpha, head_of(folder)))
+    files = write_reports(reports, protocol, args.out)
     print(format_reports(reports, protocol))
     for path in files:
         print(f'Wrote {path}')

@@ -5,7 +5,6 @@ they run on grey levels 0-255 and are rounded to 8 bits once, at the end.
 """
 import cv2
 import numpy as np
-from basicsr.data.transforms import mod_crop
 from basicsr.utils.matlab_functions import imresize
 
 BLUR_SIZE, BLUR_SIGMA = 11, 1.6  # pixels of the high-resolution image
@@ -92,6 +91,3 @@ def sub_image_corners(height: int, width: int, size: int, step: int) -> list[tup
         return starts if starts[-1] + size == length else [*starts, length - size]
 
     return [(top, left) for top in positions(height) for left in positions(width)]
-
-
-__all__ = ['DEGRADATIONS', 'degrade_bd', 'degrade_bic', 'mod_crop', 'resize_bicubic', 'sub_image_corners', 'to_uint8']

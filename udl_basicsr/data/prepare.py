@@ -15,14 +15,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import cv2
+from basicsr.data.transforms import mod_crop
 from basicsr.metrics import calculate_psnr, calculate_ssim
 from basicsr.utils.lmdb_util import LmdbMaker
 from tqdm import tqdm
 
 from udl_basicsr.utils.errors import UdlError
 from udl_basicsr.utils.files import write_atomically
+from udl_basicsr.utils.text import some
 
-from .degradations import DEGRADATIONS, mod_crop, resize_bicubic, sub_image_corners
+from .degradations import DEGRADATIONS, resize_bicubic, sub_image_corners
 from .images import OTHER_IMAGE_SUFFIXES, SUFFIXES, ImageError, decode_rgb, encode_png
 from .workers import Workers
 
@@ -199,7 +201,7 @@ def _place_problems(job: Job, manifest: dict | None, records: dict) -> Iterator[
     if not manifest:
         return
     old, sub = manifest['images'], [job.sub_size, job.sub_step]
-    changes = [f'{word} {_some(names)}' for word, names in (
+    changes = [f'{word} {some(names, 5)}' for word, names in (
         ('changed', [n for n in records if n in old and old[n]['sha256'] != records[n]['sha256']]),
         ('new', [n for n in records if n not in old]), ('gone', [n for n in old if n not in records])) if names]
     if changes:
@@ -210,8 +212,6 @@ def _place_problems(job: Job, manifest: dict | None, records: dict) -> Iterator[
                f'for are {sub[0]} and {sub[1]}; choose another --out')
 
 
-def _some(names: list[str], limit: int = 5) -> str:
-    return ', '.join(names[:limit]) + (f' and {len(names) - limit} more' if len(names) > limit else '')
 
 
 # --- the work ----------------------------------------------------------------------------------------------------

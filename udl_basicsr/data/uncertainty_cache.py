@@ -11,7 +11,6 @@ import hashlib
 import io
 import json
 import mmap
-import os
 import random
 from collections.abc import Callable
 from os import path as osp
@@ -33,7 +32,7 @@ from udl_basicsr.archs import UncertaintyNet
 from udl_basicsr.archs.traits import size_multiple
 from udl_basicsr.functional import inference
 from udl_basicsr.utils.checkpoints import CheckpointError, load_network
-from udl_basicsr.utils.files import write_atomically
+from udl_basicsr.utils.files import why_not_into, write_atomically
 from udl_basicsr.utils.kernels import exact_kernels
 from udl_basicsr.utils.memory import is_out_of_memory
 from udl_basicsr.utils.settings import ValSettings, strict_load
@@ -370,9 +369,8 @@ def why_no_folder(folder: str) -> str:
         return f'{path.absolute()} is a file; expected a folder'
     if path.is_dir() and any(path.iterdir()) and not any(path.glob('part_*.jsonl')) and not (path / MANIFEST).exists():
         return f'{path.absolute()} is not empty and no uncertainty cache; name a new or an empty folder, or auto'
-    there = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
-    if not (path / MANIFEST).exists() and not (there.is_dir() and os.access(there, os.W_OK)):
-        return f'{path.absolute()} cannot be made: {there} is no folder that can be written; name another'
+    if not (path / MANIFEST).exists() and (problem := why_not_into(path)):
+        return f'{path.absolute()} cannot take a cache: {problem}; name another folder'
     return ''
 
 

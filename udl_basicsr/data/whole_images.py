@@ -14,5 +14,5 @@ class WholeImageDataset(PairedImageDataset):
     def __init__(self, opt: dict):
         super().__init__({**opt, 'phase': 'val'})
 
-    def __getitem__(self, index: int) -> dict:
+    def __getitem__(self, index: int) -> dict:  # here, so that the options need not have what the crop reads
         return super().__getitem__(index)

@@ -43,15 +43,14 @@ def count_macs(network: Mapping, scale: int, size: Sequence[int] = HR_SIZE, chan
 
 
 def run_time(network: Mapping, scale: int, size: Sequence[int] = HR_SIZE, repeats: int = 5,
-             device: str | torch.device | None = None, channels: int | None = None) -> float:
-    """Milliseconds for one HR image in float32: the median of some runs after a first one.
+             channels: int | None = None) -> float:
+    """Milliseconds for one HR image in float32, on the GPU if there is one: the median of some runs after a first one.
 
     Args:
         network, scale, size, channels: See :func:`count_macs`.
         repeats: How many runs.
-        device: By default the GPU, if there is one.
     """
-    device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+    device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     net = build_network(dict(network)).eval().to(device)
     image = torch.rand(1, channels or _channels(network), *_low(size, scale, net, network), device=device)
     seconds = []

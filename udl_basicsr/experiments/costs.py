@@ -10,7 +10,7 @@ import functools
 import json
 import statistics
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,8 +22,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from udl_basicsr.data.images import channels_of
 from udl_basicsr.losses.perceptual import NETS, build_lpips
 from udl_basicsr.models.stage_table import trains_head_alone
-from udl_basicsr.options.keys import lookup
-from udl_basicsr.options.signatures import parameters
+from udl_basicsr.options.keys import block_of, lookup
+from udl_basicsr.options.training_values import judge_of
 from udl_basicsr.options.trials import build_network, quietly
 from udl_basicsr.utils.kernels import training_kernels
 from udl_basicsr.utils.settings import RunSettings, TrainSettings
@@ -121,10 +121,11 @@ def iteration_operations(flat: Mapping) -> int:
             one -= (_BACKWARD - 1) * image
     else:
         one = _BACKWARD * image
-    if judge := judge_of(train.get('tlw_opt')):
+    judge, _ = judge_of({**block_of(train, 'tlw_opt'), 'judge_random': False})  # a random one costs as much
+    if judge in NETS:
         # T weight maps are judged forward, one forward and backward, each by two images beside the target
         images = 2 * train['tlw_opt'].get('samples', 3) + 2 * _BACKWARD + 1
-        one += images * _judge(judge[0], side * flat['scale'])
+        one += images * _judge(judge, side * flat['scale'])
     return one * int(data['batch_size_per_gpu'])
 
 
@@ -140,16 +141,14 @@ def _side(flat: Mapping) -> int:
     return max(1, int(data.get('gt_size', _WHOLE)) // flat['scale'])
 
 
-def judge_of(loss: Mapping | None) -> tuple[str, str | None] | None:
-    """Backbone and file of weights of the LPIPS that judges in ``train.tlw_opt``; None where there is none."""
-    if not isinstance(loss, dict):
-        return None
-    target = lookup('loss', loss.get('type'))
-    known = parameters(target)[0] if target else {}
-    if 'judge' not in known:
-        return None
-    net = loss.get('judge', known['judge'].default)
-    return (net, loss.get('judge_weights')) if net in NETS else None
+def _steps_a_second(step: Callable[[], None], device: torch.device) -> float:
+    """From about a second of them."""
+    count, started = 0, time.perf_counter()
+    while time.perf_counter() - started < _SECONDS:
+        step()
+        _wait(device)
+        count += 1
+    return count / (time.perf_counter() - started)
 
 
 @functools.lru_cache(maxsize=4)
@@ -162,13 +161,7 @@ def device_speed(amp: str | None) -> float:
         image = torch.rand(8, 64, _CROP, _CROP, device=device)
         with FlopCounterMode(display=False) as counter:
             net(image).sum().backward()
-        count, started = 0, time.perf_counter()
-        while time.perf_counter() - started < _SECONDS:
-            net(image).sum().backward()
-            if device.type == 'cuda':
-                torch.cuda.synchronize()
-            count += 1
-        return count * counter.get_total_flops() / (time.perf_counter() - started)
+        return counter.get_total_flops() * _steps_a_second(lambda: net(image).sum().backward(), device)
 
 
 @functools.lru_cache(maxsize=64)
@@ -180,16 +173,14 @@ def _network_speed(network: str, channels: int, side: int, batch: int, amp: str 
             torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
         net = build_real(dict(block)).to(device)
         images = torch.rand(batch, channels, side, side, device=device)
+        def step() -> None:
+            net(images).float().mean().backward()
+
         for _ in range(3):  # the first ones look for kernels and for memory
-            net(images).float().mean().backward()
+            step()
         _wait(device)
-        count, started = 0, time.perf_counter()
-        while time.perf_counter() - started < _SECONDS:
-            net(images).float().mean().backward()
-            _wait(device)
-            count += 1
-        seconds = time.perf_counter() - started
-    return count * _BACKWARD * _forward(network, channels, side, side) * batch / seconds
+        rate = _steps_a_second(step, device)
+    return rate * _BACKWARD * _forward(network, channels, side, side) * batch
 
 
 def _wait(device: torch.device) -> None:

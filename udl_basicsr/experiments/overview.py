@@ -5,13 +5,14 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from os import path as osp
 from pathlib import Path
 
-from udl_basicsr.losses.perceptual import backbone_file
+from udl_basicsr.losses.perceptual import NETS, backbone_file
+from udl_basicsr.options.training_values import judge_of
 from udl_basicsr.utils.settings import TrainSettings
 from udl_basicsr.utils.tables import markdown_table, text_table
 from udl_basicsr.utils.text import duration
 
-from .costs import Estimate, judge_of, training_speed
-from .plan import PlannedRun, Stage
+from .costs import Estimate, training_speed
+from .plan import PlannedRun
 from .record_files import Record
 from .records import machine
 from .runner import done
@@ -52,7 +53,8 @@ def describe_runs(runs: Sequence[PlannedRun], everything: Iterable[PlannedRun], 
         if run.name in differ:
             state = 'made otherwise'
         total += seconds
-        rows.append([run.network or run.title, f'×{run.scale}', run.label, str(run.seed), _lengths(run.stages), state,
+        lengths = ' + '.join(str(stage.iterations) for stage in run.stages)
+        rows.append([run.network or run.title, f'×{run.scale}', run.label, str(run.seed), lengths, state,
                      duration(seconds) if seconds else '–'])
     table = markdown_table if markdown else text_table
     sources = ['records made on a machine like this'] if measured else []
@@ -67,10 +69,6 @@ def describe_runs(runs: Sequence[PlannedRun], everything: Iterable[PlannedRun], 
     return '\n'.join([*lines, '', table(['data', 'where', 'state', 'for'], data)])
 
 
-def _lengths(chain: Sequence[Stage]) -> str:
-    return ' + '.join(str(stage.iterations) for stage in chain)
-
-
 def needed_data(runs: Iterable[PlannedRun]) -> Iterator[tuple[str, str, list[str]]]:
     """Each folder and file that runs need: of which data, its path, and what for."""
     needed: dict[tuple[str, str], dict[str, None]] = {}
@@ -81,8 +79,7 @@ def needed_data(runs: Iterable[PlannedRun]) -> Iterator[tuple[str, str, list[str
                 for key in _ROOTS:
                     if isinstance(block.get(key), str):
                         needed.setdefault((str(block.get('name')), osp.expanduser(block[key])), {})[use] = None
-        losses = [stage.flat['train'].get('tlw_opt') for stage in run.stages]
-        judges = [judge for loss in losses if (judge := judge_of(loss)) and not loss.get('judge_random')]
+        judges = [judge for stage in run.stages if (judge := judge_of(stage.flat['train'].get('tlw_opt')))[0] in NETS]
         judges += [(block.get('net', 'alex'), block.get('weights_path'))
                    for block in run.test_flat['val']['metrics'].values()
                    if block.get('type') == 'calculate_lpips' and not block.get('random_weights')]

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-import json
 import os
 import platform
 import statistics
@@ -21,6 +20,7 @@ from udl_basicsr.data.images import channels_of
 from udl_basicsr.data.loader import TrainBatches, build_dataset
 from udl_basicsr.options.parse import OptionError, load_yaml
 from udl_basicsr.training.history import read_history
+from udl_basicsr.training.states import leaves
 from udl_basicsr.utils.json_files import read_json
 from udl_basicsr.utils.scores import HISTORY_FIELDS, Scores, ScoresError, read_scores
 from udl_basicsr.utils.settings import LoaderSettings, RunSettings
@@ -200,21 +200,11 @@ def made_with_other_options(run: PlannedRun, out: Path, root: Path) -> str | Non
 
 def _difference(found: list, wanted: list, where: str) -> str | None:
     for a, b in zip(found, wanted, strict=False):
-        for key in sorted({*_leaves(a), *_leaves(b)}):
-            old, new = _leaves(a).get(key), _leaves(b).get(key)
-            if old != new:
+        before, now = dict(leaves(a)), dict(leaves(b))
+        for key in sorted({*before, *now}):
+            if (old := before.get(key)) != (new := now.get(key)):
                 return (f'{where}: was made with {key}: {old}, and the plan now says {new}. Give the plan another '
                         'name, or remove it to make it anew')
     if len(found) != len(wanted):
         return f'{where}: was made in {len(found)} stages, the plan has {len(wanted)}'
     return None
-
-
-def _leaves(block: dict, prefix: str = '') -> dict:
-    found = {}
-    for key, value in block.items():
-        if isinstance(value, dict):
-            found |= _leaves(value, f'{prefix}{key}.')
-        else:
-            found[f'{prefix}{key}'] = json.loads(json.dumps(value))
-    return found

@@ -185,8 +185,8 @@ def make_all(runs: list[PlannedRun], out: Path, root: Path, gpus: list[str | Non
                 busy[process] = (missing or {run.name}, run, gpu, alone, log)
                 spent[run.name] -= time.time()
                 waiting.remove(run)
-            done = [p for p in busy if not p.is_alive()]
-            for process in done:
+            ended = [p for p in busy if not p.is_alive()]
+            for process in ended:
                 process.join()
                 _, run, gpu, alone, log = busy.pop(process)
                 spent[run.name] += time.time()
@@ -195,7 +195,7 @@ def make_all(runs: list[PlannedRun], out: Path, root: Path, gpus: list[str | Non
                     waiting.insert(0, run)  # what it begins with is there: now the rest
                 else:
                     yield Event(run, process.exitcode or 0, log=log, seconds=spent[run.name])
-            if not done and busy:
+            if not ended and busy:
                 time.sleep(0.5)
                 for _, run, _, _, log in list(busy.values()):
                     yield Event(run, None, progress(run, root), log)

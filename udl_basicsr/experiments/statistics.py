@@ -49,6 +49,16 @@ def means(records: Iterable[Record], method: str, dataset: str, metric: str, sca
             'seeds': len(seeds)}
 
 
+def paired_scores(records: Sequence[Record], method: str, reference: str, dataset: str, metric: str,
+                  scale: int) -> tuple[list[int], list[str], np.ndarray]:
+    """The seeds and images that two methods have in common, and method minus reference there, (S, I)."""
+    (seeds, images, ours), (their_seeds, their_images, theirs) = (
+        scores_matrix(records, name, dataset, metric, scale) for name in (method, reference))
+    common, both = sorted({*seeds} & {*their_seeds}), sorted({*images} & {*their_images})
+    return common, both, (ours[np.ix_([seeds.index(s) for s in common], [images.index(i) for i in both])] -
+                          theirs[np.ix_([their_seeds.index(s) for s in common], [their_images.index(i) for i in both])])
+
+
 def paired_difference(records: Sequence[Record], method: str, dataset: str, metric: str, scale: int,
                       reference: str | None = None, samples: int = SAMPLES) -> dict[str, Any] | None:
     """A method against the reference, pair by pair: same seed, same image.
@@ -76,14 +86,9 @@ def paired_difference(records: Sequence[Record], method: str, dataset: str, metr
     if not mine:
         return None
     reference = reference or mine[0].reference
-    (seeds, images, scores), (their_seeds, their_images, others) = (
-        scores_matrix(records, name, dataset, metric, scale) for name in (method, reference))
-    common, pictures = sorted({*seeds} & {*their_seeds}), sorted({*images} & {*their_images})
+    common, pictures, difference = paired_scores(records, method, reference, dataset, metric, scale)
     if not common or not pictures:
         return None
-    a = scores[np.ix_([seeds.index(s) for s in common], [images.index(i) for i in pictures])]
-    b = others[np.ix_([their_seeds.index(s) for s in common], [their_images.index(i) for i in pictures])]
-    difference = a - b
     low, high = bootstrap_interval(difference, samples)
     by_seed, count = difference.mean(axis=1), len(common)
     half = float('nan')
@@ -96,12 +101,12 @@ def paired_difference(records: Sequence[Record], method: str, dataset: str, metr
             'ahead': int((facts.sign * difference > 0).sum()) if facts.sign else None}
 
 
-def bootstrap_interval(values: np.ndarray, samples: int = SAMPLES, level: float = 0.95) -> tuple[float, float]:
-    """Percentile interval of the mean of ``values`` (S, I) when rows and columns are both drawn with replacement."""
+def bootstrap_interval(values: np.ndarray, samples: int = SAMPLES) -> tuple[float, float]:
+    """Percentile interval of 95 % of the mean of ``values`` (S, I), rows and columns both drawn with replacement."""
     random = np.random.default_rng(0)
     rows, columns = (random.multinomial(n, np.full(n, 1 / n), size=samples) / n for n in values.shape)
     drawn = ((rows @ values) * columns).sum(axis=1)
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(drawn, [0.025, 0.975])
     return float(low), float(high)
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .uncertainty import average_ranks
+from . import uncertainty
 
 STEEP = 16.
 """Grey levels from a pixel to its neighbours from which on it counts as texture or edge."""
@@ -45,14 +45,9 @@ def rank_correlation(a: np.ndarray, b: np.ndarray, samples: int = 2000) -> tuple
     Returns:
         The correlation, and the ends of its interval; 0 where one array, or what was drawn of it, is constant.
     """
-    def of(chosen: np.ndarray) -> float:
-        x, y = (ranks - ranks.mean() for ranks in (average_ranks(a[chosen]), average_ranks(b[chosen])))
-        norm = np.sqrt(np.dot(x, x) * np.dot(y, y))
-        return float(np.dot(x, y) / norm) if norm > 0 else 0.
-
     drawn = np.random.default_rng(0).integers(len(a), size=(samples, len(a)))
-    low, high = np.quantile([of(chosen) for chosen in drawn], (0.025, 0.975))
-    return of(np.arange(len(a))), float(low), float(high)
+    low, high = np.quantile([uncertainty.rank_correlation(a[chosen], b[chosen]) for chosen in drawn], (0.025, 0.975))
+    return uncertainty.rank_correlation(a, b), float(low), float(high)
 
 
 class Bins(NamedTuple):

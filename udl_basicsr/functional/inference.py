@@ -2,7 +2,7 @@
 
 Each takes and returns a function ``image (N, C, h, w) -> image (N, C, H, W)``, so they nest.
 """
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -61,12 +61,14 @@ def self_ensembled(restore: Restore) -> Restore:
     """The mean over the eight flips and rotations of the input, each turned back (x8 self-ensemble of EDSR)."""
 
     def run(lq: Tensor) -> Tensor:
-        total = lq.new_zeros(())
-        for flip in (False, True):
-            for turns in range(4):
-                turned = torch.rot90(lq.flip(-1) if flip else lq, turns, (-2, -1))
-                back = torch.rot90(restore(turned), -turns, (-2, -1))
-                total = total + (back.flip(-1) if flip else back)
-        return total / 8
-
+        return sum(each_turn(restore, lq), lq.new_zeros(())) / 8
     return run
+
+
+def each_turn(restore: Restore, lq: Tensor) -> Iterator[Tensor]:
+    """What is made of each of the eight flips and rotations of an image, turned back."""
+    for flip in (False, True):
+        for turns in range(4):
+            turned = torch.rot90(lq.flip(-1) if flip else lq, turns, (-2, -1))
+            back = torch.rot90(restore(turned), -turns, (-2, -1))
+            yield back.flip(-1) if flip else back

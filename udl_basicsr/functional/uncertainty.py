@@ -121,10 +121,14 @@ def average_ranks(values: np.ndarray) -> np.ndarray:
 
 def spearman(error: np.ndarray, scale: np.ndarray) -> float:
     """Spearman's rank correlation of e and θ in [−1, 1], ties by average ranks; 0 where either map is constant."""
-    ranks = [average_ranks(values) for values in flat_pair(error, scale)]
-    a, b = (rank - rank.mean() for rank in ranks)
-    norm = np.sqrt(np.dot(a, a) * np.dot(b, b))
-    return float(np.dot(a, b) / norm) if norm > 0 else 0.
+    return rank_correlation(*flat_pair(error, scale))
+
+
+def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Spearman's of any two flat arrays."""
+    x, y = (ranks - ranks.mean() for ranks in map(average_ranks, (a, b)))
+    norm = np.sqrt(np.dot(x, x) * np.dot(y, y))
+    return float(np.dot(x, y) / norm) if norm > 0 else 0.
 
 
 def sparsification_curve(error: np.ndarray, ranking: np.ndarray, steps: int = STEPS,

@@ -1,4 +1,4 @@
-"""l_E, the losses it was derived from, and its sigma branch. The formulas are in ``functional.py``.
+"""l_E, the losses it was derived from, and its sigma branch. The formulas are in ``functional.losses``.
 
 He and Cheng, Revisiting l1 Loss in Super-Resolution: A Probabilistic View and Beyond, 2022. No program was released:
 what the paper leaves open is ours, and said to be. The paper's "+Ours" is eq. 8 and eq. 10 together.

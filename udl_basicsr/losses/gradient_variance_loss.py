@@ -1,4 +1,4 @@
-"""The gradient variance loss. The formula is in ``functional.py``.
+"""The gradient variance loss. The formula is in ``functional.losses``.
 
 Abrahamyan et al., Gradient Variance Loss for Structure-Enhanced Image Super-Resolution, ICASSP 2022.
 """

@@ -115,10 +115,9 @@ def find_backbone_weights(net: str = 'alex', weights_path: str | Path | None = N
     """
 
     path, url = backbone_file(net, weights_path), _weights_url(net)
-    name = url.rsplit('/', 1)[-1]
     if not path.is_file():
-        raise CheckpointError(f'LPIPS ({net}) needs the ImageNet weights {name}, and {path} is not there. Put the file '
-                              f'there (from {url}), or name another place as its weights_path. '
+        raise CheckpointError(f'LPIPS ({net}) needs the ImageNet weights {url.rpartition("/")[2]}, and {path} is not '
+                              f'there. Put the file there (from {url}), or name another place as its weights_path. '
                               'Nothing is downloaded by itself')
     return path
 

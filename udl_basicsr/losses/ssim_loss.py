@@ -1,4 +1,4 @@
-"""SSIM as a loss. The formula is in ``functional.py``.
+"""SSIM as a loss. The formula is in ``functional.losses``.
 
 Wang et al., Image Quality Assessment: From Error Visibility to Structural Similarity, IEEE TIP 2004.
 """

@@ -1,4 +1,4 @@
-"""TLW as a loss with two sides, one for each of the networks that are trained. The formulas are in ``tlw.py``."""
+"""TLW as a loss with two sides, one for each of the networks that are trained. The formulas: ``functional.tlw``."""
 import torch
 from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor, nn
@@ -88,7 +88,7 @@ class TLWLoss(WeightedLoss):
                              f'{k_start}, {k_gain}')
         self.base, self.order, self.form, self.mse_offset = base, order, form, mse_offset
         self.samples, self.temperature, self.deterministic = samples, temperature, deterministic
-        self.eps, self.k_unit = eps, k_unit
+        self.eps, self.k_unit, self.k_tau = eps, k_unit, k_tau
         self._k = {'start': k_start, 'gain': k_gain, 'tau': k_tau}
         self._judge_options = {'net': judge, 'linear': judge_linear, 'weights_path': judge_weights,
                                'random_weights': judge_random}

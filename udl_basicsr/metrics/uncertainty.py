@@ -1,4 +1,4 @@
-"""Scores of a predicted uncertainty for the blocks of ``val.metrics``, per image; formulas in ``functional.py``.
+"""Scores of a predicted uncertainty for the blocks of ``val.metrics``, per image; formulas: ``functional.uncertainty``.
 
 All are called as BasicSR calls its metrics, ``metric(img, img2, **options)``, and take ``log_scale`` in addition, which
 the validation of this package's models supplies. Each value of a channel counts as one pixel. The error is that of the

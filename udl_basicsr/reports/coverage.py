@@ -7,14 +7,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from udl_basicsr.deploy.judging import Judgement
 from udl_basicsr.experiments.statistics import bootstrap_interval
 from udl_basicsr.utils.files import write_text
 from udl_basicsr.utils.tables import markdown_table, text_table
 
+from .figures import new_figure, save
 from .method_styles import GRAY, style_of
 
 COLUMNS = {
@@ -80,7 +79,7 @@ def format_coverage(judgements: Sequence[Judgement], protocol: str, markdown: bo
     return '\n\n'.join([*(table(*part) for part in _tables(judgements)), f'{protocol}.'])
 
 
-def coverage_figure(judgements: Sequence[Judgement], alpha: float, out: str | Path, dpi: int = 150) -> Path:
+def coverage_figure(judgements: Sequence[Judgement], alpha: float, out: str | Path) -> Path:
     """Draws the coverage of each image, from the least to the best, and where the least covered one is not covered.
 
     Returns:
@@ -88,8 +87,8 @@ def coverage_figure(judgements: Sequence[Judgement], alpha: float, out: str | Pa
     """
     rows = -(-len(judgements) // 4)
     columns = -(-len(judgements) // rows)
-    figure = Figure(figsize=(5 + 3 * columns, max(4, 2.3 * rows)), dpi=dpi, facecolor='white', layout='constrained')
-    FigureCanvasAgg(figure)
+    figure = new_figure(5 + 3 * columns, max(4, 2.3 * rows), 150)
+    figure.set_layout_engine('constrained')
     left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(5, 3 * columns))[0]
     first = left.subplots()
     others = right.subplots(rows, columns, squeeze=False).ravel()
@@ -106,10 +105,7 @@ def coverage_figure(judgements: Sequence[Judgement], alpha: float, out: str | Pa
         ax.set(xticks=[], yticks=[], title=f'{judgement.name}\n{judgement.least_covered}, in 16×16 px')
         ax.title.set(fontsize=9)
     right.colorbar(drawn, ax=others, label='share inside', shrink=0.8)
-    out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=dpi)
-    return out
+    return save(figure, out)
 
 
 def write_coverage(judgements: Sequence[Judgement], protocol: str, alpha: float, folder: str | Path) -> list[Path]:

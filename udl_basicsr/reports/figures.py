@@ -1,6 +1,6 @@
 """Figures of super-resolved photographs: pictures and maps beside one another, drawn without a display.
 
-What is drawn is computed in `maps.py`; curves, histograms and intervals are drawn in `plots.py`.
+What is drawn is computed in `functional.image_statistics`; curves, histograms and intervals are drawn in `plots.py`.
 """
 from __future__ import annotations
 
@@ -19,11 +19,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import Normal, Stroke
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
-from udl_basicsr.functional.image_statistics import busiest_box, error_map, nearest, scale_map
 from udl_basicsr.utils.files import write_atomically
-
-__all__ = ['FORMATS', 'LOG_SCALE_LIMITS', 'MAPS', 'WIDTH', 'Panel', 'busiest_box', 'check_out', 'comparison_figure',
-           'crop', 'draw_grid', 'error_map', 'nearest', 'new_figure', 'save', 'scale_map']
 
 FORMATS = {'.png': {'Software': None}, '.pdf': {'CreationDate': None}, '.svg': {'Date': None}}
 """Endings of figures, and what to leave out of a file so that the same figure is the same file."""
@@ -59,15 +55,6 @@ class Panel:
     title: str
     image: np.ndarray
     kind: str = 'image'
-
-    def __post_init__(self):
-        if self.kind != 'image' and self.kind not in MAPS:
-            raise ValueError(f'panel {self.title!r}: unknown kind {self.kind!r}, expected image, {" or ".join(MAPS)}')
-        if self.kind == 'image' and (self.image.ndim != 3 or self.image.shape[2] != 3 or self.image.dtype != np.uint8):
-            raise ValueError(f'panel {self.title!r}: expected an (H, W, 3) uint8 image, '
-                             f'got {self.image.shape} {self.image.dtype}')
-        if self.kind in MAPS and self.image.ndim != 2:
-            raise ValueError(f'panel {self.title!r}: expected an (H, W) map, got {self.image.shape}')
 
 
 # ---------------------------------------------------------------- files
@@ -196,15 +183,6 @@ def crop(image: np.ndarray, box: tuple[int, int, int, int] | None) -> np.ndarray
     return image[top:top + box_height, left:left + box_width]
 
 
-def _one_size(panels: Sequence[Panel]) -> tuple[int, int]:
-    if not panels:
-        raise ValueError('a figure needs at least one panel')
-    sizes = {panel.image.shape[:2] for panel in panels}
-    if len(sizes) > 1:
-        raise ValueError(f'all panels should have the same size, got {sorted(sizes)}')
-    return sizes.pop()
-
-
 # ---------------------------------------------------------------- figures
 
 def comparison_figure(panels: Sequence[Panel], box: tuple[int, int, int, int], out: str | Path,
@@ -227,10 +205,10 @@ def comparison_figure(panels: Sequence[Panel], box: tuple[int, int, int, int], o
         Path: `out`.
 
     Raises:
-        ValueError: No panels, panels of different sizes, or a box that does not lie within them.
+        ValueError: A box that does not lie within the panels, or too many columns for the width.
     """
     panels, whole = list(panels), list(whole) or list(panels[:1])
-    full_height, full_width = _one_size([*panels, *whole])
+    full_height, full_width = panels[0].image.shape[:2]
     crop(panels[0].image, box)
     box_width, box_height = box[2:]
 
@@ -293,17 +271,13 @@ def draw_grid(rows: Sequence[Sequence[Panel | str]], bars: str = 'right',
         width: Of the figure, in inches.
 
     Raises:
-        ValueError: No panels, panels of different sizes, or kinds that share a row (a column).
+        ValueError: Too many columns for the width.
     """
     panels = [panel for row in rows for panel in row if isinstance(panel, Panel)]
-    full_height, full_width = _one_size(panels)
+    full_height, full_width = panels[0].image.shape[:2]
     norms, columns = _norms(panels, limits), max(map(len, rows))
     places = {kind: sorted({r if bars == 'right' else c for r, row in enumerate(rows) for c, panel in enumerate(row)
                             if isinstance(panel, Panel) and panel.kind == kind}) for kind in norms}
-    taken = [place for found in places.values() for place in range(found[0], found[-1] + 1)]
-    if len(set(taken)) < len(taken):
-        raise ValueError(f'kinds of maps share a {"row" if bars == "right" else "column"}, so that there is no place '
-                         f'for their colour bars: {places}')
 
     font, gap, margin = 7., 0.06, 0.02
     heads = [max((1 + p.title.count('\n') for p in row if isinstance(p, Panel) and p.title), default=0) * 0.125 + 0.06

@@ -46,14 +46,10 @@ def _facts(group: Group) -> list[tuple[str, str]]:
              ('Parameters', _some(f'{r.parameters:,}'.replace(',', ' ') for r in records if r.parameters)),
              ('Scale', f'×{group.scale}' + ''.join(f', {d}' for d in {r.degradation for r in records} if d)),
              ('Test data', ', '.join(f'{name} ({count})' for name, count in images.items())),
-             ('Budget', _some(_budget(r) for r in records)),
+             ('Budget', _some(_count(sum(s.iterations for s in r.stages), 'iteration') for r in records if r.stages)),
              ('Seeds', ', '.join(map(str, seeds)) if group.trained else ''),
              ('Machine', _some(r.machine for r in records))]
     return [(name, value) for name, value in facts if value]
-
-
-def _budget(record: Record) -> str:
-    return _count(sum(stage.iterations for stage in record.stages), 'iteration') if record.stages else ''
 
 
 def _stages(record: Record) -> str:

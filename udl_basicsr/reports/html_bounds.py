@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from .uncertainty import ReportError
+from .pictures import ReportError
 
 KINDS = ('lower', 'upper', 'within')
 _DIM = 0.2  # of its brightness, what is not promised

@@ -10,6 +10,7 @@ from udl_basicsr.experiments.record_files import Record, read_comparisons
 from udl_basicsr.experiments.statistics import methods_of, paired_difference
 from udl_basicsr.utils.metric_facts import MetricFacts
 from udl_basicsr.utils.scores import ScoresError, metric_facts, read_scores
+from udl_basicsr.utils.text import signed
 
 from .method_styles import class_of
 
@@ -137,12 +138,6 @@ def _as_records(folders: Sequence[Path]) -> list[Record]:
 
 
 # ---------------------------------------------------------------- words and numbers
-
-def signed(value: float, digits: int) -> str:
-    """A difference as it is printed, with a true minus sign; what rounds to zero has none."""
-    text = f'{value:+.{digits}f}'
-    return text[1:] if not float(text) else text.replace('-', '−')
-
 
 def digits_of(facts: MetricFacts) -> int:
     """One more than the metric itself has: differences of losses are small."""

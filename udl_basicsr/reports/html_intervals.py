@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .html_groups import Group, difference_text, digits_of, interval_text, signed
+from udl_basicsr.utils.text import signed
+
+from .html_groups import Group, difference_text, digits_of, interval_text
 
 
 def intervals_in_words(group: Group) -> str:

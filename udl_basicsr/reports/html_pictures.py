@@ -15,12 +15,11 @@ from PIL import Image
 
 from udl_basicsr.data.degradations import resize_bicubic
 from udl_basicsr.experiments.record_files import Record
+from udl_basicsr.functional.image_statistics import busiest_box
 
-from .figures import busiest_box
 from .html_bounds import bounds, check_folder
 from .html_groups import Group, first_metric, unit
-from .pictures import Run, read_partner
-from .uncertainty import ReportError
+from .pictures import ReportError, Run, read_partner
 
 LIMIT = 5_000_000  # bytes; pictures that were not asked for by name are left out beyond it
 WINDOW = 224  # pixels; without loss 13 methods then take some 1.5 MB for each picture

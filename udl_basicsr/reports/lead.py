@@ -42,8 +42,6 @@ def lead_points(comparisons: Mapping[str, Sequence[Record]], methods: Sequence[s
     Returns:
         list: By the value of ``axis``; comparisons without these methods, or without a seed in common, are left out.
     """
-    if axis not in AXES:
-        raise ValueError(f'axis: expected one of {", ".join(AXES)}, got {axis!r}')
     points = []
     for name, records in comparisons.items():
         runs = {(r.scale, r.method): r for r in records if r.method in methods}

@@ -34,23 +34,21 @@ from .paper_rows import Line, Ours, PaperTable, Printed, RecordGroup, is_one_of
 
 # ---------------------------------------------------------------- joining
 
-def paper_table(name: str, ours: Sequence[Record] = (), fmt: str = 'text', notes: bool = True,
-                paper: Mapping | None = None) -> str:
+def paper_table(name: str, ours: Sequence[Record] = (), fmt: str = 'text', notes: bool = True) -> str:
     """A paper's table, ours beside printed, as it stands now: cells that are not trained yet are dashes.
 
     Args:
         name: Id of the table, e.g. `udl-5`; `udl tables --list` lists them.
-        ours: Records of our runs, as `comparison.read_records` gives them or `write_record` takes them, of any number
-            of comparisons; none is fine. A record is placed by its `network_title`, `method` or `label`, `scale` and
+        ours: Records of our runs, as `read_records` gives them or `write_record` takes them, of any number of
+            comparisons; none is fine. A record is placed by its `network_title`, `method` or `label`, `scale` and
             `degradation`; what the table has no place for is left out.
         fmt: `text` for the terminal, `md`, `latex` or `csv`.
         notes: See :func:`render`; without them a table that grows is short.
-        paper: What `benchmark.load_paper` gave; by default the packaged figures.
 
     Raises:
         ScoresError: See :func:`make_table`.
     """
-    return render(make_table(name, ours, paper or load_paper()), fmt, notes)
+    return render(make_table(name, ours, load_paper()), fmt, notes)
 
 
 def make_table(name: str, records: Sequence[Record], paper: Mapping) -> PaperTable:
@@ -58,9 +56,9 @@ def make_table(name: str, records: Sequence[Record], paper: Mapping) -> PaperTab
 
     Args:
         name: A key of `paper['tables']`, e.g. `udl-5`.
-        records: As `comparison.read_records` gives them; several comparisons may be joined, each has rows of its own.
+        records: As `read_records` gives them; several comparisons may be joined, each has rows of its own.
             Their `costs` may hold `macs`, `runtime` and `training`, the latter two in milliseconds.
-        paper: What `benchmark.load_paper` gave.
+        paper: What `load_paper` gave.
 
     Raises:
         ScoresError: No such table, or two records of the same comparison, network, method, scale, degradation and seed.

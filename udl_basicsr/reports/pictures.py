@@ -5,18 +5,36 @@ test.py writes `results/<name>/visualization/<data set>/<image>_<name>.png` with
 """
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from udl_basicsr.data.images import SUFFIXES
 from udl_basicsr.functional.log_scale_maps import decode_log_scale
+from udl_basicsr.utils.errors import UdlError
 from udl_basicsr.utils.json_files import read_json
 from udl_basicsr.utils.metric_facts import facts_by_name
 from udl_basicsr.utils.scores import Scores, ScoresError, SetScores, read_scores
 
-from .uncertainty import ReportError, partner_of
+
+class ReportError(UdlError, ValueError):
+    """Pictures that are missing or do not belong together; the message says which and what to do."""
+
+
+def read_pixels(path: str | Path, flags: int = cv2.IMREAD_COLOR) -> np.ndarray:
+    """Reads a picture as OpenCV does.
+
+    Raises:
+        ReportError: Missing or no picture.
+    """
+    image = cv2.imread(str(path), flags)
+    if image is None:
+        raise ReportError(f'{path}: {"cannot be read as an image" if Path(path).exists() else "no such file"}')
+    return image
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -25,19 +43,51 @@ def read_image(path: str | Path) -> np.ndarray:
     Raises:
         ReportError: Missing or no picture.
     """
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if image is None:
-        raise ReportError(f'{path}: {"cannot be read as an image" if Path(path).exists() else "no such file"}')
-    return np.ascontiguousarray(image[..., ::-1])
+    return np.ascontiguousarray(read_pixels(path)[..., ::-1])
+
+
+def partner_of(folder: str | Path, image: str, what: str = 'GT') -> Path:
+    """The GT or LQ of an image: of its name, or of that name without the scale of the LQ file (`babyx4` → `baby`).
+
+    Args:
+        folder: Folder of the images.
+        image: Name as in the scores, without the ending.
+        what: Named in the error.
+
+    Raises:
+        ReportError: There is none.
+    """
+    for stem in (image, re.sub(r'_?x\d+$', '', image, flags=re.IGNORECASE)):
+        for suffix in (*SUFFIXES, *map(str.upper, SUFFIXES)):
+            if (path := Path(folder) / f'{stem}{suffix}').is_file():
+                return path
+    raise ReportError(f'{folder} has no {image}.png: is it the {what} folder of this data set?')
 
 
 def read_partner(folder: str | Path, image: str, what: str = 'GT') -> np.ndarray:
-    """What :func:`~udl_basicsr.reports.uncertainty.partner_of` finds, (H, W, 3) uint8 RGB.
+    """What :func:`partner_of` finds, (H, W, 3) uint8 RGB.
 
     Raises:
         ReportError: There is none, or no picture.
     """
     return read_image(partner_of(folder, image, what))
+
+
+def ending_of(folder: Path, images: Iterable[str]) -> str:
+    """What stands behind the names of all SR images of a data set: `baby_<ending>.png`.
+
+    Names may begin alike (`img`, `img_2`): the ending is what follows the name of every image.
+
+    Raises:
+        ReportError: They were not kept, or several pictures could be they.
+    """
+    stems = {path.stem for path in folder.glob('*.png')}
+    endings = set.intersection(*({stem[len(name) + 1:] for stem in stems if stem.startswith(f'{name}_')}
+                                 for name in images)) - {'log_scale'}
+    if len(endings) != 1:
+        raise ReportError(f'{folder}: expected one SR image <image>_<name>.png for each image, found '
+                          f'{", ".join(sorted(endings)) or "none"} as <name>. Test with val.save_img: true')
+    return endings.pop()
 
 
 @dataclass(frozen=True)
@@ -94,16 +144,9 @@ class Run:
         Raises:
             ReportError: It was not kept, or several pictures could be it.
         """
-        names, folder = self.images(dataset), self.folder / dataset
         self.scores(dataset, image)
-        # Names may begin alike (`img`, `img_2`): the ending is what follows the name of every image.
-        stems = {path.stem for path in folder.glob('*.png')}
-        endings = set.intersection(*({stem[len(name) + 1:] for stem in stems if stem.startswith(f'{name}_')}
-                                     for name in names)) - {'log_scale'}
-        if len(endings) != 1:
-            raise ReportError(f'{folder}: expected one picture {image}_<name>.png for each image, found '
-                              f'{", ".join(sorted(endings)) or "none"} as <name>. Test with val.save_img: true')
-        return read_image(folder / f'{image}_{endings.pop()}.png')
+        folder = self.folder / dataset
+        return read_image(folder / f'{image}_{ending_of(folder, self.images(dataset))}.png')
 
     def log_scale(self, dataset: str, image: str) -> np.ndarray:
         """s of one image, mean over the channels, natural log of θ in grey levels: (H, W) float32 in [-2, 6].

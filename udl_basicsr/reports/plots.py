@@ -277,7 +277,7 @@ def tlw_figure(run: TLWRun, maps: Sequence[TLWMaps], gt: np.ndarray, out: str | 
     height = figure.get_figheight()
     ax = figure.add_axes((0.42 / width, 0.42 / height, 1 - 0.6 / width, (foot - 0.52) / height))
     done = np.array([run.position(m.iteration) for m in maps])
-    end = max(3 * run.k_tau, float(done.max()))
+    end = max(3 * run.loss.k_tau, float(done.max()))
     steps = np.linspace(0, end, 300)
     ax.plot(steps, [run.loss.k(step) for step in steps], color=GRAY, linewidth=1.2, label=f'schedule k({unit})')
     ax.plot(done, [m.weights.mean() for m in maps], 'o', color=COLOURS[0], markersize=3.5,

@@ -13,14 +13,14 @@ import numpy as np
 import torch
 
 from udl_basicsr.deploy.export import build_loaded
+from udl_basicsr.deploy.kept_apart import options_of
 from udl_basicsr.functional.image_statistics import to_tensor
 from udl_basicsr.training.history import read_history
-from udl_basicsr.utils.yaml_files import load_yaml
 
 from .figures import WIDTH, new_figure, save
 from .method_styles import style_of
+from .pictures import ReportError
 from .plots import tidy
-from .uncertainty import ReportError
 
 LOGGED = 'sigma_mean'
 
@@ -70,7 +70,7 @@ def sigma_pixels(folder: str | Path, lq: np.ndarray, count: int = 12) -> SigmaPi
         ExportError, CheckpointError: A network cannot be built or loaded.
     """
     folder = Path(folder)
-    found = [options for file in sorted(folder.glob('*.yml')) if (options := load_yaml(str(file))).get('network_u')]
+    found = [options for options in options_of(folder) if options.get('network_u')]
     if not found:
         raise ReportError(f'{folder}: has no option file with network_u. Expected experiments/<name> of a run of stage '
                           'sigma')

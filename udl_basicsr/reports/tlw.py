@@ -1,7 +1,6 @@
 """What the weighting network of a TLW run said at its checkpoints, from the run's folder alone."""
 from __future__ import annotations
 
-import inspect
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,15 +9,13 @@ import numpy as np
 import torch
 
 from udl_basicsr.deploy.export import build_loaded
+from udl_basicsr.deploy.kept_apart import options_of
 from udl_basicsr.functional.image_statistics import to_tensor
 from udl_basicsr.functional.tlw import relaxed_bernoulli
 from udl_basicsr.losses.tlw_loss import TLWLoss
 from udl_basicsr.training.history import read_history
-from udl_basicsr.utils.yaml_files import load_yaml
 
-from .uncertainty import ReportError
-
-_DEFAULTS = inspect.signature(TLWLoss).parameters
+from .pictures import ReportError
 
 
 @dataclass(frozen=True)
@@ -28,25 +25,16 @@ class TLWRun:
     Attributes:
         folder: `experiments/<name>`.
         options: Its resolved option file.
+        loss: Its criterion, without the judge.
         iterations: Those with a checkpoint of both networks, ascending.
         iters_per_epoch: As the history says; None where `k_unit` is `iter`.
     """
     folder: Path
     options: dict
+    loss: TLWLoss
     iterations: tuple[int, ...]
     iters_per_epoch: int | None
 
-    @property
-    def k_tau(self) -> float:
-        """Time constant of the schedule, in epochs or iterations."""
-        return self.options['train']['tlw_opt'].get('k_tau', _DEFAULTS['k_tau'].default)
-
-    @property
-    def loss(self) -> TLWLoss:
-        """The criterion of the run, without its judge."""
-        block = dict(self.options['train']['tlw_opt'])
-        block.pop('type', None)
-        return TLWLoss(**block)
 
     def position(self, iteration: int) -> int:
         """The epoch, or the iterations done, that k follows in an iteration (1 is the first)."""
@@ -83,8 +71,7 @@ def open_tlw_run(folder: str | Path) -> TLWRun:
         ReportError: No TLW run, or it kept no checkpoints.
     """
     folder = Path(folder)
-    found = [options for file in sorted(folder.glob('*.yml')) if 'tlw_opt' in ((options := load_yaml(str(file))).get(
-        'train') or {})]
+    found = [options for options in options_of(folder) if 'tlw_opt' in (options.get('train') or {})]
     if not found:
         raise ReportError(f'{folder}: has no option file with train.tlw_opt. Expected experiments/<name> of a run of '
                           'TLWModel')
@@ -95,13 +82,14 @@ def open_tlw_run(folder: str | Path) -> TLWRun:
         raise ReportError(f'{folder}/models: has no net_g_<iter>.pth and net_w_<iter>.pth of the same iteration. '
                           'Train with logger.save_checkpoint_freq')
     options, per_epoch = found[0], None
-    if options['train']['tlw_opt'].get('k_unit', _DEFAULTS['k_unit'].default) == 'epoch':
+    loss = TLWLoss(**{key: value for key, value in options['train']['tlw_opt'].items() if key != 'type'})
+    if loss.k_unit == 'epoch':
         head = next(iter(read_history(folder / 'history.jsonl')), {})
         per_epoch = head.get('iters_per_epoch')
         if not isinstance(per_epoch, int) or per_epoch < 1:
             raise ReportError(f'{folder}/history.jsonl: its first line does not say how many iterations an epoch has '
                               '(iters_per_epoch), which k follows. Write it there, as the log has it')
-    return TLWRun(folder, options, both, per_epoch)
+    return TLWRun(folder, options, loss, both, per_epoch)
 
 
 @torch.no_grad()

@@ -92,8 +92,9 @@ def tradeoff_figure(dots: Sequence[Dot], dataset: str, scale: int, out: str | Pa
     ax.xaxis.set_minor_locator(NullLocator())
     ax.margins(0.12)
     size = {'runtime': 'as their tables say', 'macs': '1280×720 pixels'}[cost]
+    least, most = (end(dot.parameters for dot in dots) / 1e6 for end in (min, max))
     ax.set(xlabel=f'{head} ({size})', ylabel=facts_by_name(metric).title(metric),
-           title=f'{dataset} ×{scale}; area: parameters, {least_and_most(dots)}; hollow: printed')
+           title=f'{dataset} ×{scale}; area: parameters, {least:.2f}M to {most:.2f}M; hollow: printed')
     tidy(ax)
     return save(figure, out)
 
@@ -110,8 +111,3 @@ def _name(ax: Axes, dot: Dot, x: float, scores: set[float], colour: str) -> None
 def area(parameters: Sequence[float]) -> np.ndarray:
     """Square points of a dot: 20 for a million parameters, 4 at least, so that it can be seen."""
     return np.maximum(20e-6 * np.asarray(parameters), 4.)
-
-
-def least_and_most(dots: Sequence[Dot]) -> str:
-    return ' to '.join(f'{value / 1e6:.2f}M' for value in (min(d.parameters for d in dots),
-                                                          max(d.parameters for d in dots)))

@@ -12,7 +12,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,11 +20,8 @@ import cv2
 import numpy as np
 import yaml
 from basicsr.utils import bgr2ycbcr
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from udl_basicsr.data.images import SUFFIXES
 from udl_basicsr.experiments.statistics import bootstrap_interval
 from udl_basicsr.functional import intervals as I
 from udl_basicsr.functional import uncertainty as F
@@ -33,11 +29,12 @@ from udl_basicsr.functional.densities import DENSITIES, Density
 from udl_basicsr.functional.distributions import LaplaceDistribution
 from udl_basicsr.functional.log_scale_maps import decode_log_scale
 from udl_basicsr.metrics.uncertainty import ROUNDING, error_and_scale
-from udl_basicsr.utils.errors import UdlError
 from udl_basicsr.utils.files import write_text
 from udl_basicsr.utils.tables import markdown_table, text_table
 
+from .figures import new_figure, save
 from .method_styles import GRAY, style_of
+from .pictures import ReportError, ending_of, partner_of, read_pixels
 
 # score → heading and decimals
 COLUMNS = {
@@ -66,10 +63,6 @@ BY_IMAGE = {
 NEED_DENSITY = {'calibration_error', *BY_IMAGE} - {'ause', 'aurg'}
 """Scores that θ alone does not decide, and that do not name their density."""
 MARK = '†'
-
-
-class ReportError(UdlError, ValueError):
-    """Pictures that are missing or do not belong together; the message says which and what to do."""
 
 
 @dataclass(frozen=True)
@@ -123,38 +116,6 @@ class Report:
 
 # ---------------------------------------------------------------- reading
 
-def _read(path: Path, flags: int = cv2.IMREAD_COLOR) -> np.ndarray:
-    image = cv2.imread(str(path), flags)
-    if image is None:
-        raise ReportError(f'{path}: cannot be read as an image')
-    return image
-
-
-def partner_of(folder: str | Path, image: str, what: str = 'GT') -> Path:
-    """The GT or LQ of an image: of its name, or of that name without the scale of the LQ file (`babyx4` → `baby`).
-
-    Args:
-        folder: Folder of the images.
-        image: Name as in the scores, without the ending.
-        what: Named in the error.
-
-    Raises:
-        ReportError: There is none.
-    """
-    for stem in (image, re.sub(r'_?x\d+$', '', image, flags=re.IGNORECASE)):
-        for suffix in (*SUFFIXES, *map(str.upper, SUFFIXES)):
-            if (path := Path(folder) / f'{stem}{suffix}').is_file():
-                return path
-    raise ReportError(f'{folder} has no {image}.png: is it the {what} folder of this data set?')
-
-
-def read_errors(results: str | Path, dataset: str, gt: str | Path, crop_border: int = 0,
-                share: float = 1.) -> tuple[np.ndarray, np.ndarray, int]:
-    """The errors and scales of all values of a data set, flat, and the number of images; as :func:`read_images`."""
-    pairs = list(read_images(results, dataset, gt, crop_border, share))
-    return np.concatenate([error for error, _ in pairs]), np.concatenate([scale for _, scale in pairs]), len(pairs)
-
-
 def read_images(results: str | Path, dataset: str, gt: str | Path, crop_border: int = 0,
                 share: float = 1.) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The errors and scales of the values of each image.
@@ -177,20 +138,15 @@ def read_images(results: str | Path, dataset: str, gt: str | Path, crop_border: 
     if not maps:
         raise ReportError(f'{folder} has no *_log_scale.png. Test with val.save_img: true and with '
                           'path.pretrain_network_u, so that the uncertainty is saved beside the images')
-    endings = set.intersection(*({p.stem[len(image) + 1:] for p in folder.glob('*.png')
-                                  if p.stem.startswith(f'{image}_')} for image in maps)) - {'log_scale'}
-    if len(endings) != 1:
-        raise ReportError(f'{folder}: expected one SR image <image>_<name>.png beside each <image>_log_scale.png, '
-                          f'found {", ".join(sorted(endings)) or "none"} as <name>')
-    ending, generator = endings.pop(), np.random.default_rng(0)
+    ending, generator = ending_of(folder, maps), np.random.default_rng(0)
     for image, path in maps.items():
-        sr, truth = _read(folder / f'{image}_{ending}.png', cv2.IMREAD_UNCHANGED), _read(partner_of(gt, image))
+        sr = read_pixels(folder / f'{image}_{ending}.png', cv2.IMREAD_UNCHANGED)
+        truth = read_pixels(partner_of(gt, image))
         if sr.ndim == 2:  # of a network of one channel, which has been trained with `color: y`
             truth = bgr2ycbcr(truth, y_only=True)
+        levels = read_pixels(path, cv2.IMREAD_UNCHANGED)
         try:
-            pair = error_and_scale(sr, truth, decode_log_scale(_read(path, cv2.IMREAD_UNCHANGED)), crop_border)
-        except ReportError:
-            raise
+            pair = error_and_scale(sr, truth, decode_log_scale(levels), crop_border)
         except ValueError as error:
             raise ReportError(f'{path}: {error}') from error
         drawn = generator.random(pair[0].shape) < share
@@ -337,8 +293,8 @@ def uncertainty_figure(reports: Sequence[Report], out: str | Path, dpi: int = 15
     Returns:
         Path: `out`.
     """
-    figure = Figure(figsize=(21, 4.6), dpi=dpi, facecolor='white', layout='constrained')
-    FigureCanvasAgg(figure)
+    figure = new_figure(21, 4.6, dpi)
+    figure.set_layout_engine('constrained')
     left, middle, right, spreads, widths = figure.subplots(1, 5)
     for number, report in enumerate(reports):
         style = style_of(number)
@@ -385,7 +341,4 @@ def uncertainty_figure(reports: Sequence[Report], out: str | Path, dpi: int = 15
         ax.spines[['top', 'right']].set_visible(False)
         ax.title.set(fontsize=11, fontweight='bold')
         ax.legend(loc='upper center', bbox_to_anchor=(0.5, -0.16), fontsize=8.5, frameon=False)
-    out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=dpi)
-    return out
+    return save(figure, out)

@@ -19,7 +19,7 @@ def variances_figure(gt: np.ndarray, runs: Mapping[str, np.ndarray], patch_size:
     """Draws how often which variance of the gradient occurs, in the GT and in SR images, and how much of it is kept.
 
     Args:
-        gt: Variances of all patches (`maps.patch_variances`), flat.
+        gt: Variances of all patches (`image_statistics.patch_variances`), flat.
         runs: The same patches of each run, by label.
         patch_size: Side of a patch, for the label.
         out: The picture to write; the format follows the ending.
@@ -29,13 +29,7 @@ def variances_figure(gt: np.ndarray, runs: Mapping[str, np.ndarray], patch_size:
 
     Returns:
         Path: `out`.
-
-    Raises:
-        ValueError: A run has another number of patches.
     """
-    for label, values in runs.items():
-        if values.shape != gt.shape:
-            raise ValueError(f'{label}: expected {gt.size} patches as in the GT, got {values.size}')
     edges = logarithmic_edges([gt, *runs.values()])
     figure = new_figure(width, 2.5, dpi)
     left, right = (figure.add_axes((x, 0.17, 0.3, 0.73)) for x in (0.065, 0.44))
@@ -84,13 +78,7 @@ def variance_peaks_figure(gt: np.ndarray, runs: Mapping[str, np.ndarray], patch_
         points: Drawn of each, at most.
         width: In inches.
         dpi: Resolution of a PNG.
-
-    Raises:
-        ValueError: A run has another number of patches.
     """
-    for label, values in runs.items():
-        if values.shape != gt.shape:
-            raise ValueError(f'{label}: expected {gt.shape[1]} patches as in the GT, got {values.shape[1]}')
     figure = new_figure(width, 2.6, dpi)
     shown = min(points, gt.shape[1])
     at = [group[0] for group in np.array_split(np.arange(gt.shape[1]), shown)]

@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from udl_basicsr.experiments.record_files import Record
-from udl_basicsr.experiments.statistics import scores_matrix
+from udl_basicsr.experiments.statistics import paired_scores
 from udl_basicsr.functional import attribution
 from udl_basicsr.utils.metric_facts import MetricFacts
 from udl_basicsr.utils.scores import ScoresError, metric_facts
+from udl_basicsr.utils.text import signed
 
 from .figures import WIDTH, new_figure, save
 from .method_styles import BETTER, COLOURS, GRAY, WORSE
@@ -68,18 +69,14 @@ def gains_by_texture(records: Sequence[Record], method: str, dataset: str, gt: s
         ReportError: A GT image is missing.
     """
     reference, facts = reference or records[0].reference, metric_facts(records, metric)
-    (seeds, images, mine), (their_seeds, their_images, theirs) = (
-        scores_matrix(records, name, dataset, metric, scale) for name in (method, reference))
-    common, both = sorted({*seeds} & {*their_seeds}), sorted({*images} & {*their_images})
+    common, both, difference = paired_scores(records, method, reference, dataset, metric, scale)
     if not common or len(both) < 3:
         raise ScoresError(f'{method} and {reference} have {len(common)} seeds and {len(both)} images of {dataset} in '
                           f'common at this scale, with {metric}: expected one seed and three images at least')
     if not facts.sign:
         raise ScoresError(f'{metric} has no known direction: neither of the two is ahead. Say `better` in its block of '
                           'val.metrics, and test again')
-    ours = mine[np.ix_([seeds.index(s) for s in common], [images.index(i) for i in both])]
-    base = theirs[np.ix_([their_seeds.index(s) for s in common], [their_images.index(i) for i in both])]
-    gains = facts.sign * (ours - base).mean(axis=0)
+    gains = facts.sign * difference.mean(axis=0)
     pictures = [read_partner(gt, image) for image in both]
     texture = {'share': np.array([attribution.texture_share(picture, steep) for picture in pictures]),
                'gradient': np.array([attribution.luma_gradient(picture).mean() for picture in pictures])}
@@ -105,7 +102,7 @@ def texture_figure(gains: Gains, labels: Sequence[str], dataset: str, out: str |
         ax = figure.add_axes((left, 0.17, 0.4, 0.68))
         ax.axhline(0, color='black', linewidth=0.8)
         ax.scatter((100 if name == 'share' else 1) * gains.texture[name], gains.gains, s=12, c=colours, linewidths=0)
-        value, low, high = (_signed(v) for v in gains.correlations[name])
+        value, low, high = (signed(v, 2) for v in gains.correlations[name])
         ax.set(xlabel=told, title=f'rank correlation {value}, 95 % [{low}, {high}]')
         tidy(ax)
         if left < 0.5:
@@ -113,10 +110,6 @@ def texture_figure(gains: Gains, labels: Sequence[str], dataset: str, out: str |
     figure.text(0.075, 0.94, f'{dataset}: {labels[1]} ahead on {(gains.gains > 0).sum()} of {len(gains.gains)} images, '
                 f'{gains.seeds} seed{"s" * (gains.seeds > 1)}; intervals: bootstrap over images', fontsize=7.5)
     return save(figure, out)
-
-
-def _signed(value: float) -> str:
-    return f'{value:+.2f}'.replace('-', '−')
 
 
 # ---------------------------------------------------------------- by uncertainty

@@ -90,7 +90,8 @@ def train(parsed: Parsed, command: str = '') -> None:
         if opt['rank'] == 0:
             log.to_file(Path(opt['path']['log']) / f"train_{opt['name']}_{get_time_str()}.log")
         tb_logger = _tb_logger(opt)
-        history = _history(opt, start_iter, head)
+        history = None if opt['rank'] else History(Path(opt['path']['log']) / 'history.jsonl', start_iter, head,
+                                                   validates_again=start_iter >= total_iter)
         logger.info(f'{len(train_set)} training images, batch {sampler.batch_size} x {opt["world_size"]} process(es), '
                     f'{sampler.iters_per_epoch} iterations an epoch, iterations {start_iter + 1} to {total_iter}.')
         with Interrupts() as interrupts:
@@ -171,13 +172,6 @@ def _epoch(iteration: int, sampler) -> int:
     return (iteration - 1) // sampler.iters_per_epoch
 
 
-def _history(opt: dict, start_iter: int, head: dict) -> History | None:
-    if opt['rank'] != 0:
-        return None
-    return History(Path(opt['path']['log']) / 'history.jsonl', start_iter, head,
-                   validates_again=start_iter >= opt['train']['total_iter'])
-
-
 def _validate(model, val_loaders, iteration, tb_logger, history, opt) -> None:
     for loader in val_loaders:
         means = model.validation(loader, iteration, tb_logger, ValSettings.of(opt['val']).save_img)
@@ -233,7 +227,7 @@ def _scores(model, opt: dict) -> Scores:
         measured=Measured(rounded, {name: without_better(m) for name, m in metrics.items()}),
         datasets={name: SetScores.of(images) for name, images in model.scores.items() if images and metrics},
         metrics=facts_for_scores(metrics),
-        versions=_versions(),
+        versions={'udl_basicsr': __version__, **{m.__name__: m.__version__ for m in (basicsr, torch, numpy)}},
     )
 
 
@@ -241,10 +235,6 @@ def _weights(model, path: dict) -> str:
     """Which were tested; the entry of the file too where it is not the usual one."""
     key = getattr(model, 'entries', {}).get('g', path.get('param_key_g', 'params'))  # BasicSR's models do not say it
     return str(path.get('pretrain_network_g')) + (f' [{key}]' if key not in ('params', None) else '')
-
-
-def _versions() -> dict:
-    return {'udl_basicsr': __version__, **{m.__name__: m.__version__ for m in (basicsr, torch, numpy)}}
 
 
 def _loaders(opt: dict, *phases: str) -> list[DataLoader]:

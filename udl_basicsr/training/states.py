@@ -199,13 +199,14 @@ def essence(opt: dict) -> dict[str, Any]:
     metrics = {name: {key: value for key, value in block.items() if (key, value) != ('better', 'higher')}
                for name, block in metrics.items() if block}
     cached = {_CACHED: bool(opt['datasets']['train'].get('uncertainty_cache'))} if opt.get('stage') == 'udl' else {}
-    return dict(_leaves({**parts, 'datasets.train': data, 'train': train, 'val.metrics': metrics, **cached}))
+    return dict(leaves({**parts, 'datasets.train': data, 'train': train, 'val.metrics': metrics, **cached}))
 
 
-def _leaves(value: Any, at: str = '') -> Iterator[tuple[str, Any]]:
+def leaves(value: Any, at: str = '') -> Iterator[tuple[str, Any]]:
+    """The values within blocks by their dotted keys, but for those that are null."""
     if isinstance(value, dict):
         for key, child in value.items():
-            yield from _leaves(child, f'{at}.{key}' if at else key)
+            yield from leaves(child, f'{at}.{key}' if at else key)
     elif value is not None:
         yield at, list(value) if isinstance(value, tuple) else value
 

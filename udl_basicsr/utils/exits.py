@@ -15,9 +15,6 @@ from collections.abc import Callable, Iterator
 
 from .errors import FAILED, MISUSED, UdlError
 
-__all__ = ['FAILED', 'MISUSED', 'NO_BASICSR', 'Terminated', 'command', 'explain', 'of_signal', 'print_anything',
-           'sigterm_as_ctrl_c']
-
 NO_BASICSR = 'BasicSR is not installed. Install it with: python -m udl_install_basicsr'
 _OF_FILES = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
 _OF_DISKS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTEMPTY,
@@ -82,11 +79,12 @@ def of_signal(error: KeyboardInterrupt) -> tuple[str, int]:
     return number.name, 128 + number
 
 
-def command(remedy: str = '') -> Callable[[Callable[..., int | None]], Callable[..., int]]:
+def command(remedy: str = '', misused: bool = False) -> Callable[[Callable[..., int | None]], Callable[..., int]]:
     """Decorates the ``main`` of a command, which returns its exit status.
 
-    What ``main`` does not catch itself ends with a message and the status of the error, mostly 1; Ctrl-C and SIGTERM
-    with 130 and 143, and ``remedy``; a reader of the output that has gone away (``| head``) with 141.
+    What ``main`` does not catch itself ends with a message and the status of the error, mostly 1, or 2 where
+    ``misused`` says that whatever goes wrong, nothing has been done; Ctrl-C and SIGTERM with 130 and 143, and
+    ``remedy``; a reader of the output that has gone away (``| head``) with 141.
     """
     def decorate(main: Callable[..., int | None]) -> Callable[..., int]:
         @functools.wraps(main)
@@ -108,6 +106,6 @@ def command(remedy: str = '') -> Callable[[Callable[..., int | None]], Callable[
                 if (message := explain(error)) is None:
                     raise
                 print(f'error: {message}', file=sys.stderr)
-                return error.status if isinstance(error, UdlError) else FAILED
+                return MISUSED if misused else error.status if isinstance(error, UdlError) else FAILED
         return run
     return decorate

@@ -29,7 +29,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from .errors import UdlError
+from .errors import MISUSED, UdlError
 from .files import write_text
 from .json_files import JsonError, read_json
 from .metric_facts import MetricFacts, facts_by_name, read_facts
@@ -46,6 +46,7 @@ _CROPPED_IN_PAPERS = ('calculate_psnr', 'calculate_ssim')  # on the other metric
 
 class ScoresError(UdlError, ValueError):
     """Scores that do not follow the schema; the message says where and what was expected."""
+    status = MISUSED
 
 
 @dataclass(frozen=True)

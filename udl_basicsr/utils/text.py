@@ -30,6 +30,12 @@ def duration(seconds: float) -> str:
     return f'{seconds:.0f} s'
 
 
+def signed(value: float, digits: int) -> str:
+    """A difference as it is printed, with a true minus sign; what rounds to zero has none."""
+    text = f'{value:+.{digits}f}'
+    return text[1:] if not float(text) else text.replace('-', '−')
+
+
 def first_line(error: BaseException) -> str:
     """What an exception of a library says, as a part of a line; the name of its class where it says nothing."""
     lines = str(error).strip().splitlines()

@@ -116,14 +116,11 @@ def _unusable(value: Any) -> str:
     """Why nothing that reads options could use a value; empty where it can."""
     if isinstance(value, int) and abs(value) >= 2**63:
         return 'is beyond 64 bits: write a smaller number, or put it in quotes if it is text'
-    if isinstance(value, str) and (strange := next((c for c in value if _is_control(c)), None)):
+    # no name, path or number holds control characters; tabs and line breaks are white space
+    if isinstance(value, str) and (strange := next(
+            (c for c in value if unicodedata.category(c) in ('Cc', 'Cs') and c not in '\t\n'), None)):
         return f'has the control character U+{ord(strange):04X}: remove it'
     return ''
-
-
-def _is_control(character: str) -> bool:
-    """Characters that no name, path or number holds; tabs and line breaks are white space."""
-    return unicodedata.category(character) in ('Cc', 'Cs') and character not in '\t\n'
 
 
 _SCALARS = [f'tag:yaml.org,2002:{t}' for t in ('null', 'bool', 'int', 'float', 'str')]
