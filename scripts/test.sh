@@ -4,7 +4,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
 
 cat << 'END'
 Checks udl_basicsr: makes or reuses the environment .venv, runs ruff, pyright, then pytest.
-The first call installs (about 3 minutes, 6 GB); the tests take about 15 minutes on 2 cores.
+The first call installs (about 3 minutes, 6 GB); the tests take 7 minutes on 2 idle cores, elsewhere up to twice that.
 END
 environment test ruff pytest xdist hypothesis playwright skimage scipy spandrel safetensors onnx onnxruntime onnxscript
 step 'ruff' "$PYTHON" -m ruff check .
