@@ -212,8 +212,6 @@ def _place_problems(job: Job, manifest: dict | None, records: dict) -> Iterator[
                f'for are {sub[0]} and {sub[1]}; choose another --out')
 
 
-
-
 # --- the work ----------------------------------------------------------------------------------------------------
 
 def prepare(job: Job, workers: Workers) -> dict[str, dict]:

@@ -214,12 +214,11 @@ def format_summary(records: Sequence[Record], metrics: Sequence[str] = ('psnr', 
 
 def _seeds_note(records: Sequence[Record]) -> list[str]:
     """Why a difference need not be that of two means: nothing where all methods have the seeds of the reference."""
-    seeds = {method: sorted({r.seed for r in records if r.method == method}) for method in methods_of(records)}
-    own = seeds.get(records[0].reference)
-    others = {method: found for method, found in seeds.items() if own and found != own}
-    if not others:
+    labels, reference = methods_of(records), records[0].reference
+    seeds = {method: ', '.join(map(str, sorted({r.seed for r in records if r.method == method}))) for method in labels}
+    if reference not in seeds or len({*seeds.values()}) == 1:
         return []
-    told = {label: ', '.join(map(str, seeds[method])) for method, label in methods_of(records).items()
-            if method in (records[0].reference, *others)}
-    return ['A mean is over the seeds of its method, a difference over those that the reference has too. Seeds: '
-            + '; '.join(f'{label}: {numbers}' for label, numbers in told.items()) + '.']
+    told = '; '.join(f'{label}: {seeds[method]}' for method, label in labels.items()
+                     if method == reference or seeds[method] != seeds[reference])
+    return ['A mean is over the seeds of its method, a difference over those that the reference has too. '
+            f'Seeds: {told}.']

@@ -89,7 +89,7 @@ class TLWLoss(WeightedLoss):
         self.base, self.order, self.form, self.mse_offset = base, order, form, mse_offset
         self.samples, self.temperature, self.deterministic = samples, temperature, deterministic
         self.eps, self.k_unit, self.k_tau = eps, k_unit, k_tau
-        self._k = {'start': k_start, 'gain': k_gain, 'tau': k_tau}
+        self._k = {'start': k_start, 'gain': k_gain}
         self._judge_options = {'net': judge, 'linear': judge_linear, 'weights_path': judge_weights,
                                'random_weights': judge_random}
         self.judge: nn.Module | None = None
@@ -104,7 +104,7 @@ class TLWLoss(WeightedLoss):
 
     def k(self, position: float) -> float:
         """k after so many epochs or iterations, in ``k_unit``."""
-        return tlw.k_schedule(position, **self._k)
+        return tlw.k_schedule(position, tau=self.k_tau, **self._k)
 
     @full_precision
     def weighting_loss(self, pred: Tensor, target: Tensor, weight_map: Tensor) -> tuple[Tensor, Tensor]:
