@@ -50,16 +50,16 @@ def test_luma_gradient_pixel_by_pixel():
             assert found[i, j] == pytest.approx((down**2 + right**2) ** 0.5)
 
 
-def test_rank_correlation_is_that_of_scipy():
+def test_rank_correlation_and_its_interval_are_those_of_scipy():
     random = np.random.default_rng(1)
     a = random.normal(size=40).round(1)  # with ties
     b = a + random.normal(size=40).round(1)
-    value, low, high = attribution.rank_correlation(a, b)
+    value, low, high = attribution.rank_correlation_interval(a, b)
     assert value == pytest.approx(spearmanr(a, b).statistic)
     drawn = np.random.default_rng(2).integers(40, size=(500, 40))
     assert (low, high) == pytest.approx(np.quantile([spearmanr(a[i], b[i]).statistic for i in drawn], (.025, .975)),
                                         abs=0.05)
-    assert attribution.rank_correlation(a, np.ones(40)) == (0, 0, 0)
+    assert attribution.rank_correlation_interval(a, np.ones(40)) == (0, 0, 0)
 
 
 def test_gains_by_texture(tmp_path):

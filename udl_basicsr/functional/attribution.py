@@ -35,7 +35,7 @@ def texture_share(image: np.ndarray, steep: float = STEEP) -> float:
     return float((luma_gradient(image) >= steep).mean())
 
 
-def rank_correlation(a: np.ndarray, b: np.ndarray, samples: int = 2000) -> tuple[float, float, float]:
+def rank_correlation_interval(a: np.ndarray, b: np.ndarray, samples: int = 2000) -> tuple[float, float, float]:
     """Spearman's correlation of two flat arrays, and its interval of 95 %: bootstrap over the pairs.
 
     Args:

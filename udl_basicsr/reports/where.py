@@ -80,7 +80,7 @@ def gains_by_texture(records: Sequence[Record], method: str, dataset: str, gt: s
     pictures = [read_partner(gt, image) for image in both]
     texture = {'share': np.array([attribution.texture_share(picture, steep) for picture in pictures]),
                'gradient': np.array([attribution.luma_gradient(picture).mean() for picture in pictures])}
-    correlations = {name: attribution.rank_correlation(values, gains) for name, values in texture.items()}
+    correlations = {name: attribution.rank_correlation_interval(values, gains) for name, values in texture.items()}
     return Gains(both, gains, texture, correlations, facts, len(common))
 
 
