@@ -117,7 +117,6 @@ def test_a_save_that_fails_keeps_what_was_there(tmp_path):
         save_atomic({'params': {}}, tmp_path / 'no such folder' / 'net.pth')
 
 
-@pytest.mark.skipif(not os.path.exists('/dev/full'), reason='needs /dev/full')
 def test_processes_of_equal_number_do_not_write_into_one_another(tmp_path):
     """Containers on one disk number their processes alike; the module, loaded anew, is another one's."""
     spec = importlib.util.find_spec('udl_basicsr.utils.files')
@@ -130,6 +129,7 @@ def test_processes_of_equal_number_do_not_write_into_one_another(tmp_path):
     assert [name.read_text() for name in names] == ['a', 'b']
 
 
+@pytest.mark.skipif(not os.path.exists('/dev/full'), reason='needs /dev/full')
 def test_a_full_disk_is_an_error(tmp_path, monkeypatch):
     full = open('/dev/full', 'wb')  # noqa: SIM115 - closed by save_atomic
     monkeypatch.setattr('udl_basicsr.utils.checkpoints.open', lambda *_: full, raising=False)

@@ -77,6 +77,25 @@ def test_how_a_command_ends(capsys, error, status, said):
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+@pytest.mark.parametrize(('error', 'status'), [
+    (OSError(errno.ENOSPC, 'No space left on device', 'a'), 1), (OSError(errno.EFBIG, 'File too large', 'a'), 1),
+    (FileNotFoundError(errno.ENOENT, 'No such file or directory', 'a'), 2), (CheckpointError('a: no checkpoint'), 2),
+    (OSError(errno.ENAMETOOLONG, 'File name too long', 'a'), 2)])
+def test_a_command_that_does_nothing_before_it_is_sure(error, status):
+    """What it was given is to blame for all but a full disk, however that is told."""
+    @exits.command(misused=True)
+    def main(told):
+        if not told:
+            raise error
+        try:
+            raise error
+        except Exception as cause:
+            raise CheckpointError('a: cannot be saved') from cause
+
+    assert main(False) == status
+    assert main(True) == status
+
+
 @pytest.mark.parametrize('name', [*UDL, *RAN])
 def test_a_terminal_without_the_characters(monkeypatch, name):
     """LC_ALL=C PYTHONIOENCODING=ascii: the help and a mistake of every command are printed, whatever is in them."""

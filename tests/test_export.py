@@ -2,6 +2,7 @@
 import hashlib
 import json
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from basicsr.models import build_model
 from other_programs import _no_grad, close, run  # noqa: F401
 from torch import nn
 
+from udl_basicsr.cli import convert as script
 from udl_basicsr.deploy import export
 from udl_basicsr.options.parse import parse_options
 from udl_basicsr.training import loop
@@ -50,6 +52,33 @@ def test_safetensors_bit_for_bit(tmp_path, capsys):
     for key, value in weights.items():
         assert again['params'][key].dtype == value.dtype
         assert torch.equal(again['params'][key].nan_to_num(5), value.nan_to_num(5))
+
+
+@pytest.mark.parametrize('ending', ['pth', 'safetensors', 'onnx'])
+def test_a_full_disk_is_not_bad_input(tmp_path, capsys, ending):
+    resource = pytest.importorskip('resource')
+    if ending == 'onnx':
+        pytest.importorskip('onnxruntime')
+    block = {'type': 'ESPCN', 'upscale': 2}
+    (tmp_path / 'opt.yml').write_text(yaml.safe_dump({'network_g': block}))
+    weights, out = {'params': build_network(dict(block)).state_dict()}, tmp_path / f'out.{ending}'
+    save_atomic(weights, tmp_path / 'm.pth')
+    run(capsys, tmp_path / 'm.pth', '--out', tmp_path / 'm.safetensors')
+    before = sorted(tmp_path.iterdir())
+    limit, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (9_000, limit[1]))
+        status = script.main([str(tmp_path / f'm.{"safetensors" if ending == "pth" else "pth"}'), '--out', str(out),
+                              '--opt', str(tmp_path / 'opt.yml')])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, handler)
+    said = capsys.readouterr().err
+    assert status == 1
+    assert re.search(rf'^error: {out}: cannot be (saved|written) \(.*File too large\); what was there before is kept',
+                     said)
+    assert 'auto_resume' not in said
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_safetensors_know_their_network_and_train_on(tmp_path, capsys, project):

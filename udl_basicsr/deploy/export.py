@@ -239,6 +239,8 @@ def export_onnx(network: nn.Module, path: str | Path, weights: str | Path | None
                 _describe(aside, *images[_EXAMPLE], weights, block)
             return OnnxReport(exporter, OPSET, dynamic_batch, shapes, difference, (*refused, *fixed))
         except Exception as error:  # exporters and runtimes raise whatever their libraries do
+            if isinstance(error.__cause__, OSError):  # of the disk, which is as full for the other ways
+                raise
             failures.append(f'{exporter} exporter, batch {"dynamic" if dynamic_batch else "of 1"}: '
                             f'{kind_and_line(error)}')
     raise ExportError('\n  '.join([f'{path}: {type(network).__name__} cannot be exported with dynamic sizes; nothing '

@@ -9,6 +9,7 @@ from udl_basicsr.utils.settings import LoggerSettings
 from .validation import ValidatedModel
 
 _HOW_COMPUTED = ('foreach', 'fused', 'capturable', 'differentiable')
+_THEN = 'resume with --auto_resume'
 _POSITION = ('last_epoch', '_step_count', 'base_lrs', '_last_lr')  # of a scheduler
 
 
@@ -32,7 +33,7 @@ class SavedModel(ValidatedModel):
             return
         for label, networks in self.networks_to_save().items():
             content = {key: {k: v.cpu() for k, v in net.state_dict().items()} for key, net in networks.items()}
-            save_atomic(content, Path(self.opt['path']['models']) / f'{label}_{iteration}.pth')
+            save_atomic(content, Path(self.opt['path']['models']) / f'{label}_{iteration}.pth', _THEN)
 
     def save(self, epoch: int, current_iter: int) -> None:
         """Networks first, the training state last: a state that exists has its networks."""
@@ -52,7 +53,7 @@ class SavedModel(ValidatedModel):
             'best_metric_results': getattr(self, 'best_metric_results', {}),
             'run': self.run,
         }
-        save_atomic(state, Path(self.opt['path']['training_states']) / f'{current_iter}.state')
+        save_atomic(state, Path(self.opt['path']['training_states']) / f'{current_iter}.state', _THEN)
 
     def _drop_old(self, keep: int | None) -> None:
         if not keep or self.opt['rank'] != 0:

@@ -27,12 +27,13 @@ class CheckpointError(UdlError, RuntimeError):
     """A checkpoint that cannot be read, written or used; the message names the file, the reason and the remedy."""
 
 
-def save_atomic(content: dict, path: str | Path) -> None:
+def save_atomic(content: dict, path: str | Path, then: str = 'try again') -> None:
     """Writes aside, flushes to the disk, then renames: at any moment ``path`` is the old file or the new one, whole.
 
     Args:
         content (dict): What ``torch.save`` takes.
         path (str | Path): Where to.
+        then (str): What an error advises once there is room.
 
     Raises:
         CheckpointError: The disk is full, the folder cannot be written, ... What was there before is untouched.
@@ -46,7 +47,7 @@ def save_atomic(content: dict, path: str | Path) -> None:
         reason = error.__context__ if isinstance(error.__context__, OSError) else error
         reason = getattr(reason, 'strerror', None) or reason
         raise CheckpointError(f'{path}: cannot be saved ({reason}); what was there before is kept. '
-                              'Free some space or check the permissions, then resume with --auto_resume') from error
+                              f'Free some space or check the permissions, then {then}') from error
 
 
 def read_checkpoint(path: str | Path) -> dict:

@@ -17,8 +17,8 @@ from .errors import FAILED, MISUSED, UdlError
 
 NO_BASICSR = 'BasicSR is not installed. Install it with: python -m udl_install_basicsr'
 _OF_FILES = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
-_OF_DISKS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTEMPTY,
-             errno.EMFILE, errno.ENFILE, errno.EFBIG}
+_OF_MACHINES = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.EFBIG}
+_OF_DISKS = {*_OF_MACHINES, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTEMPTY}
 
 
 class Terminated(KeyboardInterrupt):
@@ -73,6 +73,22 @@ def explain(error: BaseException) -> str | None:
     return str(error) if isinstance(error, UdlError) else None
 
 
+def status_of(error: BaseException, misused: bool = False) -> int:
+    """The exit status that belongs to an error.
+
+    Args:
+        error: What ends a command.
+        misused: Whether the command does nothing before it is sure of everything, so that what it was given is to blame
+            for whatever goes wrong. Only a full disk and the like are not what it was given.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in _OF_MACHINES:
+            return FAILED
+        cause = cause.__cause__ or cause.__context__
+    return MISUSED if misused else error.status if isinstance(error, UdlError) else FAILED
+
+
 def of_signal(error: KeyboardInterrupt) -> tuple[str, int]:
     """The name of the signal that stopped a command, and the status that shells give to what it stops."""
     number = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
@@ -82,9 +98,8 @@ def of_signal(error: KeyboardInterrupt) -> tuple[str, int]:
 def command(remedy: str = '', misused: bool = False) -> Callable[[Callable[..., int | None]], Callable[..., int]]:
     """Decorates the ``main`` of a command, which returns its exit status.
 
-    What ``main`` does not catch itself ends with a message and the status of the error, mostly 1, or 2 where
-    ``misused`` says that whatever goes wrong, nothing has been done; Ctrl-C and SIGTERM with 130 and 143, and
-    ``remedy``; a reader of the output that has gone away (``| head``) with 141.
+    What ``main`` does not catch itself ends with a message and the status of :func:`status_of`; Ctrl-C and SIGTERM with
+    130 and 143, and ``remedy``; a reader of the output that has gone away (``| head``) with 141.
     """
     def decorate(main: Callable[..., int | None]) -> Callable[..., int]:
         @functools.wraps(main)
@@ -106,6 +121,6 @@ def command(remedy: str = '', misused: bool = False) -> Callable[[Callable[..., 
                 if (message := explain(error)) is None:
                     raise
                 print(f'error: {message}', file=sys.stderr)
-                return MISUSED if misused else error.status if isinstance(error, UdlError) else FAILED
+                return status_of(error, misused)
         return run
     return decorate
