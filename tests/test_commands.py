@@ -50,7 +50,7 @@ def script(name: str):
     (KeyboardInterrupt(), 130, 'Stopped by SIGINT. Start again.\n'),
     (exits.Terminated(), 143, 'Stopped by SIGTERM. Start again.\n'),
     (OptionError('a.yml: name: missing'), 2, 'error: a.yml: name: missing\n'),
-    (CheckpointError('a.pth: it is empty'), 1, 'error: a.pth: it is empty\n'),
+    (CheckpointError('a.pth: it is empty'), 2, 'error: a.pth: it is empty\n'),
     (FileNotFoundError('a.json: no scores. Make them'), 1, 'error: a.json: no scores. Make them\n'),
     (FileNotFoundError(errno.ENOENT, 'No such file or directory', 'a'), 1, 'error: a: No such file or directory\n'),
     (FileNotFoundError(errno.ENOENT, 'No such file or directory'), 1,

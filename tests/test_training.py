@@ -13,6 +13,7 @@ from basicsr.data import build_dataset
 from basicsr.models.sr_model import SRModel
 from basicsr.utils import tensor2img
 from conftest import assert_same_weights
+from forked import command_line
 from torch.utils.data import DataLoader
 from whole_runs import files, train
 
@@ -177,6 +178,24 @@ def test_a_first_stage_of_another_network_is_refused_before_anything_is_made(pro
     with pytest.raises(CheckpointError, match=reason):
         train(project, 'udl', *(f'{k}={v}' for k, v in force.items()))
     assert not (project.root / 'experiments' / 'udl').exists()
+
+
+def test_weights_of_another_network_are_bad_input_until_a_stage_was_trained(project, capsys):
+    other = project.root / 'other.pth'
+    torch.save({'params': {'a.weight': torch.ones(2)}}, other)
+
+    def status(stage, *force):
+        force = (*force, 'train:total_iter=1', f'path:pretrain_network_g={other}', 'val=~')
+        ended = command_line(['-opt', project.root / f'{stage}.yml', '--force_yml', *force], root=project.root)
+        assert f'{other}: is not a checkpoint of this EDSR. It was made by another network' in capsys.readouterr().err
+        return ended
+
+    assert status('plain') == 2
+    assert not (project.root / 'experiments').exists()
+    assert status('udl') == 1
+    assert (project.root / 'experiments/esu/models/net_g_latest.pth').exists()
+    assert status('udl') == 2
+    assert [path.name for path in (project.root / 'experiments').iterdir()] == ['esu']
 
 
 # ----------------------------------------------------------------------------------------------------------------- runs

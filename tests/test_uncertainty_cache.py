@@ -283,7 +283,7 @@ def test_the_command_line(ready, monkeypatch, capsys):
     assert status()[0] == 0
     cv2.imwrite(str(ready.lq / '1.png'), 255 - cv2.imread(str(ready.lq / '1.png')))
     code, said = status()
-    assert code == 1
+    assert code == 2
     assert f'CacheError: {ready.cache}' in said
     assert 'changed since: 1.png' in said
     code, said = status(f'{KEY}=~')

@@ -18,6 +18,7 @@ from udl_basicsr.data import uncertainty_cache
 from udl_basicsr.data.loader import SeededDataset, build_dataset
 from udl_basicsr.data.uncertainty_cache import CacheError, dequantise, fingerprint, prepare
 from udl_basicsr.options.parse import OptionError, parse_options
+from udl_basicsr.utils import exits
 from udl_basicsr.utils.checkpoints import save_atomic
 
 # --------------------------------------------------------------------------------------------------------- interruption
@@ -266,8 +267,9 @@ def test_folders_that_cannot_be_used_are_refused_before_anything_is_made(ready, 
         raise OSError(28, 'No space left on device', str(path))
 
     monkeypatch.setattr(uncertainty_cache, 'write_atomically', full)
-    with pytest.raises(CacheError, match=r's/0\.png\.npy: cannot be written \(No space left on device\)\. Free some'):
+    with pytest.raises(CacheError, match=r's/0\.png\.npy: cannot be written \(No space left on device\)\. F') as error:
         prepared(ready)
+    assert exits.status_of(error.value) == 1
 
 
 @pytest.mark.parametrize(('stage', 'force', 'message'), [

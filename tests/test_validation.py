@@ -219,7 +219,7 @@ def test_the_entry_that_the_options_name_is_tested(tested, project, tmp_path, mo
     torch.save({'params': {k: 0.5 * v for k, v in weights.items()}}, file)
     assert score('d') == ema
     capsys.readouterr()
-    assert run_test(tmp_path, monkeypatch, '--force_yml', 'name=e', 'path:param_key_g=params_ema') == 1
+    assert run_test(tmp_path, monkeypatch, '--force_yml', 'name=e', 'path:param_key_g=params_ema') == 2
     assert f"{file}: has no 'params_ema', it has: params. Name the right one in path.param_key_" in \
         capsys.readouterr().err
     assert not (tmp_path / 'results' / 'e').exists()

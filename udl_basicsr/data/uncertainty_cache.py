@@ -32,6 +32,7 @@ from udl_basicsr.archs import UncertaintyNet
 from udl_basicsr.archs.traits import size_multiple
 from udl_basicsr.functional import inference
 from udl_basicsr.utils.checkpoints import CheckpointError, load_network
+from udl_basicsr.utils.errors import begun
 from udl_basicsr.utils.files import why_not_into, write_atomically
 from udl_basicsr.utils.kernels import exact_kernels
 from udl_basicsr.utils.memory import is_out_of_memory
@@ -224,8 +225,9 @@ class UncertaintyCache:
                     note(json.dumps({'made_by': self.made_by, 'name': name, **done[name]}))
             return done
 
-        maps = {name: entry for part in together(compute) for name, entry in part.items()}
-        together(lambda: self._finish(maps) if rank == 0 else None)
+        with begun():
+            maps = {name: entry for part in together(compute) for name, entry in part.items()}
+            together(lambda: self._finish(maps) if rank == 0 else None)
         images.close()
         self.maps = maps
 
@@ -385,13 +387,13 @@ def together(action: Callable) -> list:
         result = action()
     except CheckpointError as error:
         problem = error
-    outcomes: list[Any] = [(result, problem and str(problem))]
+    outcomes: list[Any] = [(result, problem)]
     if get_dist_info()[1] > 1:
         mine, outcomes = outcomes[0], [None] * get_dist_info()[1]
         dist.all_gather_object(outcomes, mine)
     if problem is not None:
         raise problem
-    for _, message in outcomes:
-        if message is not None:
-            raise CacheError(message)
+    for _, elsewhere in outcomes:
+        if elsewhere is not None:
+            raise elsewhere
     return [result for result, _ in outcomes]

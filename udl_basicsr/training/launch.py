@@ -17,7 +17,6 @@ from udl_basicsr.options.trials import forbid_pickles
 from udl_basicsr.utils import exits
 from udl_basicsr.utils.checkpoints import CheckpointError
 from udl_basicsr.utils.distributed import init_dist, launch_number
-from udl_basicsr.utils.errors import UdlError
 from udl_basicsr.utils.text import first_line, one_line
 from udl_basicsr.utils.yaml_files import apply_force_yml
 
@@ -40,10 +39,10 @@ def run(action: Callable[..., object], is_train: bool, root_path: Path | None = 
         argv (Sequence[str] | None): The arguments; None is ``sys.argv``.
 
     Returns:
-        int: Exit status: 0, 1 when a run failed in a way that is understood, 2 when its options are wrong, 69 when
-            another process trains it, 75 when it was interrupted and has saved its state, 130 or 143 when Ctrl-C or
-            SIGTERM came while there was nothing to save. Any other failure is raised, and ends the process with a
-            traceback and status 1. Of several processes each says its own, behind its rank.
+        int: Exit status: 0, 1 when a run failed in a way that is understood, 2 when its options or files are wrong and
+            nothing was begun, 69 when another process trains it, 75 when it was interrupted and has saved its state,
+            130 or 143 when Ctrl-C or SIGTERM came while there was nothing to save. Any other failure is raised, and
+            ends the process with a traceback and status 1. Of several processes each says its own, behind its rank.
     """
     exits.print_anything()
     args = launch_parser(does or (TRAINS if is_train else TESTS)).parse_args(argv)
@@ -61,7 +60,7 @@ def run(action: Callable[..., object], is_train: bool, root_path: Path | None = 
         if message is None:
             raise
         _say(message, args)
-        return error.status if isinstance(error, UdlError) else exits.FAILED
+        return exits.status_of(error)
     # Only where all have ended well: the group of a process that fails alone would wait for the others, it for them.
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()

@@ -21,6 +21,7 @@ from udl_basicsr.options.parse import Parsed
 from udl_basicsr.options.summary import describe_options
 from udl_basicsr.utils import processor
 from udl_basicsr.utils.distributed import broadcast
+from udl_basicsr.utils.errors import begun
 from udl_basicsr.utils.kernels import set_training_kernels
 from udl_basicsr.utils.scores import (
     Measured,
@@ -94,7 +95,7 @@ def train(parsed: Parsed, command: str = '') -> None:
                                                    validates_again=start_iter >= total_iter)
         logger.info(f'{len(train_set)} training images, batch {sampler.batch_size} x {opt["world_size"]} process(es), '
                     f'{sampler.iters_per_epoch} iterations an epoch, iterations {start_iter + 1} to {total_iter}.')
-        with Interrupts() as interrupts:
+        with begun(), Interrupts() as interrupts:
             _iterate(model, batches, sampler, val_loaders, opt, tb_logger, history, start_iter, total_iter, interrupts)
             interrupts.at_once(f'after iteration {total_iter} of {total_iter}, which is saved; the last validation is '
                                'still to be done. Go on with --auto_resume')

@@ -3,6 +3,7 @@
 With ``rounds: N`` the two go on in turns (UDL paper, section 3.3): the uncertainty is estimated anew with the better
 mean network, then weights the error again. Round r > 1 is kept in ``<name>_round<r>``.
 """
+import contextlib
 import logging
 import os
 import shlex
@@ -19,6 +20,7 @@ from udl_basicsr.options.summary import describe_options
 from udl_basicsr.utils import plugins
 from udl_basicsr.utils.checkpoints import CheckpointError
 from udl_basicsr.utils.distributed import broadcast
+from udl_basicsr.utils.errors import begun
 from udl_basicsr.utils.settings import LoaderSettings, RunSettings
 
 from . import loop
@@ -30,7 +32,8 @@ def train(parsed: Parsed, command: str = '') -> None:
     # BasicSR's logger says nothing below a warning until a level is set, and the first run is announced before its own.
     get_root_logger().setLevel(logging.INFO if parsed.opt['rank'] == 0 else logging.ERROR)
     get_root_logger().info(describe_options(parsed))
-    last = _train_chain(parsed, command, _stages(parsed))
+    with contextlib.ExitStack() as done:
+        last = _train_chain(parsed, command, _stages(parsed), done)
     if parsed.opt['rank'] == 0 and (text := _what_next(last)):
         get_root_logger().info(text)
 
@@ -59,13 +62,14 @@ def _shown(file: str) -> str:
     return os.path.relpath(file) if Path(file).is_relative_to(Path.cwd()) else file
 
 
-def _train_chain(parsed: Parsed, command: str, total: int) -> Parsed:
+def _train_chain(parsed: Parsed, command: str, total: int, done: contextlib.ExitStack) -> Parsed:
     """Trains the stages before as far as their weights are missing, then this one, then the further rounds.
 
     Args:
         parsed (Parsed): Checked options of the last stage; those of the stages before hang on it.
         command (str): The command line, noted in each run's copy of its YAML.
         total (int): The number of all runs.
+        done (ExitStack): Knows :func:`~udl_basicsr.utils.errors.begun` once a run has ended.
 
     Returns:
         Parsed: Of the last run.
@@ -78,11 +82,11 @@ def _train_chain(parsed: Parsed, command: str, total: int) -> Parsed:
         if missing:
             get_root_logger().info(f'Stage 1 comes first ({missing[0]} is missing): {before.file}')
             # A stage 1 that was interrupted goes on where it was.
-            _train_chain(replace(before, opt={**before.opt, 'auto_resume': True}), command, total)
+            _train_chain(replace(before, opt={**before.opt, 'auto_resume': True}), command, total, done)
         else:
             get_root_logger().info(f'Stage 1 is there: {", ".join(needed)}')
     number = _stages(parsed) - 2 * (rounds - 1)
-    _train_unless_done(parsed, command, (number, total), may_be_done=rounds > 1)
+    _train_unless_done(parsed, command, (number, total), done, may_be_done=rounds > 1)
 
     if before is None or rounds == 1:
         return parsed
@@ -91,12 +95,12 @@ def _train_chain(parsed: Parsed, command: str, total: int) -> Parsed:
         first = renamed(before, f"{before.opt['name']}_round{again}",
                         pretrain_network_g=_latest(mean, 'g'), pretrain_network_u=uncertainty)
         first.opt['auto_resume'] = parsed.opt['auto_resume']
-        _train_unless_done(first, command, (number + 1, total))
+        _train_unless_done(first, command, (number + 1, total), done)
         uncertainty = _latest(first, 'u')
         mean = renamed(parsed, f"{parsed.opt['name']}_round{again}",
                        pretrain_network_g=_latest(first, 'g'), pretrain_network_u=uncertainty)
         number += 2
-        _train_unless_done(mean, command, (number, total))
+        _train_unless_done(mean, command, (number, total), done)
     return mean
 
 
@@ -128,13 +132,15 @@ def _latest(parsed: Parsed, label: str) -> str:
     return str(Path(parsed.opt['path']['models']) / f'net_{label}_latest.pth')
 
 
-def _train_unless_done(parsed: Parsed, command: str, stage: tuple[int, int], may_be_done: bool = True) -> None:
+def _train_unless_done(parsed: Parsed, command: str, stage: tuple[int, int], done: contextlib.ExitStack,
+                       may_be_done: bool = True) -> None:
     """Of a chain that is resumed, the runs that have ended are left as they are."""
     number, total = stage
     if total > 1:
         get_root_logger().info(f"Stage {number} of {total}: {parsed.opt['name']}")
-    done = broadcast(Path(_latest(parsed, 'g')).exists())
-    if may_be_done and parsed.opt['auto_resume'] and done:
+    ended = broadcast(Path(_latest(parsed, 'g')).exists())
+    if may_be_done and parsed.opt['auto_resume'] and ended:
         get_root_logger().info(f"{parsed.opt['name']} has ended.")
     else:
         loop.train(parsed, command)
+        done.enter_context(begun())

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .errors import UdlError
+from .errors import MISUSED, UdlError
 from .files import written_aside
 from .text import first_line, one_line, some
 
@@ -25,6 +25,7 @@ _ORDINARY = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.
 
 class CheckpointError(UdlError, RuntimeError):
     """A checkpoint that cannot be read, written or used; the message names the file, the reason and the remedy."""
+    status = MISUSED
 
 
 def save_atomic(content: dict, path: str | Path, then: str = 'try again') -> None:

@@ -1,5 +1,6 @@
 """The errors of this package: their messages are for the user, who can put right what they name."""
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 
 from .text import one_line
 
@@ -26,3 +27,14 @@ class UdlError(Exception):
     def __init__(self, problems: str | Iterable[str]) -> None:
         self.problems = tuple(map(one_line, problems.split('\n') if isinstance(problems, str) else problems))
         super().__init__('\n'.join(self.problems))
+
+
+@contextlib.contextmanager
+def begun() -> Iterator[None]:
+    """While active, something is being done: what goes wrong is a failure, even where what was given is to blame."""
+    try:
+        yield
+    except UdlError as error:
+        if error.status == MISUSED:
+            error.status = FAILED
+        raise
