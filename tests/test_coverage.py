@@ -94,7 +94,7 @@ def test_too_few_images_are_told_before_a_network_is_loaded(run, capsys):
     assert 'at least 9 images are needed' in err
     assert judge(run, '--calibrate', run.root / 'A', '--alpha', 0.3, '--delta', 0.1) == 2
     assert '6 images are too few for α = 0.3 with δ = 0.1: even if' in capsys.readouterr().err
-    assert judge(run, '--alpha', 0.3) == 1  # enough; and now the network
+    assert judge(run, '--alpha', 0.3) == 2  # enough; and now the network
     assert 'net_g_latest.pth' in capsys.readouterr().err
     assert judge(run, '--alpha', 1.5) == 2
 
