@@ -101,7 +101,7 @@ def test_too_few_images_are_told_before_a_network_is_loaded(run, capsys):
 
 def test_no_image_counts_twice_nor_judges_what_it_has_calibrated(run, capsys):
     for sets in ((run.root / 'B', ), (run.root / 'A', run.root / 'A')):
-        assert judge(run, '--calibrate', *sets, '--alpha', 0.3) == 1
+        assert judge(run, '--calibrate', *sets, '--alpha', 0.3) == 2
         assert f'{sets[0].name}/GTmod2/' in (said := capsys.readouterr().err)
         assert 'and would count twice' in said
     (run.root / 'out').touch()
@@ -123,13 +123,13 @@ def test_what_is_not_known_of_the_training_is_said(run, capsys):
         assert line in content['protocol']
     assert 'between 0.600 and 1.000' in said  # 1 - α + 2/(n + 1) is 1 here; of fewer images it would be more
     run.trained_on(run.root / 'B' / 'GTmod2')
-    assert judge(run, '--alpha', 0.4) == 1
+    assert judge(run, '--alpha', 0.4) == 2
     assert '8 of the images are in' in capsys.readouterr().err
 
 
 def test_no_factor_suffices(run, capsys):
     run.constant(-12.)  # a thousand times as much is 6 thousandths of a grey level
-    assert judge(run, '--alpha', 0.3) == 1
+    assert judge(run, '--alpha', 0.3) == 2
     assert 'no factor up to 1000 leaves as few pixels outside as α = 0.3 asks for' in capsys.readouterr().err
 
 

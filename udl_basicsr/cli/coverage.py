@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from udl_basicsr.deploy.judging import Judgement
 
 
-@exits.command()
+@exits.command(misused=True)
 def main(argv: list[str] | None = None) -> int:
     parser = CommandParser(told=__doc__,
                            description='Judges calibrated intervals on images kept apart, and prints each '

@@ -9,7 +9,6 @@ Exit status: 0; 1 when the file could not be written; 2 when something is wrong 
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from udl_basicsr.utils import exits
@@ -47,7 +46,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-@exits.command()
+@exits.command(misused=True)
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     args = parse_args(argv)
@@ -55,20 +54,15 @@ def main(argv: list[str] | None = None) -> int:
     from udl_basicsr.reports.html import make_page
     from udl_basicsr.reports.uncertainty import ReportError
     from udl_basicsr.utils.files import write_text
-    from udl_basicsr.utils.scores import ScoresError
     folders: dict[str, dict[str, list[Path]]] = {'gt': {}, 'lq': {}, 'intervals': {}}
     for kind, found in folders.items():
         for name, folder in getattr(args, kind):
             found.setdefault(name, []).append(folder)
     out = Path(args.out or Path(args.folders[0]) / 'report.html')
-    try:
-        if out.is_dir():
-            raise ReportError(f'--out {out}: is a folder, expected a file')
-        page, notes = make_page(args.folders, args.images, folders['gt'], folders['lq'], args.seed, args.quality,
-                                args.window, folders['intervals'])
-    except (ReportError, ScoresError, OSError) as error:
-        print(f'error: {error}', file=sys.stderr)
-        return exits.MISUSED
+    if out.is_dir():
+        raise ReportError(f'--out {out}: is a folder, expected a file')
+    page, notes = make_page(args.folders, args.images, folders['gt'], folders['lq'], args.seed, args.quality,
+                            args.window, folders['intervals'])
     write_text(out, page)
     print(*notes, sep='\n')
     print(f'Wrote {out}, {len(page.encode("utf-8")) / 1e6:.1f} MB')
