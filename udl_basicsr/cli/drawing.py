@@ -184,9 +184,10 @@ def tlw(args, look: dict) -> Path:
 def fixed_sum(args, look: dict) -> Path:
     run = open_tlw_run(args.experiment)
     gt, lq = read_image(args.gt), read_image(args.lq)
+    box = None if args.box is None else _box(args.box, gt)
     _has_checkpoints(run, () if args.iteration is None else [args.iteration], '--iteration')
     found = tlw_maps(run, run.iterations[-1] if args.iteration is None else args.iteration, gt, lq)
-    return plots.layers_figure(found, args.out, _box(args.box, gt), **look)
+    return plots.layers_figure(found, args.out, box, **look)
 
 
 def _has_checkpoints(run: TLWRun, wanted, option: str) -> None:
