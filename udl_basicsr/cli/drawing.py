@@ -15,7 +15,7 @@ from udl_basicsr.reports import figures, plots, variance_plots, where
 from udl_basicsr.reports import lead as leads
 from udl_basicsr.reports.figures import Panel
 from udl_basicsr.reports.paper_tables import make_table
-from udl_basicsr.reports.pictures import Run, open_run, read_image, read_partner, same_size
+from udl_basicsr.reports.pictures import Run, comparable, open_run, read_image, read_partner, same_size
 from udl_basicsr.reports.sigma import sigma_curve, sigma_figure, sigma_pixels
 from udl_basicsr.reports.tlw import TLWRun, open_tlw_run, tlw_maps
 from udl_basicsr.reports.tradeoff import tradeoff_dots, tradeoff_figure
@@ -33,13 +33,13 @@ class _Pictures:
     def __init__(self, args: argparse.Namespace):
         self.dataset, self.image = args.dataset, args.image
         self.runs = [open_run(given) for given in args.runs]
-        self.sr = [run.sr(self.dataset, self.image) for run in self.runs]
-        self.gt = read_partner(args.gt, self.image)
+        lq = [read_partner(args.lq, self.image, 'LQ')] if getattr(args, 'lq', None) else []
+        self.sr, (self.gt, *lq) = comparable([run.sr(self.dataset, self.image) for run in self.runs],
+                                             read_partner(args.gt, self.image), *lq)
         same_size({'the GT': self.gt, **{run.source: sr for run, sr in zip(self.runs, self.sr, strict=True)}})
         self.box = None if args.box is None else _box(args.box, self.gt)
-        self.lq, self.scale = None, self.runs[0].scale
-        if getattr(args, 'lq', None):
-            self.lq = read_partner(args.lq, self.image, 'LQ')
+        self.lq, self.scale = next(iter(lq), None), self.runs[0].scale
+        if self.lq is not None:
             same_size({'the GT': self.gt, f'the LQ ×{self.scale}': stats.nearest(self.lq, self.scale)})
 
     def log_scale(self, run):
@@ -158,15 +158,14 @@ def _variances(args: argparse.Namespace, size: int | None, images: list[str] | N
     images, size = images or runs[0].images(args.dataset), size or (8 if runs[0].scale == 2 else 16)
     gt, sr = [], {run.label: [] for run in runs}
     for image in images:
-        target = read_partner(args.gt, image)
-        pictures = {run.source: run.sr(args.dataset, image) for run in runs}
-        same_size({'the GT': target, **pictures})
+        pictures, (target, ) = comparable([run.sr(args.dataset, image) for run in runs], read_partner(args.gt, image))
+        same_size({'the GT': target, **{run.source: sr for run, sr in zip(runs, pictures, strict=True)}})
         try:
             gt.append(stats.patch_variances(target, size).reshape(2, -1))
         except ValueError as error:
             raise ReportError(f'--patch_size: {error}') from error
-        for run in runs:
-            sr[run.label].append(stats.patch_variances(pictures[run.source], size).reshape(2, -1))
+        for run, picture in zip(runs, pictures, strict=True):
+            sr[run.label].append(stats.patch_variances(picture, size).reshape(2, -1))
     return runs, images, size, gt, sr
 
 

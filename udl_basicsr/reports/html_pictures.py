@@ -19,7 +19,7 @@ from udl_basicsr.functional.image_statistics import busiest_box
 
 from .html_bounds import bounds, check_folder
 from .html_groups import Group, first_metric, unit
-from .pictures import ReportError, Run, read_partner
+from .pictures import ReportError, Run, on_y, read_partner
 
 LIMIT = 5_000_000  # bytes; pictures that were not asked for by name are left out beyond it
 WINDOW = 224  # pixels; without loss 13 methods then take some 1.5 MB for each picture
@@ -36,7 +36,7 @@ class Layer:
     Attributes:
         key: What it is chosen by: `method:<id>`, `gt`, `bicubic`, `lq`, `lower`, `upper` or `within`.
         label: How it is printed.
-        image: (H, W, 3) uint8 RGB; the LQ is smaller by the scale.
+        image: (H, W, 3) uint8 RGB, or Y repeated where a method restored Y alone; the LQ is smaller by the scale.
         scores: Of the whole image; empty for GT and LQ.
         log_scale: s, (H, W), where the method has an uncertainty.
     """
@@ -132,6 +132,7 @@ def _layers(group: Group, dataset: str, image: str, seed: int | None, gt: Sequen
                 raise ReportError(f'{dataset}/{image}: {layer.label} has a picture of {array.shape[1]}×'
                                   f'{array.shape[0]} pixels, {layers[0].label} one of {size[1]}×{size[0]}. They are '
                                   'not of one test: make them again')
+    gray = any(layer.image.ndim == 2 for layer in layers)
     ends, note = bounds(intervals, image, size, weights)
     layers += [Layer(key, label, array, {}) for key, label, array in ends]
     truth = _partner(gt, image, 'GT', size)
@@ -141,22 +142,26 @@ def _layers(group: Group, dataset: str, image: str, seed: int | None, gt: Sequen
     if small is not None:
         bicubic = resize_bicubic(small, group.scale)
         layers[:0] = [Layer('lq', 'Low resolution', small, {}),
-                      Layer('bicubic', 'Bicubic', bicubic, _bicubic_scores(group, bicubic, truth))]
+                      Layer('bicubic', 'Bicubic', bicubic, _bicubic_scores(group, bicubic, truth, gray))]
     if truth is not None:
         layers.append(Layer('gt', 'Ground truth', truth, {}))
-    return tuple(layers), note
+    return tuple(replace(layer, image=on_y(layer.image)) if gray else layer for layer in layers), note
 
 
-def _bicubic_scores(group: Group, bicubic: np.ndarray, truth: np.ndarray | None) -> dict[str, float]:
-    """PSNR and SSIM of the bicubic image, where the runs say how theirs were measured, and all the same."""
+def _bicubic_scores(group: Group, bicubic: np.ndarray, truth: np.ndarray | None, gray: bool) -> dict[str, float]:
+    """PSNR and SSIM of the bicubic image, where the runs say how theirs were measured, and all the same.
+
+    Those of ``gray`` SR images were measured on Y, whatever they say.
+    """
     measured = [r.measured for r in group.records if r.measured]
     if truth is None or len(measured) < len(group.records):
         return {}
+    img, img2 = (on_y(image)[..., 0] if gray else image[..., ::-1] for image in (bicubic, truth))
     scores = {}
     for metric in group.metrics:
         ways = [each.metrics[metric] for each in measured if metric in each.metrics]
         if ways and ways.count(ways[0]) == len(ways) and ways[0].get('type') in ('calculate_psnr', 'calculate_ssim'):
-            scores[metric] = float(calculate_metric({'img': bicubic[..., ::-1], 'img2': truth[..., ::-1]}, ways[0]))
+            scores[metric] = float(calculate_metric({'img': img, 'img2': img2}, ways[0]))
     return scores
 
 

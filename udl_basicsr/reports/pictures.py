@@ -6,15 +6,17 @@ test.py writes `results/<name>/visualization/<data set>/<image>_<name>.png` with
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
+from basicsr.utils import bgr2ycbcr
 
-from udl_basicsr.data.images import SUFFIXES
+from udl_basicsr.data.images import SUFFIXES, channels_of
 from udl_basicsr.functional.log_scale_maps import decode_log_scale
+from udl_basicsr.options.keys import block_of
 from udl_basicsr.utils.errors import UdlError
 from udl_basicsr.utils.json_files import read_json
 from udl_basicsr.utils.metric_facts import facts_by_name
@@ -44,6 +46,41 @@ def read_image(path: str | Path) -> np.ndarray:
         ReportError: Missing or no picture.
     """
     return np.ascontiguousarray(read_pixels(path)[..., ::-1])
+
+
+def on_y(image: np.ndarray) -> np.ndarray:
+    """Y of a picture, 16 to 235 by ITU-R BT.601, rounded as metrics have it, and repeated: (H, W, 3) uint8.
+
+    Args:
+        image: (H, W, 3) uint8 RGB; or (H, W), which is Y.
+    """
+    plane = image if image.ndim == 2 else bgr2ycbcr(image[..., ::-1], y_only=True)
+    return np.repeat(plane[..., None], 3, axis=2)
+
+
+def as_trained(image: np.ndarray, options: dict) -> np.ndarray:
+    """A picture (H, W, 3) uint8 RGB as the networks of a run take it: of Y alone, (H, W, 1), with ``color: y``.
+
+    Args:
+        image: The picture.
+        options: Of the run.
+    """
+    return image if channels_of(block_of(block_of(options, 'datasets'), 'train')) == 3 else on_y(image)[..., :1]
+
+
+def comparable(sr: Sequence[np.ndarray], *others: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Pictures that may be compared: all of Y where one of the SR images is Y alone, as the metrics of its test are.
+
+    Args:
+        sr: What :meth:`Run.sr` gives.
+        others: GT and the like, (H, W, 3) uint8 RGB.
+
+    Returns:
+        Both, (H, W, 3) uint8.
+    """
+    if any(image.ndim == 2 for image in sr):
+        return [on_y(image) for image in sr], [on_y(image) for image in others]
+    return list(sr), list(others)
 
 
 def partner_of(folder: str | Path, image: str, what: str = 'GT') -> Path:
@@ -139,14 +176,15 @@ class Run:
         return ' / '.join(parts)
 
     def sr(self, dataset: str, image: str) -> np.ndarray:
-        """The restored image, (H, W, 3) uint8 RGB.
+        """The restored image, uint8: (H, W, 3) RGB, or (H, W), Y alone, of a network that was trained on it.
 
         Raises:
             ReportError: It was not kept, or several pictures could be it.
         """
         self.scores(dataset, image)
         folder = self.folder / dataset
-        return read_image(folder / f'{image}_{ending_of(folder, self.images(dataset))}.png')
+        pixels = read_pixels(folder / f'{image}_{ending_of(folder, self.images(dataset))}.png', cv2.IMREAD_ANYCOLOR)
+        return pixels if pixels.ndim == 2 else np.ascontiguousarray(pixels[..., ::-1])
 
     def log_scale(self, dataset: str, image: str) -> np.ndarray:
         """s of one image, mean over the channels, natural log of θ in grey levels: (H, W) float32 in [-2, 6].

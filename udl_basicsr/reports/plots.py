@@ -18,6 +18,7 @@ from udl_basicsr.utils.scores import ScoresError, metric_facts
 
 from .figures import WIDTH, Panel, crop, draw_grid, new_figure, save
 from .method_styles import BETTER, COLOURS, GRAY, WORSE, style_of
+from .pictures import as_trained
 from .tlw import TLWMaps, TLWRun
 
 FONT = 7.
@@ -269,8 +270,9 @@ def tlw_figure(run: TLWRun, maps: Sequence[TLWMaps], gt: np.ndarray, out: str | 
         return [Panel(title, crop(value, box), kind) for value, title in named]
 
     titles = [f'iteration {m.iteration}\nk = {m.k:.3f}' for m in maps]
+    truth = as_trained(gt, run.options)
     figure = draw_grid([[Panel('ground truth', crop(gt, box)),
-                         *maps_of('error', (error_map(m.sr, gt) for m in maps), titles)],
+                         *maps_of('error', (error_map(m.sr, truth) for m in maps), titles)],
                         ['weights w', *maps_of('share', (m.weights.mean(2) for m in maps))],
                         ['one sample\nof relaxed\nBernoulli(w)', *maps_of('share', (m.sample.mean(2) for m in maps))]],
                        foot=foot, dpi=dpi, width=width)

@@ -19,7 +19,7 @@ from udl_basicsr.training.history import read_history
 
 from .figures import WIDTH, new_figure, save
 from .method_styles import style_of
-from .pictures import ReportError
+from .pictures import ReportError, as_trained
 from .plots import tidy
 
 LOGGED = 'sigma_mean'
@@ -78,7 +78,8 @@ def sigma_pixels(folder: str | Path, lq: np.ndarray, count: int = 12) -> SigmaPi
                         if (m := re.fullmatch(r'net_u_(\d+)', p.stem)))
     if not iterations:
         raise ReportError(f'{folder}/models: has no net_u_<iter>.pth. Train with logger.save_checkpoint_freq')
-    maps = [build_loaded(folder / 'models' / f'net_u_{iteration}.pth', found[0], 'params', 'u')(to_tensor(lq))[1]
+    image = to_tensor(as_trained(lq, found[0]))
+    maps = [build_loaded(folder / 'models' / f'net_u_{iteration}.pth', found[0], 'params', 'u')(image)[1]
             .double().numpy().ravel() for iteration in iterations]
     ranks = np.linspace(0, maps[0].size - 1, min(count, maps[0].size)).round().astype(int)
     chosen = np.argsort(maps[0], kind='stable')[ranks]

@@ -15,7 +15,7 @@ from udl_basicsr.functional.tlw import relaxed_bernoulli
 from udl_basicsr.losses.tlw_loss import TLWLoss
 from udl_basicsr.training.history import read_history
 
-from .pictures import ReportError
+from .pictures import ReportError, as_trained
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class TLWRun:
 
 @dataclass(frozen=True)
 class TLWMaps:
-    """One image at one checkpoint; all (H, W, 3) of the GT's size.
+    """One image at one checkpoint; all (H, W, C) of the GT's size, with as many channels as the networks take.
 
     Attributes:
         iteration, k: When, and the mean that the weights had then.
@@ -114,7 +114,8 @@ def tlw_maps(run: TLWRun, iteration: int, gt: np.ndarray, lq: np.ndarray) -> TLW
         models = run.folder / 'models'
         nets = {label: build_loaded(models / f'net_{label}_{iteration}.pth', run.options, 'params', label)
                 for label in 'gw'}
-        target, pred = to_tensor(gt), nets['g'](to_tensor(lq))
+        target, small = (to_tensor(as_trained(image, run.options)) for image in (gt, lq))
+        pred = nets['g'](small)
         if pred.shape != target.shape:
             raise ReportError(f'{run.folder}: makes {pred.shape[3]}×{pred.shape[2]} pixels of this LQ, but the GT has '
                               f'{target.shape[3]}×{target.shape[2]}')

@@ -22,7 +22,7 @@ from udl_basicsr.utils.text import signed
 
 from .figures import WIDTH, new_figure, save
 from .method_styles import BETTER, COLOURS, GRAY, WORSE
-from .pictures import Run, read_partner, same_size
+from .pictures import Run, comparable, read_partner, same_size
 from .plots import tidy
 
 TENTHS = 10
@@ -140,7 +140,7 @@ def errors_by_decile(reference: Run, method: Run, uncertainty: Run, dataset: str
     """The mean error of two runs where the same s is low and where it is high.
 
     s comes from one run for both, so that both are judged on the same pixels. Errors are of luma, without a border of
-    ``scale`` pixels, as PSNR is.
+    ``scale`` pixels, as PSNR is; of Y, which spans 219 of the 255 grey levels, where one run restored Y alone.
 
     Args:
         reference: Run whose pictures are there, usually L1.
@@ -155,7 +155,7 @@ def errors_by_decile(reference: Run, method: Run, uncertainty: Run, dataset: str
     inside, found = (slice(reference.scale, -reference.scale), ) * 2, []
     for image in reference.images(dataset):
         target, log_scale = read_partner(gt, image), uncertainty.log_scale(dataset, image)
-        pictures = [run.sr(dataset, image) for run in (reference, method)]
+        pictures, (target, ) = comparable([run.sr(dataset, image) for run in (reference, method)], target)
         same_size({'the GT': target, 'the map of s': log_scale, f'{reference.source}': pictures[0],
                    f'{method.source} ': pictures[1]})
         found.append([log_scale[inside].astype(np.float32),
