@@ -283,7 +283,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_the_table_says_so(tmp_path, mon
     result = measuring.measure_largest(speed.Case('tiny', 8, 8), CPU, tmp_path, speed.Plan((), 1, 9), False)
     assert asked[:3] == [8, 4, 2]
     assert (result['case']['batch'], result['asked_for']) == (2, 8)
-    who = {'device': 'a', 'cpu': 'b', 'threads': 1, 'cores': 1, 'amx': False, 'load': [0.], 'clock': 'gpu',
+    who = {'device': 'a', 'cpu': 'b', 'threads': 1, 'cores': 1, 'bf16': False, 'load': [0.], 'clock': 'gpu',
            'versions': {'torch': '2'}}
     text = report.tables({'machine': who, 'networks': {'tiny': result}, 'validation': {}, 'data': {}, 'growth': [],
                           'figures': {}})

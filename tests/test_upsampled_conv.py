@@ -1,4 +1,7 @@
 """The convolution of a nearest-upsampled map, against that map written out."""
+import multiprocessing
+from pathlib import Path
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -126,3 +129,36 @@ def test_a_step_on_the_cpu_does_not_wait_for_the_slopes_that_are_next_to_nothing
         assert slope() == 0
     finally:
         torch.set_flush_denormal(False)
+
+
+@pytest.mark.skipif(not Path('/proc/self/smaps').exists(), reason='Linux says how much of a library is mapped')
+@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() != 'AVX512', reason='only there under a mask')
+@pytest.mark.parametrize('with_head', [False, True])
+def test_a_head_maps_what_expm1_reads_for_negative_zero(with_head):
+    """A page that is not there is what makes ELU slow, and reading it maps it: the library then takes more memory."""
+    def call():
+        torch.expm1(torch.linspace(-3, 3, 64))  # with all else that it reads
+        if with_head:
+            UDLHead(4, 3, 4)
+        before = mapped_of_torch()
+        torch.expm1(torch.full((16, ), -0.0))
+        grown.value = mapped_of_torch() - before
+
+    context = multiprocessing.get_context('fork')
+    grown = context.Value('i', -1)
+    process = context.Process(target=call)  # a fork does not inherit the pages of files
+    process.start()
+    process.join()
+    assert (grown.value > 0, grown.value == 0) == (not with_head, with_head)
+
+
+def mapped_of_torch():
+    """Kilobytes of torch's library that this process can read without a page fault."""
+    total, counts = 0, False
+    for line in Path('/proc/self/smaps').read_text().splitlines():
+        name, *rest = line.split()
+        if not name.endswith(':'):
+            counts = 'libtorch_cpu' in line
+        elif counts and name == 'Rss:':
+            total += int(rest[0])
+    return total

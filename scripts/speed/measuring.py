@@ -219,15 +219,13 @@ def growth(cases: Sequence[Case], settings: Settings, device: torch.device, fold
 
 def machine(device: torch.device) -> dict:
     """What the figures were measured on and with."""
-    flags = Path('/proc/cpuinfo').read_text() if Path('/proc/cpuinfo').exists() else ''
-    models = [line.split(':', 1)[1].strip() for line in flags.splitlines() if line.startswith('model name')]
     return {
         'device': torch.cuda.get_device_name(device) if device.type == 'cuda' else 'cpu',
-        'cpu': models[0] if models else platform.processor() or platform.machine(),
+        'cpu': processor.name(torch.device('cpu')),
         'cores': len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count(),
         'threads': torch.get_num_threads(),
         'load': list(os.getloadavg()) if hasattr(os, 'getloadavg') else None,
-        'amx': 'amx_bf16' in flags,
+        'bf16': processor.has_bf16(device),
         'tf32_convolutions': torch.backends.cudnn.allow_tf32 if device.type == 'cuda' else False,
         'versions': {'python': platform.python_version(), 'torch': torch.__version__, 'basicsr': basicsr.__version__,
                      'numpy': np.__version__, 'opencv': cv2.__version__},

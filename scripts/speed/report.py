@@ -20,7 +20,7 @@ def tables(report: Mapping) -> str:
     """The report as text for the terminal."""
     who = report['machine']
     parts = [f"{who['device']}, {who['cpu']}, {who['threads']} thread(s) on {who['cores']} core(s), "
-             f"{'with' if who['amx'] else 'without'} AMX, load {(who['load'] or [float('nan')])[0]:.1f}, "
+             f"{'with' if who['bf16'] else 'without'} bf16 in hardware, load {(who['load'] or [float('nan')])[0]:.1f}, "
              f"torch {who['versions']['torch']}; seconds by the {who['clock']} clock"]
     for name, result in report['networks'].items():
         case = Case(**result['case'])

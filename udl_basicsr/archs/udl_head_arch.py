@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from udl_basicsr.functional.distributions import DISTRIBUTIONS, QuantileDistribution
 from udl_basicsr.functional.losses import check_choice
+from udl_basicsr.utils import processor
 
 from .upsampled_conv import upsampled_conv2d
 
@@ -45,6 +46,7 @@ class UDLHead(nn.Module):
         self.conv1 = nn.Conv2d(num_in_ch, num_feat, 3, 1, 1)
         self.conv2 = nn.Conv2d(num_feat, num_feat, 3, 1, 1)
         self.conv3 = nn.Conv2d(num_feat, kind.maps * num_out_ch, 3, 1, 1)
+        processor.map_expm1()  # for ELU
 
     def forward(self, features: Tensor) -> Tensor:
         """(N, num_in_ch, h, w) features to s, (N, num_out_ch, scale*h, scale*w), in 0-255 units, > -1.

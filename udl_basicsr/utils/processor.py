@@ -63,3 +63,12 @@ def keep_freed_memory() -> bool:
     mallopt = ctypes.CDLL(None).mallopt
     mapped = mallopt(mmap_threshold, 2**30) or mallopt(mmap_threshold, 2**25)  # the most that older ones take
     return bool(mapped and mallopt(trim_threshold, 2**31 - 1))
+
+
+def map_expm1() -> None:
+    """Has the system map the page that :func:`torch.expm1`, and so ELU below 0, reads for -0.0 alone.
+
+    With AVX-512 that value is loaded under a mask, which the processor gives up slowly, for every sixteen numbers anew,
+    as long as its page was never read: 20 ms instead of 3 for 64 maps of 192x192 on an EPYC (Zen 4). -0.0 reads it.
+    """
+    torch.expm1(torch.full((16, ), -0.0))
