@@ -1,9 +1,9 @@
-"""The gradient of a convolution to its weights, where oneDNN's is slow: channels_last, and not each on each processor.
+"""The gradient of a channels_last convolution to its weights, where oneDNN's is slow.
 
 With AVX2 alone oneDNN reaches 80 to 90 % of the processor's speed in a convolution of channels_last maps and in its
 gradient to the map, but 15 to 30 % in the gradient to the weights. That is a sum of matrix products over the pixels, of
-which a block of rows is copied out at a time, so that it stays in the processor's cache. With AVX-512 that is so of
-convolutions to an image alone: the kernels compute with sixteen channels where there are three.
+which a block of rows is copied out at a time, so that it stays in the processor's cache. With AVX-512 only convolutions
+to few channels are slow, such as those to an image: oneDNN computes sixteen channels there, whatever is asked for.
 """
 import torch
 from torch import Tensor
