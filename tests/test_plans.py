@@ -287,7 +287,7 @@ def test_time_by_records_of_the_same_cell_of_the_same_network_or_by_operations(w
     runs = plan.read_plan(write(), tmp_path).runs
     made = next(run for run in runs if run.name == 'table_EDSR-S_L1_x2_seed0')
     there = {made.record(tmp_path): record('L1', 0, {'a': 1.}, seconds=50., machine='here')}
-    estimate = costs.Estimate(runs, there, tmp_path, 'here')
+    estimate = costs.Estimate(runs, there, tmp_path, lambda flat: 'here')
     by_name = {run.name: run for run in runs}
     again = by_name['table_EDSR-S_L1_x2_seed1']
     assert estimate.seconds(again, again.stages[0]) == (50., True)
@@ -302,9 +302,9 @@ def test_time_by_records_of_the_same_cell_of_the_same_network_or_by_operations(w
     assert seconds == pytest.approx(costs.iteration_operations(espcn.stages[0].flat) * 4000 / 1e6)
     stopped = record('L1', 0, {'a': 1.}, seconds=5., machine='here',  # and gone on with: its last process took 5 s
                      stages=[{'name': 'plain', 'iterations': 4000, 'seconds': 50.}])
-    estimate = costs.Estimate(runs, {made.record(tmp_path): stopped}, tmp_path, 'here')
+    estimate = costs.Estimate(runs, {made.record(tmp_path): stopped}, tmp_path, lambda flat: 'here')
     assert estimate.seconds(again, again.stages[0]) == (50., True)
-    elsewhere = costs.Estimate(runs, there, tmp_path, 'a faster one')
+    elsewhere = costs.Estimate(runs, there, tmp_path, lambda flat: 'a faster one')
     assert not elsewhere.seconds(again, again.stages[0])[1]
 
 

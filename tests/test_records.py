@@ -172,6 +172,12 @@ def test_a_record_lacks_what_is_tested_now(tmp_path):
     assert lacking(['Set5', 'Set14'], 'psnr') == ['psnr']
 
 
+def test_a_machine_is_named_with_what_it_computes_in():
+    """Times in bfloat16 tell nothing of those in float32."""
+    short, full = (records.machine({'train': {'amp': amp, 'total_iter': 1}}) for amp in ('bf16', None))
+    assert (short.removesuffix('bf16'), full.rsplit(' ', 1)[1]) == (full.removesuffix('float32'), 'float32')
+
+
 def test_the_summary_says_what_was_found():
     records = [record('L1', 0, {'a': 30.}), record('UDL', 0, {'a': 30.25}), record('EU', 0, {'a': 29.}, label='EU!')]
     lines = statistics.format_summary(records).splitlines()

@@ -33,6 +33,17 @@ def test_it_is_the_gradient(batch, channels, out, size, kernel, padding, memory_
     torch.testing.assert_close(weight_gradient(x, grad, kernel, padding), expected, rtol=1e-11, atol=1e-11)
 
 
+def test_to_an_image_in_bfloat16_it_is_the_gradient_rounded():
+    """Over several pictures: sums of bfloat16 would lose what the last ones add."""
+    x, grad = torch.randn(16, 32, 12, 12).bfloat16(), torch.randn(16, 3, 12, 12).bfloat16()
+    weight = torch.zeros(3, 32, 3, 3, dtype=torch.float64, requires_grad=True)
+    expected, = torch.autograd.grad(F.conv2d(x.double(), weight, padding=1), weight, grad.double())
+    mine = weight_gradient(x, grad, (3, 3), (1, 1))
+    assert mine.dtype == torch.bfloat16
+    # rounded twice: each picture's, and the sum
+    assert (mine.double() - expected).abs().max() < 2**-8 * expected.abs().max()
+
+
 def gradients(net: nn.Module, lq: torch.Tensor, *modes) -> list[torch.Tensor]:
     lq = lq.detach().requires_grad_()
     for mode in modes:
@@ -50,7 +61,7 @@ def test_a_network_has_the_same_gradients():
     """Of all its layers, as near to float64's as torch's own."""
     net = UncertaintyNet(EDSR(3, 3, num_feat=40, num_block=1, upscale=2)).to(memory_format=LAST)
     lq = torch.rand(1, 3, 44, 44).contiguous(memory_format=LAST)
-    stock, ours = gradients(net, lq), gradients(net, lq, FastWeightGradients())
+    stock, ours = gradients(net, lq), gradients(net, lq, FastWeightGradients('AVX2'))
     exact = gradients(net.double(), lq.double())
     differ = 0
     for theirs, mine, expected in zip(stock, ours, exact, strict=True):
@@ -61,19 +72,30 @@ def test_a_network_has_the_same_gradients():
     assert differ >= 5  # those that were computed otherwise
 
 
-@pytest.mark.parametrize(('change', 'ours'), [
-    ({}, True), ({'memory_format': torch.contiguous_format}, False), ({'channels': 16}, False), ({'size': 20}, False),
-    ({'stride': 2}, False), ({'groups': 2}, False), ({'dilation': 2}, False), ({'dtype': torch.bfloat16}, False),
-    ({'kernel': 1}, False), ({'frozen': True}, False), ({'amp': True}, False), ({'padding': 'same'}, False)])
-def test_others_are_left_to_torch(change, ours):
+@pytest.mark.parametrize(('vectors', 'change', 'ours'), [
+    ('AVX2', {}, True), ('AVX2', {'memory_format': torch.contiguous_format}, False), ('AVX2', {'channels': 16}, False),
+    ('AVX2', {'size': 20}, False), ('AVX2', {'stride': 2}, False), ('AVX2', {'groups': 2}, False),
+    ('AVX2', {'dilation': 2}, False), ('AVX2', {'dtype': torch.bfloat16}, False), ('AVX2', {'kernel': 1}, False),
+    ('AVX2', {'frozen': True}, False), ('AVX2', {'amp': True}, False), ('AVX2', {'padding': 'same'}, False),
+    ('AVX2', {'out': 3}, True), ('AVX2', {'bias': False}, True),
+    ('AVX512', {}, False), ('AVX512', {'out': 3}, True), ('AVX512', {'out': 3, 'amp': True}, True),
+    ('AVX512', {'out': 3, 'amp': True, 'bias': False}, True), ('AVX512', {'amp': True}, False),
+    ('AVX512', {'out': 3, 'dtype': torch.bfloat16}, True), ('AVX512', {'out': 3, 'dtype': torch.float64}, False),
+    ('AVX512', {'out': 3, 'dtype': torch.float64, 'amp': True}, False), ('AVX512', {'out': 3, 'stride': 2}, False),
+    ('DEFAULT', {'out': 3}, False), ('DEFAULT', {}, False)])
+def test_others_are_left_to_torch(vectors, change, ours):
     channels, size = change.get('channels', 48), change.get('size', 40)
-    conv = nn.Conv2d(channels, 48, change.get('kernel', 3), change.get('stride', 1), change.get('padding', 1),
-                     change.get('dilation', 1), change.get('groups', 1), dtype=change.get('dtype'))
+    conv = nn.Conv2d(channels, change.get('out', 48), change.get('kernel', 3), change.get('stride', 1),
+                     change.get('padding', 1), change.get('dilation', 1), change.get('groups', 1),
+                     change.get('bias', True), dtype=change.get('dtype'))
     conv.requires_grad_(not change.get('frozen'))
     x = torch.rand(1, channels, size, size, dtype=change.get('dtype')).requires_grad_()
     x = x.contiguous(memory_format=change.get('memory_format', LAST))
-    with FastWeightGradients(), torch.autocast('cpu', enabled=change.get('amp', False)):
+    with FastWeightGradients(vectors), torch.autocast('cpu', enabled=change.get('amp', False)):
         y = conv(x)
+        assert y.dtype == F.conv2d(x, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation,
+                                   conv.groups).dtype
+    with torch.autocast('cpu', enabled=change.get('amp', False)):
         torch.testing.assert_close(y, conv(x))
     assert ('_Convolution' in type(y.grad_fn).__name__) == ours
 
@@ -83,7 +105,7 @@ def test_it_can_be_differentiated_again():
     conv = nn.Conv2d(32, 32, 3, padding=1)
     x = torch.rand(1, 32, 56, 56).contiguous(memory_format=LAST).requires_grad_()
     results = []
-    for mode in (FastWeightGradients(), torch.autocast('cpu', enabled=False)):
+    for mode in (FastWeightGradients('AVX2'), torch.autocast('cpu', enabled=False)):
         with mode:
             y = conv(x).square().sum()
         slope, = torch.autograd.grad(y, conv.weight, create_graph=True)
@@ -92,20 +114,23 @@ def test_it_can_be_differentiated_again():
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
 
 
-def test_a_step_takes_it_where_it_pays_and_is_the_same(project, monkeypatch):
+@pytest.mark.parametrize(('vectors', 'amp', 'rounding'), [
+    ('AVX2', '~', 1e-5), ('AVX512', '~', 1e-5), ('AVX512', 'bf16', 2**-7)])
+def test_a_step_takes_it_where_it_pays_and_is_the_same(vectors, amp, rounding, project, monkeypatch):
     networks = []
-    for pays in (True, False):
-        monkeypatch.setattr(FastWeightGradients, 'pay', lambda pays=pays: pays)
+    for known in (vectors, 'DEFAULT'):
+        monkeypatch.setattr(torch.backends.cpu, 'get_cpu_capability', lambda known=known: known)
         torch.manual_seed(0)
-        model = project.model('esu', 'network_g:num_feat=48', 'train:channels_last=true', 'train:accumulate=2')
-        assert isinstance(model.convolutions, FastWeightGradients) == pays
+        model = project.model('esu', 'network_g:num_feat=48', 'train:channels_last=true', 'train:accumulate=2',
+                              f'train:amp={amp}')
+        assert isinstance(model.convolutions, FastWeightGradients) == (known == vectors)
         torch.manual_seed(1)
         model.feed_data({'lq': torch.rand(2, 3, 28, 28), 'gt': torch.rand(2, 3, 56, 56)})
         model.optimize_parameters(1)
         networks.append([p.grad for p in model.trained.parameters()])
     assert not all(map(torch.equal, *networks))
     for mine, theirs in zip(*networks, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-5 * float(theirs.abs().max()))
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=rounding * float(theirs.abs().max()))
 
 
 def test_elu_in_its_place_has_the_slope():

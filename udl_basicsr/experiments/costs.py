@@ -218,16 +218,17 @@ class Estimate:
     Args:
         runs: Of the plan, whose records may be there.
         records: By file, of the plan.
-        machine: This one, as records name it.
+        machine: This one, as records name it, by a run's options.
     """
 
-    def __init__(self, runs: Iterable[PlannedRun], records: Mapping[Path, Record], out: Path, machine: str) -> None:
+    def __init__(self, runs: Iterable[PlannedRun], records: Mapping[Path, Record], out: Path,
+                 machine: Callable[[Mapping], str]) -> None:
         same: dict[tuple, list[float]] = {}
         rates: dict[str, list[float]] = {}
         for run in runs:
             record = records.get(run.record(out))
-            if record and record.machine == machine:
-                last = run.stages[-1]  # stage 1 has a process of its own, whose time no record holds
+            last = run.stages[-1]  # stage 1 has a process of its own, whose time no record holds
+            if record and record.machine == machine(last.flat):
                 # a run that was stopped tells of the process that ended it alone, and its steps of them all
                 seconds = max(record.seconds, record.stages[-1].seconds or 0. if record.stages else 0.)
                 same.setdefault(self._key(run), []).append(seconds)

@@ -33,7 +33,7 @@ def describe_runs(runs: Sequence[PlannedRun], everything: Iterable[PlannedRun], 
         differ: Names of runs of which there is something that was made with other options.
         markdown: Tables in Markdown.
     """
-    estimate = Estimate(everything, records, out, machine())
+    estimate = Estimate(everything, records, out, machine)
     counted: dict[str | None, list[float]] = {}
     rows, total, measured, started = [], 0., False, set()
     for run in runs:

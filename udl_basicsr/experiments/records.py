@@ -8,7 +8,7 @@ import platform
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from udl_basicsr.training.history import read_history
 from udl_basicsr.training.states import leaves
 from udl_basicsr.utils.json_files import read_json
 from udl_basicsr.utils.scores import HISTORY_FIELDS, Scores, ScoresError, read_scores
-from udl_basicsr.utils.settings import LoaderSettings, RunSettings
+from udl_basicsr.utils.settings import LoaderSettings, RunSettings, TrainSettings
 
 from .costs import measure_image, training_operations
 from .plan import PlannedRun, Stage
@@ -64,7 +64,7 @@ def make_record(run: PlannedRun, root: Path, seconds: float, step: float | None 
         options=[stage.essence for stage in run.stages],
         initial_weights=histories[0][0]['initial_weights'],
         data_order=data_order(run.stages),
-        seconds=round(seconds, 1), machine=machine(), date=datetime.date.today().isoformat(),
+        seconds=round(seconds, 1), machine=machine(run.stages[-1].flat), date=datetime.date.today().isoformat(),
         commit=_commit(), curve=_curve(run.stages, histories),
         pictures=str(visualization) if has_pictures else None,
     )
@@ -159,11 +159,12 @@ def _curve(chain: Iterable[Stage], histories: Iterable[list[dict]]) -> Curve:
     return Curve(losses, validations)
 
 
-def machine() -> str:
-    """What a run was made on, without its name."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f'{platform.machine()}, {os.cpu_count()} CPU cores, {torch.get_num_threads()} thread(s), float32'
+def machine(flat: Mapping) -> str:
+    """What a run with these options is made on, without the machine's name, and in what it computes."""
+    gpu = torch.cuda.is_available()
+    device = torch.cuda.get_device_name() if gpu else (
+        f'{platform.machine()}, {os.cpu_count()} CPU cores, {torch.get_num_threads()} thread(s)')
+    return f"{device}, {TrainSettings.of(flat['train']).amp or 'float32'}"
 
 
 def _commit() -> str:

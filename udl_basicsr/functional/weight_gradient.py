@@ -1,8 +1,9 @@
-"""The gradient of a convolution to its weights, where oneDNN's is slow: channels_last without AVX-512.
+"""The gradient of a channels_last convolution to its weights, where oneDNN's is slow.
 
-oneDNN reaches 80 to 90 % of such a processor's speed in a convolution of channels_last maps and in its gradient to the
-map, but 15 to 30 % in the gradient to the weights. That is a sum of matrix products over the pixels, of which a block
-of rows is copied out at a time, so that it stays in the processor's cache.
+With AVX2 alone oneDNN reaches 80 to 90 % of the processor's speed in a convolution of channels_last maps and in its
+gradient to the map, but 15 to 30 % in the gradient to the weights. That is a sum of matrix products over the pixels, of
+which a block of rows is copied out at a time, so that it stays in the processor's cache. With AVX-512 only convolutions
+to few channels are slow, such as those to an image: oneDNN computes sixteen channels there, whatever is asked for.
 """
 import torch
 from torch import Tensor
@@ -11,6 +12,8 @@ from torch.overrides import TorchFunctionMode
 
 _PIXELS = 768
 """Of a block: with 64 channels and a 3x3 kernel its copies take 600 kB."""
+_FEW = 7
+"""Channels of an image or of a head's maps, at most: above, blocks are faster, and with AVX-512 oneDNN is."""
 _LEAST_CHANNELS, _LEAST = 32, 3e6
 """Of the map, and squared times its pixels: below, oneDNN finds all it needs in the cache, and is as fast."""
 
@@ -28,7 +31,7 @@ def weight_gradient(x: Tensor, grad: Tensor, kernel: tuple[int, int], padding: t
         Tensor: (out, C, k, l).
     """
     maps, slopes = (value.permute(0, 2, 3, 1).contiguous() for value in (x, grad))
-    compute = _of_few_channels if grad.shape[1] < 8 else _of_blocks
+    compute = _of_few_channels if grad.shape[1] <= _FEW else _of_blocks
     return compute(maps, slopes, *kernel, *padding)
 
 
@@ -57,13 +60,13 @@ def _of_blocks(maps: Tensor, slopes: Tensor, k: int, taps: int, above: int, left
 def _of_few_channels(maps: Tensor, slopes: Tensor, k: int, taps: int, above: int, left: int) -> Tensor:
     """Of an image, say: its gradient is moved to all taps, since that is less than the map."""
     (height, width, channels), out = maps.shape[1:], slopes.shape[-1]
-    total = maps.new_zeros(k * taps * out, channels)
+    total = maps.new_zeros(k * taps * out, channels, dtype=torch.promote_types(maps.dtype, torch.float32))
     wide = F.pad(slopes, (0, 0, *[taps - 1 - left] * 2, *[k - 1 - above] * 2))
     for picture, slope in zip(maps, wide, strict=True):
         moved = torch.stack([slope[a:a + height, b:b + width]
                              for a in reversed(range(k)) for b in reversed(range(taps))], 2)
-        total.addmm_(moved.view(height * width, -1).t(), picture.view(height * width, channels))
-    return total.view(k, taps, out, channels).permute(2, 3, 0, 1)
+        total += moved.view(height * width, -1).t() @ picture.view(height * width, channels)
+    return total.view(k, taps, out, channels).permute(2, 3, 0, 1).to(maps.dtype)
 
 
 class _Convolution(torch.autograd.Function):
@@ -93,32 +96,47 @@ class _Convolution(torch.autograd.Function):
 
 
 class FastWeightGradients(TorchFunctionMode):
-    """While active, convolutions of channels_last float32 maps on the CPU get :func:`weight_gradient`.
+    """While active, convolutions of channels_last maps on the CPU get :func:`weight_gradient` where it is faster.
 
-    All others stay as they are: small ones, those of single pixels, with a stride, groups or a dilation, and those of
-    autocast.
+    That is with AVX2 all in float32, and with AVX-512 those to an image, in float32 and bfloat16. Others stay as they
+    are: small ones, those of single pixels, with a stride, groups or a dilation.
+
+    Args:
+        vectors (str): The processor's, as ``torch.backends.cpu.get_cpu_capability`` has them.
     """
 
-    @staticmethod
-    def pay() -> bool:
-        """Whether they do on this processor: where the vectors are AVX2. Longer ones have kernels of their own."""
-        return torch.backends.cpu.get_cpu_capability() == 'AVX2'
+    def __init__(self, vectors: str):
+        super().__init__()
+        self.to_maps = vectors == 'AVX2'
+        self.pays = self.to_maps or vectors == 'AVX512'
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is torch.conv2d:
-            return _conv2d(*args, **(kwargs or {}))
+            return self._conv2d(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
+    def _conv2d(self, input: Tensor, weight: Tensor, bias: Tensor | None = None, stride=1, padding=0, dilation=1,
+                groups=1):
+        ours = (weight.requires_grad and torch.is_grad_enabled() and input.dim() == 4 and input.device.type == 'cpu'
+                and self._takes(dtype := _computed_in(input), len(weight))
+                and groups == 1 and not isinstance(padding, str) and {*_pair(stride), *_pair(dilation)} == {1}
+                and input.is_contiguous(memory_format=torch.channels_last) and max(weight.shape[-2:]) > 1
+                and (channels := input.shape[1]) >= _LEAST_CHANNELS and channels * input[0].numel() >= _LEAST)
+        if ours and (dtype == weight.dtype or torch.is_autocast_enabled('cpu')):
+            values = (value if value is None else value.to(dtype) for value in (input, weight, bias))
+            return _Convolution.apply(*values, _pair(padding))
+        return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
 
-def _conv2d(input: Tensor, weight: Tensor, bias: Tensor | None = None, stride=1, padding=0, dilation=1, groups=1):
-    ours = (weight.requires_grad and torch.is_grad_enabled() and not torch.is_autocast_enabled('cpu')
-            and input.dim() == 4 and input.dtype == weight.dtype == torch.float32 and input.device.type == 'cpu'
-            and groups == 1 and not isinstance(padding, str) and {*_pair(stride), *_pair(dilation)} == {1}
-            and input.is_contiguous(memory_format=torch.channels_last) and max(weight.shape[-2:]) > 1
-            and (channels := input.shape[1]) >= _LEAST_CHANNELS and channels * input[0].numel() >= _LEAST)
-    if ours:
-        return _Convolution.apply(input, weight, bias, _pair(padding))
-    return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
+    def _takes(self, dtype: torch.dtype, out: int) -> bool:
+        if self.to_maps:
+            return dtype == torch.float32
+        return self.pays and out <= _FEW and dtype in (torch.float32, torch.bfloat16)
+
+
+def _computed_in(value: Tensor) -> torch.dtype:
+    """What torch computes a convolution in; autocast, which does not look into a function of ours, leaves float64."""
+    in_short = torch.is_autocast_enabled('cpu') and value.dtype != torch.float64
+    return torch.get_autocast_dtype('cpu') if in_short else value.dtype
 
 
 def _pair(value) -> tuple[int, int]:

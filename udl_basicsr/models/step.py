@@ -159,8 +159,9 @@ class StepModel(SavedModel):
         self.grad_clip, self.skip_nonfinite = self.settings.grad_clip, self.settings.skip_nonfinite
         self.skipped, self.skipped_in_a_row = 0, 0
         self.run = {}  # what the loop wants to find again in a training state
-        fast = self.device.type == 'cpu' and FastWeightGradients.pay() and not self.settings.compile
-        self.convolutions = FastWeightGradients() if fast else contextlib.nullcontext()
+        fast = FastWeightGradients(torch.backends.cpu.get_cpu_capability())
+        pays = fast.pays and self.device.type == 'cpu' and not self.settings.compile
+        self.convolutions = fast if pays else contextlib.nullcontext()
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.settings.amp == 'fp16')
         if self.ema_decay > 0:
             self.net_g_ema = build_network(self.opt['network_g']).to(self.device, memory_format=self.memory_format)
