@@ -23,6 +23,8 @@ LAST = torch.channels_last
     (1, 4, 8, (9, 400), (7, 7), (3, 3)),  # several blocks, a padding higher than some
     (1, 4, 8, (5, 900), (3, 3), (1, 1)),  # rows longer than a block
     (1, 4, 4, (8, 8), (2, 2), (2, 2)),  # a padding larger than the kernel needs
+    (1, 4, 8, (3, 400), (1, 3), (2, 1)),  # the same, and blocks that lie in it
+    (1, 4, 8, (40, 3), (1, 7), (0, 2)),  # taps that lie beside the map
 ])
 def test_it_is_the_gradient(batch, channels, out, size, kernel, padding, memory_format):
     x = torch.randn(batch, channels, *size, dtype=torch.float64).contiguous(memory_format=memory_format)
@@ -98,6 +100,31 @@ def test_others_are_left_to_torch(vectors, change, ours):
     with torch.autocast('cpu', enabled=change.get('amp', False)):
         torch.testing.assert_close(y, conv(x))
     assert ('_Convolution' in type(y.grad_fn).__name__) == ours
+
+
+@pytest.mark.parametrize(('batch', 'one'), [(1, 1), (1, [1]), (1, (1, 1)), (0, 1)])
+def test_it_takes_what_torch_takes(batch, one):
+    """A padding, stride or dilation of one number, and a batch of nothing."""
+    x = torch.rand(batch, 48, 40, 40).contiguous(memory_format=LAST)
+    weight = torch.rand(48, 48, 3, 3, requires_grad=True)
+    results = []
+    for mode in (FastWeightGradients('AVX2'), torch.autocast('cpu', enabled=False)):
+        with mode:
+            y = F.conv2d(x, weight, None, one, one, one)
+        results.append([y, *torch.autograd.grad(y.sum(), weight)])
+    torch.testing.assert_close(*results)
+
+
+def test_a_backward_pass_under_autocast_keeps_float32():
+    """Of a forward pass outside of it; torch's own convolutions do."""
+    x, weight = torch.rand(1, 48, 40, 40).contiguous(memory_format=LAST), torch.rand(3, 48, 3, 3, requires_grad=True)
+    results = []
+    for mode in (FastWeightGradients('AVX2'), torch.autocast('cpu', enabled=False)):
+        with mode:
+            y = F.conv2d(x, weight, padding=1)
+        with torch.autocast('cpu'):
+            results += torch.autograd.grad(y, weight, torch.ones_like(y))
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-5)
 
 
 def test_it_can_be_differentiated_again():

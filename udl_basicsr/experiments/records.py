@@ -160,7 +160,7 @@ def _curve(chain: Iterable[Stage], histories: Iterable[list[dict]]) -> Curve:
 
 
 def machine(flat: Mapping) -> str:
-    """What a run with these options is made on, without the machine's name, and in what it computes."""
+    """The kind of machine that this is, without its name, and what a run with these options computes in."""
     gpu = torch.cuda.is_available()
     device = torch.cuda.get_device_name() if gpu else (
         f'{platform.machine()}, {os.cpu_count()} CPU cores, {torch.get_num_threads()} thread(s)')

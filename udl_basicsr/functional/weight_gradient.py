@@ -1,9 +1,9 @@
 """The gradient of a channels_last convolution to its weights, where oneDNN's is slow.
 
-With AVX2 alone oneDNN reaches 80 to 90 % of the processor's speed in a convolution of channels_last maps and in its
-gradient to the map, but 15 to 30 % in the gradient to the weights. That is a sum of matrix products over the pixels, of
-which a block of rows is copied out at a time, so that it stays in the processor's cache. With AVX-512 only convolutions
-to few channels are slow, such as those to an image: oneDNN computes sixteen channels there, whatever is asked for.
+With AVX2 alone (EPYC, Zen 3) oneDNN reaches 80 to 90 GFLOP/s in a convolution of channels_last maps and in its gradient
+to the map, but 15 to 25 in the gradient to the weights. That gradient is a sum of matrix products over the pixels. Here
+a block of rows is copied out at a time, so that it stays in the processor's cache. With AVX-512 it is slow only where a
+convolution puts out few channels, such as an image: oneDNN computes sixteen there.
 """
 import torch
 from torch import Tensor
@@ -11,21 +11,22 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 _PIXELS = 768
-"""Of a block: with 64 channels and a 3x3 kernel its copies take 600 kB."""
+"""Of a block. With 64 channels and a 3x3 kernel the copies of a block take 600 kB."""
 _FEW = 7
-"""Channels of an image or of a head's maps, at most: above, blocks are faster, and with AVX-512 oneDNN is."""
+"""The most channels an image or a head puts out. With more, blocks are faster, and with AVX-512 oneDNN is."""
 _LEAST_CHANNELS, _LEAST = 32, 3e6
-"""Of the map, and squared times its pixels: below, oneDNN finds all it needs in the cache, and is as fast."""
+"""The map's channels; and channels² · pixels. Below either, oneDNN finds all it needs in the cache and is as fast."""
 
 
 def weight_gradient(x: Tensor, grad: Tensor, kernel: tuple[int, int], padding: tuple[int, int]) -> Tensor:
-    """Of ``conv2d(x, weight, padding=padding)`` to ``weight``. Equal to torch's but for the order of additions.
+    """The gradient of ``conv2d(x, weight, padding=padding)`` to ``weight``; torch's but for the order of additions.
 
     Args:
         x (Tensor): (N, C, H, W), fastest in channels_last.
-        grad (Tensor): (N, out, H', W'), of what the convolution has put out.
+        grad (Tensor): (N, out, H', W'), the gradient to the convolution's output. In bfloat16 ``out`` should be at most
+            7: only then are the sums float32.
         kernel (tuple): Rows and columns of the kernel, (k, l).
-        padding (tuple): Zeros above and below, and left and right of the map.
+        padding (tuple): Zeros above and below, and left and right, of the map.
 
     Returns:
         Tensor: (out, C, k, l).
@@ -36,16 +37,18 @@ def weight_gradient(x: Tensor, grad: Tensor, kernel: tuple[int, int], padding: t
 
 
 def _of_blocks(maps: Tensor, slopes: Tensor, k: int, taps: int, above: int, left: int) -> Tensor:
-    """The taps of a kernel's row side by side, so that a product takes them together."""
+    """With the taps of a kernel's row side by side, so that one product takes them together."""
     (height, width, channels), (rows, columns, out) = maps.shape[1:], slopes.shape[1:]
     step = max(1, _PIXELS // columns)
     total = maps.new_zeros(k, out, taps * channels)
     block = maps.new_zeros(step + k - 1, columns, taps * channels)  # what lies in the padding stays 0
     for picture, slope in zip(maps, slopes, strict=True):
         for top in range(0, rows, step):
-            first, last = max(top - above, 0), min(top + step + k - 1 - above, height)
+            first = max(top - above, 0)
+            last = max(first, min(top + step + k - 1 - above, height))  # none where the block lies in the padding
             for tap in range(taps):
-                begin, end = max(left - tap, 0), min(width + left - tap, columns)
+                begin = max(left - tap, 0)
+                end = max(begin, min(width + left - tap, columns))
                 block[:last - first, begin:end, tap * channels:(tap + 1) * channels] = picture[
                     first:last, begin + tap - left:end + tap - left]
             for tap in range(k):
@@ -58,7 +61,7 @@ def _of_blocks(maps: Tensor, slopes: Tensor, k: int, taps: int, above: int, left
 
 
 def _of_few_channels(maps: Tensor, slopes: Tensor, k: int, taps: int, above: int, left: int) -> Tensor:
-    """Of an image, say: its gradient is moved to all taps, since that is less than the map."""
+    """With the gradient moved to each tap in place of the map, which is larger."""
     (height, width, channels), out = maps.shape[1:], slopes.shape[-1]
     total = maps.new_zeros(k * taps * out, channels, dtype=torch.promote_types(maps.dtype, torch.float32))
     wide = F.pad(slopes, (0, 0, *[taps - 1 - left] * 2, *[k - 1 - above] * 2))
@@ -73,12 +76,14 @@ class _Convolution(torch.autograd.Function):
     """torch's, but for the gradient to the weights."""
 
     @staticmethod
+    @torch.amp.custom_fwd(device_type='cpu')
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, int]) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.padding = padding
         return torch.conv2d(x, weight, bias, padding=padding)
 
     @staticmethod
+    @torch.amp.custom_bwd(device_type='cpu')
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
         to_x, to_weight, to_bias = ctx.needs_input_grad[:3]
@@ -98,11 +103,11 @@ class _Convolution(torch.autograd.Function):
 class FastWeightGradients(TorchFunctionMode):
     """While active, convolutions of channels_last maps on the CPU get :func:`weight_gradient` where it is faster.
 
-    That is with AVX2 all in float32, and with AVX-512 those to an image, in float32 and bfloat16. Others stay as they
-    are: small ones, those of single pixels, with a stride, groups or a dilation.
+    With AVX2 alone these are all in float32; with AVX-512, those to an image, in float32 and bfloat16. torch computes
+    all others: those of small maps, with a 1x1 kernel, a stride, groups or a dilation.
 
     Args:
-        vectors (str): The processor's, as ``torch.backends.cpu.get_cpu_capability`` has them.
+        vectors (str): The processor's, as ``torch.backends.cpu.get_cpu_capability`` names them.
     """
 
     def __init__(self, vectors: str):
@@ -121,7 +126,8 @@ class FastWeightGradients(TorchFunctionMode):
                 and self._takes(dtype := _computed_in(input), len(weight))
                 and groups == 1 and not isinstance(padding, str) and {*_pair(stride), *_pair(dilation)} == {1}
                 and input.is_contiguous(memory_format=torch.channels_last) and max(weight.shape[-2:]) > 1
-                and (channels := input.shape[1]) >= _LEAST_CHANNELS and channels * input[0].numel() >= _LEAST)
+                and (channels := input.shape[1]) >= _LEAST_CHANNELS
+                and channels ** 2 * input.shape[2:].numel() >= _LEAST)
         if ours and (dtype == weight.dtype or torch.is_autocast_enabled('cpu')):
             values = (value if value is None else value.to(dtype) for value in (input, weight, bias))
             return _Convolution.apply(*values, _pair(padding))
@@ -134,10 +140,11 @@ class FastWeightGradients(TorchFunctionMode):
 
 
 def _computed_in(value: Tensor) -> torch.dtype:
-    """What torch computes a convolution in; autocast, which does not look into a function of ours, leaves float64."""
+    """What torch computes a convolution in. Autocast does not see ``_Convolution``, and leaves float64 as it is."""
     in_short = torch.is_autocast_enabled('cpu') and value.dtype != torch.float64
     return torch.get_autocast_dtype('cpu') if in_short else value.dtype
 
 
 def _pair(value) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else tuple(value)
+    """Of one number or two: torch takes the number alone and in a sequence."""
+    return (value, value) if isinstance(value, int) else (value[0], value[-1])

@@ -1,4 +1,4 @@
-"""What the processor or the GPU computes in hardware."""
+"""What the processor or the GPU computes in hardware, and what makes the processor compute faster."""
 import ctypes
 import logging
 import platform
@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 
-# bfloat16 products: tiles of Intel's from 2023, vectors of Intel's Cooper Lake and AMD's Zen 4, and Arm's
+# bfloat16 products: Intel's tiles (from 2023), the vectors of Intel (from Cooper Lake) and AMD (from Zen 4), and Arm's
 _BF16 = {'amx_bf16', 'avx512_bf16', 'bf16'}
 
 
 def features() -> frozenset[str]:
-    """Flags of the processor, as Linux lists them; none where it does not."""
+    """The processor's flags as Linux lists them; none on other systems."""
     try:
         text = Path('/proc/cpuinfo').read_text(encoding='utf-8', errors='replace')
     except OSError:
@@ -22,23 +22,23 @@ def features() -> frozenset[str]:
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether bfloat16 is in hardware. Where it is not it is emulated, and much slower than float32: twice to three
-    times with AVX-512, a hundred times with AVX2."""
+    """Whether bfloat16 is in hardware. Otherwise it is emulated, and slower than float32: two to three times with
+    AVX-512, a hundred times with AVX2 alone."""
     if device.type == 'cuda':
         return torch.cuda.get_device_capability(device) >= (8, 0)
     return bool(features() & _BF16)
 
 
 def warn_where_emulated(amp: str | None, device: torch.device) -> None:
-    """Says in the log that ``bf16`` was asked for where it is known not to be in hardware."""
+    """Warns in the log if ``amp`` is ``bf16`` and the hardware is known to lack it."""
     if amp == 'bf16' and not has_bf16(device) and (device.type == 'cuda' or features()):
         logging.getLogger('basicsr').warning(
             f'amp: bf16: {name(device)} has no bfloat16 in hardware. It is emulated, and may take a hundred times as '
-            'long as float32, which is what it computes without amp')
+            'long as float32. Leave out amp to compute in float32')
 
 
 def name(device: torch.device) -> str:
-    """What people call it."""
+    """The name that people know the processor or the GPU by."""
     if device.type == 'cuda':
         return torch.cuda.get_device_name(device)
     try:
@@ -49,26 +49,27 @@ def name(device: torch.device) -> str:
 
 
 def keep_freed_memory() -> bool:
-    """Tells the C library to keep what is freed, in place of giving it back to the system after every large tensor.
+    """Tells the C library to keep freed memory, which it would give back to the system after every large tensor.
 
-    A step frees and asks for the same sizes again, and each page that comes back from the system is cleared first: 6 to
-    12 % of a step's time. The process holds what it held at its worst moment. Only glibc can be told.
+    Each step asks for the same sizes again. The system clears each page before it hands it out: 6 to 12 % of a step's
+    time. The process then holds its peak until it ends. Only glibc can be told.
 
     Returns:
-        bool: Whether it was.
+        bool: Whether it was told.
     """
     if platform.libc_ver()[0] != 'glibc':
         return False
     trim_threshold, mmap_threshold = -1, -3
     mallopt = ctypes.CDLL(None).mallopt
-    mapped = mallopt(mmap_threshold, 2**30) or mallopt(mmap_threshold, 2**25)  # the most that older ones take
+    mapped = mallopt(mmap_threshold, 2**30) or mallopt(mmap_threshold, 2**25)  # the most that older versions take
     return bool(mapped and mallopt(trim_threshold, 2**31 - 1))
 
 
 def map_expm1() -> None:
-    """Has the system map the page that :func:`torch.expm1`, and so ELU below 0, reads for -0.0 alone.
+    """Has the system map the page that :func:`torch.expm1`, and so ELU, reads for -0.0 alone.
 
-    With AVX-512 that value is loaded under a mask, which the processor gives up slowly, for every sixteen numbers anew,
-    as long as its page was never read: 20 ms instead of 3 for 64 maps of 192x192 on an EPYC (Zen 4). -0.0 reads it.
+    With AVX-512 the result for -0.0 is loaded under a mask. Until its page has been read once, the processor is slow to
+    give up each masked load, one for every sixteen numbers: ELU of 64 maps of 192x192 takes 20 ms instead of 3 on an
+    EPYC (Zen 4). Computing expm1(-0.0) reads the page.
     """
-    torch.expm1(torch.full((16, ), -0.0))
+    torch.expm1(torch.full((16, ), -0.0, dtype=torch.float32, device='cpu'))  # whatever the defaults are
