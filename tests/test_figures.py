@@ -167,7 +167,7 @@ def commands(toys, tlw_folder, sigma_folder):
         'gradients': ['gradients', f'MSE={results}/one', f'GV={results}/two', *image],
         'variances': ['variances', results / 'one', results / 'two', '--dataset', SET, '--gt', gt, '--images', 'a_2'],
         'tlw': ['tlw', tlw_folder, '--gt', gt / 'a.png', '--lq', lq / 'a.png'],
-        'fixed_sum': ['fixed_sum', tlw_folder, '--gt', gt / 'a.png', '--lq', lq / 'a.png'],
+        'fixed_sum': ['fixed_sum', tlw_folder, '--gt', gt / 'a.png', '--lq', lq / 'a.png', '--box', 24],
         'sigma': ['sigma', sigma_folder, '--lq', lq / 'a.png', '--pixels', 4],
         'tradeoff': ['tradeoff', '--cost', 'macs', '--tables', 'le-3'],
     }
