@@ -104,7 +104,7 @@ def test_one_process_at_a_time(source, out, monkeypatch, capsys):
 
     monkeypatch.setattr(prepare_module, '_place_problems', after_another)
     assert run(source, out, '--scale', '2') == 2
-    assert 'another process has prepared something there meanwhile; run again' in capsys.readouterr().err
+    assert 'another process has prepared images there meanwhile; run again' in capsys.readouterr().err
     assert run(source, out, '--scale', '2') == 0
     assert run(source, out.with_name('straight'), '--scale', '3', '2') == 0
     assert tree(out) == tree(out.with_name('straight'))

@@ -254,7 +254,7 @@ def prepare(job: Job, workers: Workers) -> dict[str, dict]:
     try:
         with locked(job.out):
             if _read_manifest(job) != before:
-                raise PreparationError([f'{job.out}: another process has prepared something there meanwhile; run again'])
+                raise PreparationError([f'{job.out}: another process has prepared images there meanwhile; run again'])
             # The record comes first: whatever bears a name from it is ours, even if the run is killed at once.
             write_atomically(job.out / MANIFEST, json.dumps(manifest, indent=1).encode())
             _write_missing(job, records, workers)
