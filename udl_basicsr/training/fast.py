@@ -54,7 +54,7 @@ def settle(parsed: Parsed, fast: bool) -> Parsed:
     chain = _chain(parsed)
     if not fast and not any(_is_auto(stage) for stage in chain):
         return parsed
-    if not all(_is_ours(stage) for stage in chain):
+    if not all(is_ours(stage) for stage in chain):
         get_root_logger().warning('--fast is for UDLModel and TLWModel: this model is trained as its file says')
         return parsed
     if problems := [f'{stage.file}: num_gpu: {no_data_parallel(stage.opt["num_gpu"], "--fast")}'
@@ -86,7 +86,8 @@ def _is_auto(parsed: Parsed) -> bool:
     return parsed.flat['train'].get('amp') == 'auto'
 
 
-def _is_ours(parsed: Parsed) -> bool:
+def is_ours(parsed: Parsed) -> bool:
+    """Whether a run is one of our models, which know what is asked of them here."""
     model = lookup('model', parsed.flat['model_type'])
     return isinstance(model, type) and issubclass(model, StepModel)
 
