@@ -25,6 +25,8 @@ from udl_basicsr.models.stage_table import trains_head_alone
 from udl_basicsr.options.keys import block_of, lookup
 from udl_basicsr.options.training_values import judge_of
 from udl_basicsr.options.trials import build_network, quietly
+from udl_basicsr.utils import processor
+from udl_basicsr.utils.gpus import gpu_count
 from udl_basicsr.utils.kernels import training_kernels
 from udl_basicsr.utils.settings import RunSettings, TrainSettings
 
@@ -152,9 +154,8 @@ def _steps_a_second(step: Callable[[], None], device: torch.device) -> float:
 
 
 @functools.lru_cache(maxsize=4)
-def device_speed(amp: str | None) -> float:
-    """Operations a second of this machine in training, from about a second of convolutions of 64 channels."""
-    device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+def device_speed(amp: str | None, device: torch.device) -> float:
+    """Operations a second of a device in training, from about a second of convolutions of 64 channels."""
     dtype = _AMP.get(amp)
     with quietly(), torch.enable_grad(), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
         net = nn.Sequential(*(nn.Conv2d(64, 64, 3, padding=1) for _ in range(4))).to(device)
@@ -188,10 +189,21 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def is_deterministic(flat: Mapping, on_gpu: bool) -> bool:
+def device_of(flat: Mapping) -> torch.device:
+    """What a run computes on here."""
+    return torch.device('cuda' if flat.get('num_gpu') != 0 and gpu_count() else 'cpu')
+
+
+def amp_of(flat: Mapping) -> str | None:
+    """What a run computes in here."""
+    amp = TrainSettings.of(flat['train']).amp
+    return processor.auto_amp(device_of(flat)) if amp == 'auto' else amp
+
+
+def is_deterministic(flat: Mapping) -> bool:
     """Whether a run of a plan is, where its options leave it open: on a GPU a run that was stopped would else differ
     from another, since kernels round as they happen to run."""
-    return flat.get('deterministic', on_gpu)
+    return flat.get('deterministic', device_of(flat).type == 'cuda')
 
 
 def training_speed(flat: Mapping) -> float:
@@ -200,14 +212,13 @@ def training_speed(flat: Mapping) -> float:
     On a CPU that of any convolutions. A GPU takes wide networks at ten times the speed of narrow ones, so that each is
     tried, as long as it fits, with the kernels that it will be trained with.
     """
-    amp = TrainSettings.of(flat['train']).amp
-    if torch.cuda.is_available():
+    amp, device = amp_of(flat), device_of(flat)
+    if device.type == 'cuda':
         with suppress(Exception):  # out of memory, or a network that takes no image of random numbers
             data = flat['datasets']['train']
             return _network_speed(json.dumps(flat['network_g'], sort_keys=True), channels_of(data), _side(flat),
-                                  int(data['batch_size_per_gpu']), amp,
-                                  is_deterministic(flat, True), torch.device('cuda'))
-    return device_speed(amp)
+                                  int(data['batch_size_per_gpu']), amp, is_deterministic(flat), device)
+    return device_speed(amp, device)
 
 
 class Estimate:
