@@ -1,6 +1,5 @@
 """Plans of several networks: what they run, what is wrong with them, what they cost."""
 # ruff: noqa: F811 - fixtures that come from plan_cases
-import contextlib
 import importlib
 import json
 import time
@@ -8,12 +7,9 @@ from copy import deepcopy
 
 import pytest
 import torch
-import yaml
 from basicsr.utils.registry import ARCH_REGISTRY
-from conftest import batch
 from plan_cases import EDSR, FILES, METRICS, PLAN, everything, script, write  # noqa: F401
 from test_records import record
-from torch.utils.flop_counter import FlopCounterMode
 
 from udl_basicsr.cli import comparing
 from udl_basicsr.experiments import costs, plan, record_files, records, statistics
@@ -242,27 +238,6 @@ def test_operations_of_a_step_in_closed_form(write, tmp_path):
     assert costs.iteration_operations(cached) == image
     assert costs.iteration_operations({**l1, 'train': {**l1['train'], 'tlw_opt': FILES['tlw.yml']['train']['tlw_opt']}}
                                       ) > image
-
-
-@pytest.mark.parametrize(('stage', 'force'), [
-    ('plain', ()), ('esu', ()), ('esu', ('likelihood_opt={type: UEOLoss, judge: squeeze, judge_random: true}', )),
-    ('esu', ('likelihood_opt={type: UEOLoss, judge: squeeze, judge_random: true, samples: 2}', )),
-    ('tlw', ()), ('tlw', ('tlw_opt:order=joint', )), ('tlw', ('tlw_opt:deterministic=true', )),
-    ('tlw', ('tlw_opt:samples=1', 'tlw_opt:order=joint'))])
-def test_operations_of_a_step_are_those_that_it_makes(project, stage, force):
-    """But for the gradient to the images, which no first convolution computes."""
-    judged = {'type': 'TLWLoss', 'judge': 'squeeze', 'judge_random': True}
-    (project.root / 'tlw.yml').write_text(yaml.safe_dump({
-        '_base_': '_base_.yml', 'name': 'tlw', 'model_type': 'TLWModel', 'network_u': None,
-        'network_w': {'type': 'TLWNet'}, 'train': {'tlw_opt': judged}}))
-    force = [f'train:{entry}' for entry in force]
-    model = project.model(stage, *force)
-    model.convolutions, model.iters_per_epoch = contextlib.nullcontext(), 3
-    model.feed_data(batch())
-    with FlopCounterMode(display=False) as counter:
-        model.optimize_parameters(1)
-    assert costs.iteration_operations(project.parse(stage, *force).flat) == pytest.approx(
-        counter.get_total_flops(), rel=0.04)
 
 
 class Choosy(torch.nn.Module):
