@@ -43,20 +43,27 @@ _SECONDS = 1.0
 
 
 @functools.lru_cache(maxsize=256)
-def _forward(network: str, channels: int, height: int, width: int) -> int:
-    """Operations of one forward on an input of that size: on no data where the network allows it, else on a crop."""
+def _forward(network: str, channels: int, height: int, width: int, weighs: bool = False) -> int:
+    """Operations of one forward on an input of that size: on no data where the network allows it, else on a crop.
+
+    One that ``weighs`` takes two images and the mean of its weights, as :class:`TLWNet` does.
+    """
+    def given(height: int, width: int, device: str = 'cpu') -> list[torch.Tensor]:
+        image = torch.rand(1, channels, height, width, device=device)
+        return [image, image, image.new_full((1, 1, 1, 1), 0.5)] if weighs else [image]
+
     block = json.loads(network)
     net = build_network(lookup('network', block['type']), block)
     if isinstance(net, nn.Module) and all(p.is_meta for p in net.parameters()):
         try:
-            return _count(net.eval(), torch.zeros(1, channels, height, width, device='meta'))
+            return _count(net.eval(), *given(height, width, 'meta'))
         except Exception:
             pass  # what looks at values cannot run on the meta device
     with quietly():
         net = build_real(dict(block)).eval()
     with suppress(Exception):  # of a network that takes no such crop
-        return round(_count(net, torch.rand(1, channels, _CROP, _CROP)) * height * width / _CROP**2)
-    return _count(net, torch.rand(1, channels, height, width))
+        return round(_count(net, *given(_CROP, _CROP)) * height * width / _CROP**2)
+    return _count(net, *given(height, width))
 
 
 def _count(net: nn.Module, *images: torch.Tensor) -> int:
@@ -123,11 +130,20 @@ def iteration_operations(flat: Mapping) -> int:
             one -= (_BACKWARD - 1) * image
     else:
         one = _BACKWARD * image
-    judge, _ = judge_of({**block_of(train, 'tlw_opt'), 'judge_random': False})  # a random one costs as much
-    if judge in NETS:
-        # T weight maps are judged forward, one forward and backward, each by two images beside the target
-        images = 2 * train['tlw_opt'].get('samples', 3) + 2 * _BACKWARD + 1
-        one += images * _judge(judge, side * flat['scale'])
+    joint = block_of(train, 'tlw_opt').get('order') == 'joint'
+    if 'network_w' in flat:  # it learns, and then says once more where the loss is to look
+        weighing = _forward(json.dumps(flat['network_w'], sort_keys=True), channels_of(data), side * flat['scale'],
+                            side * flat['scale'], weighs=True)
+        one += (_BACKWARD + (not joint)) * weighing
+    for key, usual in (('tlw_opt', 3), ('likelihood_opt', 1)):
+        block = block_of(train, key)
+        judge, _ = judge_of({**block, 'judge_random': False})  # a random one costs as much
+        if judge in NETS:
+            # A weight map is judged by two images beside the target. The judge is frozen: a gradient through it costs
+            # as much as a forward. TLW's alternating order has one for a map that is drawn apart from the T others.
+            maps = 1 if block.get('deterministic') else block.get('samples', usual)
+            images = 2 * maps + 2 * 2 + 2 if key == 'tlw_opt' and not joint else 2 * 2 * maps + 1
+            one += images * _judge(judge, side * flat['scale'])
     return one * int(data['batch_size_per_gpu'])
 
 
