@@ -104,6 +104,9 @@ def make_plan(inputs: Iterable[str | Path], out: str | Path, *, suffix: str = ''
 
     jobs, done, there, owners = [], 0, 0, {}
     for path, folder in reversed(unique.values()):
+        if path.exists() and not path.is_file():
+            problems.append(f'{path}: is a pipe or a device, no picture')  # reading it might wait for ever
+            continue
         try:
             header = read_header(path)
         except (ImageError, OSError) as error:
