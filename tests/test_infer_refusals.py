@@ -139,6 +139,22 @@ def test_all_that_is_wrong_is_said_at_once(run, capsys, monkeypatch):
     assert no_files(run.out)
 
 
+def test_a_folder_that_cannot_be_looked_into_is_named(run, capsys, monkeypatch):
+    run.picture('folder/good.png')
+    run.picture('folder/closed/other.png')
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith('closed'):  # root, who may run the tests, can look into any
+            raise PermissionError(errno.EACCES, 'Permission denied', str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, 'scandir', refuse)
+    assert run(run.root / 'folder') == 2
+    assert 'closed: Permission denied' in capsys.readouterr().err
+    assert no_files(run.out)
+
+
 @pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='there are no pipes on this system')
 def test_a_pipe_is_not_waited_for(run, capsys):
     run.picture('folder/good.png')

@@ -17,7 +17,7 @@ class _Store(argparse.Action):
     def __call__(self, parser, namespace, values, option_string=None):
         given = getattr(namespace, self.dest, None)
         if option_string and self.nargs in ('+', '*') and given is not self.default:
-            values = [*given, *values]
+            values = [*(given or ()), *(values or ())]
         setattr(namespace, self.dest, values)
 
 
