@@ -1,4 +1,4 @@
-"""Mutated checkpoints, training states and safetensors: accepted, and then used, or refused with a message that names
+"""Mutated checkpoints and safetensors: accepted, and then used, or refused with a message that names
 the file, never with a library's exception.
 
 The suite looks at a few, always the same ones. The long run draws so many new ones of each kind, uses each that was

@@ -2,6 +2,7 @@
 # ruff: noqa: F811 - fixtures that come from option_cases
 import json
 import random
+import sys
 from copy import deepcopy
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 import yaml
 from option_cases import parse, refused, train_opt, write  # noqa: F401
+from torch import nn
 
 from udl_basicsr.options import trials
 from udl_basicsr.options.parse import dump_flat, parse_options
@@ -187,6 +189,19 @@ def test_models_of_basicsr_are_tried(parse, train_opt):
     parse(train_opt, ['model_type=SRModel'])
     assert "model_type: SRGANModel cannot be built from these options: KeyError: 'network_d'" in refused(
         parse, train_opt, 'model_type=SRGANModel')
+
+
+def test_networks_and_losses_may_write_to_the_console(capsys):
+    """As torch.hub does when it fetches weights; while they are tried nothing of it is shown."""
+    class Talks(nn.Conv2d):
+        def forward(self, x):
+            sys.stdout.write('I compute')
+            print('and print', flush=True)
+            return super().forward(x)
+
+    block = {'in_channels': 3, 'out_channels': 3, 'kernel_size': 1}
+    assert not trials.try_network(Talks, block, channels=3, side=8, scale=1)
+    assert not capsys.readouterr().out
 
 
 def test_all_problems_at_once(parse, train_opt):

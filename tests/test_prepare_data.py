@@ -65,6 +65,12 @@ def test_bd_is_blur_then_nearest(scale):
     assert np.abs(degrade_bd(img, scale) - blurred[start::scale, start::scale]).max() <= 0.5 + 1e-9
 
 
+@pytest.mark.parametrize('degrade', DEGRADATIONS.values())
+def test_a_single_channel_stays_one(degrade):
+    img = picture(24, 36)
+    np.testing.assert_array_equal(degrade(img[..., 1:2], 3), degrade(img, 3)[..., 1:2])
+
+
 def test_rounding_is_half_away_from_zero():
     assert to_uint8(np.array([-3, 0.49, 0.5, 1.5, 2.5, 254.5, 300])).tolist() == [0, 0, 1, 2, 3, 255, 255]
 
