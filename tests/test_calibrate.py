@@ -15,7 +15,7 @@ from PIL import Image
 
 from udl_basicsr.archs import UncertaintyNet
 from udl_basicsr.deploy.calibration import CalibrationError, file_beside, networks_of, read_calibration
-from udl_basicsr.deploy.infer import load_restorer
+from udl_basicsr.deploy.restorer import load_restorer
 from udl_basicsr.utils.shipped_weights import locate_weights
 
 
