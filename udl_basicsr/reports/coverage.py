@@ -102,8 +102,8 @@ def coverage_figure(judgements: Sequence[Judgement], alpha: float, out: str | Pa
     images = len(judgements[0].images)
     figure = framed(WIDTH, tall, 150, f'Coverage of {level} intervals: each of {images} images, and where the least '
                     'covered one is not covered',
-                    f'Coverage is the share of the values of an image that lie inside their intervals; {level} is '
-                    f'promised on average. The map is of {", ".join(least)}, in blocks of 16×16 pixels.')
+                    f'Coverage: the share of the values of an image that lie inside their intervals; {level} (dotted) '
+                    f'is promised on average. The map is of {", ".join(least)}, in blocks of 16×16 pixels.')
     axes = figure.subplot_mosaic(layout, height_ratios=[2.4, *([1.35] * (len(layout) - 1))] if count > 1 else None)
     for number, judgement in enumerate(judgements):
         axes['curves'].plot(sorted(scores['coverage'] for scores in judgement.images.values()), linewidth=1.2,

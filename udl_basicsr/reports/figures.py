@@ -37,7 +37,7 @@ MAPS = {
     'scale': ('viridis', 'uncertainty θ, grey levels'),
     'log_scale': ('viridis', 's = ln θ, θ in grey levels'),
     'stretched': ('viridis', 'percentile of s in its map'),
-    'weight': ('cividis', 'weight, mean = 1'),
+    'weight': ('cividis', 'weight, mean\u00a0=\u00a01'),
     'share': ('cividis', 'weight w'),
     'gradient': ('RdBu_r', 'derivative of luma'),
 }
