@@ -2,6 +2,7 @@
 from itertools import combinations
 
 import numpy as np
+import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
@@ -73,3 +74,11 @@ def found():
     """What could not be read since :func:`watch`, and an end of it."""
     Figure.savefig = _original
     return list(_found)
+
+
+@pytest.fixture(autouse=True)
+def readable():
+    """In a module that imports this, whatever its tests save can be read."""
+    watch()
+    yield
+    assert found() == []
