@@ -23,6 +23,7 @@ def _area(one, other, slack=1.):
 def unreadable(figure):
     """One line for each fault of a figure that was laid out."""
     FigureCanvasAgg(figure)
+    figure.set_dpi(150)  # the default; letters of a few pixels, as tests save them, are wider
     drawn, draw = [], Text.draw
 
     def remember(text, renderer):

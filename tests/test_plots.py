@@ -52,7 +52,7 @@ def records():
 
 def test_differences_show_the_means(drawn):
     plots.differences_figure(records(), 'f.png')
-    assert drawn[0].texts[0].get_text() == 'EDSR ×2: difference from L1, 2 seeds'
+    assert drawn[0].texts[0].get_text() == 'EDSR ×2: difference from label of L1, 2 seeds'
     ax, = drawn[0].axes
     points = {line.get_ydata()[0]: line.get_xdata() for line in ax.lines if line.get_marker() == '.'}
     assert list(points) == pytest.approx([0.33, 2.33])  # each seed, below its method; none where there is only one

@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -90,6 +91,7 @@ def coverage_figure(judgements: Sequence[Judgement], alpha: float, out: str | Pa
     count, level = len(judgements), f'{100 - 100 * alpha:g}\u00a0%'
     columns = min(count, 4)
     maps = [f'map {n}' for n in range(count)]
+    layout: list[Any]
     if count == 1:
         layout, tall = [['curves', *maps]], 2.4
     else:

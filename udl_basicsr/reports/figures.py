@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -23,7 +24,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFor
 from udl_basicsr.utils.files import write_atomically
 
 from .method_styles import GRAY
-from .text_lines import text_inches, wrapped
+from .text_lines import wrapped
 
 FORMATS = {'.png': {'Software': None}, '.pdf': {'CreationDate': None}, '.svg': {'Date': None}}
 """Endings of figures, and what to leave out of a file so that the same figure is the same file."""
@@ -31,6 +32,8 @@ WIDTH = 7.
 """Inches: the text of a paper with two columns."""
 FONT = 7.
 """Points. 11 pixels on a page that shows the 7 inches 800 pixels wide."""
+OUTSIDE: Any = 'outside center right'
+"""Where the legend of a whole figure stands; matplotlib's own types do not know it."""
 # kind of map → colour map, perceptually uniform and told apart by the colour-blind, and what its colour bar says
 MAPS = {
     'error': ('inferno', '|error|, grey levels'),
@@ -328,13 +331,14 @@ def draw_grid(rows: Sequence[Sequence[Panel | str]], bars: str = 'right',
 
     gap, margin = 0.06, 0.02
     below = 0.04 if bars == 'right' or not norms else 0.52
-    for right in (0.6, 0.74) if bars == 'right' and norms else (0.02, ):
+    for lines, right in enumerate((0.6, 0.73, 0.86) if bars == 'right' and norms else (0.02, ), 1):
         cell = (width - margin - right - (columns - 1) * gap) / columns
         if cell < 0.3:
             raise ValueError(f'{columns} columns do not fit into {width} inches: give fewer')
         tall = cell * full_height / full_width
-        if all(text_inches(MAPS[kind][1], FONT) < tall + (max(at) - min(at)) * tall for kind, at in places.items()):
-            break  # else the name of a bar takes two lines
+        if all(wrapped(MAPS[kind][1], tall * (1 + max(at) - min(at)) - 0.08, FONT).count('\n') < lines
+               for kind, at in places.items()):
+            break  # else the name of a bar takes one more line
     rows = [[replace(panel, title=wrapped(panel.title, cell, FONT)) if isinstance(panel, Panel) else panel
              for panel in row] for row in rows]
     heads = [max((1 + p.title.count('\n') for p in row if isinstance(p, Panel) and p.title), default=0) * 0.125 + 0.06

@@ -16,9 +16,10 @@ from udl_basicsr.functional.image_statistics import error_map
 from udl_basicsr.utils.scores import ScoresError, metric_facts
 from udl_basicsr.utils.text import signed
 
-from .figures import FONT, WIDTH, Panel, crop, draw_grid, framed, save
+from .figures import FONT, OUTSIDE, WIDTH, Panel, crop, draw_grid, framed, save
 from .method_styles import BETTER, COLOURS, GRAY, WORSE, style_of
 from .pictures import as_trained
+from .text_lines import text_inches, wrapped
 from .tlw import TLWMaps, TLWRun
 
 P95 = '95\u00a0%'
@@ -162,10 +163,13 @@ def differences_figure(records: Sequence[Record], out: str | Path, metric: str =
                         xycoords=ax.get_yaxis_transform(), textcoords='offset points', fontsize=FONT - 0.5)
         ax.axvline(0, color='black', linewidth=0.8, zorder=0.5)
         ax.set_yticks(range(len(order)), names if column == 0 else [])
-        ax.xaxis.set_major_locator(MaxNLocator(4))
         tidy(ax, 'x')
         ax.tick_params(axis='y', length=0, labelsize=FONT)
         ax.spines['left'].set_visible(False)
+    figure.draw_without_rendering()  # after which it is known how wide the plots are, and the numbers below them
+    for ax in figure.axes:
+        each = 1.4 * max(text_inches(label.get_text(), FONT - 0.5) for label in ax.get_xticklabels())
+        ax.xaxis.set_major_locator(MaxNLocator(max(1, min(4, int(ax.get_window_extent().width / figure.dpi / each)))))
     return save(figure, out)
 
 
@@ -242,12 +246,12 @@ def curves_figure(records: Sequence[Record], dataset: str, out: str | Path, metr
     right.axhline(0, color='black', linewidth=0.8, zorder=0.5)
     unit = f', {facts.unit}' if facts.unit else ''
     right.set(xlabel='iteration', title='same seed, same iteration',
-              ylabel=f'difference from {reference_label}{unit}')
+              ylabel=wrapped(f'difference from {reference_label}{unit}', 1.7, FONT))
     for ax in (left, right):
         tidy(ax)
         ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     handles, texts = left.get_legend_handles_labels()
-    figure.legend(handles, texts, loc='outside center right', fontsize=FONT, frameon=False)
+    figure.legend(handles, texts, loc=OUTSIDE, fontsize=FONT, frameon=False)
     return save(figure, out)
 
 

@@ -304,7 +304,7 @@ def uncertainty_figure(reports: Sequence[Report], out: str | Path, protocol: str
     told = ['Sparsification: dashed, with the pixels ordered by their true error; dotted, at random. Calibration and '
             'spread: dotted, as it should be; below that line the calibration says that θ is too small.',
             footnote(reports), protocol]
-    figure = framed(WIDTH, 4.1 + 0.28 * len(reports), dpi, 'What the predicted uncertainties are worth',
+    figure = framed(WIDTH, 5. + 0.28 * len(reports), dpi, 'What the predicted uncertainties are worth',
                     ' '.join(f'{text.rstrip(".")}.' for text in told if text))
     (left, middle, right), (spreads, widths, names) = figure.subplots(2, 3)
     for number, report in enumerate(reports):

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from udl_basicsr.functional.image_statistics import log_histogram, logarithmic_edges, peaks, variance_ratio
 
-from .figures import FONT, WIDTH, framed, save
+from .figures import FONT, OUTSIDE, WIDTH, framed, save
 from .method_styles import style_of
 from .plots import tidy
 
@@ -54,11 +55,15 @@ def variances_figure(gt: np.ndarray, runs: Mapping[str, np.ndarray], patch_size:
     right.axhline(1, color='black', linewidth=0.8, zorder=0.5)
     right.set(xscale='log', xlabel='variance in the ground truth', ylabel='median of SR : ground truth',
               title='variance kept', ylim=(0, max(1.1, right.get_ylim()[1])))
+    low, high = right.get_xlim()
+    if high < 20 * low:
+        right.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter='{x:g}')
+    right.xaxis.set_minor_formatter(NullFormatter())
     for ax in (left, right):
         tidy(ax)
     handles, texts = left.get_legend_handles_labels()
     more = right.get_legend_handles_labels()
-    figure.legend([*handles, *more[0]], [*texts, *more[1]], loc='outside center right', fontsize=FONT, frameon=False)
+    figure.legend([*handles, *more[0]], [*texts, *more[1]], loc=OUTSIDE, fontsize=FONT, frameon=False)
     return save(figure, out)
 
 
