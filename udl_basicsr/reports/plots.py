@@ -168,7 +168,7 @@ def differences_figure(records: Sequence[Record], out: str | Path, metric: str =
         ax.spines['left'].set_visible(False)
     figure.draw_without_rendering()  # after which it is known how wide the plots are, and the numbers below them
     for ax in figure.axes:
-        each = 1.4 * max(text_inches(label.get_text(), FONT - 0.5) for label in ax.get_xticklabels())
+        each = 1.2 * max(text_inches(label.get_text(), FONT - 0.5) for label in ax.get_xticklabels())
         ax.xaxis.set_major_locator(MaxNLocator(max(1, min(4, int(ax.get_window_extent().width / figure.dpi / each)))))
     return save(figure, out)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.ticker import LogLocator, NullLocator
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from udl_basicsr.deploy.export import build_loaded
 from udl_basicsr.deploy.kept_apart import options_of
@@ -111,7 +111,10 @@ def sigma_figure(curves: Sequence[SigmaCurve], pixels: SigmaPixels | None, out: 
         axes[1].set(ylabel='σ, grey levels', title='values of one image')
     for ax in axes:
         ax.set(yscale='log', xlabel='iteration')
-        ax.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter='{x:g}', minor_locator=NullLocator())
+        low, high = ax.get_ylim()
+        if high < 20 * low:
+            ax.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter='{x:g}')
+        ax.yaxis.set_minor_formatter(NullFormatter())
         ax.legend(fontsize=FONT - 0.5, frameon=False)
         tidy(ax)
     return save(figure, out)

@@ -58,8 +58,8 @@ def variances_figure(gt: np.ndarray, runs: Mapping[str, np.ndarray], patch_size:
     low, high = right.get_xlim()
     if high < 20 * low:
         right.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter='{x:g}')
-    right.xaxis.set_minor_formatter(NullFormatter())
     for ax in (left, right):
+        ax.xaxis.set_minor_formatter(NullFormatter())
         tidy(ax)
     handles, texts = left.get_legend_handles_labels()
     more = right.get_legend_handles_labels()
