@@ -24,7 +24,9 @@ import torch
 import speed
 from speed.contenders import build_network
 from udl_basicsr.deploy.export import export_onnx
-from udl_basicsr.deploy.infer import carry_out, load_restorer, make_plan
+from udl_basicsr.deploy.infer import carry_out
+from udl_basicsr.deploy.infer_plan import make_plan
+from udl_basicsr.deploy.restorer import load_restorer
 from udl_basicsr.functional.inference import tiled
 from udl_basicsr.utils import exits, processor
 from udl_basicsr.utils.command_line import whole

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-import udl_basicsr  # noqa: F401 - before anything imports basicsr, which needs its torchvision shim
+import udl_basicsr  # noqa: F401 - before anything imports basicsr, which needs its shims
 
 # isort: split
 from basicsr.archs import build_network

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, note, settings
 from hypothesis import strategies as st
 
 from udl_basicsr.deploy.export import ExportError
-from udl_basicsr.deploy.infer import InferenceError
+from udl_basicsr.deploy.infer_plan import InferenceError
 from udl_basicsr.options.parse import OptionError
 from udl_basicsr.utils.checkpoints import CheckpointError
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from udl_basicsr.archs import UncertaintyNet
 from udl_basicsr.deploy.calibration import CalibrationError, file_beside, networks_of, read_calibration
-from udl_basicsr.deploy.infer import load_restorer
+from udl_basicsr.deploy.restorer import load_restorer
 from udl_basicsr.utils.shipped_weights import locate_weights
 
 
@@ -139,7 +139,8 @@ def test_other_networks_are_refused(run, capsys, change):
         more = ('--self-ensemble', )
     assert run(run.kept / 'LQ' / '1.png', *run.options_u, '--intervals', *more) == 2
     err = capsys.readouterr().err
-    assert f'belongs to --{"self_ensemble" if change == "ensemble" else change}' in err
+    assert ('belongs to --self_ensemble no, and here it is True' if change == 'ensemble' else
+            f'belongs to --{change}') in err
     assert 'calibrate these with udl calibrate' in err
     assert not run.out.exists()
 

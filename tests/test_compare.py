@@ -191,6 +191,25 @@ def test_a_comparison_that_was_stopped_goes_on_and_one_failure_stops_no_other(pl
 
 
 @pytest.mark.usefixtures('fork_server')
+def test_what_auto_was_when_a_run_began_is_what_its_record_says(plan):
+    l1 = plan.content['methods']['L1']['options']
+    file = plan(methods={'L1': {'options': {**l1, 'train': {**l1['train'], 'amp': 'auto'}}}})
+    planned, = plans.read_plan(file, file.parent).runs
+    made = planned.record(file.parent / 'results/trial/records')
+    assert run(file) == 0
+    decided = kept.machine(planned.stages[0].flat).rsplit(', ')[-1]
+    assert record_files.read_record(made).machine.endswith(f', {decided}')
+    # one that was begun on a machine of another kind goes on as it began, and is not taken for another run
+    made.unlink()
+    options = planned.stages[0].kept(file.parent)
+    began = yaml.safe_load(options.read_text())
+    began['train']['amp'] = other = None if decided == 'bf16' else 'bf16'
+    options.write_text(yaml.safe_dump(began))
+    assert run(file) == 0
+    assert record_files.read_record(made).machine.endswith(f", {other or 'float32'}")
+
+
+@pytest.mark.usefixtures('fork_server')
 def test_a_run_that_another_process_trains_is_named_and_has_not_failed(plan, capfd):
     file = plan()
     folder = file.parent / 'experiments' / 'trial_L1_x2_seed7'

@@ -178,6 +178,14 @@ def test_shifts_take_sixteen_bits_for_what_they_are():
         assert deep.dtype == np.uint8
 
 
+@pytest.mark.parametrize('kind', SHIFTS)
+def test_shifts_of_gray_pictures_are_gray(kind):
+    gt = photograph(1, 60, 64)[..., :1].copy()
+    made = shifted(Pixels(gt[::2, ::2].copy()), Pixels(gt), kind, 2).colour
+    assert made.shape[2] == 3
+    assert (made == made[..., :1]).all()
+
+
 def test_shifts_are_what_they_say():
     original = Pixels(photograph(1, 60, 64)[..., ::-1].copy())
     lq = cv2.resize(original.colour, (32, 30), interpolation=cv2.INTER_AREA)

@@ -41,6 +41,15 @@ def test_scale_variance_and_interval_are_those_of_the_density(name, raw, truth):
         assert below == above
 
 
+@pytest.mark.parametrize('name', DISTRIBUTIONS)
+def test_half_precision_holds_what_a_head_says(name):
+    """float16 ends at 65504, the variance of a Laplace scale of 181 grey levels."""
+    kind = DISTRIBUTIONS[name]()
+    raw = torch.full((1, kind.maps, 1, 1), 5.5)
+    for say in (kind.scale, kind.variance, lambda r: kind.interval(r, 0.9)[1]):
+        assert say(raw.half()).item() == pytest.approx(say(raw.double()).item(), rel=1e-6)
+
+
 def test_quantiles_are_what_was_trained_and_widen_as_a_laplace_density():
     kind, raw = QuantileDistribution(0.8), _raw(1.5, 4.)
     assert [value.item() for value in kind.interval(raw, 0.8)] == [2.5, 5.]

@@ -35,6 +35,15 @@ def test_moments_are_numpys_however_far_from_zero():
         mean_and_variance([])
 
 
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_moments_are_not_rounded_to_half_precision(dtype):
+    """In bfloat16 the step is a grey level between 1/2 and 1; in float16 a variance of 1/255 of that is 0."""
+    members = 0.75 + torch.tensor([0., 1., 3.])[:, None] * torch.finfo(dtype).eps
+    mean, variance = mean_and_variance(members.to(dtype))
+    np.testing.assert_allclose(mean, members.double().mean(0), rtol=1e-7)
+    np.testing.assert_allclose(variance, members.double().numpy().var(0), rtol=1e-6)
+
+
 def test_the_total_scale_has_the_variance_of_the_mixture():
     images, scales = np.array([100., 103., 98.]), np.array([2., 0.7, 1.5])
 

@@ -1,13 +1,16 @@
 """Whole runs as users start them: the test, the commands, stock BasicSR, torchrun."""
 import argparse
+import importlib
 import json
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import scipy.ndimage
 import torch
 import yaml
 from basicsr.archs import build_network
@@ -19,6 +22,7 @@ from whole_runs import files, run, train
 
 from udl_basicsr.options.parse import parse_options
 from udl_basicsr.training import arguments, loop
+from udl_basicsr.utils import shims
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -82,6 +86,16 @@ def test_scores(project, pairs):
 
 
 # --------------------------------------------------------------------------------------------- other processes, BasicSR
+
+def test_what_scipy_2_will_lack_is_provided(monkeypatch):
+    monkeypatch.delitem(sys.modules, 'scipy.ndimage.filters', raising=False)
+    monkeypatch.delattr('scipy.ndimage.filters', raising=False)
+    monkeypatch.setattr('scipy.ndimage.__path__', [])  # as where there is no such module
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module('scipy.ndimage.filters')
+    shims.install_shims()
+    assert importlib.import_module('scipy.ndimage.filters').convolve is scipy.ndimage.convolve
+
 
 def test_stock_basicsr_trains_the_resolved_file(project):
     train(project, 'udl')

@@ -24,6 +24,15 @@ def test_adaptive_sigma_by_hand():
     assert F.adaptive_sigma(torch.zeros(1, 3, 2, 2)).abs().max() == 0
 
 
+@pytest.mark.parametrize('mean_over', F.MEAN_OVER)
+def test_equal_errors_are_all_chosen(mean_over):
+    """In float32 the mean of 0.1 over 16x16 pixels is a little more than 0.1."""
+    error = torch.full((1, 3, 16, 16), 0.1)
+    assert error.mean() > 0.1
+    assert torch.equal(F.adaptive_sigma(error, mean_over=mean_over), error)
+    assert torch.equal(F.adaptive_sigma(-error, mean_over=mean_over), -error)
+
+
 @pytest.mark.parametrize(('threshold', 'mean_over'), [('mean', 'image'), ('mean', 'batch'), ('none', 'image')])
 def test_expected_l1_value_and_gradient(threshold, mean_over):
     pred, target = images()

@@ -245,9 +245,9 @@ def test_stock_basicsr_tests_our_checkpoint(tmp_path, pairs, project):
     model.save(epoch=-1, current_iter=-1)
     file = tmp_path / 'stock.yml'
     file.write_text(STOCK.format(root=pairs, weights=tmp_path / 'net_g_latest.pth'))
-    # of ours only the module that newer torchvision lacks; udl_basicsr itself is never imported
-    code = (f'import os, runpy, sys; runpy.run_path({str(ROOT / "udl_basicsr" / "utils" / "torchvision_shim.py")!r})'
-            '["install_torchvision_shim"](); from basicsr.test import test_pipeline; test_pipeline(os.getcwd()); '
+    # of ours only the modules that newer libraries lack; udl_basicsr itself is never imported
+    code = (f'import os, runpy, sys; runpy.run_path({str(ROOT / "udl_basicsr" / "utils" / "shims.py")!r})'
+            '["install_shims"](); from basicsr.test import test_pipeline; test_pipeline(os.getcwd()); '
             'sys.exit(3 * ("udl_basicsr" in sys.modules))')
     done = subprocess.run([sys.executable, '-c', code, '-opt', str(file)], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -1,4 +1,4 @@
-"""Mutated checkpoints, training states and safetensors: accepted, and then used, or refused with a message that names
+"""Mutated checkpoints and safetensors: accepted, and then used, or refused with a message that names
 the file, never with a library's exception.
 
 The suite looks at a few, always the same ones. The long run draws so many new ones of each kind, uses each that was
@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from other_programs import TheirCARN
 
 from udl_basicsr.deploy.convert import convert_file
-from udl_basicsr.deploy.infer import load_restorer
+from udl_basicsr.deploy.restorer import load_restorer
 from udl_basicsr.utils.checkpoints import load_network
 
 EDSR = {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 4, 'num_block': 1, 'upscale': 2}

@@ -29,7 +29,7 @@ from PIL import Image, PngImagePlugin
 from udl_basicsr.data import prepare
 from udl_basicsr.data.images import MAX_PIXELS, BrokenImageError
 from udl_basicsr.data.loader import SeededDataset, ValidationImages, build_dataset
-from udl_basicsr.deploy import infer
+from udl_basicsr.deploy import infer, infer_plan
 from udl_basicsr.options.data_sets import Images, _open_file
 
 LONG = int(os.environ.get('UDL_FUZZ', 0))
@@ -309,13 +309,13 @@ def through_every_door(path: Path, folder: Path) -> Counter:
             assert known[True] == (record['width'], record['height'])
 
     # infer.py
-    plan = result_of(lambda: infer.make_plan([path], folder / 'out'), infer.InferenceError, f'{path}: ')
+    plan = result_of(lambda: infer_plan.make_plan([path], folder / 'out'), infer_plan.InferenceError, f'{path}: ')
     if plan is None:
         return became
     job, = plan.jobs
     picture = infer._try_to_read(job)
     if isinstance(picture, Exception):
-        said(infer.problem_of(path, picture))
+        said(infer_plan.problem_of(path, picture))
     else:
         became['inferred'] += 1
         header, shape = job.header, picture.colour.shape

@@ -1,4 +1,4 @@
-"""Mutated training states: a run goes on from each, or refuses it with a reason."""
+"""Mutated training states: a run goes on from each, or refuses it with a reason. See test_fuzz_checkpoints.py."""
 import io
 import logging
 import os

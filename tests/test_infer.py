@@ -16,8 +16,9 @@ from infer_runs import SMALL, NearestForTests, noise, pixels, png, run, twice  #
 from PIL import Image, ImageCms, ImageOps
 
 from udl_basicsr.deploy import infer as module
-from udl_basicsr.deploy.infer import Restorer, make_plan
+from udl_basicsr.deploy.infer_plan import make_plan
 from udl_basicsr.deploy.pictures import read_picture
+from udl_basicsr.deploy.restorer import Restorer
 from udl_basicsr.functional.log_scale_maps import decode_log_scale
 
 ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()

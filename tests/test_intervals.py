@@ -52,6 +52,12 @@ def test_intervals_against_loops(drawn):
         error, error * 2, error * 0)], axis=0))
 
 
+def test_groups_of_nothing_are_refused():
+    for values, strata in ((3, 4), (3, 0)):
+        with pytest.raises(ValueError, match=f'as there are values, 3, got {strata}'):
+            F.stratified_risks(np.ones(values), np.ones(values), strata)
+
+
 def test_what_rounding_hides_counts_in_part():
     assert F.coverage(np.array([0.]), np.array([0.25]), rounding=1.) == pytest.approx(0.5)
     assert F.coverage(np.array([3.]), np.array([2.75]), rounding=1.) == pytest.approx(0.25)

@@ -131,6 +131,9 @@ def test_pairs_that_are_none(run, monkeypatch):
     assert 'holds no image' in problem(lq=run.root / 'empty')
     (run.kept / 'LQ' / '4.png').rename(run.kept / 'LQ' / '4x2.png')
     assert len(find_pairs([run.kept / 'GT'], [run.kept / 'LQ'])) == 6
+    (run.kept / 'LQ' / '4x4.png').write_bytes((run.kept / 'LQ' / '4x2.png').read_bytes())
+    assert 'has no partner of 4x2.png' in problem()  # the last of the two would have been taken
+    (run.kept / 'LQ' / '4x4.png').unlink()
     monkeypatch.chdir(run.kept)
     assert find_pairs(['GT'], ['LQ'])[0].name == f'{run.kept.name}/0'  # a folder that is named from within its own
     with pytest.raises(KeptApartError, match=r'is the same image as .*, and would count twice'):
@@ -140,7 +143,11 @@ def test_pairs_that_are_none(run, monkeypatch):
     assert '4.bmp and 4.png: one would take the place of the other' in problem()
     other.unlink()
     (run.kept / 'LQ' / '5.png').unlink()
-    assert 'has no partner of 5' in problem()
+    assert f"{run.kept / 'LQ'}: has no partner of 5 in" in problem()
+    (run.kept / 'LQ' / '6.png').write_bytes((run.kept / 'LQ' / '4x2.png').read_bytes())
+    (run.kept / 'GT' / '5.png').rename(run.root / '5.png')
+    assert f"{run.kept / 'GT'}: has no partner of 6.png in" in problem()
+    (run.kept / 'LQ' / '6.png').unlink()
     (run.kept / 'GT' / '5.png').write_bytes((run.kept / 'GT' / '4.png').read_bytes())
     cv2.imwrite(str(run.kept / 'LQ' / '5.png'), photograph(4, 18, 14))
     assert 'is the same image as' in problem()

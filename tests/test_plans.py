@@ -283,7 +283,7 @@ def test_what_cannot_be_measured_costs_no_record(write, tmp_path, monkeypatch, c
 
 
 def test_time_by_records_of_the_same_cell_of_the_same_network_or_by_operations(write, tmp_path, monkeypatch):
-    monkeypatch.setattr(costs, 'device_speed', lambda amp: 1e6)
+    monkeypatch.setattr(costs, 'device_speed', lambda *_: 1e6)
     runs = plan.read_plan(write(), tmp_path).runs
     made = next(run for run in runs if run.name == 'table_EDSR-S_L1_x2_seed0')
     there = {made.record(tmp_path): record('L1', 0, {'a': 1.}, seconds=50., machine='here')}
@@ -319,10 +319,11 @@ def test_on_a_gpu_each_network_is_timed_by_its_own_steps(write, tmp_path, monkey
     build = costs.build_real
     monkeypatch.setattr(costs, 'build_real', lambda block: kernels.append((
         torch.backends.cudnn.benchmark, torch.are_deterministic_algorithms_enabled())) or build(block))
-    monkeypatch.setattr(costs, 'device_speed', lambda amp: 1.)
+    monkeypatch.setattr(costs, 'device_speed', lambda *_: 1.)
     assert costs.training_speed(flat) == 1.  # no GPU
     assert not asked
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 1)
     started = time.perf_counter()
     speed = costs.training_speed(flat)
     elapsed = time.perf_counter() - started

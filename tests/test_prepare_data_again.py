@@ -10,6 +10,7 @@ from prepared_data import encode, out, picture, run, source, tree  # noqa: F401
 
 from udl_basicsr.data import prepare as prepare_module
 from udl_basicsr.data.prepare import PreparationError, Workers
+from udl_basicsr.utils.locks import locked
 
 
 def test_second_run_adds_and_rewrites_nothing(source, out):
@@ -83,6 +84,29 @@ def test_killed_with_its_workers_and_started_again(source, out):
     assert 0 < len(list((out / 'GTmod2').glob('*.png'))) < 30
     assert run(source, out, *options) == 0
     assert run(source, out.with_name('straight'), *options) == 0
+    assert tree(out) == tree(out.with_name('straight'))
+
+
+def test_one_process_at_a_time(source, out, monkeypatch, capsys):
+    """Two that ran at once removed each other's unfinished files, and ended with "No such file or directory"."""
+    with locked(out):
+        held = tree(out)
+        assert run(source, out, '--scale', '2') == 2
+        assert f'{out}: is being prepared by process {os.getpid()} on ' in capsys.readouterr().err
+        assert tree(out) == held
+
+    check = prepare_module._place_problems
+
+    def after_another(*args):
+        monkeypatch.undo()
+        assert run(source, out, '--scale', '3') == 0
+        return check(*args)
+
+    monkeypatch.setattr(prepare_module, '_place_problems', after_another)
+    assert run(source, out, '--scale', '2') == 2
+    assert 'another process has prepared images there meanwhile; run again' in capsys.readouterr().err
+    assert run(source, out, '--scale', '2') == 0
+    assert run(source, out.with_name('straight'), '--scale', '3', '2') == 0
     assert tree(out) == tree(out.with_name('straight'))
 
 

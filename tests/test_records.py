@@ -1,4 +1,5 @@
 """The records of a comparison: their statistics in closed form, and what their files hold."""
+import contextlib
 import json
 import re
 from dataclasses import replace
@@ -6,11 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import yaml
+from conftest import batch
 from invented import invented_record
+from torch.utils.flop_counter import FlopCounterMode
 
 from udl_basicsr.cli import comparing
 from udl_basicsr.experiments import costs, record_files, records, statistics
 from udl_basicsr.experiments.plan import Plan, PlannedRun, Stage
+from udl_basicsr.utils import processor
 from udl_basicsr.utils.scores import ScoresError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -176,6 +182,48 @@ def test_a_machine_is_named_with_what_it_computes_in():
     """Times in bfloat16 tell nothing of those in float32."""
     short, full = (records.machine({'train': {'amp': amp, 'total_iter': 1}}) for amp in ('bf16', None))
     assert (short.removesuffix('bf16'), full.rsplit(' ', 1)[1]) == (full.removesuffix('float32'), 'float32')
+
+
+@pytest.mark.parametrize('has_bf16', [True, False])
+def test_a_machine_is_named_by_what_really_computes(monkeypatch, has_bf16):
+    monkeypatch.setattr(processor, 'has_bf16', lambda device: has_bf16)
+    assert records.machine({'train': {'amp': 'auto'}}).endswith(', bf16' if has_bf16 else ', float32')
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 1)
+    monkeypatch.setattr(torch.cuda, 'get_device_name', lambda *_: 'a GPU')
+    monkeypatch.setattr(torch.cuda, 'max_memory_allocated', lambda: 5)
+    for on_gpu in ({}, {'num_gpu': 'auto'}, {'num_gpu': 1}):
+        assert records.machine({**on_gpu, 'train': {}}) == 'a GPU, float32'
+        assert records.peak_memory(on_gpu) == record_files.PeakMemory(5, 'GPU')
+        assert costs.is_deterministic(on_gpu)
+    assert 'CPU cores' in records.machine({'num_gpu': 0, 'train': {}})
+    assert records.peak_memory({'num_gpu': 0}).of == 'process'
+    assert not costs.is_deterministic({'num_gpu': 0})
+    # nor is the time of a run foretold by what a GPU would do, or another type of number
+    monkeypatch.setattr(costs, 'device_speed', lambda *given: given)
+    assert costs.training_speed({'num_gpu': 0, 'train': {'amp': 'auto'}}) == (
+        'bf16' if has_bf16 else None, torch.device('cpu'))
+
+
+@pytest.mark.parametrize(('stage', 'force'), [
+    ('plain', ()), ('esu', ()), ('esu', ('likelihood_opt={type: UEOLoss, judge: squeeze, judge_random: true}', )),
+    ('esu', ('likelihood_opt={type: UEOLoss, judge: squeeze, judge_random: true, samples: 2}', )),
+    ('tlw', ()), ('tlw', ('tlw_opt:order=joint', )), ('tlw', ('tlw_opt:deterministic=true', )),
+    ('tlw', ('tlw_opt:samples=1', 'tlw_opt:order=joint'))])
+def test_operations_of_a_step_are_those_that_it_makes(project, stage, force):
+    """But for the gradient to the images, which no first convolution computes."""
+    judged = {'type': 'TLWLoss', 'judge': 'squeeze', 'judge_random': True}
+    (project.root / 'tlw.yml').write_text(yaml.safe_dump({
+        '_base_': '_base_.yml', 'name': 'tlw', 'model_type': 'TLWModel', 'network_u': None,
+        'network_w': {'type': 'TLWNet'}, 'train': {'tlw_opt': judged}}))
+    force = [f'train:{entry}' for entry in force]
+    model = project.model(stage, *force)
+    model.convolutions, model.iters_per_epoch = contextlib.nullcontext(), 3
+    model.feed_data(batch())
+    with FlopCounterMode(display=False) as counter:
+        model.optimize_parameters(1)
+    assert costs.iteration_operations(project.parse(stage, *force).flat) == pytest.approx(
+        counter.get_total_flops(), rel=0.04)
 
 
 def test_the_summary_says_what_was_found():

@@ -140,10 +140,10 @@ def test_mixed_precision_steps(project, amp, stage):
 def test_bf16_that_is_emulated_is_said(project, monkeypatch, caplog, flags, amp, said):
     monkeypatch.setattr(processor, 'features', lambda: frozenset(flags))
     network = project.model('plain', f'train:amp={amp or "~"}').net_g
-    assert ('has no bfloat16 in hardware' in caplog.text) == said
+    assert ('computes no bfloat16 in hardware' in caplog.text) == said
     caplog.clear()
     Restorer(network, amp=amp)
-    assert ('has no bfloat16 in hardware' in caplog.text) == said
+    assert ('computes no bfloat16 in hardware' in caplog.text) == said
 
 
 def test_channels_last_changes_nothing_but_rounding(project):

@@ -2,6 +2,7 @@
 import re
 import time
 from pathlib import Path
+from urllib.error import URLError
 
 import cv2
 import numpy as np
@@ -180,22 +181,78 @@ def test_a_first_stage_of_another_network_is_refused_before_anything_is_made(pro
     assert not (project.root / 'experiments' / 'udl').exists()
 
 
-def test_weights_of_another_network_are_bad_input_until_a_stage_was_trained(project, capsys):
+@pytest.fixture
+def status(project, capsys):
+    """How a training by the command line ends, with a message in which something is said."""
+    def ended(says, stage, *force):
+        argv = ['-opt', project.root / f'{stage}.yml', '--force_yml', 'train:total_iter=1', 'val=~', *force]
+        number = command_line(argv, root=project.root)
+        assert says in capsys.readouterr().err
+        return number
+    return ended
+
+
+@pytest.mark.parametrize('stage', ['plain', 'udl'])
+def test_weights_of_another_network_are_refused_before_any_stage_is_trained(project, status, stage):
     other = project.root / 'other.pth'
     torch.save({'params': {'a.weight': torch.ones(2)}}, other)
-
-    def status(stage, *force):
-        force = (*force, 'train:total_iter=1', f'path:pretrain_network_g={other}', 'val=~')
-        ended = command_line(['-opt', project.root / f'{stage}.yml', '--force_yml', *force], root=project.root)
-        assert f'{other}: is not a checkpoint of this EDSR. It was made by another network' in capsys.readouterr().err
-        return ended
-
-    assert status('plain') == 2
+    for label, network in {'g': 'EDSR', 'u': 'UncertaintyNet'}.items() if stage == 'udl' else {'g': 'EDSR'}.items():
+        says = f'{other}: is not a checkpoint of this {network}. It '
+        assert status(says, stage, f'path:pretrain_network_{label}={other}') == 2
+    state = project.root / '1.state'
+    torch.save({'iter': 1}, state)
+    assert status(f'{state}: cannot be resumed: it lacks', stage, f'path:resume_state={state}') == 2
     assert not (project.root / 'experiments').exists()
-    assert status('udl') == 1
+
+
+def test_losses_without_their_weights_are_refused_before_any_stage_is_trained(project, status, monkeypatch):
+    def refuse(*_, **__):
+        raise URLError('no network')
+
+    monkeypatch.setattr('torch.hub.urlopen', refuse)
+    monkeypatch.setenv('TORCH_HOME', str(project.root))
+    loss = '{type: PerceptualLoss, layer_weights: {conv5_4: 1}}'
+    assert status('needs weights that cannot be downloaded', 'udl', f'train:perceptual_opt={loss}') == 2
+    assert not (project.root / 'experiments').exists()
+
+
+def test_what_is_bad_input_is_a_failure_once_a_stage_was_trained(project, status):
+    """Only now is it known that this is the cache of another network."""
+    cache = project.root / 's'
+    cache.mkdir()
+    (cache / 'manifest.json').write_text('{"made_by": {}, "maps": {}}')
+    refused = 'made by something else', 'udl', f'datasets:train:uncertainty_cache={cache}'
+    assert status(*refused) == 1
     assert (project.root / 'experiments/esu/models/net_g_latest.pth').exists()
-    assert status('udl') == 2
+    assert status(*refused) == 2
     assert [path.name for path in (project.root / 'experiments').iterdir()] == ['esu']
+
+
+@pytest.mark.parametrize(('there', 'trained', 'status'), [
+    ((), ['esu', 'udl', 'esu_round2'], 1),
+    (('esu', 'udl', 'esu_round2'), [], 2),  # by the command before: this one has begun nothing
+    (('esu', 'udl'), ['esu_round2'], 1)])
+def test_the_status_of_a_chain_of_rounds_tells_whether_anything_was_begun(project, monkeypatch, there, trained, status):
+    seen = []
+
+    def fake(parsed, command):
+        if parsed.opt['name'] == 'udl_round2':
+            raise CheckpointError('of something else')
+        seen.append(parsed.opt['name'])
+        leave(parsed.opt['name'])
+
+    def leave(name):
+        models = project.root / 'experiments' / name / 'models'
+        models.mkdir(parents=True)
+        for label in 'gu':
+            (models / f'net_{label}_latest.pth').touch()
+
+    for name in there:
+        leave(name)
+    monkeypatch.setattr(stages.loop, 'train', fake)
+    with pytest.raises(CheckpointError) as refused:
+        train(project, 'udl', 'rounds=2', auto_resume=True)
+    assert (seen, refused.value.status) == (trained, status)
 
 
 # ----------------------------------------------------------------------------------------------------------------- runs

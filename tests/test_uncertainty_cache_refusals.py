@@ -5,6 +5,7 @@ import os
 import random
 import re
 import shutil
+import time
 
 import cv2
 import numpy as np
@@ -55,6 +56,37 @@ def test_a_build_that_was_interrupted_goes_on(ready, monkeypatch):
         entry = dataset.cache.maps[name]
         s = dequantise(dataset.cache.levels(name), entry['low'], entry['high'])
         np.testing.assert_allclose(s, log_scale(ready, ready.lq / name), atol=3e-4)
+
+
+def build_slowly(ready):
+    write = uncertainty_cache.UncertaintyCache._write
+
+    def late(self, name, s):
+        time.sleep(0.3)
+        return write(self, name, s)
+
+    uncertainty_cache.UncertaintyCache._write = late
+    prepared(ready, 'val:tile:size=8', 'val:tile:overlap=0')
+
+
+def test_of_two_that_start_at_once_one_builds_and_the_other_waits(ready, monkeypatch, caplog):
+    """Both built, and where their maps differed, as in tiles, a finished cache had maps that were not its own."""
+    child = Forked(build_slowly, ready, cwd=ready.root)
+    while not list(ready.cache.glob('part_*')):
+        assert child.process.is_alive(), child.stderr
+        time.sleep(0.01)
+    monkeypatch.setattr(uncertainty_cache.UncertaintyCache, 'build', None)
+    cache = prepared(ready).cache
+    assert f'is being computed by process {child.process.pid} on ' in caplog.text
+    assert child.wait() == 0, child.stderr
+    assert all(cache.levels(name).any() for name in cache.maps)
+    assert not list(ready.cache.glob('.*'))
+
+
+def test_a_lock_that_was_left_is_no_file_of_somebody_else(ready):
+    ready.cache.mkdir()
+    (ready.cache / '.lock').write_text('process 1 on another machine')
+    assert options(ready)
 
 
 def test_an_unfinished_build_of_other_weights_is_refused(ready):

@@ -6,11 +6,11 @@ network, and so wait for none.
 import importlib.util
 
 from .utils.exits import NO_BASICSR
-from .utils.torchvision_shim import install_torchvision_shim
+from .utils.shims import install_shims
 
 if importlib.util.find_spec('basicsr') is None:
     raise ModuleNotFoundError(NO_BASICSR, name='basicsr')
-install_torchvision_shim()  # before anything imports basicsr
+install_shims()  # before anything imports basicsr
 
 from . import archs, data, functional, losses, metrics, models  # noqa: E402, F401
 from .utils import plugins  # noqa: E402

@@ -3,7 +3,7 @@
 Everything that is compared runs in the same process, in turn, round by round, so that whatever else the machine does
 falls on all alike. A ratio is taken within a round; its median and quartiles over the rounds are what is reported.
 """
-import udl_basicsr  # noqa: F401 - before anything imports basicsr, which needs its torchvision shim
+import udl_basicsr  # noqa: F401 - before anything imports basicsr, which needs its shims
 
 from .contenders import NETWORKS, Case, Settings, Trainer, levers
 from .loading import waiting

@@ -68,6 +68,7 @@ def degrade_bd(img: np.ndarray, scale: int) -> np.ndarray:
     """
     blurred = cv2.GaussianBlur(img.astype(np.float64), (BLUR_SIZE, BLUR_SIZE), sigmaX=BLUR_SIGMA, sigmaY=BLUR_SIGMA,
                                borderType=cv2.BORDER_REPLICATE)
+    blurred = blurred.reshape(img.shape)  # OpenCV drops a single channel
     return to_uint8(blurred[scale // 2::scale, scale // 2::scale])
 
 

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from udl_basicsr.utils.errors import UdlError
 from udl_basicsr.utils.files import write_atomically
+from udl_basicsr.utils.locks import HeldError, locked
 from udl_basicsr.utils.text import some
 
 from .degradations import DEGRADATIONS, resize_bicubic, sub_image_corners
@@ -107,6 +108,8 @@ def _digest(data: bytes) -> str:
 
 def _inspect(path: Path) -> dict | str:
     """What has to be known of a source image, or why it is refused."""
+    if path.exists() and not path.is_file():  # reading it might wait for ever
+        return f'{path.name}: is a pipe or a device, no image; move it away'
     try:
         data = path.read_bytes()
         img, notes = decode_rgb(data)
@@ -225,12 +228,12 @@ def prepare(job: Job, workers: Workers) -> dict[str, dict]:
         For each source file its ``sha256``, ``height``, ``width`` and the ``notes`` on how it was converted.
 
     Raises:
-        PreparationError: With every offending file; nothing has been written then.
+        PreparationError: With every offending file, or another process is at it; nothing has been written then.
         OSError: If a file cannot be written.
         BrokenProcessPool: If a worker process is killed.
     """
     names, problems = _list_source(job)
-    manifest = _read_manifest(job)
+    before = manifest = _read_manifest(job)
     known = manifest['images'] if manifest else {}
     # Images that were checked before and have not changed need not be decoded again, only read.
     fresh = [name for name in names
@@ -250,9 +253,20 @@ def prepare(job: Job, workers: Workers) -> dict[str, dict]:
     folders = sorted({*manifest['folders'], *planned})
     sub_images = [job.sub_size, job.sub_step] if job.sub_size else manifest['sub_images']
     manifest = {**MADE_BY, 'sub_images': sub_images, 'folders': folders, 'images': records}
-    job.out.mkdir(parents=True, exist_ok=True)
-    # The record comes first: whatever bears a name from it is ours, even if the run is killed at once.
-    write_atomically(job.out / MANIFEST, json.dumps(manifest, indent=1).encode())
+    try:
+        with locked(job.out):
+            if _read_manifest(job) != before:
+                raise PreparationError([f'{job.out}: another process has prepared images there meanwhile; run again'])
+            # The record comes first: whatever bears a name from it is ours, even if the run is killed at once.
+            write_atomically(job.out / MANIFEST, json.dumps(manifest, indent=1).encode())
+            _write_missing(job, records, workers)
+    except HeldError as holder:
+        raise PreparationError([f'{job.out}: is being prepared by {holder}; wait for it, or choose another --out'
+                                ]) from None
+    return records
+
+
+def _write_missing(job: Job, records: dict[str, dict], workers: Workers) -> None:
     for folder in job.folders():
         folder.mkdir(exist_ok=True)
     _remove_leftovers(job)
@@ -265,7 +279,6 @@ def prepare(job: Job, workers: Workers) -> dict[str, dict]:
                 _make_database(job, database, records)
     finally:
         _remove_leftovers(job)
-    return records
 
 
 def _remove_leftovers(job: Job) -> None:
@@ -288,7 +301,12 @@ def _make_database(job: Job, database: Path, records: dict) -> None:
     # LMDB rounds each value up to whole pages; BasicSR's own guess, from the first image alone, can be too small.
     map_size = sum(target.path.stat().st_size + 8192 for target in targets) * 2 + 2**20
     maker = LmdbMaker(str(_partial(database)), map_size=map_size, batch=256, compress_level=PNG_LEVEL)
+<<<<<<< HEAD
     for path, _, _, height, width in tqdm(targets, desc=database.name, unit='image', dynamic_ncols=True, disable=None):
+=======
+    for path, _, _, height, width in tqdm(targets, desc=database.name, unit='image', dynamic_ncols=True,
+                                              disable=None):
+>>>>>>> 16f948c8fa6a0b480e6af75dffa4e779c00667bc
         maker.put(path.read_bytes(), path.stem, (height, width, 3))
     maker.close()
     _partial(database).rename(database)

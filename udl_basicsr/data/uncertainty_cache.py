@@ -12,14 +12,12 @@ import io
 import json
 import mmap
 import random
-from collections.abc import Callable
 from os import path as osp
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from basicsr.archs import build_network
 from basicsr.data.transforms import augment, paired_random_crop
 from basicsr.utils import get_root_logger
@@ -31,10 +29,12 @@ from tqdm import tqdm
 from udl_basicsr.archs import UncertaintyNet
 from udl_basicsr.archs.traits import size_multiple
 from udl_basicsr.functional import inference
-from udl_basicsr.utils.checkpoints import CheckpointError, load_network
+from udl_basicsr.utils.checkpoints import load_network
+from udl_basicsr.utils.distributed import together
 from udl_basicsr.utils.errors import begun
 from udl_basicsr.utils.files import why_not_into, write_atomically
 from udl_basicsr.utils.kernels import exact_kernels
+from udl_basicsr.utils.locks import NAME, locked
 from udl_basicsr.utils.memory import is_out_of_memory
 from udl_basicsr.utils.settings import ValSettings, strict_load
 from udl_basicsr.utils.text import some
@@ -165,6 +165,19 @@ class UncertaintyCache:
             raise CacheError(f'{self.path(name)}: missing or cut off ({error}). {REMEDY}') from error
 
     # ------------------------------------------------------------------ making one
+
+    def find(self, images: WholeImages, until_made: contextlib.ExitStack) -> bool:
+        """As :meth:`verify`; where there is none, no other process makes one until the stack is closed.
+
+        One that does so already, such as a training of another seed, is waited for: each would overwrite maps that
+        the other has noted.
+        """
+        if self.verify(images):
+            return True
+        with self._writing():
+            until_made.enter_context(locked(self.folder, lambda holder: get_root_logger().warning(
+                f'{self.folder}: the uncertainty is being computed by {holder}; it is waited for')))
+        return self.verify(images)
 
     def build(self, network: UncertaintyNet, images: WholeImages, device: torch.device, workers: int = 0,
               tile: dict | None = None, multiple: int = 1) -> None:
@@ -345,13 +358,15 @@ def prepare(dataset: ImageDataset, opt: dict, device: torch.device) -> Uncertain
     pairs = cast(PairedDataset, dataset)  # with no other kind do the options ask for a cache
     images = WholeImages(pairs)
     cache = UncertaintyCache(_folder(options, made_by), made_by)
-    if together(lambda: cache.verify(images) if get_dist_info()[0] == 0 else None)[0]:
-        together(cache.read)
-        how = ', '.join(f'{key} {value}' for key, value in cache.computed.items() if value) or 'where is not noted'
-        get_root_logger().info(f'{cache.folder}: the uncertainty of {len(cache.maps)} images is there ({how}).')
-    else:
-        cache.build(network, images, device, options.get('num_worker_per_gpu', 0), ValSettings.of(opt.get('val')).tile,
-                    size_multiple(type(network.mean_network), opt['network_g']))
+    with contextlib.ExitStack() as until_made:
+        if together(lambda: cache.find(images, until_made) if get_dist_info()[0] == 0 else None)[0]:
+            together(cache.read)
+            how = ', '.join(f'{key} {value}' for key, value in cache.computed.items() if value) or 'where is not noted'
+            get_root_logger().info(f'{cache.folder}: the uncertainty of {len(cache.maps)} images is there ({how}).')
+        else:
+            cache.build(network, images, device, options.get('num_worker_per_gpu', 0),
+                        ValSettings.of(opt.get('val')).tile,
+                        size_multiple(type(network.mean_network), opt['network_g']))
     return UncertaintyDataset(pairs, cache, images)
 
 
@@ -369,31 +384,9 @@ def why_no_folder(folder: str) -> str:
     path = Path(folder).expanduser()
     if path.exists() and not path.is_dir():
         return f'{path.absolute()} is a file; expected a folder'
-    if path.is_dir() and any(path.iterdir()) and not any(path.glob('part_*.jsonl')) and not (path / MANIFEST).exists():
+    ours = (path / MANIFEST).exists() or any(path.glob('part_*.jsonl'))
+    if path.is_dir() and not ours and any(file.name != NAME for file in path.iterdir()):
         return f'{path.absolute()} is not empty and no uncertainty cache; name a new or an empty folder, or auto'
     if not (path / MANIFEST).exists() and (problem := why_not_into(path)):
         return f'{path.absolute()} cannot take a cache: {problem}; name another folder'
     return ''
-
-
-def together(action: Callable) -> list:
-    """Acts in every process; what fails in one is raised in all, where the others would wait for it in vain.
-
-    Returns:
-        list: The result of each process.
-    """
-    problem = result = None
-    try:
-        result = action()
-    except CheckpointError as error:
-        problem = error
-    outcomes: list[Any] = [(result, problem)]
-    if get_dist_info()[1] > 1:
-        mine, outcomes = outcomes[0], [None] * get_dist_info()[1]
-        dist.all_gather_object(outcomes, mine)
-    if problem is not None:
-        raise problem
-    for _, elsewhere in outcomes:
-        if elsewhere is not None:
-            raise elsewhere
-    return [result for result, _ in outcomes]

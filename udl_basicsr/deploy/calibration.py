@@ -89,7 +89,7 @@ class Calibration:
         now = describe(restorer)
         for key, option in _IDENTITY.items():
             if (self.networks.get(key) or None) != (now.get(key) or None):  # older files lack what was not there yet
-                there, here = (str(entry.get(key.removesuffix('_hash'), 'no')) +
+                there, here = (str(entry.get(key.removesuffix('_hash')) or 'no') +
                                (f' ({str(entry.get(key))[:8]})' if key.endswith('_hash') else '')
                                for entry in (self.networks, now))
                 raise CalibrationError(f'{file}: belongs to {option} {there}, and here it is {here}. What it promises '

@@ -13,12 +13,10 @@ from udl_basicsr.data.images import ImageError
 from udl_basicsr.utils.background import Background, read_ahead
 from udl_basicsr.utils.files import write_atomically
 
-from .infer_plan import InferenceError, PictureJob, make_plan, problem_of
+from .infer_plan import PictureJob, problem_of
 from .interval_pictures import IntervalWriter, spread_picture
 from .pictures import DEEP_SUFFIXES, Pixels, check_size, encode_picture, read_picture
-from .restorer import Restorer, load_restorer, log_scale_picture
-
-__all__ = ['InferenceError', 'Restorer', 'carry_out', 'load_restorer', 'make_plan']
+from .restorer import Restorer, log_scale_picture
 
 
 def carry_out(jobs: Iterable[PictureJob], restorer: Restorer, begin: Callable[[], None] | None = None,

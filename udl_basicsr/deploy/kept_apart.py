@@ -60,7 +60,10 @@ def find_pairs(gt: Sequence[str | Path], lq: Sequence[str | Path]) -> list[Image
         bare = {re.sub(r'_?x\d+$', '', stem, flags=re.IGNORECASE): path for stem, path in inputs.items()}
         if alone := [stem for stem in originals if stem not in inputs and stem not in bare]:
             raise KeptApartError(f'{lq_folder}: has no partner of {some(alone)} in {gt_folder}; names must be equal')
-        pairs += [ImagePair(path, inputs.get(stem) or bare[stem]) for stem, path in originals.items()]
+        found = [ImagePair(path, inputs.get(stem) or bare[stem]) for stem, path in originals.items()]
+        if alone := [path.name for path in inputs.values() if path not in {pair.lq for pair in found}]:
+            raise KeptApartError(f'{gt_folder}: has no partner of {some(alone)} in {lq_folder}; names must be equal')
+        pairs += found
     check_once(pairs)
     return pairs
 

@@ -25,6 +25,8 @@ from udl_basicsr.models.stage_table import trains_head_alone
 from udl_basicsr.options.keys import block_of, lookup
 from udl_basicsr.options.training_values import judge_of
 from udl_basicsr.options.trials import build_network, quietly
+from udl_basicsr.utils import processor
+from udl_basicsr.utils.gpus import gpu_count
 from udl_basicsr.utils.kernels import training_kernels
 from udl_basicsr.utils.settings import RunSettings, TrainSettings
 
@@ -41,20 +43,27 @@ _SECONDS = 1.0
 
 
 @functools.lru_cache(maxsize=256)
-def _forward(network: str, channels: int, height: int, width: int) -> int:
-    """Operations of one forward on an input of that size: on no data where the network allows it, else on a crop."""
+def _forward(network: str, channels: int, height: int, width: int, weighs: bool = False) -> int:
+    """Operations of one forward on an input of that size: on no data where the network allows it, else on a crop.
+
+    One that ``weighs`` takes two images and the mean of its weights, as :class:`TLWNet` does.
+    """
+    def given(height: int, width: int, device: str = 'cpu') -> list[torch.Tensor]:
+        image = torch.rand(1, channels, height, width, device=device)
+        return [image, image, image.new_full((1, 1, 1, 1), 0.5)] if weighs else [image]
+
     block = json.loads(network)
     net = build_network(lookup('network', block['type']), block)
     if isinstance(net, nn.Module) and all(p.is_meta for p in net.parameters()):
         try:
-            return _count(net.eval(), torch.zeros(1, channels, height, width, device='meta'))
+            return _count(net.eval(), *given(height, width, 'meta'))
         except Exception:
             pass  # what looks at values cannot run on the meta device
     with quietly():
         net = build_real(dict(block)).eval()
     with suppress(Exception):  # of a network that takes no such crop
-        return round(_count(net, torch.rand(1, channels, _CROP, _CROP)) * height * width / _CROP**2)
-    return _count(net, torch.rand(1, channels, height, width))
+        return round(_count(net, *given(_CROP, _CROP)) * height * width / _CROP**2)
+    return _count(net, *given(height, width))
 
 
 def _count(net: nn.Module, *images: torch.Tensor) -> int:
@@ -121,11 +130,20 @@ def iteration_operations(flat: Mapping) -> int:
             one -= (_BACKWARD - 1) * image
     else:
         one = _BACKWARD * image
-    judge, _ = judge_of({**block_of(train, 'tlw_opt'), 'judge_random': False})  # a random one costs as much
-    if judge in NETS:
-        # T weight maps are judged forward, one forward and backward, each by two images beside the target
-        images = 2 * train['tlw_opt'].get('samples', 3) + 2 * _BACKWARD + 1
-        one += images * _judge(judge, side * flat['scale'])
+    joint = block_of(train, 'tlw_opt').get('order') == 'joint'
+    if 'network_w' in flat:  # it learns, and then says once more where the loss is to look
+        weighing = _forward(json.dumps(flat['network_w'], sort_keys=True), channels_of(data), side * flat['scale'],
+                            side * flat['scale'], weighs=True)
+        one += (_BACKWARD + (not joint)) * weighing
+    for key, usual in (('tlw_opt', 3), ('likelihood_opt', 1)):
+        block = block_of(train, key)
+        judge, _ = judge_of({**block, 'judge_random': False})  # a random one costs as much
+        if judge in NETS:
+            # A weight map is judged by two images beside the target. The judge is frozen: a gradient through it costs
+            # as much as a forward. TLW's alternating order has one for a map that is drawn apart from the T others.
+            maps = 1 if block.get('deterministic') else block.get('samples', usual)
+            images = 2 * maps + 2 * 2 + 2 if key == 'tlw_opt' and not joint else 2 * 2 * maps + 1
+            one += images * _judge(judge, side * flat['scale'])
     return one * int(data['batch_size_per_gpu'])
 
 
@@ -152,9 +170,8 @@ def _steps_a_second(step: Callable[[], None], device: torch.device) -> float:
 
 
 @functools.lru_cache(maxsize=4)
-def device_speed(amp: str | None) -> float:
-    """Operations a second of this machine in training, from about a second of convolutions of 64 channels."""
-    device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+def device_speed(amp: str | None, device: torch.device) -> float:
+    """Operations a second of a device in training, from about a second of convolutions of 64 channels."""
     dtype = _AMP.get(amp)
     with quietly(), torch.enable_grad(), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
         net = nn.Sequential(*(nn.Conv2d(64, 64, 3, padding=1) for _ in range(4))).to(device)
@@ -188,10 +205,21 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def is_deterministic(flat: Mapping, on_gpu: bool) -> bool:
+def device_of(flat: Mapping) -> torch.device:
+    """What a run computes on here."""
+    return torch.device('cuda' if flat.get('num_gpu') != 0 and gpu_count() else 'cpu')
+
+
+def amp_of(flat: Mapping) -> str | None:
+    """What a run computes in here."""
+    amp = TrainSettings.of(flat['train']).amp
+    return processor.auto_amp(device_of(flat)) if amp == 'auto' else amp
+
+
+def is_deterministic(flat: Mapping) -> bool:
     """Whether a run of a plan is, where its options leave it open: on a GPU a run that was stopped would else differ
     from another, since kernels round as they happen to run."""
-    return flat.get('deterministic', on_gpu)
+    return flat.get('deterministic', device_of(flat).type == 'cuda')
 
 
 def training_speed(flat: Mapping) -> float:
@@ -200,14 +228,13 @@ def training_speed(flat: Mapping) -> float:
     On a CPU that of any convolutions. A GPU takes wide networks at ten times the speed of narrow ones, so that each is
     tried, as long as it fits, with the kernels that it will be trained with.
     """
-    amp = TrainSettings.of(flat['train']).amp
-    if torch.cuda.is_available():
+    amp, device = amp_of(flat), device_of(flat)
+    if device.type == 'cuda':
         with suppress(Exception):  # out of memory, or a network that takes no image of random numbers
             data = flat['datasets']['train']
             return _network_speed(json.dumps(flat['network_g'], sort_keys=True), channels_of(data), _side(flat),
-                                  int(data['batch_size_per_gpu']), amp,
-                                  is_deterministic(flat, True), torch.device('cuda'))
-    return device_speed(amp)
+                                  int(data['batch_size_per_gpu']), amp, is_deterministic(flat), device)
+    return device_speed(amp, device)
 
 
 class Estimate:

@@ -7,11 +7,10 @@ from pathlib import Path
 
 from udl_basicsr.losses.perceptual import NETS, backbone_file
 from udl_basicsr.options.training_values import judge_of
-from udl_basicsr.utils.settings import TrainSettings
 from udl_basicsr.utils.tables import markdown_table, text_table
 from udl_basicsr.utils.text import duration
 
-from .costs import Estimate, training_speed
+from .costs import Estimate, amp_of, training_speed
 from .plan import PlannedRun
 from .record_files import Record
 from .records import machine
@@ -49,7 +48,7 @@ def describe_runs(runs: Sequence[PlannedRun], everything: Iterable[PlannedRun], 
                 seconds += needed
                 measured |= by_records
                 if not by_records:
-                    counted.setdefault(TrainSettings.of(stage.flat['train']).amp, []).append(training_speed(stage.flat))
+                    counted.setdefault(amp_of(stage.flat), []).append(training_speed(stage.flat))
         if run.name in differ:
             state = 'made otherwise'
         total += seconds

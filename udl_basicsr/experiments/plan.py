@@ -54,6 +54,10 @@ class Stage:
         return {**{k: self.flat[k] for k in _ESSENCE if self.flat.get(k) is not None},
                 'data': {k: data[k] for k in _OF_DATA if data.get(k) is not None}}
 
+    def kept(self, root: Path) -> Path:
+        """Its options as its training has them, which has decided what they leave open."""
+        return root / 'experiments' / self.name / self.file.name
+
     def weights(self, root: Path, label: str) -> Path:
         return root / 'experiments' / self.name / 'models' / f'net_{label}_latest.pth'
 

@@ -23,9 +23,9 @@ from udl_basicsr.training.history import read_history
 from udl_basicsr.training.states import leaves
 from udl_basicsr.utils.json_files import read_json
 from udl_basicsr.utils.scores import HISTORY_FIELDS, Scores, ScoresError, read_scores
-from udl_basicsr.utils.settings import LoaderSettings, RunSettings, TrainSettings
+from udl_basicsr.utils.settings import LoaderSettings, RunSettings
 
-from .costs import measure_image, training_operations
+from .costs import amp_of, device_of, measure_image, training_operations
 from .plan import PlannedRun, Stage
 from .record_files import Curve, PeakMemory, Record, Series, TrainedStage, read_record
 
@@ -45,7 +45,7 @@ def make_record(run: PlannedRun, root: Path, seconds: float, step: float | None 
     histories = [read_history(root / 'experiments' / stage.name / 'history.jsonl') for stage in run.stages]
     visualization = Path('results') / run.name / 'visualization'
     has_pictures = any((root / visualization).glob('*/*.png'))
-    last = run.stages[-1].flat
+    last, kept = run.stages[-1].flat, run.stages[-1].kept(root)
     network = last['network_g']
     costs, measured = measure_image(network, last['scale'], run.size, channels_of(last['datasets']['train']))
     training = {} if step is None else {'training': round(step, 3)}
@@ -64,7 +64,8 @@ def make_record(run: PlannedRun, root: Path, seconds: float, step: float | None 
         options=[stage.essence for stage in run.stages],
         initial_weights=histories[0][0]['initial_weights'],
         data_order=data_order(run.stages),
-        seconds=round(seconds, 1), machine=machine(run.stages[-1].flat), date=datetime.date.today().isoformat(),
+        seconds=round(seconds, 1), machine=machine(load_yaml(str(kept)) if kept.is_file() else last),
+        date=datetime.date.today().isoformat(),
         commit=_commit(), curve=_curve(run.stages, histories),
         pictures=str(visualization) if has_pictures else None,
     )
@@ -103,13 +104,14 @@ def as_planned(record: Record, run: PlannedRun) -> Record:
                    network_title=run.title)
 
 
-def peak_memory() -> PeakMemory | None:
-    """The most memory that this process had so far: what torch allocated on the GPU, else all of the process.
+def peak_memory(flat: Mapping) -> PeakMemory | None:
+    """The most memory that this process, which trains with these options, had so far: what torch allocated on the GPU,
+    where that is used, else all of the process.
 
     Returns:
         PeakMemory | None: None where the system does not tell.
     """
-    if torch.cuda.is_available():
+    if device_of(flat).type == 'cuda':
         return PeakMemory(torch.cuda.max_memory_allocated(), 'GPU')
     with suppress(ImportError):  # Windows
         import resource
@@ -160,11 +162,10 @@ def _curve(chain: Iterable[Stage], histories: Iterable[list[dict]]) -> Curve:
 
 
 def machine(flat: Mapping) -> str:
-    """The kind of machine that this is, without its name, and what a run with these options computes in."""
-    gpu = torch.cuda.is_available()
-    device = torch.cuda.get_device_name() if gpu else (
+    """The kind of machine that a run with these options computes on here, without its name, and what it computes in."""
+    device = torch.cuda.get_device_name() if device_of(flat).type == 'cuda' else (
         f'{platform.machine()}, {os.cpu_count()} CPU cores, {torch.get_num_threads()} thread(s)')
-    return f"{device}, {TrainSettings.of(flat['train']).amp or 'float32'}"
+    return f"{device}, {amp_of(flat) or 'float32'}"
 
 
 def _commit() -> str:
@@ -188,10 +189,13 @@ def made_with_other_options(run: PlannedRun, out: Path, root: Path) -> str | Non
             return f'{file}: is no record ({error!r}); remove it'
         return _difference(found, [stage.essence for stage in run.stages], str(file))
     for stage in run.stages:
-        kept = root / 'experiments' / stage.name / stage.file.name
+        kept = stage.kept(root)
         if kept.exists():
             try:
-                old = Stage(stage.name, kept, load_yaml(str(kept))).essence
+                flat = load_yaml(str(kept))
+                if stage.flat['train'].get('amp') == 'auto':  # which the run has decided
+                    flat['train']['amp'] = 'auto'
+                old = Stage(stage.name, kept, flat).essence
             except (OptionError, KeyError, TypeError) as error:
                 return f'{kept}: is no option file of a run ({error}); remove {kept.parent}'
             if problem := _difference([old], [stage.essence], str(kept.parent)):

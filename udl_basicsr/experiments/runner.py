@@ -115,9 +115,10 @@ def make(run: PlannedRun, out: Path, root: Path, log: Path, gpu: str | None, fir
     for stage in run.stages[:-1] if first_only else () if before.exists() else run.stages:
         if not stage.weights(root, 'g').exists():
             whole, began = not done(root, stage), time.time()
-            exact = ['--force_yml', 'deterministic=true'] if is_deterministic(stage.flat, gpu is not None) else []
+            exact = ['--force_yml', 'deterministic=true'] if is_deterministic(stage.flat) else []
             _command(['train.py', '-opt', str(stage.file), '--auto_resume', *exact], stages.train, True, root)
-            step, memory = 1000 * (time.time() - began) / stage.iterations if whole else None, peak_memory()
+            step, memory = 1000 * (time.time() - began) / stage.iterations if whole else None, \
+                peak_memory(stage.flat)
     if not first_only:
         _command(['test.py', '-opt', str(run.test_file)], lambda parsed, _: loop.test(parsed), False, root)
         write_record(retested(read_record(before), read_scores(root / 'results' / run.name)) if before.exists() else

@@ -45,7 +45,7 @@ class Distribution:
 
     def scale(self, raw: Tensor) -> Tensor:
         """theta = E|x - f|, (N, C, H, W)."""
-        return self.log_scale(raw).exp()
+        return at_least_float32(self.log_scale(raw)).exp()
 
     def variance(self, raw: Tensor) -> Tensor:
         """E(x - f)^2, (N, C, H, W)."""
@@ -69,7 +69,7 @@ class LaplaceDistribution(Distribution):
         return raw
 
     def variance(self, raw):
-        return 2 * (2 * raw).exp()
+        return 2 * (2 * at_least_float32(raw)).exp()
 
     def half_width(self, level):
         check_level(level)
@@ -83,10 +83,10 @@ class GaussianDistribution(Distribution):
     floor = -1. + _shift
 
     def log_scale(self, raw):
-        return raw + self._shift
+        return at_least_float32(raw) + self._shift
 
     def variance(self, raw):
-        return (2 * raw).exp()
+        return (2 * at_least_float32(raw)).exp()
 
     def half_width(self, level):
         check_level(level)

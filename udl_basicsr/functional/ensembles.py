@@ -10,6 +10,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from .losses import at_least_float32
+
 LEAST_SCALE = 1e-3
 """Grey levels: what a total scale is at least, since members that agree exactly have a spread of 0."""
 
@@ -22,7 +24,8 @@ def mean_and_variance(members: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
 
     Returns:
         tuple: Mean, and variance with the number of members below the line (an even mixture's own); both in the
-            members' dtype. One member has no variance: 0.
+            members' dtype, of half precision in float32: a mean is finer than what it is of. One member has no
+            variance: 0.
 
     Raises:
         ValueError: No member.
@@ -38,6 +41,7 @@ def mean_and_variance(members: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
         difference = value - mean
         mean += difference / count
         squares += difference * (value - mean)
+    like = at_least_float32(like)
     return mean.to(like), (squares / count).to(like)
 
 

@@ -69,7 +69,13 @@ def stratified_risks(error: np.ndarray, half_width: np.ndarray, strata: int = ST
 
     Returns:
         ndarray: Shape (strata,), in [0, 1].
+
+    Raises:
+        ValueError: Fewer values than groups.
     """
+    if not 1 <= strata <= np.size(error):
+        raise ValueError(f'strata: expected at least 1 and at most as many as there are values, {np.size(error)}, got '
+                         f'{strata}')
     outside = 1 - inside(error, half_width, rounding)
     order = np.argsort(np.ravel(half_width if width is None else width), kind='stable')
     return np.array([part.mean() for part in np.array_split(outside[order], strata)])

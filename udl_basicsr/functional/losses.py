@@ -236,7 +236,9 @@ def adaptive_sigma(error: Tensor, threshold: str = 'mean', mean_over: str = 'ima
     if threshold == 'none':
         return error
     size = error.detach().abs()
-    chosen = size >= (size.mean() if mean_over == 'batch' else size.mean(dim=(1, 2, 3), keepdim=True))
+    over = (0, 1, 2, 3) if mean_over == 'batch' else (1, 2, 3)
+    # a mean is no larger than the largest, but where it is rounded: of equal values, none would be chosen
+    chosen = size >= torch.minimum(size.mean(over, keepdim=True), size.amax(over, keepdim=True))
     return torch.where(chosen, error, torch.zeros_like(error))
 
 

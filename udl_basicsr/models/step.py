@@ -131,7 +131,7 @@ class StepModel(SavedModel):
         """
         path_opt = self.opt['path']
         path = path_opt.get(f'pretrain_network_{label}')
-        if path is None:
+        if path is None or path in path_opt.get('promised', ()):  # by a stage before, which is still to be trained
             return
         param_key = param_key or path_opt.get(f'param_key_{label}', 'params' if self.is_train else EMA_FIRST)
         entry = load_network(network, path, param_key, strict_load(path_opt, label))

@@ -154,7 +154,8 @@ LOADER = _with_defaults({
                      'twentieth; each process of torchrun holds a copy, its loader processes share it however they '
                      'are started',
                      ours=True),
-    'persistent_workers': Key(BOOL, 'keep loader processes between epochs'),
+    'persistent_workers': Key(BOOL, 'accepted as in the files of BasicSR; loader processes are always kept between '
+                              'epochs'),
     'uncertainty_cache': Key(TEXT, 'stage udl: folder of the s of each training image, made if it is missing; '
                              'auto: beside dataroot_lq, one for each stage-1 network', ours=True, only='stage',
                              null=True),

@@ -5,6 +5,7 @@ any network of this field is stopped.
 """
 import contextlib
 import functools
+import io
 import itertools
 import json
 import logging
@@ -57,7 +58,7 @@ def quietly() -> Iterator[None]:
     logging.disable(logging.WARNING)
     forbid_pickles()
     try:
-        with torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(None):
+        with torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
         logging.disable(disabled)

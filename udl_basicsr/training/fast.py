@@ -54,7 +54,7 @@ def settle(parsed: Parsed, fast: bool) -> Parsed:
     chain = _chain(parsed)
     if not fast and not any(_is_auto(stage) for stage in chain):
         return parsed
-    if not all(_is_ours(stage) for stage in chain):
+    if not all(is_ours(stage) for stage in chain):
         get_root_logger().warning('--fast is for UDLModel and TLWModel: this model is trained as its file says')
         return parsed
     if problems := [f'{stage.file}: num_gpu: {no_data_parallel(stage.opt["num_gpu"], "--fast")}'
@@ -86,7 +86,8 @@ def _is_auto(parsed: Parsed) -> bool:
     return parsed.flat['train'].get('amp') == 'auto'
 
 
-def _is_ours(parsed: Parsed) -> bool:
+def is_ours(parsed: Parsed) -> bool:
+    """Whether a run is one of our models, which know what is asked of them here."""
     model = lookup('model', parsed.flat['model_type'])
     return isinstance(model, type) and issubclass(model, StepModel)
 
@@ -160,16 +161,15 @@ def _fits(parsed: Parsed) -> bool:
 def _decide(parsed: Parsed, fast: bool) -> dict:
     """The levers that are in the hardware and, where asked for, made a few steps the fastest."""
     device = torch.device('cuda' if parsed.opt['num_gpu'] else 'cpu')
-    bf16 = processor.has_bf16(device)
-    where = f"{processor.name(device)}, bf16 {'in hardware' if bf16 else 'not in hardware'}"
-    types = [None, *(['bf16'] if bf16 else [])]
+    auto = processor.auto_amp(device)
+    where = f"{processor.name(device)}, bf16 {'in hardware' if auto else 'not in hardware'}"
     if not fast:
-        return {'amp': types[-1], 'channels_last': None, 'fused': [],
-                'why': f'train.amp: auto is {types[-1] or "float32"} here ({where}).'}
+        return {'amp': auto, 'channels_last': None, 'fused': [],
+                'why': f'train.amp: auto is {auto or "float32"} here ({where}).'}
     seconds: dict[tuple, float] = {}
     too_large = []
     can_fuse = parsed.flat['train']['optim_g']['type'] in _FUSED
-    for levers in itertools.product(reversed(types), (True, False)):
+    for levers in itertools.product(dict.fromkeys((auto, None)), (True, False)):
         try:
             seconds[levers] = seconds_a_step(parsed, *levers, can_fuse)
         except Exception as error:

@@ -2,7 +2,6 @@
 import itertools
 import os
 import re
-import socket
 import time
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from torch import nn
 from udl_basicsr.options.keys import lookup
 from udl_basicsr.options.parse import OptionError, Parsed, dump_flat
 from udl_basicsr.options.trials import build_network
+from udl_basicsr.utils import locks
 from udl_basicsr.utils.checkpoints import EMA_FIRST, CheckpointError, check_fit, network_weights, read_checkpoint
 from udl_basicsr.utils.distributed import broadcast
 from udl_basicsr.utils.errors import UdlError
@@ -19,11 +19,6 @@ from udl_basicsr.utils.files import write_text
 from udl_basicsr.utils.settings import TrainSettings
 
 from .states import check_state, trained_blocks
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
 
 # BSD's EX_UNAVAILABLE: the run is not at hand for now. Nothing has failed, and it is no use to start it again at once.
 EXIT_BUSY = 69
@@ -142,22 +137,11 @@ def _states(folder: Path) -> list[Path]:
 
 
 def _lock(root: Path):
-    """Takes the lock of a run's folder; the system lets go of it when the process ends, however it does."""
-    if fcntl is None:
-        return None
-    file = open(root / '.lock', 'a+', encoding='utf-8')  # noqa: SIM115 - held open while the run goes on
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.seek(0)
-        holder = file.read().strip() or 'another process'
-        file.close()
+        return locks.take(root)
+    except locks.HeldError as holder:
         raise RunBusyError(
             f'{root}: is being trained by {holder}. Wait for it, end it, or give this run another name') from None
-    file.truncate(0)
-    file.write(f'process {os.getpid()} on {socket.gethostname()}')
-    file.flush()
-    return file
 
 
 def resume_state(opt: dict) -> dict | None:

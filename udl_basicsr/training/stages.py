@@ -7,16 +7,20 @@ import contextlib
 import logging
 import os
 import shlex
+from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from basicsr.models import build_model
 from basicsr.utils import get_root_logger
 
 from udl_basicsr.data import uncertainty_cache
 from udl_basicsr.data.loader import build_dataset
 from udl_basicsr.options.parse import OptionError, Parsed, renamed
 from udl_basicsr.options.summary import describe_options
+from udl_basicsr.options.trials import quietly
 from udl_basicsr.utils import plugins
 from udl_basicsr.utils.checkpoints import CheckpointError
 from udl_basicsr.utils.distributed import broadcast
@@ -24,23 +28,35 @@ from udl_basicsr.utils.errors import begun
 from udl_basicsr.utils.settings import LoaderSettings, RunSettings
 
 from . import loop
+from .fast import is_ours
 from .log import run_log
+from .run_folder import resume_state
 
 
 def train(parsed: Parsed, command: str = '') -> None:
-    """Trains all stages as :func:`_train_chain`, and says at the end where the weights are and what to type next."""
+    """Trains all stages, those of :func:`_runs`, and says at the end where the weights are and what to type next."""
     # BasicSR's logger says nothing below a warning until a level is set, and the first run is announced before its own.
     get_root_logger().setLevel(logging.INFO if parsed.opt['rank'] == 0 else logging.ERROR)
     get_root_logger().info(describe_options(parsed))
+    last, total = parsed, _count(parsed)
     with contextlib.ExitStack() as done:
-        last = _train_chain(parsed, command, _stages(parsed), done)
+        for number, last, may_have_ended in _runs(parsed):
+            name = last.opt['name']
+            if total > 1:
+                get_root_logger().info(f'Stage {number} of {total}: {name}')
+            ended = broadcast(Path(_latest(last, 'g')).exists())
+            if may_have_ended and last.opt['auto_resume'] and ended:
+                get_root_logger().info(f'{name} has ended.')
+                continue
+            loop.train(last, command)
+            done.enter_context(begun())
     if parsed.opt['rank'] == 0 and (text := _what_next(last)):
         get_root_logger().info(text)
 
 
-def _stages(parsed: Parsed | None) -> int:
+def _count(parsed: Parsed | None) -> int:
     """How many runs an option file asks for."""
-    return 0 if parsed is None else _stages(parsed.stage1) + 1 + 2 * (RunSettings.of(parsed.opt).rounds - 1)
+    return 0 if parsed is None else _count(parsed.stage1) + 1 + 2 * (RunSettings.of(parsed.opt).rounds - 1)
 
 
 def _what_next(last: Parsed) -> str:
@@ -62,46 +78,52 @@ def _shown(file: str) -> str:
     return os.path.relpath(file) if Path(file).is_relative_to(Path.cwd()) else file
 
 
-def _train_chain(parsed: Parsed, command: str, total: int, done: contextlib.ExitStack) -> Parsed:
-    """Trains the stages before as far as their weights are missing, then this one, then the further rounds.
+def _runs(parsed: Parsed) -> Iterator[tuple[int, Parsed, bool]]:
+    """The stages before as far as their weights are missing, then this one, then the further rounds.
 
-    Args:
-        parsed (Parsed): Checked options of the last stage; those of the stages before hang on it.
-        command (str): The command line, noted in each run's copy of its YAML.
-        total (int): The number of all runs.
-        done (ExitStack): Knows :func:`~udl_basicsr.utils.errors.begun` once a run has ended.
-
-    Returns:
-        Parsed: Of the last run.
+    Yields:
+        tuple: The number of a run, its options, and whether a chain that is resumed leaves it as it is if it has ended.
+            What comes next is decided once it has.
     """
-    rounds = RunSettings.of(parsed.opt).rounds
+    rounds, number = RunSettings.of(parsed.opt).rounds, 1 + _count(parsed.stage1)
     path, before = parsed.opt['path'], parsed.stage1
     if before is not None:
         needed = [path[key] for key in ('pretrain_network_g', 'pretrain_network_u') if path.get(key)]
         missing = broadcast([weights for weights in needed if not Path(weights).exists()])
         if missing:
+            _rehearse(parsed, missing)
             get_root_logger().info(f'Stage 1 comes first ({missing[0]} is missing): {before.file}')
             # A stage 1 that was interrupted goes on where it was.
-            _train_chain(replace(before, opt={**before.opt, 'auto_resume': True}), command, total, done)
+            yield from _runs(replace(before, opt={**before.opt, 'auto_resume': True}))
         else:
             get_root_logger().info(f'Stage 1 is there: {", ".join(needed)}')
-    number = _stages(parsed) - 2 * (rounds - 1)
-    _train_unless_done(parsed, command, (number, total), done, may_be_done=rounds > 1)
+    yield number, parsed, rounds > 1
 
-    if before is None or rounds == 1:
-        return parsed
+    if before is None:
+        return
     mean, uncertainty = parsed, path['pretrain_network_u']
     for again in range(2, rounds + 1):
         first = renamed(before, f"{before.opt['name']}_round{again}",
                         pretrain_network_g=_latest(mean, 'g'), pretrain_network_u=uncertainty)
         first.opt['auto_resume'] = parsed.opt['auto_resume']
-        _train_unless_done(first, command, (number + 1, total), done)
+        yield number + 1, first, True
         uncertainty = _latest(first, 'u')
         mean = renamed(parsed, f"{parsed.opt['name']}_round{again}",
                        pretrain_network_g=_latest(first, 'g'), pretrain_network_u=uncertainty)
         number += 2
-        _train_unless_done(mean, command, (number, total), done)
-    return mean
+        yield number, mean, True
+
+
+def _rehearse(parsed: Parsed, missing: list[str]) -> None:
+    """Builds the model of a stage but for the weights that are still to be trained.
+
+    What is wrong with other weights, or a state, is found before hours are spent on those.
+    """
+    opt = deepcopy(parsed.opt)
+    resume_state(opt)
+    if is_ours(parsed):
+        with quietly():
+            build_model({**opt, 'dist': False, 'path': {**opt['path'], 'promised': missing}})
 
 
 def cache_uncertainty(parsed: Parsed, command: str = '') -> None:
@@ -130,17 +152,3 @@ def cache_uncertainty(parsed: Parsed, command: str = '') -> None:
 
 def _latest(parsed: Parsed, label: str) -> str:
     return str(Path(parsed.opt['path']['models']) / f'net_{label}_latest.pth')
-
-
-def _train_unless_done(parsed: Parsed, command: str, stage: tuple[int, int], done: contextlib.ExitStack,
-                       may_be_done: bool = True) -> None:
-    """Of a chain that is resumed, the runs that have ended are left as they are."""
-    number, total = stage
-    if total > 1:
-        get_root_logger().info(f"Stage {number} of {total}: {parsed.opt['name']}")
-    ended = broadcast(Path(_latest(parsed, 'g')).exists())
-    if may_be_done and parsed.opt['auto_resume'] and ended:
-        get_root_logger().info(f"{parsed.opt['name']} has ended.")
-    else:
-        loop.train(parsed, command)
-        done.enter_context(begun())

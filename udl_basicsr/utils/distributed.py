@@ -8,6 +8,8 @@ import os
 import re
 import socket
 import subprocess
+from collections.abc import Callable
+from typing import Any
 
 import torch.distributed as dist
 
@@ -141,3 +143,29 @@ def broadcast(value):
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def together(action: Callable) -> list:
+    """Acts in every process; what fails in one is raised in all, where the others would wait for it in vain.
+
+    Returns:
+        list: The result of each process.
+
+    Raises:
+        UdlError: This process's own, or else the first one's. Errors of other kinds are not told to the others.
+    """
+    problem = result = None
+    try:
+        result = action()
+    except UdlError as error:
+        problem = error
+    outcomes: list[Any] = [(result, problem)]
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        mine, outcomes = outcomes[0], [None] * dist.get_world_size()
+        dist.all_gather_object(outcomes, mine)
+    if problem is not None:
+        raise problem
+    for _, elsewhere in outcomes:
+        if elsewhere is not None:
+            raise elsewhere
+    return [result for result, _ in outcomes]

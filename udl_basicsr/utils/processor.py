@@ -1,6 +1,7 @@
 """What the processor or the GPU computes in hardware, and what makes the processor compute faster."""
 import ctypes
 import logging
+import os
 import platform
 import re
 from pathlib import Path
@@ -9,6 +10,8 @@ import torch
 
 # bfloat16 products: Intel's tiles (from 2023), the vectors of Intel (from Cooper Lake) and AMD (from Zen 4), and Arm's
 _BF16 = {'amx_bf16', 'avx512_bf16', 'bf16'}
+# The names that oneDNN, which computes convolutions, has for Intel's and AMD's instructions before these
+_OLDER = re.compile(r'sse41|avx|avx2(_vnni(_2)?)?|avx512_mic(_4ops)?|avx512_core(_vnni)?', re.IGNORECASE)
 
 
 def features() -> frozenset[str]:
@@ -22,19 +25,27 @@ def features() -> frozenset[str]:
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether bfloat16 is in hardware. Otherwise it is emulated, and slower than float32: two to three times with
-    AVX-512, a hundred times with AVX2 alone."""
+    """Whether bfloat16 is in hardware, and oneDNN not told to do without it (``ONEDNN_MAX_CPU_ISA``).
+
+    Otherwise it is emulated, and slower than float32: two to three times with AVX-512, a hundred times with AVX2 alone.
+    """
     if device.type == 'cuda':
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    return bool(features() & _BF16)
+    told = os.environ.get('ONEDNN_MAX_CPU_ISA') or os.environ.get('DNNL_MAX_CPU_ISA', '')
+    return bool(features() & _BF16) and not _OLDER.fullmatch(told)
+
+
+def auto_amp(device: torch.device) -> str | None:
+    """What ``amp: auto`` is: ``bf16`` where it is in hardware, else None, float32."""
+    return 'bf16' if has_bf16(device) else None
 
 
 def warn_where_emulated(amp: str | None, device: torch.device) -> None:
-    """Warns in the log if ``amp`` is ``bf16`` and the hardware is known to lack it."""
+    """Warns in the log if ``amp`` is ``bf16`` and the hardware is known not to compute it."""
     if amp == 'bf16' and not has_bf16(device) and (device.type == 'cuda' or features()):
         logging.getLogger('basicsr').warning(
-            f'amp: bf16: {name(device)} has no bfloat16 in hardware. It is emulated, and may take a hundred times as '
-            'long as float32. Leave out amp to compute in float32')
+            f'amp: bf16: {name(device)} computes no bfloat16 in hardware. It is emulated, and may take a hundred times '
+            'as long as float32. Leave out amp to compute in float32')
 
 
 def name(device: torch.device) -> str:

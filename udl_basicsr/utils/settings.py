@@ -44,7 +44,6 @@ class LoaderSettings(Settings):
     num_prefetch_queue: int = 1
     pin_memory: bool = True
     in_memory: bool = False
-    persistent_workers: bool = False
     uncertainty_cache: str | None = None
 
 

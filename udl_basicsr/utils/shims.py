@@ -1,4 +1,4 @@
-"""What BasicSR 1.4.2 imports and newer torchvision lacks. Nothing but torchvision is imported here."""
+"""What BasicSR 1.4.2 imports and newer torchvision and SciPy lack. Nothing else is imported here."""
 import contextlib
 import importlib.util
 import sys
@@ -6,7 +6,15 @@ import types
 from collections.abc import Iterator
 
 
-def install_torchvision_shim() -> None:
+def install_shims() -> None:
+    """Provides both modules where they are lacking."""
+    _install_torchvision_shim()
+    name = 'scipy.ndimage.filters'  # basicsr/metrics/niqe.py:5; SciPy 2 is to have scipy.ndimage alone
+    if name not in sys.modules and importlib.util.find_spec(name) is None:
+        sys.modules[name] = importlib.import_module('scipy.ndimage')
+
+
+def _install_torchvision_shim() -> None:
     """Provides ``torchvision.transforms.functional_tensor``, which BasicSR imports and torchvision >= 0.17 lacks.
 
     basicsr/data/degradations.py:8 does ``from torchvision.transforms.functional_tensor import rgb_to_grayscale``. The
