@@ -301,12 +301,8 @@ def _make_database(job: Job, database: Path, records: dict) -> None:
     # LMDB rounds each value up to whole pages; BasicSR's own guess, from the first image alone, can be too small.
     map_size = sum(target.path.stat().st_size + 8192 for target in targets) * 2 + 2**20
     maker = LmdbMaker(str(_partial(database)), map_size=map_size, batch=256, compress_level=PNG_LEVEL)
-<<<<<<< HEAD
-    for path, _, _, height, width in tqdm(targets, desc=database.name, unit='image', dynamic_ncols=True, disable=None):
-=======
     for path, _, _, height, width in tqdm(targets, desc=database.name, unit='image', dynamic_ncols=True,
                                               disable=None):
->>>>>>> 16f948c8fa6a0b480e6af75dffa4e779c00667bc
         maker.put(path.read_bytes(), path.stem, (height, width, 3))
     maker.close()
     _partial(database).rename(database)
