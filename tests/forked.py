@@ -1,5 +1,6 @@
 """Processes that need not import everything anew: forked, so that what a test has patched is patched there too."""
 import atexit
+import contextlib
 import logging
 import multiprocessing
 import os
@@ -88,6 +89,21 @@ def script(path, *argv) -> None:
     sys.path.insert(0, str(Path(path).parent.resolve()))
     sys.argv = [str(path), *map(str, argv)]
     runpy.run_path(str(path), run_name='__main__')
+
+
+@contextlib.contextmanager
+def within(seconds: int):
+    """A TimeoutError where a block takes longer, and might for ever."""
+    def late(*_):
+        raise TimeoutError(f'took longer than {seconds} s')
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def free_port() -> int:

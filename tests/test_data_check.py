@@ -51,6 +51,18 @@ def test_pairs(parse, train_opt, tmp_path):
     assert 'images without a partner' in refused(parse, train_opt, "datasets:train:filename_tmpl='{}x'")
 
 
+def test_links_to_images_that_are_not_there(parse, train_opt, tmp_path):
+    """BasicSR passes over them: half of a data set that lay on another disk would be trained on."""
+    for kind in ('gt', 'lq'):
+        (tmp_path / kind / '4.png').symlink_to(tmp_path / kind / '3.png')
+    parse(train_opt, ['datasets:val=~'])
+    for kind in ('gt', 'lq'):
+        (tmp_path / kind / '5.png').symlink_to(tmp_path / 'disk' / kind / '5.png')
+    text = refused(parse, train_opt, 'datasets:val=~')
+    for kind in ('gt', 'lq'):
+        assert f'datasets.train.dataroot_{kind}: has links to images that are not there: 5.png' in text
+
+
 def test_meta_info_file(parse, train_opt, tmp_path, monkeypatch):
     meta = tmp_path / 'meta.txt'
     force = f'datasets:train:meta_info_file={meta}'

@@ -16,6 +16,7 @@ from udl_basicsr.cli import main as door
 from udl_basicsr.functional import attribution
 from udl_basicsr.functional import losses as formulas
 from udl_basicsr.reports import figures, html_pictures, lead, paper_formats, score_table, tradeoff
+from udl_basicsr.training.arguments import TRAINS, launch_parser
 from udl_basicsr.utils import option_files, plugins
 
 ROOT = Path(__file__).parents[1]
@@ -146,6 +147,8 @@ def test_installed_plugins_and_processes_that_a_command_starts(tmp_path, monkeyp
 
 @pytest.mark.parametrize(('argv', 'said'), [
     (['complexity', 'udl:EDSR_UDL_x4', '--import', 'broken'], '/parts.py:2). Expected a module that can be'),
+    (['complexity', 'x.yml', '--import', 'parts/nets.py'],
+     'expected the name of a module, got that of a file: --import nets, in the folder'),
     (['complexity', 'x.yml', '--import'], '--import: expected the name of a module'),
 ])
 def test_what_cannot_be_imported_is_named(tmp_path, argv, said):
@@ -155,6 +158,24 @@ def test_what_cannot_be_imported_is_named(tmp_path, argv, said):
     assert done.returncode == 2
     assert said in done.stderr
     assert 'Traceback' not in done.stderr
+
+
+@pytest.mark.parametrize('argv', [['infer', '', '--out', 'sr'], ['infer', 'a.png', '--out='],
+                                  ['train', '-opt', ''], ['report', 'results/a', '--gt', '', '--out', 'x.html']])
+def test_an_empty_argument_is_not_the_working_folder(tmp_path, argv, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'a.png').write_bytes(b'')
+    with pytest.raises(SystemExit, match='2'):
+        door.main(argv)
+    assert ' is empty; is a variable of your shell not set?' in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ['a.png']
+
+
+@pytest.mark.parametrize('words', ['a=1 b=2 --force_yml c=3', 'a=1 --force-yml b=2 --deep --force_yml=c=3'])
+def test_a_flag_of_lists_that_stands_several_times_loses_nothing(words):
+    parser = launch_parser(TRAINS)
+    assert parser.parse_args(['-opt', 'x.yml', '--force_yml', *words.split()]).force_yml == ['a=1', 'b=2', 'c=3']
+    assert parser.parse_args(['-opt', 'x.yml']).force_yml == []
 
 
 # ---------------------------------------------------------------------------------------------------- option files

@@ -1,6 +1,7 @@
 """udl infer: what is broken, too large or does not fit is named, and the rest is made."""
 # ruff: noqa: F811 - fixtures that come from infer_runs
 import errno
+import os
 import struct
 import weakref
 import zlib
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from forked import within
 from infer_runs import SMALL, made, no_files, noise, pixels, png, run, twice  # noqa: F401
 from PIL import Image
 from torch import nn
@@ -134,6 +136,33 @@ def test_all_that_is_wrong_is_said_at_once(run, capsys, monkeypatch):
                     'float.tif: has the colour mode F', 'cmyk.jpg: has the colour mode CMYK'):
         assert problem in said
     assert len(said.splitlines()) == 10
+    assert no_files(run.out)
+
+
+def test_a_folder_that_cannot_be_looked_into_is_named(run, capsys, monkeypatch):
+    run.picture('folder/good.png')
+    run.picture('folder/closed/other.png')
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith('closed'):  # root, who may run the tests, can look into any
+            raise PermissionError(errno.EACCES, 'Permission denied', str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, 'scandir', refuse)
+    assert run(run.root / 'folder') == 2
+    assert 'closed: Permission denied' in capsys.readouterr().err
+    assert no_files(run.out)
+
+
+@pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='there are no pipes on this system')
+def test_a_pipe_is_not_waited_for(run, capsys):
+    run.picture('folder/good.png')
+    os.mkfifo(run.root / 'folder' / 'pipe.png')
+    for given in ('folder', 'folder/pipe.png'):
+        with within(20):
+            assert run(run.root / given) == 2
+        assert 'pipe.png: is a pipe or a device, no picture' in capsys.readouterr().err
     assert no_files(run.out)
 
 

@@ -66,6 +66,9 @@ from udl_basicsr.options.training_values import judge_of
     ('train:likelihood_opt:type=ESULoss', 'train.likelihood_opt: not used in stage plain'),
     ('train:optim_g:type=Adamm', "train.optim_g.type: no optimizer 'Adamm' is known; did you mean 'Adam'?"),
     ('train:optim_g:lr=-1', 'train.optim_g: Adam refuses these arguments: Invalid learning rate'),
+    ('train:optim_g:lr=0', 'train.optim_g.lr: 0, with which nothing would be learned; expected number > 0'),
+    ('train:pixel_opt:loss_weight=0', 'train.pixel_opt.loss_weight: no loss has another weight than 0'),
+    ('train:pixel_opt:loss_weight=-0.1', 'train.pixel_opt.loss_weight: expected number ≥ 0, got -0.1'),
     ('train:optim_g:betta=1', "train.optim_g.betta: Adam has no such argument; did you mean 'betas'?"),
     ('train:scheduler:type=Step', 'train.scheduler.type: no scheduler'),
     ('train:scheduler:gama=1', "train.scheduler.gama: MultiStepRestartLR has no such argument; did you mean 'gamma'?"),
@@ -212,7 +215,9 @@ def test_all_problems_at_once(parse, train_opt):
     'train:scheduler={type: CosineAnnealingRestartLR, periods: [100]}',
     'logger:wandb={project: ~, resume_id: ~}', 'val:metrics:psnr:better=higher', 'val=~', 'datasets:val=~',
     'train:perceptual_opt={type: PerceptualLoss, layer_weights: {conv5_4: 1}}', 'network_g:res_scale=0.1',
-    'val:tile={size: 8, overlap: 2}', 'train:grad_clip=0.5', 'datasets:train:use_shuffle=true', 'val:suffix=~',
+    'val:tile={size: 8, overlap: 2}', 'train:gv_opt={type: GradientVarianceLoss, loss_weight: 0}',
+    'train:scheduler={type: CosineAnnealingRestartLR, periods: [100], eta_min: 1e-5}', 'train:grad_clip=0.5',
+    'datasets:train:use_shuffle=true', 'val:suffix=~',
     'train:pixel_opt={type: WeightMapLoss, weight_map: hr_gradient}', 'train:amp=bf16', 'val:self_ensemble=true',
 ])
 def test_what_is_fine_passes(parse, train_opt, force):
@@ -244,6 +249,21 @@ def test_stage_2_finds_the_weights_of_stage_1(parse, two_stages, tmp_path):
     again = tmp_path / 'flat.yml'
     again.write_text(dump_flat(parsed.flat))
     assert parse_options(str(again), root_path=str(tmp_path), is_train=True, num_gpu_available=0).flat == parsed.flat
+
+
+def test_what_the_command_line_does_not_change_in_stage_1_is_said(parse, two_stages, tmp_path):
+    first, second = two_stages
+    first['datasets']['train']['dataroot_gt'] = 'nowhere'
+    write(tmp_path / 'one.yml', first)
+    gt = second['datasets']['train']['dataroot_gt']
+    said = f'{tmp_path / "one.yml"}: --force_yml datasets:train:dataroot_gt changes stage 2 alone; change this file'
+    assert said in refused(parse, second, f'datasets:train:dataroot_gt={gt}', 'manual_seed=4')
+    assert '--force_yml' not in refused(parse, second, 'manual_seed=4')
+
+
+def test_a_name_that_turns_on_basicsrs_debug_mode_is_warned_of(parse, train_opt):
+    assert any("'nodebugging' has debug in it" in w for w in parse(train_opt, ['name=nodebugging']).warnings)
+    assert not any('debug' in w for w in parse(train_opt, debug=True).warnings)
 
 
 def test_stage_messages(parse, two_stages, tmp_path):

@@ -94,9 +94,11 @@ def test_force_yml():
                            ('name=', 'expected key:key=value, .*; null is written ~'),
                            ('train:lr= ', 'null is written ~'), ('a::b=1', 'expected key:key=value'),
                            ('name:x=1', 'name is a value, not a block'), ('a=[1', '--force_yml a=[1'),
+                           ('train:tmpl={}x4', '''needs quotes in quotes: "train:tmpl='{}x4'"'''),
                            ('a=!!python/name:os.system', 'is not allowed')):
         with pytest.raises(OptionError, match=message.replace('[', r'\[')):
             apply_force_yml(opt, [entry])
+    assert apply_force_yml(opt, ["train:tmpl='{}x4'"])['train']['tmpl'] == '{}x4'
     for entry, meant in (('train.total_iter=10', 'train:total_iter=10'),
                          ('train.optim_g:lr=1.5', 'train:optim_g:lr=1.5'),
                          ('train:optim_g.lr=1.5', 'train:optim_g:lr=1.5'), ('nope.x=1', 'nope:x=1')):

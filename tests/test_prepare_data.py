@@ -1,12 +1,14 @@
 """Data preparation against independent references, and what it refuses."""
 # ruff: noqa: F811 - fixtures that come from prepared_data
 import math
+import os
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 from basicsr.data.paired_image_dataset import PairedImageDataset
+from forked import within
 from PIL import Image
 from prepared_data import encode, out, picture, run, source, tree  # noqa: F401
 from scipy import ndimage
@@ -263,7 +265,22 @@ def test_bad_folders(source, tmp_path, monkeypatch, capsys, where, options, mess
     assert tree(tmp_path) == before
 
 
+@pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='there are no pipes on this system')
+def test_a_pipe_is_not_waited_for(source, out, capsys):
+    os.mkfifo(source / 'pipe.png')
+    with within(20):
+        assert run(source, out) == 2
+    assert 'pipe.png: is a pipe or a device, no image; move it away' in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_flag_of_several_scales_may_stand_several_times(source, out):
+    assert run(source, out, '--scale', '2', '--degradation', 'bd', '--scale', '4') == 0
+    assert {path.name for path in out.iterdir() if path.is_dir()} == {'GTmod2', 'GTmod4', 'LRbdx2', 'LRbdx4'}
+
+
 @pytest.mark.parametrize(('options', 'message'), [
+    (['--out', ''], 'an argument behind --out is empty; is a variable of your shell not set?'),
     (['--scale', '1'], 'expected a whole number from 2 to 8'),
     (['--scale', '2.5'], 'expected a whole number from 2 to 8'),
     (['--degradation', 'bicubic'], 'invalid choice'),

@@ -187,7 +187,7 @@ def test_the_scaler_finds_its_scale_with_two_steps(tlw_project):
 
 def test_the_weighting_network_learns_what_the_judge_sees(tlw_project):
     """One batch whose prediction does not move: -log WC falls."""
-    model = tlw_project.model('tlw', 'train:optim_g:lr=0', 'train:tlw_opt:deterministic=true')
+    model = tlw_project.model('tlw', 'train:optim_g:lr=1e-30', 'train:tlw_opt:deterministic=true')
     model.iters_per_epoch = 100
     data = batch()
     data['gt'] = torch.nn.functional.interpolate(data['lq'], scale_factor=2)

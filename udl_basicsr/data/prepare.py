@@ -108,6 +108,8 @@ def _digest(data: bytes) -> str:
 
 def _inspect(path: Path) -> dict | str:
     """What has to be known of a source image, or why it is refused."""
+    if path.exists() and not path.is_file():  # reading it might wait for ever
+        return f'{path.name}: is a pipe or a device, no image; move it away'
     try:
         data = path.read_bytes()
         img, notes = decode_rgb(data)

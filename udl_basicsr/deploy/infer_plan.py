@@ -90,8 +90,9 @@ def make_plan(inputs: Iterable[str | Path], out: str | Path, *, suffix: str = ''
                 problems.append(f'{given}: is the folder of --out, whose results would be its next pictures: give '
                                 'another --out')
                 continue
-            files = list(_walk(given, out, passed_over))
-            if not files:
+            known = len(problems)
+            files = list(_walk(given, out, passed_over, problems))
+            if not files and len(problems) == known:
                 problems.append(f'{given}: holds no picture ({", ".join(SUFFIXES)})')
             for path in files:
                 sources.setdefault(path, path.parent.relative_to(given))
@@ -104,6 +105,9 @@ def make_plan(inputs: Iterable[str | Path], out: str | Path, *, suffix: str = ''
 
     jobs, done, there, owners = [], 0, 0, {}
     for path, folder in reversed(unique.values()):
+        if path.exists() and not path.is_file():
+            problems.append(f'{path}: is a pipe or a device, no picture')  # reading it might wait for ever
+            continue
         try:
             header = read_header(path)
         except (ImageError, OSError) as error:
@@ -144,9 +148,12 @@ def make_plan(inputs: Iterable[str | Path], out: str | Path, *, suffix: str = ''
     return InferencePlan(tuple(jobs), done, dict(passed_over), there)
 
 
-def _walk(folder: Path, out: Path, passed_over: Counter) -> Iterable[Path]:
+def _walk(folder: Path, out: Path, passed_over: Counter, problems: list[str]) -> Iterable[Path]:
+    def closed(error: OSError) -> None:  # which os.walk would pass over, with all the pictures in it
+        problems.append(problem_of(Path(error.filename), error))
+
     met = {folder.resolve(), out.resolve()}  # links may lead in a circle, or to the results
-    for parent, folders, files in os.walk(folder, followlinks=True):
+    for parent, folders, files in os.walk(folder, onerror=closed, followlinks=True):
         places = {name: Path(parent, name).resolve() for name in sorted(folders) if not name.startswith('.')}
         folders[:] = [name for name, place in places.items() if place not in met]
         met.update(places.values())

@@ -8,7 +8,7 @@ from os import path as osp
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import BinaryIO, NamedTuple
 
-from udl_basicsr.data.images import ImageError, read_header
+from udl_basicsr.data.images import SUFFIXES, ImageError, read_header
 
 from .keys import Findings
 from .schema import DATASET
@@ -34,6 +34,12 @@ def some_of(names: Sequence[str], separator: str = ', ') -> str:
 
 def _listing(folder: str) -> set[str]:
     return {e.name for e in os.scandir(folder) if e.is_file() and not e.name.startswith('.')}
+
+
+def _dangling(folder: str) -> list[str]:
+    """Links of images that are not there, which BasicSR would pass over."""
+    return sorted(e.name for e in os.scandir(folder) if e.is_symlink() and not osp.exists(e.path)
+                  and osp.splitext(e.name)[1].lower() in SUFFIXES and not e.name.startswith('.'))
 
 
 def why_outside(name: str) -> str:
@@ -69,7 +75,10 @@ def names_outside(path: str) -> str:
 def file_pairs(dataset: dict, gt_root: str, lq_root: str, at: str, report: Findings) -> list[Pair]:
     template, meta = dataset.get('filename_tmpl', DATASET['filename_tmpl'].default), dataset.get('meta_info_file')
     gt_there, lq_there = _listing(gt_root), _listing(lq_root)
-    for key, there in (('dataroot_gt', gt_there), ('dataroot_lq', lq_there)):
+    for key, root, there in (('dataroot_gt', gt_root, gt_there), ('dataroot_lq', lq_root, lq_there)):
+        if meta is None and (lost := _dangling(root)):
+            report.add(f'{at}.{key}', f'has links to images that are not there: {some_of(lost)}; correct or remove '
+                       'them')
         # they become those of results, and lines of logs and tables
         if strange := sorted(ascii(name) for name in there if not name.isprintable()):
             report.add(f'{at}.{key}', f'has files whose names have characters that cannot be seen: {some_of(strange)}; '

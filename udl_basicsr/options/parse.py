@@ -108,12 +108,17 @@ def _parse(file: str, parents: tuple[str, ...], *, root_path: str, is_train: boo
                                force_yml=(), process=process, num_gpu_available=num_gpu_available, files=files,
                                images=images)
         promised = _fill_stage1_weights(flat, stage1, root_path)
+        if isinstance(flat['stage1'], str):
+            report.elsewhere += _out_of_reach(flat['stage1'], force_yml, report.elsewhere)
     elif flat.get('stage1') is not None and not is_train:
         report.add('stage1', 'belongs in a training file; remove it')
     checker = Checker(flat, is_train, report)
     checker.run()
     if not _can_build(flat):
         raise _error(file, report)
+    if is_train and 'debug' in flat['name'] and not process['debug']:
+        report.warnings.append(f'name: {flat["name"]!r} has debug in it: as in BasicSR, this run logs each iteration, '
+                               'and validates and saves every 8; choose another name if you do not want that')
 
     if is_train and flat.get('manual_seed') is None:
         flat['manual_seed'] = random.SystemRandom().randint(1, 10000)  # leaves the global random state alone
@@ -212,6 +217,13 @@ def _parse_stage1(flat: dict, report: Findings, parents: tuple[str, ...], **argu
     if ours and not theirs and flat.get('stage') != 'esu' and not flat['path'].get('pretrain_network_u'):
         report.add('stage1', f'trains no network_u ({first}); expected the option file of stage esu')
     return stage1
+
+
+def _out_of_reach(file: str, force_yml: Iterable[str], problems: list[str]) -> list[str]:
+    """Of what is wrong in the file of stage 1, what the command line seems to put right and does not."""
+    keys = [entry.partition('=')[0] for entry in force_yml]
+    kept = [key for key in keys if any(f': {key.replace(":", ".")}' in problem for problem in problems)]
+    return [f'{file}: --force_yml {", ".join(kept)} changes stage 2 alone; change this file as well'] if kept else []
 
 
 def _fill_stage1_weights(flat: dict, stage1: Parsed | None, root_path: str) -> dict[str, str]:

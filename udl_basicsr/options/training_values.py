@@ -59,6 +59,8 @@ class TrainingChecker(NetworkChecker):
                 if (other := logged.setdefault(name, key)) != key:
                     self.report.add(f'train.{key}', f'its loss would be called {name}, as that of train.{other} is, '
                                     'and one of them be left out; rename it')
+        if self.ours:
+            self.check_weights(train, losses)
         for key in sorted(losses):
             target = lookup('loss', train[key].get('type'))
             takes = inputs_of(target) if hasattr(target, 'forward') else {}
@@ -76,6 +78,17 @@ class TrainingChecker(NetworkChecker):
                     'for tlw_opt (model_type: TLWModel)'))
             if target and self.ours and not self.report.has(f'train.{key}'):
                 self.check_loss(key, target, train)
+
+    def check_weights(self, train: dict, losses: set[str]) -> None:
+        """That the losses are made smaller, and that there is one to make smaller."""
+        weights = {key: train[key].get('loss_weight') for key in sorted(losses)}
+        for key, weight in weights.items():
+            if isinstance(weight, (int, float)) and weight < 0:
+                self.report.add(f'train.{key}.loss_weight', f'expected number ≥ 0, got {describe(weight)}, with which '
+                                'training would make the loss larger')
+        if weights and all(weight == 0 for weight in weights.values()):
+            self.report.add(f'train.{next(iter(weights))}.loss_weight', 'no loss has another weight than 0, so nothing '
+                            'would be learned; expected a number > 0')
 
     def check_loss(self, key: str, target: type, train: dict) -> None:
         """That training gets one number from a loss, at the size that is trained at."""
@@ -244,6 +257,9 @@ class TrainingChecker(NetworkChecker):
                 self.report.warnings.append(f'{where}: all come after total_iter: {total}; the learning rate stays '
                                             'constant')
         self.check_restarts(scheduler)
+        for key in ('optim_g', 'optim_w'):
+            if block_of(train, key).get('lr') == 0 and not scheduler.get('eta_min'):
+                add(f'train.{key}.lr', '0, with which nothing would be learned; expected number > 0')
         accumulate, batch = self.given('train', 'accumulate'), self.blocks().get('train', {}).get('batch_size_per_gpu')
         if isinstance(accumulate, int) and isinstance(batch, int) and accumulate > 0 and batch % accumulate:
             add('train.accumulate', f'{accumulate} does not divide datasets.train.batch_size_per_gpu: {batch}')

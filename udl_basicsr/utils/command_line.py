@@ -11,8 +11,18 @@ from .text import one_line
 _MOST_DIGITS = 18  # all have room in 64 bits
 
 
+class _Store(argparse.Action):
+    """Stores what is given. What a flag of lists is given several times is one list, of which nothing is lost."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        given = getattr(namespace, self.dest, None)
+        if option_string and self.nargs in ('+', '*') and given is not self.default:
+            values = [*(given or ()), *(values or ())]
+        setattr(namespace, self.dest, values)
+
+
 class CommandParser(argparse.ArgumentParser):
-    """An ArgumentParser that takes ``--dry-run`` for ``--dry_run`` too.
+    """An ArgumentParser that takes ``--dry-run`` for ``--dry_run`` too, and refuses empty arguments.
 
     Args:
         told: The docstring of the command's module; its lines that begin with ``udl``, and what continues them after
@@ -22,11 +32,18 @@ class CommandParser(argparse.ArgumentParser):
 
     def __init__(self, *args: Any, told: str | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        for name in (None, 'store'):  # which flags are by default, and those of groups with them
+            self.register('action', name, _Store)
         examples = re.findall(r'^ *udl (?:.*\\\n)*.*', told or '', re.M)
         self.examples = textwrap.indent('\n'.join(map(textwrap.dedent, examples)), '  ')
 
     def parse_known_args(self, args=None, namespace=None):
-        return super().parse_known_args([_spelt(text) for text in (sys.argv[1:] if args is None else args)], namespace)
+        words = [_spelt(text) for text in (sys.argv[1:] if args is None else args)]
+        for before, word in zip(['', *words], words, strict=False):
+            if not word or re.fullmatch('--[a-z_]+=', word):  # as a path the working folder, with all that is in it
+                which = f'argument {word[:-1]}' if word else f'an argument behind {before}' if before else 'an argument'
+                self.error(f'{which} is empty; is a variable of your shell not set?')
+        return super().parse_known_args(words, namespace)
 
     def format_help(self) -> str:
         return super().format_help() + (f'\nexamples:\n{self.examples}\n' if self.examples else '')

@@ -12,6 +12,7 @@ import sys
 import traceback
 from collections.abc import Iterable
 from importlib.metadata import entry_points
+from pathlib import Path
 
 from .errors import MISUSED, UdlError
 from .text import kind_and_line
@@ -72,6 +73,9 @@ def load() -> None:
         try:
             importlib.import_module(name)
         except Exception as error:
+            if name.endswith('.py'):
+                raise PluginError(f'--import {name}: expected the name of a module, got that of a file: --import '
+                                  f'{Path(name).stem}, in the folder that holds it') from error
             raise PluginError(f'--import {name}: {kind_and_line(error)}{_where(error)}. Expected a module that can be '
                               f'imported from {os.getcwd()} or is installed') from error
     for entry in entry_points(group=GROUP):

@@ -332,7 +332,9 @@ def apply_force_yml(opt: dict, entries: Iterable[str] | None) -> dict:
         try:
             value = None if text.strip().lower() == 'none' else _read(text, source)
         except OptionError as error:
-            problems += error.problems
+            quoted = text.replace("'", "''")
+            problems += [f'{problem}; text with signs of YAML in it needs quotes in quotes: '
+                         f'"{":".join(keys)}=\'{quoted}\'"' for problem in error.problems]
             continue
         block = opt
         for depth, key in enumerate(keys[:-1]):
