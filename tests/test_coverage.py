@@ -1,5 +1,6 @@
 """udl coverage: halves that change places, shifted inputs, and the table, against the networks by hand."""
 import json
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from basicsr.utils import img2tensor
 from calibration_runs import CalibrationRun
 from conftest import photograph, status_of
+from legible import readable  # noqa: F401 - for all tests here
 
 from udl_basicsr import functional as F
 from udl_basicsr.cli import coverage as command
@@ -15,6 +17,7 @@ from udl_basicsr.data.degradations import degrade_bd
 from udl_basicsr.deploy.judging import SHIFTS, shifted
 from udl_basicsr.deploy.pictures import Pixels
 from udl_basicsr.functional.risk_control import FACTORS
+from udl_basicsr.reports.coverage import coverage_figure
 
 
 @pytest.fixture
@@ -193,3 +196,12 @@ def test_shifts_are_what_they_say():
     coded = cv2.imdecode(cv2.imencode('.jpg', lq[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 30])[1], cv2.IMREAD_COLOR)
     np.testing.assert_array_equal(made['JPEG'], coded[..., ::-1])
     assert made['scale'].shape == (20, 21, 3)
+
+
+@pytest.mark.parametrize('count', [2, 6])
+def test_the_figure_of_many_runs_is_no_wider(count, tmp_path):
+    """Letters of a figure that grew to the side would be too small on a page; it grows downwards."""
+    runs = [SimpleNamespace(name=f'a run with a long name, number {n}', images={'1': {'coverage': 0.8 + n / 50}, '2': {
+        'coverage': 0.95}}, least_covered=f'B/{n}', coverage_map=np.full((3, 4), n / 6)) for n in range(count)]
+    out = coverage_figure(runs, 0.1, tmp_path / 'coverage.png')
+    assert cv2.imread(str(out)).shape[1] == 7 * 150

@@ -107,6 +107,19 @@ def test_replicas_do_not_see_one_anothers_hooks():
     assert not problems
 
 
+def test_hooks_of_others_on_the_tap_can_be_removed():
+    """A handle finds its hook in the dictionary that it was put into."""
+    net, calls = UncertaintyNet(EDSR).eval(), []
+    handle = net.mean_network.get_submodule(net.tap).register_forward_pre_hook(lambda *_: calls.append(1))
+    lq = torch.rand(1, 3, 8, 8)
+    net(lq)
+    net.log_scale(lq)
+    assert len(calls) == 2
+    handle.remove()
+    net(lq)
+    assert len(calls) == 2
+
+
 def test_a_hook_that_stays_keeps_nothing_outside_of_training():
     net = UncertaintyNet(EDSR)
     lq = torch.rand(2, 3, 8, 8)

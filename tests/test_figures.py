@@ -4,6 +4,7 @@ import json
 import re
 
 import cv2
+import legible
 import numpy as np
 import pytest
 from figure_runs import IMAGES, SET, disturbed, main, rgb, sigma_folder, tlw_folder  # noqa: F401
@@ -80,6 +81,18 @@ def test_a_figure_is_the_same_file_each_time(tmp_path, suffix):
     assert a.read_bytes() == b.read_bytes()
     assert a.read_bytes().startswith(magic)
     assert b'Type3' not in a.read_bytes()
+
+
+@pytest.mark.parametrize('count', [5, 8])
+def test_long_titles_of_small_pictures_are_broken(tmp_path, count):
+    """Neither does one lie on the next, nor is one cut off; nor the name of a colour bar that is short."""
+    gt, title = rgb(0), 'ESU → UDL\n26.47 dB / 0.7605'
+    legible.watch()
+    figures.comparison_figure([Panel(title, gt)] * count, (8, 8, 16, 16), tmp_path / 'f.png', [Panel('whole', gt)],
+                              width=5)
+    figures.save(figures.draw_grid([[Panel(title, gt[..., 0] / 255., 'weight')] * count], width=7),
+                 tmp_path / 'g.png')
+    assert legible.found() == []
 
 
 @pytest.mark.parametrize('count', [2, 7])
@@ -179,7 +192,9 @@ def commands(toys, tlw_folder, sigma_folder):
                                               ('sigma', '.pdf'), ('tradeoff', '.pdf')])
 def test_command_line(commands, kind, suffix, tmp_path, capsys):
     out = tmp_path / 'new' / f'{kind}{suffix}'
+    legible.watch()
     assert main(*commands[kind], '--out', out, '--dpi', 60) == 0
+    assert legible.found() == []
     assert capsys.readouterr().out == f'Wrote {out}\n'
     assert out.stat().st_size > 2000
     if suffix == '.png':

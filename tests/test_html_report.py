@@ -164,7 +164,7 @@ def test_differences_are_those_of_the_statistics(trial):
 def test_what_was_run_is_said(trial):
     facts = re.findall(r'<dt>([^<]*)</dt><dd>([^<]*)</dd>', trial['page'])
     assert ('Budget', '300 iterations') in facts
-    assert ('Seeds', '0, 1') in facts
+    assert ('Seeds', '2 (seeds 0, 1)') in facts
     assert ('Test data', 'Set5 (2), Set14 (1)') in facts
     assert ('Network', 'EDSR 4×16') in facts
     assert 'esu 100 → udl 200' in trial['page']

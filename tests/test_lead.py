@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 from invented import invented_record
+from legible import readable  # noqa: F401 - for all tests here
 from scipy.stats import spearmanr
 
 from udl_basicsr.experiments import record_files
@@ -152,7 +153,8 @@ def test_lead_points(axis, values, tmp_path):
                               axis)
     assert sorted(p.x for p in points) == pytest.approx(values)
     assert {p.name: round(p.difference['mean'], 9) for p in points} == {'short': 0.1, 'long': 0.2}
-    assert lead.lead_figure({'toys': points}, axis, ('L1', 'UDL'), tmp_path / 'lead.png').stat().st_size > 0
+    assert lead.lead_figure({'toys': points, 'others': points}, axis, ('L1', 'UDL'),
+                            tmp_path / 'lead.png').stat().st_size > 0
     with pytest.raises(ScoresError, match='nothing to draw'):
         lead.lead_figure({'toys': []}, axis, ('L1', 'UDL'), tmp_path / 'no.png')
 

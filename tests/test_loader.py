@@ -323,7 +323,8 @@ def test_memory_that_is_free_is_what_can_be_had():
 
 
 @pytest.mark.parametrize(('key', 'message'), [
-    ('datasets:val:in_memory=true', r'datasets\.val\.in_memory: only the training set'),
+    *((f'datasets:val:{key}', rf'datasets\.val\.{key.partition("=")[0]}: only the training set has it')
+      for key in ('in_memory=true', 'skip_broken=true', 'first_iter=3')),
     (f'{IN_MEMORY[:-4]}maybe', r'datasets\.train\.in_memory: expected true \| false'),
 ])
 def test_it_is_for_training_sets_alone(project, key, message):

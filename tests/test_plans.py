@@ -387,3 +387,9 @@ def test_the_degradation_is_what_the_options_say(write, tmp_path):
     difference = records._difference([shared.runs[0].stages[0].essence],
                                      [plan.read_plan(write(), tmp_path).runs[0].stages[0].essence], 'record')
     assert 'degradation: BD' in difference
+
+
+def test_what_is_written_over_stays_in_one_row(monkeypatch):
+    monkeypatch.setenv('COLUMNS', '80')
+    assert comparing.fitting('x' * 100) == 'x' * 79
+    assert comparing.fitting('L1, seed 0: 3/9') == 'L1, seed 0: 3/9'

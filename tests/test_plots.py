@@ -11,11 +11,12 @@ import yaml
 from basicsr.archs import build_network
 from figure_runs import IMAGES, SET, SIGMA_NETS, main, rgb, sigma_folder, sobel, tlw_folder  # noqa: F401
 from invented import invented_record
+from legible import unreadable
 
 from udl_basicsr.experiments.printed import load_paper
 from udl_basicsr.experiments.record_files import TrainedStage
 from udl_basicsr.functional import image_statistics as stats
-from udl_basicsr.reports import plots, sigma, tlw, tradeoff, variance_plots
+from udl_basicsr.reports import figures, plots, sigma, tlw, tradeoff, variance_plots
 from udl_basicsr.reports.paper_tables import make_table
 from udl_basicsr.reports.uncertainty import ReportError
 from udl_basicsr.training import stages
@@ -51,7 +52,11 @@ def records():
 
 def test_differences_show_the_means(drawn):
     plots.differences_figure(records(), 'f.png')
+    assert drawn[0].texts[0].get_text() == 'EDSR ×2: difference from label of L1, 2 seeds'
     ax, = drawn[0].axes
+    points = {line.get_ydata()[0]: line.get_xdata() for line in ax.lines if line.get_marker() == '.'}
+    assert list(points) == pytest.approx([0.33, 2.33])  # each seed, below its method; none where there is only one
+    assert list(points.values()) == [pytest.approx([0.3, 0.3]), pytest.approx([-0.2, -0.2])]
     assert [t.get_text() for t in ax.get_yticklabels()] == ['label of better', 'label of once (1 seed)',
                                                             'label of worse']
     dots = [line for line in ax.lines if line.get_marker() == 'o']
@@ -59,6 +64,49 @@ def test_differences_show_the_means(drawn):
     # no scatter at all: the intervals are the means themselves, and exclude 0; but one seed says nothing of seeds
     assert [line.get_markerfacecolor() for line in dots] == [plots.BETTER, 'white', plots.WORSE]
     assert [t.get_text() for t in ax.texts] == ['+0.30', '+0.10', '−0.20']
+
+
+def test_points_are_the_seeds_own_differences(drawn):
+    runs = [*records(), record('noisy', 0, 1.), record('noisy', 1, -0.9)]
+    plots.differences_figure(runs, 'f.png', methods=['noisy'])
+    ax, = drawn[0].axes
+    assert [list(line.get_xdata()) for line in ax.lines if line.get_marker() == '.'] == [pytest.approx([1., -0.9])]
+
+
+def test_comparisons_can_be_read(drawn):
+    """With long names, many digits and several plots beside each other; and the axes say which way is better."""
+    runs = [replace(r, label=f'{r.label}, with 1.54 times the iterations') for r in records()]
+    for r in runs:
+        for values in [*r.datasets[SET].images.values(), r.datasets[SET].mean]:
+            values['lpips'] = values['psnr'] / 100
+        r.datasets.update(dict.fromkeys(('Set14', 'BSD100'), r.datasets[SET]))
+    for metric in ('psnr', 'lpips'):
+        plots.differences_figure(runs, 'f.png', metric)
+    plots.curves_figure(runs, SET, 'f.png')
+    variances = np.random.default_rng(0).exponential(1, (2, 400))
+    variance_plots.variances_figure(variances[0], {'a run': variances[1]}, 8, 'f.png', 'toys')
+    variance_plots.variance_peaks_figure(variances, {'a run': variances / 2}, 8, 'f.png', 'toys')
+    assert [unreadable(figure) for figure in drawn] == [[]] * 5
+    assert 'PSNR minus that of label of L1, with 1.54 times the iterations, dB (higher is better)' in [
+        text.get_text() for text in drawn[0].texts]
+    assert drawn[1].texts[1].get_text().endswith('(lower is better)')
+
+
+def test_what_cannot_be_read_is_found():
+    """So that the tests with it mean something."""
+    figure = figures.new_figure(3, 2, 100)
+    left, right = (figure.add_axes((x, 0.2, 0.3, 0.5)) for x in (0.2, 0.6))
+    assert unreadable(figure) == []
+    left.set_title('far too long for so narrow a plot')
+    right.set_title('another')
+    left.set_ylabel('a name')
+    left.yaxis.set_label_coords(-0.8, 0.5)
+    right.plot([0, 1, 2], [0, 1, 2], label='a line')
+    right.legend(loc='center')
+    left.text(1.4, 0.5, '0.25', transform=left.transAxes)
+    found = '; '.join(unreadable(figure))
+    for fault in ("'another' lies on", "'a name' is cut off", "legend of 'another' lies on data", "'0.25' lies under"):
+        assert fault in found or (fault.startswith("'another'") and "lies on 'another'" in found)
 
 
 def test_differences_that_scatter_are_hollow(drawn):

@@ -307,7 +307,7 @@ def test_folders_that_cannot_be_used_are_refused_before_anything_is_made(ready, 
 
 @pytest.mark.parametrize(('stage', 'force', 'message'), [
     ('esu', f'{KEY}=auto', 'not used in stage esu'),
-    ('udl', 'datasets:val:uncertainty_cache=auto', 'only the training set has one'),
+    ('udl', 'datasets:val:uncertainty_cache=auto', 'only the training set has it'),
     ('udl', f'{KEY}=3', 'expected text, got'),
     ('udl', 'datasets:train:uncertainty_cach=auto', "did you mean 'uncertainty_cache'"),
 ])

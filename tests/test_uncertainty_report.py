@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import scipy.stats
 from conftest import photograph
+from legible import readable  # noqa: F401 - for all tests here
 
 from udl_basicsr import functional as F
 from udl_basicsr.functional.log_scale_maps import encode_log_scale

@@ -6,9 +6,10 @@ import statistics
 from collections.abc import Mapping
 from pathlib import Path
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
+from udl_basicsr.reports.figures import FONT, WIDTH, framed
+from udl_basicsr.reports.figures import save as save_figure
+from udl_basicsr.reports.method_styles import WORSE
+from udl_basicsr.reports.plots import tidy
 from udl_basicsr.utils.files import write_text
 from udl_basicsr.utils.tables import text_table
 
@@ -73,30 +74,59 @@ def _cells(values: Mapping) -> tuple[str, str]:
     return f"{values['median']:.2f}", f"{values['low']:.2f} to {values['high']:.2f}"
 
 
+NAMES = {
+    'published_over_ours': 'stage 2, published : ours',
+    'stage2_over_l1': 'stage 2 : L1, both ours',
+    'stage2_cached_over_l1': 'stage 2 with the cache : L1, both ours',
+    'stage1_over_l1': 'stage 1 : L1, both ours',
+    'memory_published_over_ours': 'peak memory of stage 2, published : ours',
+    'validation_basicsr_over_ours': 'validation beyond the network, BasicSR : ours',
+    'basicsr': 'L1, stock BasicSR',
+    'published': 'stage 2 (UDL), published',
+    'l1': 'L1, ours',
+    'esu': 'stage 1 (ESU), ours',
+    'udl': 'stage 2 (UDL), ours',
+    'udl_cached': 'stage 2 (UDL), ours, with the cache',
+}
+"""Of ratios and contenders, as the figure prints them; those that end in ``_float32`` have the fast head alone."""
+
+
+def name_of(key: str) -> str:
+    """What a bar is called."""
+    plain = key.removesuffix('_float32')
+    return NAMES.get(plain, plain) + (', fast head alone' if plain != key else '')
+
+
 def draw(report: Mapping, path: str | Path) -> None:
     """The ratios and the time of each contender as bars with their quartiles, as a PNG."""
     name, result = next(iter(report['networks'].items()))
-    panels = [
-        ('ratio, goal as a line', {key: report['figures'][key] for key in GOALS if key in report['figures']}),
-        (f'{name}: seconds a step', {key: value['seconds'] for key, value in result['contenders'].items()}),
-        ('stage 2: times faster than plain', {key: value['speedup'] for key, value in result['levers'].items()}),
-    ]
-    drawing = Figure(figsize=(15, 5), layout='constrained')
-    FigureCanvasAgg(drawing)
-    for axes, (title, bars) in zip(drawing.subplots(1, 3), panels, strict=True):
+    ratios = {key: report['figures'][key] for key in GOALS if key in report['figures']}
+    panels = [('ratios, and what they should be', 'ratio', ratios),
+              (f'{name}: one training step', 'seconds (lower is better)',
+               {key: value['seconds'] for key, value in result['contenders'].items()}),
+              ('levers of stage 2', 'times as fast as plain (higher is better)',
+               {key: value['speedup'] for key, value in result['levers'].items()})]
+    rows = [len(bars) for *_, bars in panels]
+    who = report['machine']
+    figure = framed(WIDTH, 0.17 * sum(rows) + 0.6 * len(rows), 150, f"{Case(**result['case'])}, {who['device']}: "
+                    f"{who['cpu']}", f"Bars: medians; black: quartiles; seconds by the {who['clock']} clock. Orange: "
+                    'the goal of a ratio, at least ▸ or at most ◂.')
+    for ax, (title, axis, bars) in zip(figure.subplots(len(rows), 1, height_ratios=rows), panels, strict=True):
         medians = [bar['median'] for bar in bars.values()]
         spread = [[bar['median'] - bar['low'] for bar in bars.values()],
                   [bar['high'] - bar['median'] for bar in bars.values()]]
-        axes.barh(range(len(bars)), medians, xerr=spread, color='#4878a8', ecolor='#202020', capsize=3)
-        axes.set_yticks(range(len(bars)), bars)
-        axes.invert_yaxis()
-        axes.set_title(title)
-        for row, key in enumerate(bars):
-            if key in GOALS and bars is panels[0][1]:
-                axes.plot([GOALS[key][0]] * 2, [row - 0.4, row + 0.4], color='#d04020', linewidth=2)
-    drawing.suptitle(f"{Case(**result['case'])}, {report['machine']['device']}: {report['machine']['cpu']}")
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    drawing.savefig(path, dpi=110)
+        ax.barh(range(len(bars)), medians, xerr=spread, color='#7fb2d6', ecolor='black', capsize=2,
+                error_kw={'elinewidth': 0.8})
+        ax.set_yticks(range(len(bars)), map(name_of, bars))
+        ax.invert_yaxis()
+        ax.set(title=title, xlabel=axis)
+        tidy(ax, 'x')
+        ax.tick_params(axis='y', length=0, labelsize=FONT)
+        for row, key in enumerate(bars if bars is ratios else ()):
+            goal, relation = GOALS[key]
+            ax.plot([goal] * 2, [row - 0.45, row + 0.45], color=WORSE, linewidth=1.6)
+            ax.plot(goal, row, '>' if relation == '≥' else '<', color=WORSE, markersize=4, clip_on=False)
+    save_figure(figure, path)
 
 
 def save(report: Mapping, path: str | Path) -> None:

@@ -186,9 +186,10 @@ class UncertaintyNet(nn.Module):
             if stop_at_tap and len(seen) == self._tap_calls:
                 raise _TapReached
 
-        # DataParallel's replicas, one a thread, share the dictionaries of their hooks; here each gets its own.
-        for hooks in ('_forward_pre_hooks', '_forward_pre_hooks_with_kwargs'):
-            setattr(tap, hooks, getattr(tap, hooks).copy())
+        if getattr(tap, '_is_replica', False):
+            # DataParallel's, one a thread, share the dictionaries of their hooks; here each gets its own.
+            for hooks in ('_forward_pre_hooks', '_forward_pre_hooks_with_kwargs'):
+                setattr(tap, hooks, getattr(tap, hooks).copy())
         # Hooked for this call only: ``mean_network`` used alone must neither run the hook nor keep features alive.
         handle = tap.register_forward_pre_hook(hook, with_kwargs=True)
         try:

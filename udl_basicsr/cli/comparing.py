@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import signal
 import sys
 import time
@@ -143,7 +144,7 @@ def train(plan: Plan, missing: list[PlannedRun], out: Path, root: Path, gpus: li
                     begun.add(run.name)
                     print(f'{clear}{run.shown} begins, {len(begun)} of {len(missing)}; log: {event.log}', flush=True)
                 if clear:
-                    print(clear + '   '.join(last.values()) + until(outlook), end='', flush=True)
+                    print(clear + fitting('   '.join(last.values()) + until(outlook)), end='', flush=True)
                 elif time.time() - told > SILENCE:
                     told = time.time()
                     print('   '.join(last.values()) + until(outlook), flush=True)
@@ -174,6 +175,11 @@ def train(plan: Plan, missing: list[PlannedRun], out: Path, root: Path, gpus: li
         print(f'{event.run.name}: left out, since another process trains it. Start again when that has ended',
               file=sys.stderr)
     return 1 if failed else EXIT_BUSY if busy else 0
+
+
+def fitting(line: str) -> str:
+    """As much of a line as the terminal has in one row: of one that is wrapped, only the last row would be cleared."""
+    return line[:shutil.get_terminal_size().columns - 1]
 
 
 def until(outlook: runner.Outlook) -> str:

@@ -117,7 +117,7 @@ def weights(args, look: dict) -> Path:
     p = _Pictures(args)
     found = stats.weight_maps(p.sr[0], p.gt, p.lq,  # pyright: ignore[reportArgumentType] - --lq is required
                               p.log_scale(p.runs[1]), args.scaling, args.offset, args.min_over)
-    panels = [Panel('ground truth\n10 % of the pixels bear', p.cut(p.gt))]
+    panels = [Panel('ground truth\n10 % of the pixels hold', p.cut(p.gt))]
     panels += [Panel(f'{_WEIGHTS[name]}\n{stats.top_share(weight):.0%} of the weight'.replace('%', ' %'), p.cut(weight),
                      'weight') for name, weight in found.items()]
     return figures.save(figures.draw_grid(_wrapped(panels, args.columns), **look), args.out)
@@ -211,10 +211,11 @@ def tradeoff(args, look: dict) -> Path:
 def calibration(args, look: dict) -> Path:
     path = Path(args.report)
     try:
-        reports = [Report(**run) for run in read_json(path)['runs']]
+        content = read_json(path)
+        reports, protocol = [Report(**run) for run in content['runs']], str(content.get('protocol', ''))
     except (ValueError, TypeError, KeyError) as error:
         raise ReportError(f'{path}: is no uncertainty.json of udl uncertainty ({error})') from error
-    return uncertainty_figure(reports, args.out, **look)
+    return uncertainty_figure(reports, args.out, protocol, **look)
 
 
 def differences(args, look: dict) -> Path:
@@ -275,7 +276,7 @@ def deciles(args, look: dict) -> Path:
     found = where.errors_by_decile(run(args.reference or records[0].reference), run(args.method),
                                    run(args.uncertainty or args.method), args.dataset, args.gt)
     _numbers(args, found.numbers())
-    return where.deciles_figure(found, labels, args.dataset, args.out, **look)
+    return where.deciles_figure(found, labels, args.dataset, args.out, **look, seed=args.seed)
 
 
 def lead(args, look: dict) -> Path:

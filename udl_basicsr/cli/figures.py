@@ -126,7 +126,8 @@ def _parser() -> argparse.ArgumentParser:
                width=False)
     sub.add_argument('report', metavar='FILE', help='uncertainty.json')
 
-    for sub in (kind('differences', 'differences of a comparison from its reference, with intervals of 95 %'),
+    for sub in (kind('differences', 'differences of each method from the reference, a plot for each data set, with '
+                     'intervals of 95 % and the single seeds'),
                 kind('curves', 'validations of a comparison during training')):
         sub.add_argument('records', metavar='FOLDER', help='docs/results/<comparison>')
         sub.add_argument('--metric', default='psnr')

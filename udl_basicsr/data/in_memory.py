@@ -71,7 +71,7 @@ class PairsInMemory(PairedImageDataset):
         with ThreadPoolExecutor(spare_threads(processes)) as threads:
             try:
                 self._pairs = list(tqdm(threads.map(hold, self.paths), 'reading the training images', len(self.paths),
-                                        unit='pair', disable=not progress, dynamic_ncols=True))
+                                        unit='pair', disable=not progress or None, dynamic_ncols=True))
                 images.close()
             except OSError as error:
                 threads.shutdown(wait=False, cancel_futures=True)

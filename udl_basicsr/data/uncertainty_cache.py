@@ -224,7 +224,7 @@ class UncertaintyCache:
             with torch.inference_mode(), exact_kernels():
                 loader = DataLoader(Subset(images, rest), batch_size=None, num_workers=workers,
                                     multiprocessing_context=start_method() if workers else None)
-                for name, lq, source in tqdm(loader, 'uncertainty', unit='image', disable=rank != 0,
+                for name, lq, source in tqdm(loader, 'uncertainty', unit='image', disable=rank != 0 or None,
                                              dynamic_ncols=True):
                     try:
                         log_scale = restore(lq[None].to(device))[0]

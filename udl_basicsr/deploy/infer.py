@@ -40,11 +40,11 @@ def carry_out(jobs: Iterable[PictureJob], restorer: Restorer, begin: Callable[[]
     """
     jobs, failures = list(jobs), []
     total = sum(job.header.width * job.header.height for job in jobs)
-    with (tqdm(total=total, unit='px', unit_scale=True, disable=None, file=sys.stderr) as bar,
+    with (tqdm(total=total, unit='px', unit_scale=True, disable=None, file=sys.stderr, dynamic_ncols=True) as bar,
           Background(1) as aside):
         finished = 0
         for number, (job, picture) in enumerate(read_ahead(jobs, _try_to_read), 1):
-            bar.set_description(f'{number}/{len(jobs)} {job.source.name}')
+            bar.set_description(f'{number}/{len(jobs)} {_short(job.source.name)}')
             pixels = job.header.width * job.header.height
             share = pixels / restorer.runs(job)
 
@@ -71,6 +71,11 @@ def carry_out(jobs: Iterable[PictureJob], restorer: Restorer, begin: Callable[[]
                 begin = None
             aside.call(number, _write, results, line if bar.disable else None)
     return failures
+
+
+def _short(name: str, longest: int = 32) -> str:
+    """The end of a long name, so that a line of 80 columns has room for the bar."""
+    return name if len(name) <= longest else f'…{name[1 - longest:]}'
 
 
 def _try_to_read(job: PictureJob) -> Pixels | Exception:

@@ -77,10 +77,10 @@ def paired_difference(records: Sequence[Record], method: str, dataset: str, metr
         samples: Bootstrap samples; the random numbers are always the same.
 
     Returns:
-        ``{'mean', 'low', 'high', 'seed_low', 'seed_high', 'seeds', 'images', 'ahead', 'pairs', 'facts'}``: differences
-        in the metric's units, positive where the method's value is larger; ``ahead`` of ``pairs`` (seed, image) on
-        which the method is better, None for a metric without direction; its facts. None where the two have no seed in
-        common.
+        ``{'mean', 'low', 'high', 'seed_low', 'seed_high', 'by_seed', 'seeds', 'images', 'ahead', 'pairs', 'facts'}``:
+        differences in the metric's units, positive where the method's value is larger, of each seed in ``by_seed``;
+        ``ahead`` of ``pairs`` (seed, image) on which the method is better, None for a metric without direction; its
+        facts. None where the two have no seed in common.
     """
     mine = [r for r in records if r.method == method]
     if not mine:
@@ -97,7 +97,8 @@ def paired_difference(records: Sequence[Record], method: str, dataset: str, metr
     facts = metric_facts([*records], metric)
     mean = float(by_seed.mean())
     return {'mean': mean, 'low': low, 'high': high, 'seed_low': float(mean - half), 'seed_high': float(mean + half),
-            'seeds': count, 'images': len(pictures), 'pairs': difference.size, 'facts': facts,
+            'by_seed': dict(zip(common, by_seed.tolist(), strict=True)), 'seeds': count, 'images': len(pictures),
+            'pairs': difference.size, 'facts': facts,
             'ahead': int((facts.sign * difference > 0).sum()) if facts.sign else None}
 
 

@@ -114,9 +114,9 @@ class ValidatedModel(SRModel):
         metrics = self.val.metrics
         measure_s = any(map(_wants_log_scale, metrics.values()))
         mine = range(rank, len(dataset), world_size)
-        quiet = rank != 0 or not self.val.pbar
-        with (tqdm(read_ahead(mine, dataset.__getitem__), total=len(mine), unit='image', desc=name, disable=quiet) as
-              samples, Background(spare_threads(world_size)) as aside):
+        quiet = rank != 0 or not self.val.pbar or None  # None: only on a terminal
+        with (tqdm(read_ahead(mine, dataset.__getitem__), total=len(mine), unit='image', desc=name, disable=quiet,
+                   dynamic_ncols=True) as samples, Background(spare_threads(world_size)) as aside):
             for index, sample in samples:
                 data = default_collate([sample])
                 image = Path(data['lq_path'][0]).stem

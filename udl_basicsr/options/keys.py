@@ -147,7 +147,7 @@ class KeyChecker:
             elif isinstance(entry.kind, dict):
                 if not isinstance(value, dict):
                     self.report.add(where, f'expected a block of keys, got {describe(value)}')
-                elif entry.kind is schema.OPTIONS['datasets'].kind['train'].kind or at == ('datasets',):
+                elif at == ('datasets',):
                     self.dataset(value, entry.kind, path)
                 else:
                     # the arguments of network_u are those of its class, which check_networks() asks

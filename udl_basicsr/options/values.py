@@ -23,6 +23,7 @@ LONGEST_NAME = 150  # bytes; file systems allow 255, and `train_<name>_<time>.lo
 _LONGEST_SUFFIX = 50
 _RESERVED = re.compile(r'(con|prn|aux|nul|com\d|lpt\d)(\..*)?', re.IGNORECASE)  # results are looked at on Windows too
 _MOST_WORKERS = 128
+_OF_TRAINING_SETS = ('first_iter', 'in_memory', 'skip_broken', 'uncertainty_cache')  # BasicSR's keys are let pass
 # What stands beside the metrics where they are kept, or is passed beside them.
 _FIELDS = {*HISTORY_FIELDS, *CSV_FIELDS, 'iteration', 'self'}
 
@@ -77,23 +78,21 @@ class Checker(TrainingChecker):
                                 'training file?')
             if not isinstance(block, dict):
                 continue
-            name = str(block.get('name'))
+            name, cls = str(block.get('name')), lookup('data set', block.get('type'))
             if phase != 'train' and names.setdefault(name, where) != where:
                 self.report.add(f'{where}.name', f'{name!r} is the name of {names[name]} already; results would mix')
             if block.get('persistent_workers') and (phase != 'train' or not block.get('num_worker_per_gpu')):
                 self.report.add(f'{where}.persistent_workers', 'needs worker processes, which '
                                 + ('num_worker_per_gpu: 0 has not' if phase == 'train' else 'validation has not'))
             self.check_numbers(block, where)
-            if lookup('data set', block.get('type')) is WholeImageDataset and block.get('batch_size_per_gpu', 1) != 1:
+            if cls is WholeImageDataset and block.get('batch_size_per_gpu', 1) != 1:
                 self.report.add(f'{where}.batch_size_per_gpu', 'whole images differ in size and make no batch; set it '
                                 'to 1')
-            if block.get('uncertainty_cache') and phase != 'train':
-                self.report.add(f'{where}.uncertainty_cache', 'only the training set has one; remove it')
-            if block.get('in_memory') is True:
-                if phase != 'train':
-                    self.report.add(f'{where}.in_memory', 'only the training set is held in memory; remove it')
-                elif (cls := lookup('data set', block.get('type'))) not in (None, PairedImageDataset):
-                    self.report.add(f'{where}.in_memory', f'needs a PairedImageDataset, got {cls.__name__}; remove it')
+            if phase != 'train':
+                for own in filter(block.get, _OF_TRAINING_SETS):
+                    self.report.add(f'{where}.{own}', 'only the training set has it; remove it')
+            elif block.get('in_memory') is True and cls not in (None, PairedImageDataset):
+                self.report.add(f'{where}.in_memory', f'needs a PairedImageDataset, got {cls.__name__}; remove it')
         if self.is_train and not isinstance(datasets.get('train'), dict):
             self.report.add('datasets.train', 'missing; expected the training set')
         if not self.is_train and not any(k.split('_')[0] in ('test', 'val') for k in datasets):

@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,8 +14,10 @@ from udl_basicsr.experiments.statistics import bootstrap_interval
 from udl_basicsr.utils.files import write_text
 from udl_basicsr.utils.tables import markdown_table, text_table
 
-from .figures import new_figure, save
+from .figures import FONT, WIDTH, framed, save
 from .method_styles import GRAY, style_of
+from .plots import tidy
+from .text_lines import wrapped
 
 COLUMNS = {
     'coverage_predicted': ('coverage, λ = 1', 3),
@@ -85,26 +88,43 @@ def coverage_figure(judgements: Sequence[Judgement], alpha: float, out: str | Pa
     Returns:
         Path: ``out``.
     """
-    rows = -(-len(judgements) // 4)
-    columns = -(-len(judgements) // rows)
-    figure = new_figure(5 + 3 * columns, max(4, 2.3 * rows), 150)
-    figure.set_layout_engine('constrained')
-    left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(5, 3 * columns))[0]
-    first = left.subplots()
-    others = right.subplots(rows, columns, squeeze=False).ravel()
+    count, level = len(judgements), f'{100 - 100 * alpha:g}\u00a0%'
+    columns = min(count, 4)
+    maps = [f'map {n}' for n in range(count)]
+    layout: list[Any]
+    if count == 1:
+        layout, tall = [['curves', *maps]], 2.4
+    else:
+        filled = maps + ['.'] * (-count % columns)
+        # The curves and their names share a width that is a multiple of the columns of maps.
+        layout = [['curves'] * 2 * columns + ['names'] * columns,
+                  *([name for name in filled[at:at + columns] for _ in range(3)] for at in range(0, count, columns))]
+        tall = 2.4 + 1.35 * (len(layout) - 1)
+    least = dict.fromkeys(j.least_covered for j in judgements)
+    images = len(judgements[0].images)
+    figure = framed(WIDTH, tall, 150, f'Coverage of {level} intervals: each of {images} images, and where the least '
+                    'covered one is not covered',
+                    f'Coverage: the share of the values of an image that lie inside their intervals; {level} (dotted) '
+                    f'is promised on average. The map is of {", ".join(least)}, in blocks of 16×16 pixels.')
+    axes = figure.subplot_mosaic(layout, height_ratios=[2.4, *([1.35] * (len(layout) - 1))] if count > 1 else None)
     for number, judgement in enumerate(judgements):
-        first.plot(sorted(scores['coverage'] for scores in judgement.images.values()), label=judgement.name,
-                   **style_of(number))
-    first.axhline(1 - alpha, color=GRAY, linewidth=1, linestyle=':')
-    first.set(title='Coverage of each image', xlabel='images, from the least covered', ylabel='share inside')
-    first.legend(fontsize=8, frameon=False)
-    for ax in others[len(judgements):]:
-        ax.set_axis_off()
-    for ax, judgement in zip(others, judgements, strict=False):
-        drawn = ax.imshow(judgement.coverage_map, cmap='viridis', vmin=0, vmax=1)
-        ax.set(xticks=[], yticks=[], title=f'{judgement.name}\n{judgement.least_covered}, in 16×16 px')
-        ax.title.set(fontsize=9)
-    right.colorbar(drawn, ax=others, label='share inside', shrink=0.8)
+        axes['curves'].plot(sorted(scores['coverage'] for scores in judgement.images.values()), linewidth=1.2,
+                            label=wrapped(judgement.name, 1.6, FONT), **style_of(number))
+    axes['curves'].axhline(1 - alpha, color=GRAY, linewidth=1, linestyle=':', label='promised')
+    axes['curves'].set(xlabel='images, the least covered first', ylabel='coverage of the image')
+    tidy(axes['curves'])
+    if count > 1:
+        axes['names'].set_axis_off()
+        axes['names'].legend(*axes['curves'].get_legend_handles_labels(), fontsize=FONT, frameon=False,
+                             loc='center left', borderaxespad=0)
+    for name, judgement in zip(maps, judgements, strict=True):
+        drawn = axes[name].imshow(judgement.coverage_map, cmap='viridis', vmin=0, vmax=1)
+        axes[name].set(xticks=[], yticks=[], title=wrapped(judgement.name + (
+            f': {judgement.least_covered}' if len(least) > 1 else ''), 0.8 * WIDTH / max(columns, 2), FONT))
+        axes[name].title.set_fontsize(FONT)
+    bar = figure.colorbar(drawn, ax=[axes[name] for name in maps], shrink=0.8, pad=0.02)
+    bar.set_label('coverage', fontsize=FONT)
+    bar.ax.tick_params(labelsize=FONT - 0.5)
     return save(figure, out)
 
 

@@ -5,9 +5,11 @@ What is drawn is computed in `functional.image_statistics`; curves, histograms a
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -21,17 +23,24 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFor
 
 from udl_basicsr.utils.files import write_atomically
 
+from .method_styles import GRAY
+from .text_lines import wrapped
+
 FORMATS = {'.png': {'Software': None}, '.pdf': {'CreationDate': None}, '.svg': {'Date': None}}
 """Endings of figures, and what to leave out of a file so that the same figure is the same file."""
 WIDTH = 7.
 """Inches: the text of a paper with two columns."""
+FONT = 7.
+"""Points. 11 pixels on a page that shows the 7 inches 800 pixels wide."""
+OUTSIDE: Any = 'outside center right'
+"""Where the legend of a whole figure stands; matplotlib's own types do not know it."""
 # kind of map → colour map, perceptually uniform and told apart by the colour-blind, and what its colour bar says
 MAPS = {
     'error': ('inferno', '|error|, grey levels'),
     'scale': ('viridis', 'uncertainty θ, grey levels'),
     'log_scale': ('viridis', 's = ln θ, θ in grey levels'),
     'stretched': ('viridis', 'percentile of s in its map'),
-    'weight': ('cividis', 'weight, mean = 1'),
+    'weight': ('cividis', 'weight, mean\u00a0=\u00a01'),
     'share': ('cividis', 'weight w'),
     'gradient': ('RdBu_r', 'derivative of luma'),
 }
@@ -76,6 +85,34 @@ def new_figure(width: float, height: float, dpi: int) -> Figure:
     return figure
 
 
+def framed(width: float, height: float, dpi: int, title: str, note: str = '', axis: str = '') -> Figure:
+    """An empty figure for plots, with a title above them and in gray below them how they are to be read.
+
+    Both are broken where they are too long. The plots are laid out so that nothing that belongs to them is cut off.
+
+    Args:
+        width: Of the figure, in inches.
+        height: Of the plots, in inches; title and note come on top of it.
+        dpi: Resolution of a PNG.
+        title: Bold, at the left.
+        note: Gray and small; may be empty.
+        axis: The name of an axis that all plots share, centred below them; may be empty.
+    """
+    edge, line = 0.06, 0.125
+    title = wrapped(title, width - 2 * edge, FONT + 0.5, 'bold')
+    note = wrapped(note, width - 2 * edge, FONT - 0.5)
+    axis = wrapped(axis, width - 2 * edge, FONT)
+    head, noted, named = (edge + line * (1 + text.count('\n')) if text else 0.
+                          for text in (title, note, axis))
+    whole = head + height + named + noted
+    figure = new_figure(width, whole, dpi)
+    figure.text(edge / width, 1 - edge / whole, title, fontsize=FONT + 0.5, fontweight='bold', va='top')
+    figure.text(0.5, (noted + 0.75 * edge) / whole, axis, fontsize=FONT, ha='center', va='bottom')
+    figure.text(edge / width, 0.5 * edge / whole, note, fontsize=FONT - 0.5, color=GRAY, va='bottom')
+    figure.set_layout_engine('constrained', rect=(0., (noted + named) / whole, 1., height / whole))
+    return figure
+
+
 def save(figure: Figure, out: str | Path) -> Path:
     """Writes a figure, whole or not at all, with the fonts inside.
 
@@ -83,7 +120,7 @@ def save(figure: Figure, out: str | Path) -> Path:
         Path: `out`.
 
     Raises:
-        ValueError: Its ending is none of `FORMATS`.
+        ValueError: Its ending is none of `FORMATS`, or its plots have no room beside their names.
     """
     out, content = check_out(out), io.BytesIO()
     suffix = out.suffix.lower()
@@ -95,8 +132,13 @@ def save(figure: Figure, out: str | Path) -> Path:
                 if array is not None and array.ndim == 3 and array.shape[1] > ax.get_window_extent().width:
                     picture.set_interpolation('hanning')
     # Type 3 fonts, matplotlib's default, are refused by many publishers; the salt makes names of SVG elements constant.
-    with matplotlib.rc_context({'pdf.fonttype': 42, 'svg.hashsalt': 'udl_basicsr'}):
-        figure.savefig(content, format=suffix[1:], dpi=figure.dpi, metadata=FORMATS[suffix])
+    with matplotlib.rc_context({'pdf.fonttype': 42, 'svg.hashsalt': 'udl_basicsr'}), warnings.catch_warnings():
+        warnings.filterwarnings('error', 'constrained_layout not applied')
+        try:
+            figure.savefig(content, format=suffix[1:], dpi=figure.dpi, metadata=FORMATS[suffix])
+        except UserWarning as error:
+            raise ValueError(f'the names in this figure leave no room for its plots in {figure.get_figwidth():g} '
+                             'inches: give it more') from error
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, content.getvalue())
     return out
@@ -163,7 +205,7 @@ def _bar(figure: Figure, ax: Axes, drawn, kind: str, fontsize: float, orientatio
         bar.set_ticks([0, 1], labels=['1st', '99th'])
     else:
         axis.set_major_locator(MaxNLocator(5, integer=kind in ('error', 'log_scale')))
-    bar.set_label(MAPS[kind][1], fontsize=fontsize)
+    bar.set_label(wrapped(MAPS[kind][1], size, fontsize), fontsize=fontsize)
     bar.ax.tick_params(labelsize=fontsize - 1, length=2)
     bar.outline.set_linewidth(0.6)
 
@@ -214,20 +256,28 @@ def comparison_figure(panels: Sequence[Panel], box: tuple[int, int, int, int], o
 
     columns = columns or max(1, (len(panels) + 1) // 2)
     rows = max(-(-len(panels) // columns), len(whole))
-    font = 8.5 if width is None else 7.
-    gap, head, bar = (0.10, 0.42, 0.83) if width is None else (0.06, 0.33, 0.62)
+    font = 12. if width is None else FONT  # the wider figure is shown smaller
+    gap, bar = (0.10, 1.02) if width is None else (0.06, 0.62)
     norms = _norms([*panels, *whole])
     span = rows if width is not None and len(whole) == 1 else 1  # rows that a whole picture is as tall as
 
-    cell, fixed = 2., (columns + 2) * gap + len(norms) * bar
-    if width is not None:  # of gap + wide + columns * cell …, in which wide = (span * tall + …) * aspect
-        aspect = full_width / full_height
-        cell = (width - fixed - (span - 1) * head * aspect) / (columns + span * aspect * box_height / box_width)
-        if cell < 0.3:
-            raise ValueError(f'{columns} columns do not fit into {width} inches: give fewer panels or more rows')
+    def titles(inches: float) -> list[str]:
+        return [wrapped(panel.title, inches, font) for panel in panels]
+
+    cell, fixed, head = 2., (columns + 2) * gap + len(norms) * bar, 0.
+    for _ in range(2 if width is not None else 1):  # a narrower cell may need one more line above it, once
+        lines = 1 + max(title.count('\n') for title in titles(cell)) if head else 2
+        head = 0.09 + 1.2 * font / 72 * max(lines, 2)
+        if width is not None:  # of gap + wide + columns * cell …, in which wide = (span * tall + …) * aspect
+            aspect = full_width / full_height
+            cell = (width - fixed - (span - 1) * head * aspect) / (columns + span * aspect * box_height / box_width)
+            if cell < 0.3:
+                raise ValueError(f'{columns} columns do not fit into {width} inches: give fewer panels or more rows')
+    panels = [replace(panel, title=title) for panel, title in zip(panels, titles(cell), strict=True)]
     tall = cell * box_height / box_width
     wide = (span * tall + (span - 1) * head) * full_width / full_height  # whole pictures are as tall as their rows
-    top_margin = 0.45 if title else 0.1 if width is None else 0.02
+    whole = [replace(panel, title=wrapped(panel.title, wide, font)) for panel in whole]
+    top_margin = 0.45 if title else 0.02
     figure_width = fixed + wide + columns * cell
     figure_height = top_margin + rows * (tall + head) + gap
     figure = new_figure(figure_width, figure_height, dpi)
@@ -279,14 +329,20 @@ def draw_grid(rows: Sequence[Sequence[Panel | str]], bars: str = 'right',
     places = {kind: sorted({r if bars == 'right' else c for r, row in enumerate(rows) for c, panel in enumerate(row)
                             if isinstance(panel, Panel) and panel.kind == kind}) for kind in norms}
 
-    font, gap, margin = 7., 0.06, 0.02
+    gap, margin = 0.06, 0.02
+    below = 0.04 if bars == 'right' or not norms else 0.52
+    for lines, right in enumerate((0.6, 0.73, 0.86) if bars == 'right' and norms else (0.02, ), 1):
+        cell = (width - margin - right - (columns - 1) * gap) / columns
+        if cell < 0.3:
+            raise ValueError(f'{columns} columns do not fit into {width} inches: give fewer')
+        tall = cell * full_height / full_width
+        if all(wrapped(MAPS[kind][1], tall * (1 + max(at) - min(at)) - 0.08, FONT).count('\n') < lines
+               for kind, at in places.items()):
+            break  # else the name of a bar takes one more line
+    rows = [[replace(panel, title=wrapped(panel.title, cell, FONT)) if isinstance(panel, Panel) else panel
+             for panel in row] for row in rows]
     heads = [max((1 + p.title.count('\n') for p in row if isinstance(p, Panel) and p.title), default=0) * 0.125 + 0.06
              for row in rows]
-    right, below = (0.6, 0.04) if bars == 'right' and norms else (0.02, 0.46 if norms else 0.04)
-    cell = (width - margin - right - (columns - 1) * gap) / columns
-    if cell < 0.3:
-        raise ValueError(f'{columns} columns do not fit into {width} inches: give fewer')
-    tall = cell * full_height / full_width
     figure_height = sum(heads) + len(rows) * tall + below + foot
     figure = new_figure(width, figure_height, dpi)
     tops = [sum(heads[:r + 1]) + r * tall for r in range(len(rows))]  # of the pictures, from above
@@ -299,20 +355,20 @@ def draw_grid(rows: Sequence[Sequence[Panel | str]], bars: str = 'right',
         for c, panel in enumerate(row):
             x = margin + c * (cell + gap)
             if isinstance(panel, str):
-                figure.text((x + cell / 2) / width, 1 - (tops[r] + tall / 2) / figure_height, panel, fontsize=font,
+                figure.text((x + cell / 2) / width, 1 - (tops[r] + tall / 2) / figure_height, panel, fontsize=FONT,
                             ha='center', va='center')
                 continue
             ax = axes(x, tops[r], cell, tall)
-            drawn[panel.kind] = _draw(ax, panel, panel.image, norms, font)
+            drawn[panel.kind] = _draw(ax, panel, panel.image, norms, FONT)
             if box is not None and panel.kind == 'image':
                 _mark(ax, box, 1.)
     for kind, found in places.items():
         first, last = found[0], found[-1]
         if bars == 'right':
             ax = axes(width - right + 0.06, tops[first] + 0.04, 0.09, tops[last] + tall - tops[first] - 0.08)
-            _bar(figure, ax, drawn[kind], kind, font)
+            _bar(figure, ax, drawn[kind], kind, FONT)
         else:
             length = (last - first + 1) * (cell + gap) - gap
             ax = axes(margin + first * (cell + gap) + 0.06 * length, tops[-1] + tall + 0.06, 0.88 * length, 0.08)
-            _bar(figure, ax, drawn[kind], kind, font, 'horizontal')
+            _bar(figure, ax, drawn[kind], kind, FONT, 'horizontal')
     return figure

@@ -36,6 +36,7 @@ def _count(number: int, what: str) -> str:
 def _some(values: Iterable[Any]) -> str:
     return ', '.join(dict.fromkeys(str(value) for value in values if value not in (None, '')))
 
+
 def _facts(group: Group) -> list[tuple[str, str]]:
     """What one must know of a group before its figures mean anything."""
     records = group.records
@@ -47,9 +48,14 @@ def _facts(group: Group) -> list[tuple[str, str]]:
              ('Scale', f'×{group.scale}' + ''.join(f', {d}' for d in {r.degradation for r in records} if d)),
              ('Test data', ', '.join(f'{name} ({count})' for name, count in images.items())),
              ('Budget', _some(_count(sum(s.iterations for s in r.stages), 'iteration') for r in records if r.stages)),
-             ('Seeds', ', '.join(map(str, seeds)) if group.trained else ''),
+             ('Seeds', _seeds(seeds) if group.trained else ''),
              ('Machine', _some(r.machine for r in records))]
     return [(name, value) for name, value in facts if value]
+
+
+def _seeds(seeds: list[int]) -> str:
+    """How many, and which: a mere 0 would look like none."""
+    return f'{len(seeds)} (seed{"s" * (len(seeds) > 1)} {", ".join(map(str, seeds))})'
 
 
 def _stages(record: Record) -> str:
@@ -121,7 +127,7 @@ def _table(group: Group, metric: str) -> dict:
              'cells': [cell(method, name) for name in datasets]} for method, label in group.methods.items()]
     how = 'Mean over seeds and images, ± standard deviation over seeds' if group.trained else 'Mean over images'
     if group.reference:
-        how += f'; below it the difference from {group.methods[group.reference]} with its 95 % bootstrap interval'
+        how += f'; below it the difference from {group.methods[group.reference]} with its 95 % bootstrap interval'
     marks = ' Best in bold, second-best underlined.' if len(group.methods) > 1 and facts.sign else ''
     return {'title': facts.title(metric), 'told': f'{group.title}. {how}.{marks} The headings sort.',
             'head': ['Method', *datasets], 'rows': rows}
@@ -151,7 +157,7 @@ def _runs(group: Group) -> dict:
         runs = group.of(method)
         seconds = [r.seconds for r in runs if r.seconds]
         rows.append([label, _some(map(_stages, runs)),
-                     ', '.join(str(r.seed) for r in runs) if group.trained else '',
+                     _seeds([r.seed for r in runs]) if group.trained else '',
                      f'{np.mean(seconds) / 60:.1f}' if seconds else '',
                      *(_some(getattr(r, key) for r in runs) for key in ('machine', 'date', 'commit'))])
     kept = [i for i in range(len(header)) if any(row[i] for row in rows)]

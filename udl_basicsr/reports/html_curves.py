@@ -65,6 +65,7 @@ def curves_of(group: Group) -> dict | None:
             if lines:
                 facts = group.facts(metric)
                 charts.append({'title': f'{title}: {facts.title(metric) if val else metric}', 'log': not val,
+                               'axis': facts.axis(metric) if val else metric,
                                'digits': facts.decimals if val else 4, 'lines': lines,
                                'delta': any('delta' in line for line in lines) and len(lines) > 1})
     if not charts:

@@ -13,8 +13,8 @@ from .html_groups import Group, difference_text, digits_of, interval_text
 
 def intervals_in_words(group: Group) -> str:
     if not group.trained:
-        return 'the 95 % interval over images, which says nothing of other seeds'
-    return 'both 95 % intervals: that over seeds and images, and that over seeds'
+        return 'the 95 % interval over images, which says nothing of other seeds'
+    return 'both 95 % intervals: that over seeds and images, and that over seeds'
 
 
 def axis_ticks(low: float, high: float, count: int = 4) -> list[float]:
@@ -77,10 +77,10 @@ def forest(group: Group, metric: str) -> dict | None:
 
     fewer = f' In brackets: seeds, where they are not {usual}.' if any(d['seeds'] != usual for d in every) else ''
     if group.trained:
-        note = ('Thick: 95 % bootstrap interval over seeds and images. Thin: 95 % interval of Student’s t over the '
+        note = ('Thick: 95 % bootstrap interval over seeds and images. Thin: 95 % interval of Student’s t over the '
                 'seeds, on these very images; one seed has none, and decides nothing.')
     else:
-        note = 'Thick: 95 % bootstrap interval over images, for these very weights.'
+        note = 'Thick: 95 % bootstrap interval over images, for these very weights.'
     return {
         'title': f'{facts.title(metric)} minus that of {group.methods[group.reference]}'
                  + (f' ({facts.unit})' if facts.unit else ''),

@@ -216,13 +216,13 @@ def colour_map(log_scale: np.ndarray, low: float, high: float) -> np.ndarray:
 def _encoded(picture: Picture, quality: int | None) -> dict:
     """A picture for the script, but for the maps of s, whose colours depend on all pictures."""
     height, width = picture.layers[-1].image.shape[:2]
-    facts = {metric: picture.group.facts(metric) for metric in picture.group.metrics}
+    first = first_metric(picture.group)  # which every layer shows first, so that the small pictures compare
+    facts = {metric: picture.group.facts(metric) for metric in sorted(picture.group.metrics, key=lambda m: m != first)}
     layers = [{'key': layer.key, 'label': layer.label, 'src': encode(layer.image, quality), 'scores': [
         f'{facts[m].title(m)} {facts[m].text(layer.scores[m])}{unit(facts[m])}'
         for m in facts if m in layer.scores]}
         for layer in picture.layers]
     part = '' if (width, height) == picture.whole else f'{width}×{height} of {picture.whole[0]}×{picture.whole[1]} px'
-    first = first_metric(picture.group)
     sign = facts[first].sign if first else 0
     for entry, layer in zip(layers, picture.layers, strict=True):
         score = layer.scores.get(first) if first else None

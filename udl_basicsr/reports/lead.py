@@ -11,9 +11,9 @@ from udl_basicsr.experiments.record_files import Record
 from udl_basicsr.experiments.statistics import methods_of, paired_difference
 from udl_basicsr.utils.scores import ScoresError
 
-from .figures import WIDTH, new_figure, save
-from .method_styles import COLOURS, GRAY
-from .plots import interval, tidy
+from .figures import FONT, WIDTH, framed, save
+from .method_styles import COLOURS
+from .plots import P95, interval, seeds_told, tidy
 
 AXES = {'budget': 'iterations in all', 'share': 'share of stage 1 in all iterations',
         'parameters': 'parameters of the network', 'scale': 'scale'}
@@ -89,8 +89,12 @@ def lead_figure(series: Mapping[str, Iterable[Point]], axis: str, labels: Sequen
     every = [p for points in series.values() for p in points]
     if not every:
         raise ScoresError('nothing to draw: expected comparisons in which the method and the reference share a seed')
-    figure = new_figure(width, 0.5 * width, dpi)
-    ax = figure.add_axes((0.09, 0.2 if axis == 'parameters' else 0.17, 0.88, 0.66))
+    facts, seeds = every[0].difference['facts'], seeds_told(p.difference['seeds'] for p in every)
+    pair = f'{labels[1]} minus {labels[0]}'
+    figure = framed(width, 0.45 * width, dpi, f'{pair}, by {AXES[axis]}; {seeds}',
+                    f'Dots: means over seeds and images. Thick: {P95} by a bootstrap over them; thin: {P95} by '
+                    "Student's t over the seeds, where there are several.")
+    ax = figure.subplots()
     ax.axhline(0, color='black', linewidth=0.8)
     # Equal steps on the axis: what was tried, not how far apart it is, decides where the next point lies.
     ticks = sorted({p.x for p in every})
@@ -107,18 +111,16 @@ def lead_figure(series: Mapping[str, Iterable[Point]], axis: str, labels: Sequen
     ax.set_xlim(-0.5, len(ticks) - 0.5)
     ax.set_xticks(range(len(ticks)), [_tick(axis, tick, every) for tick in ticks])
     ax.set_xlabel(AXES[axis])
-    facts, seeds = every[0].difference['facts'], sorted({p.difference['seeds'] for p in every})
-    ax.set_ylabel(f'{facts.title(metric)}{f", {facts.unit}" if facts.unit else ""}: {labels[1]} − {labels[0]}')
+    ax.set_ylabel(facts.axis(metric, f': {pair}'))
     tidy(ax)
-    ax.legend(fontsize=6.5, frameon=False, ncols=len(series), loc='lower left', bbox_to_anchor=(0, 1))
-    told = ' to '.join(map(str, dict.fromkeys((seeds[0], seeds[-1])))) + (' seed' if seeds == [1] else ' seeds')
-    told += "; 95 % intervals: thick, bootstrap over seeds and images; thin, Student's t over seeds"
-    figure.text(0.97, 0.9, told, fontsize=6.5, color=GRAY, ha='right')
+    ax.legend(fontsize=FONT - 0.5, frameon=False, ncols=len(series), loc='lower left', bbox_to_anchor=(0, 1))
     return save(figure, out)
 
 
 def _tick(axis: str, value: float, points: Iterable[Point]) -> str:
+    mine = [p for p in points if p.x == value]
+    seeds = seeds_told(p.difference['seeds'] for p in mine)
     if axis == 'parameters':
-        names = dict.fromkeys(p.network for p in points if p.x == value)
-        return f'{", ".join(filter(None, names))}\n{value:,.0f}'.strip()
-    return {'budget': f'{value:,.0f}', 'share': f'{100 * value:.0f} %', 'scale': f'×{value:g}'}[axis]
+        names = ', '.join(dict.fromkeys(p.network for p in mine if p.network))
+        return '\n'.join(filter(None, (names, f'{value:,.0f}', seeds)))
+    return {'budget': f'{value:,.0f}', 'share': f'{100 * value:.0f} %', 'scale': f'×{value:g}'}[axis] + f'\n{seeds}'

@@ -7,7 +7,7 @@ COLOURS = ('#0072b2', '#d55e00', '#00906a', '#b5489a', '#a07000', '#6a51c7', '#1
 """As dark as text on white must be, and told apart by the colour-blind as far as eight are. Black: the reference."""
 DASHES = ('-', (0, (4, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
 """In units of the line's width; templates/report.css has the same in pixels."""
-BETTER, WORSE, GRAY = '#0072b2', '#b4440b', '#777777'
+BETTER, WORSE, GRAY = '#0072b2', '#b4440b', '#6b6b6b'
 """Of what is decided either way, and of what is not."""
 
 

@@ -13,15 +13,17 @@ from matplotlib.ticker import MaxNLocator
 from udl_basicsr.experiments.record_files import Record
 from udl_basicsr.experiments.statistics import methods_of, paired_difference, value_at
 from udl_basicsr.functional.image_statistics import error_map
-from udl_basicsr.utils.metric_facts import MetricFacts
 from udl_basicsr.utils.scores import ScoresError, metric_facts
+from udl_basicsr.utils.text import signed
 
-from .figures import WIDTH, Panel, crop, draw_grid, new_figure, save
+from .figures import FONT, OUTSIDE, WIDTH, Panel, crop, draw_grid, framed, save
 from .method_styles import BETTER, COLOURS, GRAY, WORSE, style_of
 from .pictures import as_trained
+from .text_lines import text_inches, wrapped
 from .tlw import TLWMaps, TLWRun
 
-FONT = 7.
+P95 = '95\u00a0%'
+"""Which stays in one line."""
 
 
 def tidy(ax: Axes, grid: Literal['both', 'x', 'y'] = 'both') -> None:
@@ -75,16 +77,27 @@ def chosen_methods(records: Sequence[Record], methods: Sequence[str]) -> dict[st
     return {method: known[method] for method in (methods or known)}
 
 
+def seeds_told(counts: Iterable[int]) -> str:
+    """``1 seed``, ``3 seeds``, ``1 to 3 seeds``."""
+    counts = sorted({*counts})
+    return ' to '.join(map(str, dict.fromkeys((counts[0], counts[-1])))) + f' seed{"s" * (counts[-1] > 1)}'
+
+
+def network_of(records: Sequence[Record]) -> str:
+    """What the network of some records is called."""
+    return records[0].network_title or records[0].network
+
+
 # ---------------------------------------------------------------- a comparison
 
 def differences_figure(records: Sequence[Record], out: str | Path, metric: str = 'psnr', scale: int | None = None,
                        methods: Sequence[str] = (), width: float = WIDTH, dpi: int = 150) -> Path:
-    """Draws how far each method is from the reference on each data set, with its intervals of 95 %.
+    """Draws how far each method is from the reference: a row for each method, a plot for each data set.
 
-    The thick whisker is the bootstrap over seeds and images, the thin one Student's t over seeds; see
+    The thick whisker is the bootstrap of 95 % over seeds and images, the thin one Student's t over seeds; see
     :func:`~udl_basicsr.experiments.statistics.paired_difference`. A dot is filled where both exclude 0, never for a
-    single seed. Methods are ordered by their mean over the data sets, the best first; of a metric without direction
-    they keep their order, and none is coloured.
+    single seed. Where there are several, each is a point below the whisker. Methods are ordered by their mean over the
+    data sets, the best first; of a metric without direction they keep their order, and none is coloured.
 
     Args:
         records: As read by `read_records`.
@@ -120,47 +133,44 @@ def differences_figure(records: Sequence[Record], out: str | Path, metric: str =
 
     seeds = {m: max(r['seeds'] for r in found[m].values() if r) for m in order}
     usual = max(seeds.values())
-    names = [labels[m] + ('' if seeds[m] == usual else f' ({seeds[m]} seed{"s" * (seeds[m] > 1)})') for m in order]
-    head, foot, row = 0.28, 0.62, 0.185
-    height = head + foot + row * len(order) + 0.1
-    figure = new_figure(width, height, dpi)
-    left = 0.12 + 0.056 * max(map(len, names))
-    each = (width - left - 0.05) / len(datasets)
-    seen = [0., *(r[end] for results in found.values() for r in results.values() if r for end in ('low', 'high'))]
+    names = [labels[m] + ('' if seeds[m] == usual else f' ({seeds_told([seeds[m]])})') for m in order]
+    reference_label = methods_of(records).get(reference, reference)
+    told = (f'Dots and numbers: means over seeds and images. Thick: {P95} by a bootstrap over {seeds_told([usual])} '
+            f"and the images; thin: {P95} by Student's t over the seeds. Points below: each seed."
+            if usual > 1 else f'Dots and numbers: means over the images. Thick: {P95} by a bootstrap over them.')
+    figure = framed(width, 0.45 + 0.185 * len(order), dpi,
+                    f'{network_of(records)} ×{scale}: difference from {reference_label}, {seeds_told([usual])}',
+                    f'{told} Hollow: 0 is not ruled out, or one seed.',
+                    facts.axis(metric, f' minus that of {reference_label}'))
+    seen = [0., *(value for results in found.values() for r in results.values() if r
+                  for value in (r['low'], r['high'], *r['by_seed'].values()))]
     margin = 0.06 * (max(seen) - min(seen)) + 1e-9  # t of two seeds is far wider, and may leave the picture
-    for column, dataset in enumerate(datasets):
-        ax = figure.add_axes(((left + column * each) / width, foot / height, (each - 0.42) / width,
-                              (height - head - foot) / height))
+    for column, (ax, dataset) in enumerate(zip(figure.subplots(1, len(datasets), squeeze=False)[0], datasets,
+                                               strict=True)):
         ax.set(ylim=(len(order) - 0.4, -0.6), xlim=(min(seen) - margin, max(seen) + margin), title=dataset)
         for y, method in enumerate(order):
-            result = found[method][dataset]
-            if result is None:
+            if (result := found[method][dataset]) is None:
                 continue
             ends = [sign * result[end] for end in ('low', 'high', 'seed_low', 'seed_high')]  # NaN: t of one seed
             colour = BETTER if all(end > 0 for end in ends) else WORSE if all(end < 0 for end in ends) else GRAY
             interval(ax, y, result, colour)
             ax.plot(result['mean'], y, 'o', markersize=4, markeredgewidth=1, color=colour,
                     markerfacecolor='white' if colour == GRAY else colour)
-            ax.text(1.02, y, f'{result["mean"]:+.{facts.decimals}f}'.replace('-', '−'), color=colour,
-                    transform=ax.get_yaxis_transform(), fontsize=FONT - 0.5, va='center')
+            if result['seeds'] > 1:
+                ax.plot([*result['by_seed'].values()], [y + 0.33] * result['seeds'], '.', markersize=2.5, color=colour,
+                        clip_on=False)
+            ax.annotate(signed(result['mean'], facts.decimals), (1, y), (5, 0), color=colour, va='center',
+                        xycoords=ax.get_yaxis_transform(), textcoords='offset points', fontsize=FONT - 0.5)
         ax.axvline(0, color='black', linewidth=0.8, zorder=0.5)
         ax.set_yticks(range(len(order)), names if column == 0 else [])
-        ax.xaxis.set_major_locator(MaxNLocator(4))
         tidy(ax, 'x')
         ax.tick_params(axis='y', length=0, labelsize=FONT)
         ax.spines['left'].set_visible(False)
-    reference_label = methods_of(records).get(reference, reference)
-    middle = (left + (width - left) / 2) / width
-    told = f'{facts.title(metric)} minus that of {reference_label}, ×{scale}{_in_unit(facts)}'
-    figure.text(middle, 0.27 / height, told, fontsize=FONT, ha='center')
-    figure.text(middle, 0.09 / height, f'thick: 95 % over {usual} seed{"s" * (usual > 1)} and the images, bootstrap'
-                + ('; thin: 95 % over the seeds, t' if usual > 1 else '') + '; hollow: 0 not ruled out, or one seed',
-                fontsize=FONT - 0.5, color=GRAY, ha='center')
+    figure.draw_without_rendering()  # after which it is known how wide the plots are, and the numbers below them
+    for ax in figure.axes:
+        each = 1.2 * max(text_inches(label.get_text(), FONT - 0.5) for label in ax.get_xticklabels())
+        ax.xaxis.set_major_locator(MaxNLocator(max(1, min(4, int(ax.get_window_extent().width / figure.dpi / each)))))
     return save(figure, out)
-
-
-def _in_unit(facts: MetricFacts) -> str:
-    return f', {facts.unit}' if facts.unit else ''
 
 
 def validation_curves(records: Sequence[Record], method: str, dataset: str,
@@ -207,9 +217,13 @@ def curves_figure(records: Sequence[Record], dataset: str, out: str | Path, metr
         raise ScoresError(f'no record has a curve of {metric} on {dataset}. There are: '
                           f'{", ".join(sorted(there)) or "none"}')
     base = validation_curves(records, reference, dataset, metric)
-    height = max(2.5, 0.155 * (len(curves) + 1))  # as high as the names of all methods
-    figure = new_figure(width, height, dpi)
-    left, right = (figure.add_axes((x, 0.4 / height, 0.3, 1 - 0.65 / height)) for x in (0.07, 0.44))
+    facts, reference_label = metric_facts(records, metric), methods_of(records).get(reference, reference)
+    counts = [len(by_seed) for by_seed in curves.values()]
+    figure = framed(width, max(2.2, 0.155 * (len(curves) + 1)), dpi,  # as high as the names of all methods
+                    f'{network_of(records)} ×{scale}: validation on {dataset}, {seeds_told(counts)}',
+                    'Lines: means over the seeds; bands: from the smallest to the largest seed.'
+                    if max(counts) > 1 else '')
+    left, right = figure.subplots(1, 2)
 
     def line(ax: Axes, by_seed: Mapping[int, Mapping[int, float]], label: str, style: dict) -> None:
         points = sorted(set.intersection(*(set(curve) for curve in by_seed.values())))
@@ -228,15 +242,16 @@ def curves_figure(records: Sequence[Record], dataset: str, out: str | Path, metr
                   for seed, curve in by_seed.items() if seed in base}
         if method != reference and paired:
             line(right, paired, labels[method], style)
-    facts = metric_facts(records, metric)
-    left.set(ylabel=facts.title(metric) + _in_unit(facts), xlabel='iteration', title=f'{dataset} ×{scale}')
+    left.set(ylabel=facts.axis(metric), xlabel='iteration', title='as validated')
     right.axhline(0, color='black', linewidth=0.8, zorder=0.5)
-    right.set(xlabel='iteration', title=f'difference from {methods_of(records).get(reference, reference)}')
+    unit = f', {facts.unit}' if facts.unit else ''
+    right.set(xlabel='iteration', title='same seed, same iteration',
+              ylabel=wrapped(f'difference from {reference_label}{unit}', 1.7, FONT))
     for ax in (left, right):
         tidy(ax)
         ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     handles, texts = left.get_legend_handles_labels()
-    figure.legend(handles, texts, loc='center left', bbox_to_anchor=(0.765, 0.53), fontsize=FONT, frameon=False)
+    figure.legend(handles, texts, loc=OUTSIDE, fontsize=FONT, frameon=False)
     return save(figure, out)
 
 

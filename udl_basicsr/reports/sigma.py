@@ -11,13 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from udl_basicsr.deploy.export import build_loaded
 from udl_basicsr.deploy.kept_apart import options_of
 from udl_basicsr.functional.image_statistics import to_tensor
 from udl_basicsr.training.history import read_history
 
-from .figures import WIDTH, new_figure, save
+from .figures import FONT, WIDTH, framed, save
 from .method_styles import style_of
 from .pictures import ReportError, as_trained
 from .plots import tidy
@@ -96,21 +97,24 @@ def sigma_figure(curves: Sequence[SigmaCurve], pixels: SigmaPixels | None, out: 
         pixels: Of the first run; None leaves that part out.
         out: The picture to write; the format follows the ending.
     """
-    figure = new_figure(width, 2.6, dpi)
-    left = figure.add_axes((0.08, 0.17, 0.4 if pixels else 0.88, 0.7))
+    figure = framed(width, 2.4, dpi, 'σ during training, ' + ', '.join(curve.name for curve in curves),
+                    f'Gray: {pixels.pixels.shape[1]} values of one image at the checkpoints of {curves[0].name}.'
+                    if pixels else '')
+    axes = figure.subplots(1, 1 + bool(pixels), squeeze=False)[0]
     for number, curve in enumerate(curves):
-        left.plot(curve.iterations, 255 * curve.means, linewidth=1.2, label=curve.name, **style_of(number))
-    left.set(ylabel='mean of σ, grey levels', title='as logged')
-    left.legend(fontsize=6.5, frameon=False)
-    axes = [left]
+        axes[0].plot(curve.iterations, 255 * curve.means, linewidth=1.2, label=curve.name, **style_of(number))
+    axes[0].set(ylabel='mean of σ, grey levels', title='mean of the batch, as logged')
     if pixels:
-        axes.append(right := figure.add_axes((0.58, 0.17, 0.4, 0.7)))
-        right.plot(pixels.iterations, 255 * pixels.pixels, linewidth=0.7, color='#999999')
-        right.plot(pixels.iterations, 255 * pixels.means, marker='o', markersize=2.5, linewidth=1.4,
-                   label='mean of the image', **style_of(0))
-        right.set(ylabel='σ_i, grey levels', title=f'{curves[0].name}: {pixels.pixels.shape[1]} pixels of one image')
-        right.legend(fontsize=6.5, frameon=False)
+        axes[1].plot(pixels.iterations, 255 * pixels.pixels, linewidth=0.7, color='#999999')
+        axes[1].plot(pixels.iterations, 255 * pixels.means, marker='o', markersize=2.5, linewidth=1.4,
+                     label='mean of the image', **style_of(0))
+        axes[1].set(ylabel='σ, grey levels', title='values of one image')
     for ax in axes:
         ax.set(yscale='log', xlabel='iteration')
+        low, high = ax.get_ylim()
+        if high < 20 * low:
+            ax.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter='{x:g}')
+        ax.yaxis.set_minor_formatter(NullFormatter())
+        ax.legend(fontsize=FONT - 0.5, frameon=False)
         tidy(ax)
     return save(figure, out)

@@ -1,24 +1,29 @@
 """What networks reach and what they cost: figure 4 of Revisiting L1, from the papers' tables and ours."""
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+from matplotlib.transforms import Bbox
 
 from udl_basicsr.experiments.printed import parse_amount
 from udl_basicsr.utils.metric_facts import facts_by_name
 from udl_basicsr.utils.scores import ScoresError
 
-from .figures import WIDTH, new_figure, save
+from .figures import FONT, WIDTH, framed, save
 from .method_styles import COLOURS
 from .paper_rows import PaperTable
 from .plots import tidy
+from .text_lines import text_inches
 
 UNITS = {'runtime': ('run time, ms', 1.), 'macs': ('multiply-accumulate operations, G', 1e9)}
+
+_SIZE = FONT - 0.5
 
 
 @dataclass(frozen=True)
@@ -73,8 +78,12 @@ def tradeoff_figure(dots: Sequence[Dot], dataset: str, scale: int, out: str | Pa
     if not dots:
         raise ScoresError(f'nothing to draw: no row has {metric} on {dataset} ×{scale} and a {cost}')
     head, unit = UNITS[cost]
-    figure = new_figure(width, 0.6 * width, dpi)
-    ax = figure.add_axes((0.1, 0.14, 0.87, 0.78))
+    size = {'runtime': 'as their tables say', 'macs': '1280×720 pixels'}[cost]
+    least, most = (end(dot.parameters for dot in dots) / 1e6 for end in (min, max))
+    figure = framed(width, 0.56 * width, dpi, f'{dataset} ×{scale}: what networks reach and what they cost',
+                    f'The area of a dot is the number of parameters, {least:.2f}M to {most:.2f}M. Hollow: printed in '
+                    'the papers; filled: ours. A line joins the losses of one network.')
+    ax = figure.subplots()
     colours = {name: COLOURS[n % len(COLOURS)] for n, name in enumerate(dict.fromkeys(dot.network for dot in dots))}
     for name, colour in colours.items():
         mine = [dot for dot in dots if dot.network == name]
@@ -84,28 +93,44 @@ def tradeoff_figure(dots: Sequence[Dot], dataset: str, scale: int, out: str | Pa
             ax.scatter([dot.cost / unit for dot in group], [dot.score for dot in group],
                        s=area([dot.parameters for dot in group]), edgecolors=colour, linewidths=1.2,
                        facecolors=colour if ours else 'white', zorder=3)
-            for dot in group:
-                _name(ax, dot, dot.cost / unit, {d.score for d in mine if d.cost == dot.cost}, colour)
     ax.set_xscale('log')
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_major_formatter(StrMethodFormatter('{x:g}'))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.margins(0.12)
-    size = {'runtime': 'as their tables say', 'macs': '1280×720 pixels'}[cost]
-    least, most = (end(dot.parameters for dot in dots) / 1e6 for end in (min, max))
-    ax.set(xlabel=f'{head} ({size})', ylabel=facts_by_name(metric).title(metric),
-           title=f'{dataset} ×{scale}; area: parameters, {least:.2f}M to {most:.2f}M; hollow: printed')
+    ax.set(xlabel=f'{head} ({size})', ylabel=facts_by_name(metric).axis(metric))
     tidy(ax)
+    _names(figure, ax, dots, unit, colours)
     return save(figure, out)
 
 
-def _name(ax: Axes, dot: Dot, x: float, scores: set[float], colour: str) -> None:
-    """Writes what a dot is: above the best of those that cost the same, below the worst, elsewhere at its right."""
-    away = float(np.sqrt(area([dot.parameters])[0] / np.pi)) + 2
-    side = 0 if len(scores) == 1 else 1 if dot.score == max(scores) else -1 if dot.score == min(scores) else 0
-    ax.annotate(dot.label + (' (ours)' if dot.ours else ''), (x, dot.score), color=colour, fontsize=6.5,
-                textcoords='offset points', xytext=(0, side * away) if side else (away, 0),
-                ha='center' if side else 'left', va={1: 'bottom', 0: 'center', -1: 'top'}[side])
+def _names(figure: Figure, ax: Axes, dots: Sequence[Dot], unit: float, colours: Mapping[str, str]) -> None:
+    """Writes at each dot what it is, at the first place near it that is free, the largest dots first."""
+    figure.draw_without_rendering()  # after which it is known where the axes lie
+    inside = ax.get_window_extent()
+    pixels = figure.dpi / 72
+    centres = {dot: ax.transData.transform((dot.cost / unit, dot.score)) for dot in dots}
+    radii = {dot: pixels * (float(np.sqrt(area([dot.parameters])[0] / np.pi)) + 1) for dot in dots}
+    taken = [Bbox.from_extents(*(centres[dot] - radii[dot]), *(centres[dot] + radii[dot])) for dot in dots]
+    for dot in sorted(dots, key=lambda d: -d.parameters):
+        text = dot.label + (' (ours)' if dot.ours else '')
+        size = np.array([text_inches(text, _SIZE) * figure.dpi, 1.25 * _SIZE * pixels])
+        places = []
+        for away in (1., 2., 3.5):
+            reach = radii[dot] + pixels * (2 + 4 * (away - 1))
+            for x, y in ((1, 0), (0, 1), (0, -1), (-1, 0), (1, 1), (1, -1), (-1, 1), (-1, -1)):
+                middle = centres[dot] + np.array([x, y]) * (reach + size / 2)
+                box = Bbox.from_extents(*(middle - size / 2), *(middle + size / 2))
+                covered = sum(max(shared.width * shared.height, 1) for other in taken
+                              if (shared := Bbox.intersection(box, other)))
+                outside = not inside.contains(*box.min) or not inside.contains(*box.max)
+                places.append((covered + 1e6 * outside, middle, box))
+        _, middle, box = min(places, key=lambda place: place[0])  # the first of those that cover least
+        taken.append(box)
+        ax.annotate(text, (dot.cost / unit, dot.score), (middle - centres[dot]) / pixels, fontsize=_SIZE, ha='center',
+                    va='center', textcoords='offset points', color=colours[dot.network],
+                    arrowprops={'arrowstyle': '-', 'linewidth': 0.4, 'color': colours[dot.network], 'shrinkB': 2}
+                    if np.hypot(*(middle - centres[dot])) > radii[dot] + size.max() else None)
 
 
 def area(parameters: Sequence[float]) -> np.ndarray:

@@ -32,9 +32,11 @@ from udl_basicsr.metrics.uncertainty import ROUNDING, error_and_scale
 from udl_basicsr.utils.files import write_text
 from udl_basicsr.utils.tables import markdown_table, text_table
 
-from .figures import new_figure, save
+from .figures import FONT, WIDTH, framed, save
 from .method_styles import GRAY, style_of
 from .pictures import ReportError, ending_of, partner_of, read_pixels
+from .plots import tidy
+from .text_lines import wrapped
 
 # score → heading and decimals
 COLUMNS = {
@@ -282,63 +284,67 @@ def write_reports(reports: Sequence[Report], protocol: str, folder: str | Path) 
             write_text(folder / 'uncertainty.md', '\n\n'.join([
                 markdown_table(*_cells(reports)), markdown_table(*_image_cells(reports)),
                 *([f'{note}.'] if note else []), f'{protocol}.\n'])),
-            uncertainty_figure(reports, folder / 'uncertainty.png')]
+            uncertainty_figure(reports, folder / 'uncertainty.png', protocol)]
 
 
 # ---------------------------------------------------------------- the figure
 
-def uncertainty_figure(reports: Sequence[Report], out: str | Path, dpi: int = 150) -> Path:
+def uncertainty_figure(reports: Sequence[Report], out: str | Path, protocol: str = '', dpi: int = 150) -> Path:
     """Draws sparsification, calibration as predicted and recalibrated, and error against spread and width, of all runs.
+
+    Args:
+        reports: Of the runs.
+        out: The picture to write; the format follows the ending.
+        protocol: How it was measured, printed below the plots.
+        dpi: Resolution of a PNG.
 
     Returns:
         Path: `out`.
     """
-    figure = new_figure(21, 4.6, dpi)
-    figure.set_layout_engine('constrained')
-    left, middle, right, spreads, widths = figure.subplots(1, 5)
+    told = ['Sparsification: dashed, with the pixels ordered by their true error; dotted, at random. Calibration and '
+            'spread: dotted, as it should be; below that line the calibration says that θ is too small.',
+            footnote(reports), protocol]
+    figure = framed(WIDTH, 5. + 0.28 * len(reports), dpi, 'What the predicted uncertainties are worth',
+                    ' '.join(f'{text.rstrip(".")}.' for text in told if text))
+    (left, middle, right), (spreads, widths, names) = figure.subplots(2, 3)
     for number, report in enumerate(reports):
         style = style_of(number)
         percent = 100 * np.array(report.fractions)
-        left.plot(percent, report.sparsification, **style, linewidth=1.8,
-                  label=f'{report.name}: AUSE {report.scores["ause_mae"]:.3f}')
-        left.plot(percent, report.oracle, color=style['color'], linewidth=1, linestyle=(0, (4, 2)))
+        left.plot(percent, report.sparsification, **style, linewidth=1.4, label=f'{report.scores["ause_mae"]:.3f}')
+        left.plot(percent, report.oracle, color=style['color'], linewidth=0.8, linestyle=(0, (4, 2)))
         for ax, observed, scores in ((middle, report.coverage, report.scores),
                                      (right, report.coverage_recalibrated, report.recalibrated)):
-            times = '' if ax is middle else f', θ × {scores["factor"]:.2f}'
-            ax.plot(report.levels, observed, **style, linewidth=1.8,
-                    label=f'{report.name}{times}: error {scores["calibration_error"]:.3f}{report.mark}')
-        for ax, x, y, key, label in ((spreads, report.spread, report.rmse, 'ence', 'ENCE'),
-                                     (widths, report.half_width, report.quantile, 'picp', 'coverage')):
+            times = '' if ax is middle else f'θ × {scores["factor"]:.2f}: '
+            ax.plot(report.levels, observed, **style, linewidth=1.4,
+                    label=f'{times}{scores["calibration_error"]:.3f}{report.mark}')
+        for ax, x, y, key in ((spreads, report.spread, report.rmse, 'ence'),
+                              (widths, report.half_width, report.quantile, 'picp')):
             if x:
-                ax.loglog(x, y, **style, linewidth=1.8, marker='o', markersize=3,
-                          label=f'{report.name}: {label} per image {report.by_image[key][0]:.2f}{report.mark}')
+                ax.loglog(x, y, **style, linewidth=1.4, marker='o', markersize=2.5,
+                          label=f'{report.by_image[key][0]:.2f}{report.mark}')
+        names.plot([], [], **style, linewidth=1.4, label=wrapped(report.name, 1.7, FONT))
     share = ', '.join(dict.fromkeys(f'{100 - 100 * report.alpha:g}' for report in reports))
-    spreads.set(title='Error against predicted spread', xlabel='predicted σ, grey levels',
-                ylabel='RMSE of the bin, grey levels')
-    widths.set(title='Error against interval width', xlabel=f'half of the {share} % interval, grey levels',
-               ylabel=f'{share} % of the bin are nearer, grey levels')
+    spreads.set(title='error against spread', xlabel='predicted σ, grey levels', ylabel='RMSE of the bin, grey levels')
+    widths.set(title='error against interval width', xlabel=f'half of the {share} % interval, grey levels',
+               ylabel=f'{share} % are nearer, grey levels')
     for ax in (spreads, widths):
         ends = [min(*ax.get_xlim(), *ax.get_ylim()), max(*ax.get_xlim(), *ax.get_ylim())]
         ax.plot(ends, ends, color=GRAY, linewidth=1, linestyle=':', zorder=0)
         ax.set(xlim=ends, ylim=ends, aspect='equal')
         for axis in (ax.xaxis, ax.yaxis):
             axis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter='{x:g}', minor_locator=NullLocator())
-    if note := footnote(reports):
-        figure.supxlabel(note, fontsize=8.5, color=GRAY)
-    left.axhline(1, color=GRAY, linewidth=1, linestyle=':', label='chance')
-    left.plot([], [], color=GRAY, linewidth=1, linestyle=(0, (4, 2)), label='oracle: by the true error')
-    left.set(title='Sparsification', xlabel='most uncertain pixels removed, %', xlim=(0, 100),
-             ylabel='mean |error| of the others, of all = 1', ylim=(0, max(1.05, *left.get_ylim())))
-    for ax, title in ((middle, 'Calibration, as predicted'), (right, 'Calibration, θ rescaled')):
+    left.axhline(1, color=GRAY, linewidth=1, linestyle=':')
+    left.set(title='sparsification', xlabel='most uncertain pixels removed, %', xlim=(0, 100),
+             ylabel='mean |error| of the others (all: 1)', ylim=(0, max(1.05, *left.get_ylim())))
+    for ax, title in ((middle, 'calibration, as predicted'), (right, 'calibration, θ rescaled')):
         ax.plot([0, 1], [0, 1], color=GRAY, linewidth=1, linestyle=':', zorder=0)
         ax.set(title=title, xlabel='expected coverage', ylabel='observed coverage', xlim=(0, 1), ylim=(0, 1),
                aspect='equal')
-    middle.text(0.03, 0.97, 'above: θ too large', color=GRAY, fontsize=8, va='top')
-    middle.text(0.97, 0.03, 'below: θ too small', color=GRAY, fontsize=8, ha='right')
-    for ax in (left, middle, right, spreads, widths):
-        ax.grid(color='#e6e6e6', linewidth=0.6)
-        ax.set_axisbelow(True)
-        ax.spines[['top', 'right']].set_visible(False)
-        ax.title.set(fontsize=11, fontweight='bold')
-        ax.legend(loc='upper center', bbox_to_anchor=(0.5, -0.16), fontsize=8.5, frameon=False)
+    for ax, score in ((left, 'AUSE ↓'), (middle, 'calibration error ↓'), (right, 'calibration error ↓'),
+                      (spreads, 'ENCE per image ↓'), (widths, f'coverage per image (goal {share} %)'), (names, '')):
+        tidy(ax)
+        if ax.get_legend_handles_labels()[1]:
+            ax.legend(title=score, title_fontsize=FONT, fontsize=FONT, frameon=False, borderaxespad=0,
+                      **{'loc': 'upper center', 'bbox_to_anchor': (0.5, -0.3)} if score else {'loc': 'center'})
+    names.set_axis_off()
     return save(figure, out)

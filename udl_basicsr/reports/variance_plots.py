@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from udl_basicsr.functional.image_statistics import log_histogram, logarithmic_edges, peaks, variance_ratio
 
-from .figures import WIDTH, new_figure, save
+from .figures import FONT, OUTSIDE, WIDTH, framed, save
 from .method_styles import style_of
-from .plots import FONT, tidy
+from .plots import tidy
 
 
 def variances_figure(gt: np.ndarray, runs: Mapping[str, np.ndarray], patch_size: int, out: str | Path,
@@ -31,8 +32,10 @@ def variances_figure(gt: np.ndarray, runs: Mapping[str, np.ndarray], patch_size:
         Path: `out`.
     """
     edges = logarithmic_edges([gt, *runs.values()])
-    figure = new_figure(width, 2.5, dpi)
-    left, right = (figure.add_axes((x, 0.17, 0.3, 0.73)) for x in (0.065, 0.44))
+    figure = framed(width, 2.3, dpi, f'{title}: variance of the gradient'.lstrip(': '),
+                    'Of the Sobel maps of luma in [0, 1], in patches, x and y together. Beside a run: its gradient '
+                    'variance loss, lower is better. Variance kept: 1 is as much as in the ground truth.')
+    left, right = figure.subplots(1, 2)
 
     def share(values: np.ndarray) -> np.ndarray:
         return 100 * log_histogram(values, edges) / values.size
@@ -44,21 +47,23 @@ def variances_figure(gt: np.ndarray, runs: Mapping[str, np.ndarray], patch_size:
         loss = np.mean((values - gt) ** 2)  # what GradientVarianceLoss says of these patches, x plus y
         right.plot(*variance_ratio(values, gt), linewidth=1.2, marker='o', markersize=2.5,
                    label=f'{label}: {2 * loss:.4f}', **style)
-    left.set(xscale='log', xlim=(edges[0], edges[-1]), title=title, ylabel='patches, %',
-             xlabel=f'variance of the Sobel maps, {patch_size}×{patch_size} pixels')
+    left.set(xscale='log', xlim=(edges[0], edges[-1]), title='how often', ylabel='patches, %',
+             xlabel=f'variance in {patch_size}×{patch_size} pixels')
     decades = np.log10(edges[[0, -1]]).round().astype(int)
     ticks = range(decades[0], decades[1] + 1, -(-(decades[1] - decades[0]) // 6))
     left.set_xticks([10. ** t for t in ticks], [('≤' if t == ticks[0] else '') + f'$10^{{{t}}}$' for t in ticks])
     right.axhline(1, color='black', linewidth=0.8, zorder=0.5)
-    right.set(xscale='log', xlabel='variance in the ground truth', ylabel='median of variance SR : GT',
-              title='variance that is kept', ylim=(0, max(1.1, right.get_ylim()[1])))
+    right.set(xscale='log', xlabel='variance in the ground truth', ylabel='median of SR : ground truth',
+              title='variance kept', ylim=(0, max(1.1, right.get_ylim()[1])))
+    low, high = right.get_xlim()
+    if high < 20 * low:
+        right.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter='{x:g}')
     for ax in (left, right):
+        ax.xaxis.set_minor_formatter(NullFormatter())
         tidy(ax)
     handles, texts = left.get_legend_handles_labels()
     more = right.get_legend_handles_labels()
-    legend = figure.legend([*handles, *more[0]], [*texts, *more[1]], loc='center left', bbox_to_anchor=(0.765, 0.53),
-                           fontsize=FONT, frameon=False, title='run: gradient variance loss')
-    legend.get_title().set_fontsize(FONT)
+    figure.legend([*handles, *more[0]], [*texts, *more[1]], loc=OUTSIDE, fontsize=FONT, frameon=False)
     return save(figure, out)
 
 
@@ -79,20 +84,20 @@ def variance_peaks_figure(gt: np.ndarray, runs: Mapping[str, np.ndarray], patch_
         width: In inches.
         dpi: Resolution of a PNG.
     """
-    figure = new_figure(width, 2.6, dpi)
     shown = min(points, gt.shape[1])
+    figure = framed(width, 2.5, dpi, f'{title}: variance of the gradient along the image'.lstrip(': '),
+                    'Of the Sobel maps of luma in [0, 1], patch after patch in reading order' + (
+                        f'; drawn is the largest of each {gt.shape[1] / shown:.0f} patches.'
+                        if shown < gt.shape[1] else '.'))
     at = [group[0] for group in np.array_split(np.arange(gt.shape[1]), shown)]
     styles: list[dict[str, Any]] = [{'color': 'black'}, *map(style_of, range(len(runs)))]
-    for number, (name, x) in enumerate((('x', 0.07), ('y', 0.56))):
-        ax = figure.add_axes((x, 0.17, 0.42, 0.62))
+    for number, (name, ax) in enumerate(zip('xy', figure.subplots(1, 2), strict=True)):
         for (label, values), style in zip([('ground truth', gt), *runs.items()], styles, strict=True):
             ax.plot(at, peaks(values[number], shown), linewidth=0.8, label=f'{label}: mean {values[number].mean():.4f}',
                     **style)
-        ax.set(title=f'({"ab"[number]}) gradient along {name}', xlabel=f'patch of {patch_size}×{patch_size} pixels')
+        ax.set(title=f'({"ab"[number]}) gradient along {name}', xlabel=f'patch of {patch_size}×{patch_size} pixels',
+               ylabel='variance')
         ax.set_ylim(bottom=0)
         tidy(ax)
-        ax.legend(fontsize=FONT - 0.5, frameon=False)
-    figure.text(0.07, 0.93, f'{title}; variance of the Sobel maps'
-                + (f', the largest of each {gt.shape[1] / shown:.0f} patches' if shown < gt.shape[1] else ''),
-                fontsize=FONT)
+        ax.legend(fontsize=FONT - 0.5, frameon=False, loc='upper center', bbox_to_anchor=(0.5, -0.2))
     return save(figure, out)

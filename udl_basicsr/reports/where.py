@@ -20,10 +20,10 @@ from udl_basicsr.utils.metric_facts import MetricFacts
 from udl_basicsr.utils.scores import ScoresError, metric_facts
 from udl_basicsr.utils.text import signed
 
-from .figures import WIDTH, new_figure, save
+from .figures import FONT, WIDTH, framed, save
 from .method_styles import BETTER, COLOURS, GRAY, WORSE
 from .pictures import Run, comparable, read_partner, same_size
-from .plots import tidy
+from .plots import P95, seeds_told, tidy
 
 TENTHS = 10
 MEASURES = {'share': 'pixels with texture or an edge, %', 'gradient': 'mean gradient of luma, grey levels'}
@@ -94,21 +94,21 @@ def texture_figure(gains: Gains, labels: Sequence[str], dataset: str, out: str |
         dataset, metric: Of the gains.
         out: The picture to write; the format follows the ending.
     """
-    figure = new_figure(width, 0.42 * width, dpi)
+    ahead = f'{labels[1]} is ahead of {labels[0]} on {(gains.gains > 0).sum()} of {len(gains.gains)} images'
+    figure = framed(width, 0.38 * width, dpi, f'{dataset}, {metric.upper()}: {ahead}, {seeds_told([gains.seeds])}',
+                    f'A dot is an image; above 0, in blue, {labels[1]} is better. Rank correlations are '
+                    f"Spearman's, with {P95} by a bootstrap over the images.")
     colours = [BETTER if gain > 0 else WORSE for gain in gains.gains]
-    unit = f', {gains.facts.unit}' if gains.facts.unit else ''
     mine, theirs = labels[::-1] if gains.facts.sign > 0 else labels
-    for left, (name, told) in zip((0.075, 0.58), MEASURES.items(), strict=True):
-        ax = figure.add_axes((left, 0.17, 0.4, 0.68))
+    axes = figure.subplots(1, 2, sharey=True)
+    for ax, (name, told) in zip(axes, MEASURES.items(), strict=True):
         ax.axhline(0, color='black', linewidth=0.8)
         ax.scatter((100 if name == 'share' else 1) * gains.texture[name], gains.gains, s=12, c=colours, linewidths=0)
         value, low, high = (signed(v, 2) for v in gains.correlations[name])
-        ax.set(xlabel=told, title=f'rank correlation {value}, 95 % [{low}, {high}]')
+        ax.set(xlabel=told, title=f'rank correlation {value} [{low}, {high}]')
         tidy(ax)
-        if left < 0.5:
-            ax.set_ylabel(f'{gains.facts.title(metric)}{unit}: {mine} − {theirs}')
-    figure.text(0.075, 0.94, f'{dataset}: {labels[1]} ahead on {(gains.gains > 0).sum()} of {len(gains.gains)} images, '
-                f'{gains.seeds} seed{"s" * (gains.seeds > 1)}; intervals: bootstrap over images', fontsize=7.5)
+    unit = f', {gains.facts.unit}' if gains.facts.unit else ''
+    axes[0].set_ylabel(f'{gains.facts.title(metric)}: {mine} minus {theirs}{unit}')
     return save(figure, out)
 
 
@@ -169,7 +169,7 @@ def errors_by_decile(reference: Run, method: Run, uncertainty: Run, dataset: str
 
 
 def deciles_figure(deciles: Deciles, labels: Sequence[str], dataset: str, out: str | Path, width: float = WIDTH,
-                   dpi: int = 150) -> Path:
+                   dpi: int = 150, seed: int = 0) -> Path:
     """Draws the errors of two runs by tenths of s: the errors, their change, and where squared error was saved.
 
     Args:
@@ -177,29 +177,34 @@ def deciles_figure(deciles: Deciles, labels: Sequence[str], dataset: str, out: s
         labels: Of the reference and of the method.
         dataset: Of the errors.
         out: The picture to write; the format follows the ending.
+        width: In inches.
+        dpi: Resolution of a PNG.
+        seed: Of both runs.
     """
-    figure = new_figure(width, 0.4 * width, dpi)
-    axes = [figure.add_axes((left, 0.19, 0.255, 0.62)) for left in (0.065, 0.395, 0.725)]
-    tenths = np.arange(1, TENTHS + 1)
-    for values, label, colour in zip((deciles.reference, deciles.method), labels, ('black', COLOURS[0]), strict=True):
-        axes[0].plot(tenths, values, 'o-', markersize=3, linewidth=1, color=colour, label=label)
+    figure = framed(width, 0.36 * width, dpi, f'{dataset}, {deciles.images} images, seed {seed}: {labels[1]} beside '
+                    f'{labels[0]}, by tenths of the pixels',
+                    f'Tenth 1 has the smallest s, the most certain pixels. Bars: {P95} by a bootstrap over the images. '
+                    f'Blue: {labels[1]} has less error; orange: more; hollow: not decided.')
+    axes, tenths = figure.subplots(1, 3), np.arange(1, TENTHS + 1)
+    for values, label, colour, look in zip((deciles.reference, deciles.method), labels, ('black', COLOURS[0]),
+                                           ('o-', 's--'), strict=True):
+        axes[0].plot(tenths, values, look, markersize=3, linewidth=1, color=colour, label=label)
     axes[0].set(ylabel='mean |x − f|, grey levels', title='error', ylim=(0, None))
-    axes[0].legend(fontsize=6.5, frameon=False)
+    axes[0].legend(fontsize=FONT - 0.5, frameon=False)
     for ax, change, told in ((axes[1], deciles.error, 'change of mean |x − f|, %'),
-                             (axes[2], deciles.saved, 'of all squared error, %')):
+                             (axes[2], deciles.saved, f"saved, % of {labels[0]}'s squared error")):
         sign = -1 if change is deciles.saved else 1  # less error is better, more that is saved as well
         ends = 100 * np.stack([change.low, change.high])
         colours = [BETTER if (pair < 0).all() else WORSE if (pair > 0).all() else GRAY for pair in (sign * ends).T]
         ax.axhline(0, color='black', linewidth=0.8)
         ax.vlines(tenths, *ends, color=colours, linewidth=1.6)
-        ax.scatter(tenths, 100 * change.value, s=12, c=colours, zorder=3)
+        ax.scatter(tenths, 100 * change.value, s=12, edgecolors=colours, linewidths=1, zorder=3,
+                   c=['white' if colour == GRAY else colour for colour in colours])
         ax.set_ylabel(told)
-    axes[1].set_title(f'{labels[1]} against {labels[0]}')
-    axes[2].set_title(f'squared error saved: {100 * deciles.saved.value.sum():.1f} % in all')
+    axes[1].set_title('change of the error')
+    axes[2].set_title(f'squared error saved: {100 * deciles.saved.value.sum():.1f} %')
     for ax in axes:
-        ax.set_xlabel('tenths of the pixels by s')
+        ax.set_xlabel('tenth of the pixels by s')
         ax.set_xticks(tenths)
         tidy(ax)
-    figure.text(0.065, 0.93, f'{dataset}, {deciles.images} images; the most certain tenth first; intervals of 95 %: '
-                'bootstrap over images', fontsize=7.5)
     return save(figure, out)

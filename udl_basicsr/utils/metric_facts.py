@@ -52,6 +52,16 @@ class MetricFacts:
         """
         return metric.upper().replace('_', ' ') + (' ↓' if self.higher_is_better is False else '')
 
+    def axis(self, metric: str, of: str = '') -> str:
+        """The name of an axis: metric, what of it, unit and direction.
+
+        Example:
+            >>> MetricFacts(True, 2, 'dB').axis('psnr', ' minus that of L1')
+            'PSNR minus that of L1, dB (higher is better)'
+        """
+        name = metric.upper().replace('_', ' ') + of + (f', {self.unit}' if self.unit else '')
+        return f'{name} ({self.better} is better)' if self.better else name
+
     def text(self, value: float | None) -> str:
         """A value as it is printed; a dash where there is none, or none that is finite."""
         return '–' if value is None or not math.isfinite(value) else f'{value:.{self.decimals}f}'

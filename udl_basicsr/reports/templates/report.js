@@ -101,7 +101,7 @@ function curves(box) {
   }
 
   function draw() {
-    const width = svg.clientWidth || 600, height = clamp(width * .46, 260, 420), left = 58, right = 26, top = 12, bottom = 40;
+    const width = svg.clientWidth || 600, height = clamp(width * .46, 260, 420), left = 58, right = 26, top = 30, bottom = 40;
     const delta = chart.delta && minus.checked, [key, from, to] = delta ? ['delta', 'delta_low', 'delta_high'] : ['mean', 'low', 'high'];
     buttons.forEach((button, index) => {
       button.hidden = !chart.lines.some(line => line.m === index);
@@ -135,7 +135,8 @@ function curves(box) {
     }
     for (const tick of linearTicks(first, Math.max(last, first + 1), width < 500 ? 3 : 6).ticks)
       svg.append(make('text', {x: x(tick), y: height - bottom + 19, 'text-anchor': 'middle'}, tick.toLocaleString('en').replaceAll(',', ' ')));
-    svg.append(make('text', {x: (left + width - right) / 2, y: height - 4, 'text-anchor': 'middle'}, 'iterations'));
+    svg.append(make('text', {x: (left + width - right) / 2, y: height - 4, 'text-anchor': 'middle'}, 'iterations'),
+      make('text', {x: 2, y: 14}, delta ? `${chart.axis}, minus ${methods[box.reference]}` : chart.axis));
     for (const line of [...lines].sort((a, b) => (a.m === near) - (b.m === near))) {
       const dim = near !== null && near !== line.m ? ' dim' : '', point = (v, i) => `${x(line.iter[i]).toFixed(1)} ${y(v).toFixed(1)}`;
       const path = line[key].map(point).join('L'), group = make('g', {class: `${colour(line.m)}${dim}`});
