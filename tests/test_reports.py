@@ -290,6 +290,9 @@ def test_command_line(tmp_path, results, capsys):
     assert 'EDSR_UDL_x4' in (tmp_path / 'table.txt').read_text(encoding='utf-8')
     assert main([str(tmp_path / 'nothing')]) == 2
     assert 'error: No scores at' in capsys.readouterr().err
+    with pytest.raises(SystemExit, match='2'):  # which had been passed over
+        main([*folders, '--degradation', 'BD'])
+    assert '--degradation is of the printed scores: give --paper NETWORK' in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------- bicubic and figures
