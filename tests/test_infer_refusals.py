@@ -17,8 +17,9 @@ from torch import nn
 
 from udl_basicsr.archs import UncertaintyNet
 from udl_basicsr.deploy import infer as module
-from udl_basicsr.deploy.infer import Restorer, load_restorer, make_plan
+from udl_basicsr.deploy.infer_plan import InferenceError, make_plan
 from udl_basicsr.deploy.pictures import Pixels
+from udl_basicsr.deploy.restorer import Restorer, load_restorer
 
 
 def test_a_broken_picture_does_not_stop_the_others(run, capsys):
@@ -175,7 +176,7 @@ def test_a_tiff_of_two_pages_that_is_cut_off(run, capsys, compression):
     whole = path.read_bytes()
     for length in (*range(0, len(whole), 7), len(whole)):
         path.write_bytes(whole[:length])
-        with pytest.raises(module.InferenceError, match=r'pages\.tif: (cannot be read|holds several|has the colour)'):
+        with pytest.raises(InferenceError, match=r'pages\.tif: (cannot be read|holds several|has the colour)'):
             make_plan([path], run.out)
     path.write_bytes(whole[:142])
     assert run(path) == 2
@@ -288,7 +289,7 @@ def test_an_uncertainty_that_does_not_fit_is_refused(run, capsys):
 
 
 def test_a_network_that_makes_no_larger_picture_is_refused():
-    with pytest.raises(module.InferenceError, match='cannot restore pictures'):
+    with pytest.raises(InferenceError, match='cannot restore pictures'):
         Restorer(nn.Conv2d(3, 1, 3)).traits  # noqa: B018
-    with pytest.raises(module.InferenceError, match='cannot restore pictures'):
+    with pytest.raises(InferenceError, match='cannot restore pictures'):
         Restorer(nn.Conv2d(4, 4, 3, padding=1)).traits  # noqa: B018

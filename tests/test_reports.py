@@ -344,7 +344,7 @@ def test_comparison_figure(tmp_path):
     out = figures.comparison_figure(panels, (10, 8, 16, 16), tmp_path / 'new' / 'f.png', dpi=50)
     drawn = cv2.imread(str(out))
     height, width = drawn.shape[:2]
-    expected = (4 * 0.1 + 3 + 4 + 2 * 0.83) * 50, (2 * 2.42 + 0.2) * 50
+    expected = (4 * 0.1 + 3 + 4 + 2 * 1.02) * 50, (2 * 2.49 + 0.12) * 50
     assert (width, height) == pytest.approx(expected, abs=1)  # matplotlib releases round differently
     assert (drawn.min(axis=2) > 250).mean() < 0.6  # the pictures fill it
     assert len(np.unique(drawn.reshape(-1, 3), axis=0)) > 500

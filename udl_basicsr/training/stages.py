@@ -99,7 +99,7 @@ def _runs(parsed: Parsed) -> Iterator[tuple[int, Parsed, bool]]:
             get_root_logger().info(f'Stage 1 is there: {", ".join(needed)}')
     yield number, parsed, rounds > 1
 
-    if before is None:
+    if before is None or rounds == 1:
         return
     mean, uncertainty = parsed, path['pretrain_network_u']
     for again in range(2, rounds + 1):

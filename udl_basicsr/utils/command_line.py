@@ -34,6 +34,7 @@ class CommandParser(argparse.ArgumentParser):
         super().__init__(*args, **kwargs)
         for name in (None, 'store'):  # which flags are by default, and those of groups with them
             self.register('action', name, _Store)
+        self.register('action', 'last', argparse._StoreAction)  # several values that are one thing, such as a box
         examples = re.findall(r'^ *udl (?:.*\\\n)*.*', told or '', re.M)
         self.examples = textwrap.indent('\n'.join(map(textwrap.dedent, examples)), '  ')
 
