@@ -54,8 +54,9 @@ def _parser() -> argparse.ArgumentParser:
         boxed(sub, box)
 
     def boxed(sub: argparse.ArgumentParser, box: str = 'default: all of it') -> None:
-        sub.add_argument('--box', type=whole(0), nargs='+', action='last', metavar='N', help='the part that is shown: '
-                         f'LEFT TOP WIDTH HEIGHT in pixels of the GT, or the side of a square put where the detail is; {box}')
+        sub.add_argument('--box', type=whole(0), nargs='+', action='last', metavar='N',
+                         help='the part that is shown: LEFT TOP WIDTH HEIGHT in pixels of the GT, or the side of a square '
+                              f'put where the detail is; {box}')
 
     sub = kind('crops', 'what each run makes of a part of an image, beside the whole')
     pictures(sub)
