@@ -55,8 +55,8 @@ def _parser() -> argparse.ArgumentParser:
 
     def boxed(sub: argparse.ArgumentParser, box: str = 'default: all of it') -> None:
         sub.add_argument('--box', type=whole(0), nargs='+', action='last', metavar='N',
-                         help='the part that is shown: LEFT TOP WIDTH HEIGHT in pixels of the GT, or the side of a square '
-                              f'put where the detail is; {box}')
+                         help='the part that is shown: LEFT TOP WIDTH HEIGHT in pixels of the GT, or the side of a '
+                              f'square put where the detail is; {box}')
 
     sub = kind('crops', 'what each run makes of a part of an image, beside the whole')
     pictures(sub)
