@@ -8,7 +8,8 @@ from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.axis import Axis
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from udl_basicsr.experiments.record_files import Record
 from udl_basicsr.experiments.statistics import methods_of, paired_difference, value_at
@@ -35,6 +36,14 @@ def tidy(ax: Axes, grid: Literal['both', 'x', 'y'] = 'both') -> None:
     for text in (ax.xaxis.label, ax.yaxis.label):
         text.set_fontsize(FONT)
     ax.title.set(fontsize=FONT + 0.5, fontweight='bold')
+
+
+def log_numbers(axis: Axis) -> None:
+    """Numbers an axis in logarithms, whose limits must be set before: also at 2 and 5 where it spans little."""
+    low, high = axis.get_view_interval()
+    if high < 20 * low:
+        axis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter='{x:g}')
+    axis.set_minor_formatter(NullFormatter())
 
 
 def interval(ax: Axes, at: float, difference: Mapping, colour: str, vertical: bool = False) -> None:
@@ -244,9 +253,8 @@ def curves_figure(records: Sequence[Record], dataset: str, out: str | Path, metr
             line(right, paired, labels[method], style)
     left.set(ylabel=facts.axis(metric), xlabel='iteration', title='as validated')
     right.axhline(0, color='black', linewidth=0.8, zorder=0.5)
-    unit = f', {facts.unit}' if facts.unit else ''
     right.set(xlabel='iteration', title='same seed, same iteration',
-              ylabel=wrapped(f'difference from {reference_label}{unit}', 1.7, FONT))
+              ylabel=wrapped(f'difference from {reference_label}{facts.in_unit}', 1.7, FONT))
     for ax in (left, right):
         tidy(ax)
         ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))

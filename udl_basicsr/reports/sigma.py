@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.ticker import LogLocator, NullFormatter
 
 from udl_basicsr.deploy.export import build_loaded
 from udl_basicsr.deploy.kept_apart import options_of
@@ -21,7 +20,7 @@ from udl_basicsr.training.history import read_history
 from .figures import FONT, WIDTH, framed, save
 from .method_styles import style_of
 from .pictures import ReportError, as_trained
-from .plots import tidy
+from .plots import log_numbers, tidy
 
 LOGGED = 'sigma_mean'
 
@@ -111,10 +110,7 @@ def sigma_figure(curves: Sequence[SigmaCurve], pixels: SigmaPixels | None, out: 
         axes[1].set(ylabel='σ, grey levels', title='values of one image')
     for ax in axes:
         ax.set(yscale='log', xlabel='iteration')
-        low, high = ax.get_ylim()
-        if high < 20 * low:
-            ax.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter='{x:g}')
-        ax.yaxis.set_minor_formatter(NullFormatter())
+        log_numbers(ax.yaxis)
         ax.legend(fontsize=FONT - 0.5, frameon=False)
         tidy(ax)
     return save(figure, out)

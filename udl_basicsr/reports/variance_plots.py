@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import NullFormatter
 
 from udl_basicsr.functional.image_statistics import log_histogram, logarithmic_edges, peaks, variance_ratio
 
 from .figures import FONT, OUTSIDE, WIDTH, framed, save
 from .method_styles import style_of
-from .plots import tidy
+from .plots import log_numbers, tidy
 
 
 def variances_figure(gt: np.ndarray, runs: Mapping[str, np.ndarray], patch_size: int, out: str | Path,
@@ -55,11 +55,9 @@ def variances_figure(gt: np.ndarray, runs: Mapping[str, np.ndarray], patch_size:
     right.axhline(1, color='black', linewidth=0.8, zorder=0.5)
     right.set(xscale='log', xlabel='variance in the ground truth', ylabel='median of SR : ground truth',
               title='variance kept', ylim=(0, max(1.1, right.get_ylim()[1])))
-    low, high = right.get_xlim()
-    if high < 20 * low:
-        right.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter='{x:g}')
+    left.xaxis.set_minor_formatter(NullFormatter())
+    log_numbers(right.xaxis)
     for ax in (left, right):
-        ax.xaxis.set_minor_formatter(NullFormatter())
         tidy(ax)
     handles, texts = left.get_legend_handles_labels()
     more = right.get_legend_handles_labels()

@@ -107,8 +107,7 @@ def texture_figure(gains: Gains, labels: Sequence[str], dataset: str, out: str |
         value, low, high = (signed(v, 2) for v in gains.correlations[name])
         ax.set(xlabel=told, title=f'rank correlation {value} [{low}, {high}]')
         tidy(ax)
-    unit = f', {gains.facts.unit}' if gains.facts.unit else ''
-    axes[0].set_ylabel(f'{gains.facts.title(metric)}: {mine} minus {theirs}{unit}')
+    axes[0].set_ylabel(f'{gains.facts.title(metric)}: {mine} minus {theirs}{gains.facts.in_unit}')
     return save(figure, out)
 
 

@@ -52,6 +52,11 @@ class MetricFacts:
         """
         return metric.upper().replace('_', ' ') + (' ↓' if self.higher_is_better is False else '')
 
+    @property
+    def in_unit(self) -> str:
+        """What follows the name of a value with a unit: ``', dB'``; empty without one."""
+        return f', {self.unit}' if self.unit else ''
+
     def axis(self, metric: str, of: str = '') -> str:
         """The name of an axis: metric, what of it, unit and direction.
 
@@ -59,7 +64,7 @@ class MetricFacts:
             >>> MetricFacts(True, 2, 'dB').axis('psnr', ' minus that of L1')
             'PSNR minus that of L1, dB (higher is better)'
         """
-        name = metric.upper().replace('_', ' ') + of + (f', {self.unit}' if self.unit else '')
+        name = metric.upper().replace('_', ' ') + of + self.in_unit
         return f'{name} ({self.better} is better)' if self.better else name
 
     def text(self, value: float | None) -> str:
