@@ -36,7 +36,7 @@ def test_an_error_of_reading_comes_at_its_key():
 
 def test_calls_run_beside_the_caller_and_keep_their_keys():
     main, threads = threading.get_ident(), []
-    both = threading.Barrier(2, timeout=10)  # passes only if two calls run at the same time
+    both = threading.Barrier(2, timeout=60)  # passes only if two calls run at the same time
 
     def work(key):
         threads.append(threading.get_ident())

@@ -216,8 +216,10 @@ def test_validation_figures_are_basicsrs(tmp_path, monkeypatch):
     assert 5 < result['figures']['psnr'] < 60
     for times, key in (('seconds', 'ratios'), ('cpu_seconds', 'cpu_ratios')):
         theirs, ours, network = (result[times][name][0] for name in ('basicsr', 'ours', 'network'))
-        assert theirs > network > 0
-        assert result[key] == [(theirs - network) / max(ours - network, (theirs - network) / 10)]
+        assert min(theirs, ours, network) > 0
+        # three tiny images: on a busy machine BasicSR may have been quicker than the network alone
+        assert result[key] == [(theirs - network) / max(ours - network, (theirs - network) / 10)
+                               if theirs > network else 0]
     assert result['beyond_network']['ours'][0] == result['seconds']['ours'][0] - result['seconds']['network'][0]
 
 
