@@ -5,7 +5,7 @@ import os
 import time
 
 import pytest
-from forked import Forked, udl
+from forked import Forked, udl, within
 from prepared_data import encode, out, picture, run, source, tree  # noqa: F401
 
 from udl_basicsr.data import prepare as prepare_module
@@ -32,6 +32,16 @@ def test_other_images_are_never_mixed_in(source, out, capsys):
     assert 'was prepared from other images (changed 0.png; new new.png; gone 1.png)' in said
     assert 'holds sub-images of 48 with step 24, asked for are 40 and 20' in said
     assert tree(out) == before
+
+
+@pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='there are no pipes on this system')
+def test_a_pipe_in_the_place_of_a_prepared_image_is_not_waited_for(source, out, capsys):
+    assert run(source, out, '--scale', '2') == 0
+    (source / '0.png').unlink()
+    os.mkfifo(source / '0.png')
+    with within(20):
+        assert run(source, out, '--scale', '2') == 2
+    assert '0.png: is a pipe or a device, no image' in capsys.readouterr().err
 
 
 def test_changed_while_running(source, out, monkeypatch, capsys):

@@ -21,7 +21,7 @@ from basicsr.utils.lmdb_util import LmdbMaker
 from tqdm import tqdm
 
 from udl_basicsr.utils.errors import UdlError
-from udl_basicsr.utils.files import write_atomically
+from udl_basicsr.utils.files import is_stream, write_atomically
 from udl_basicsr.utils.locks import HeldError, locked
 from udl_basicsr.utils.text import some
 
@@ -108,7 +108,7 @@ def _digest(data: bytes) -> str:
 
 def _inspect(path: Path) -> dict | str:
     """What has to be known of a source image, or why it is refused."""
-    if path.exists() and not path.is_file():  # reading it might wait for ever
+    if is_stream(path):
         return f'{path.name}: is a pipe or a device, no image; move it away'
     try:
         data = path.read_bytes()
@@ -236,8 +236,8 @@ def prepare(job: Job, workers: Workers) -> dict[str, dict]:
     before = manifest = _read_manifest(job)
     known = manifest['images'] if manifest else {}
     # Images that were checked before and have not changed need not be decoded again, only read.
-    fresh = [name for name in names
-             if name not in known or _digest((job.source / name).read_bytes()) != known[name]['sha256']]
+    fresh = [name for name in names if name not in known or is_stream(job.source / name)
+             or _digest((job.source / name).read_bytes()) != known[name]['sha256']]
     found = dict(zip(fresh, workers.map(_inspect, [(job.source / name,) for name in fresh], 'checking'), strict=True))
     problems += [problem for problem in found.values() if isinstance(problem, str)]
     records = {name: record for name in names if not isinstance(record := found.get(name) or known[name], str)}

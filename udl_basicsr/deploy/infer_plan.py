@@ -7,7 +7,7 @@ from pathlib import Path
 
 from udl_basicsr.data.images import SUFFIXES, ImageError
 from udl_basicsr.utils.errors import MISUSED, UdlError
-from udl_basicsr.utils.files import why_not_into
+from udl_basicsr.utils.files import is_stream, why_not_into
 
 from .pictures import OPAQUE_SUFFIXES, Header, read_header
 
@@ -105,8 +105,8 @@ def make_plan(inputs: Iterable[str | Path], out: str | Path, *, suffix: str = ''
 
     jobs, done, there, owners = [], 0, 0, {}
     for path, folder in reversed(unique.values()):
-        if path.exists() and not path.is_file():
-            problems.append(f'{path}: is a pipe or a device, no picture')  # reading it might wait for ever
+        if is_stream(path):
+            problems.append(f'{path}: is a pipe or a device, no picture')
             continue
         try:
             header = read_header(path)

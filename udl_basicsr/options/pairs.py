@@ -32,14 +32,12 @@ def some_of(names: Sequence[str], separator: str = ', ') -> str:
     return separator.join(names[:SHOWN]) + (f'{separator}... ({len(names)} in all)' if len(names) > SHOWN else '')
 
 
-def _listing(folder: str) -> set[str]:
-    return {e.name for e in os.scandir(folder) if e.is_file() and not e.name.startswith('.')}
-
-
-def _dangling(folder: str) -> list[str]:
-    """Links of images that are not there, which BasicSR would pass over."""
-    return sorted(e.name for e in os.scandir(folder) if e.is_symlink() and not osp.exists(e.path)
-                  and osp.splitext(e.name)[1].lower() in SUFFIXES and not e.name.startswith('.'))
+def _listing(folder: str) -> tuple[set[str], list[str]]:
+    """The files of a folder; and links to images that are not there, which BasicSR would pass over."""
+    entries = [e for e in os.scandir(folder) if not e.name.startswith('.')]
+    lost = [e.name for e in entries if e.is_symlink() and not osp.exists(e.path)
+            and osp.splitext(e.name)[1].lower() in SUFFIXES]
+    return {e.name for e in entries if e.is_file()}, sorted(lost)
 
 
 def why_outside(name: str) -> str:
@@ -74,9 +72,9 @@ def names_outside(path: str) -> str:
 
 def file_pairs(dataset: dict, gt_root: str, lq_root: str, at: str, report: Findings) -> list[Pair]:
     template, meta = dataset.get('filename_tmpl', DATASET['filename_tmpl'].default), dataset.get('meta_info_file')
-    gt_there, lq_there = _listing(gt_root), _listing(lq_root)
-    for key, root, there in (('dataroot_gt', gt_root, gt_there), ('dataroot_lq', lq_root, lq_there)):
-        if meta is None and (lost := _dangling(root)):
+    (gt_there, gt_lost), (lq_there, lq_lost) = _listing(gt_root), _listing(lq_root)
+    for key, there, lost in (('dataroot_gt', gt_there, gt_lost), ('dataroot_lq', lq_there, lq_lost)):
+        if meta is None and lost:
             report.add(f'{at}.{key}', f'has links to images that are not there: {some_of(lost)}; correct or remove '
                        'them')
         # they become those of results, and lines of logs and tables

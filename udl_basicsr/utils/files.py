@@ -3,6 +3,7 @@ import contextlib
 import os
 import secrets
 from collections.abc import Iterator
+from os import path as osp
 from pathlib import Path
 
 
@@ -47,6 +48,11 @@ def write_text(path: str | Path, text: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, text.encode(errors='backslashreplace'))
     return path
+
+
+def is_stream(path: str | Path) -> bool:
+    """Whether it is a pipe or a device, of which reading might wait for ever."""
+    return osp.exists(path) and not (osp.isfile(path) or osp.isdir(path))
 
 
 def why_not_into(folder: str | Path) -> str:

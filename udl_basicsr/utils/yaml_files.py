@@ -2,9 +2,7 @@
 
 Nothing here knows what the keys mean; ``schema.py`` does.
 """
-import os
 import re
-import stat
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
@@ -15,6 +13,7 @@ import yaml
 from yaml.composer import ComposerError
 
 from .errors import MISUSED, UdlError
+from .files import is_stream
 from .text import did_you_mean
 
 _FLOAT = re.compile(r'^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)$')  # YAML 1.1 wants a dot and a sign
@@ -213,7 +212,7 @@ def merge(base: dict, over: dict) -> dict:
 
 def _read_text(path: str, by: str) -> str:
     try:
-        if stat.S_ISFIFO(mode := os.stat(path).st_mode) or stat.S_ISCHR(mode):
+        if is_stream(path):
             raise OptionError(f'{path}: cannot read this option file{by}: it is a pipe or a device')
         with open(path, 'rb') as file:
             data = file.read(_MAX_BYTES + 1)
