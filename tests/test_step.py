@@ -119,6 +119,21 @@ def test_warm_up_returns_to_the_full_rate(project):
     assert rates == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1, 0.1, 0.05, 0.05])
 
 
+@pytest.mark.filterwarnings('error:Detected call')
+def test_a_step_that_is_left_out_moves_no_rate(project):
+    """As in BasicSR a schedule counts iterations. torch warns where the first has no step."""
+    model = project.model('plain', 'train:skip_nonfinite=1', 'train:optim_g:lr=0.1',
+                          'train:scheduler:milestones=[1, 3]')
+    rates = []
+    for number, data in enumerate([nan_batch(), batch(), nan_batch(), batch()], 1):
+        model.update_learning_rate(number)
+        model.feed_data(data)
+        model.optimize_parameters(number)
+        rates.append(model.get_current_learning_rate()[0])
+    assert model.skipped == 2
+    assert rates == pytest.approx([0.1, 0.05, 0.05, 0.025])
+
+
 @pytest.mark.parametrize('amp', ['bf16', 'fp16'])
 @pytest.mark.parametrize('stage', ['plain', 'esu'])
 def test_mixed_precision_steps(project, amp, stage):

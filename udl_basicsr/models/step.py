@@ -209,6 +209,10 @@ class StepModel(SavedModel):
         scheduler_opt = deepcopy(self.opt['train']['scheduler'])
         super().setup_schedulers()  # pops 'type'
         self.opt['train']['scheduler'] = scheduler_opt
+        for optimizer in self.optimizers:
+            # Iteration n has the schedule's n-th rate, whether a step follows or not. torch takes a first step that was
+            # left out, as fp16's often is, for a schedule that goes on too early, and would warn.
+            optimizer._opt_called = True  # pyright: ignore[reportAttributeAccessIssue] - as its steps set it
 
     # ------------------------------------------------------------------ the step
 
