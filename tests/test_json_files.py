@@ -7,7 +7,7 @@ from test_records import record
 from udl_basicsr.experiments.printed import load_paper
 from udl_basicsr.experiments.record_files import read_records
 from udl_basicsr.reports.pictures import open_run
-from udl_basicsr.training.history import read_history
+from udl_basicsr.training.history import History, read_history
 from udl_basicsr.utils.json_files import JsonError, read_json
 from udl_basicsr.utils.scores import ScoresError, read_scores
 
@@ -58,3 +58,9 @@ def test_a_history_ends_at_a_line_that_is_none(tmp_path, line):
     file = tmp_path / 'history.jsonl'
     file.write_text(f'{{"initial_weights": "a"}}\n{{"iter": 1}}\n{line}\n{{"iter": 2}}\n', errors='surrogateescape')
     assert read_history(file) == [{'initial_weights': 'a'}, {'iter': 1}]
+
+
+def test_a_history_is_json_though_a_step_was_not_finite(tmp_path):
+    file = tmp_path / 'history.jsonl'
+    History(file, 0, {}).add(3, l_pix=float('nan'), grad_norm=float('inf'), skipped=1, dataset='a')
+    assert file.read_text() == '{}\n{"iter": 3, "skipped": 1, "dataset": "a"}\n'

@@ -270,7 +270,7 @@ class StepModel(SavedModel):
             if self.guard.refuses(self._finite(losses, norms), self.asked_to_stop()):
                 for buffer, before in buffers:
                     buffer.copy_(before)
-                self._leave_out(current_iter, minimised, self.images, self._log)
+                self._leave_out(current_iter, minimised, self.images)
                 if self.scaler.is_enabled():
                     self.scaler.update(self.scaler.get_scale())  # NaN says nothing about the scale
                 break
@@ -287,7 +287,7 @@ class StepModel(SavedModel):
                 self.skipped_in_a_row = 0
                 return
             self._read_late()  # of the iteration before, now that this one is on its way
-            self.guard.end((current_iter, minimised, self.images, self._log))
+            self.guard.end((current_iter, minimised, self.images))
 
     def _read_late(self) -> None:
         """Reports the iteration of which the host has not read yet whether it was left out."""
@@ -331,8 +331,7 @@ class StepModel(SavedModel):
             norms_too = norms_too | (self.scaler.scale(torch.ones((), device=self.device)) > 1)
         return finite & norms_too
 
-    def _leave_out(self, iteration: int, minimised: dict[str, Tensor], images: Sequence[str],
-                   log: dict[str, Tensor]) -> None:
+    def _leave_out(self, iteration: int, minimised: dict[str, Tensor], images: Sequence[str]) -> None:
         """Reports a step that was not finite; raises where no more may be left out. Called by all ranks together."""
         self.skipped += 1
         self.skipped_in_a_row += 1
@@ -352,7 +351,6 @@ class StepModel(SavedModel):
                 'steps be left out by train.skip_nonfinite')
         row = f'{self.skipped_in_a_row} of {self.skip_nonfinite} in a row'
         get_root_logger().warning(f'{report}. Step left out ({row})')
-        log.update({n: v if torch.isfinite(v) else torch.zeros_like(v) for n, v in log.items()})
 
     @torch.no_grad()
     def model_ema(self, decay: float = 0.999) -> None:
@@ -383,7 +381,10 @@ class StepModel(SavedModel):
                           for scheduler in self.schedulers])
 
     def get_current_log(self) -> dict:
-        """The figures of the last step, averaged over the ranks. Read back here only: it costs a synchronisation."""
+        """The figures of the last step, averaged over the ranks; of one that was left out not all are finite.
+
+        Read back here only: it costs a synchronisation.
+        """
         self._read_late()
         log = {**self._log, **({'skipped': self.skipped} if self.skipped else {})}
         values = torch.stack([torch.as_tensor(v, dtype=torch.float32, device=self.device) for v in log.values()])

@@ -7,6 +7,7 @@ the iterations that are trained again are taken out first.
 """
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,6 +44,8 @@ class History:
         self._path = write_text(path, ''.join(_line(entry) for entry in kept or [head]))
 
     def add(self, iteration: int, /, **values: float | str) -> None:
+        """Adds a line, without what is not finite: JSON has no such numbers."""
+        values = {name: value for name, value in values.items() if isinstance(value, str) or math.isfinite(value)}
         with open(self._path, 'a', encoding='utf-8') as file:
             file.write(_line({'iter': iteration, **values}))
 
