@@ -192,10 +192,7 @@ def made_with_other_options(run: PlannedRun, out: Path, root: Path) -> str | Non
         kept = stage.kept(root)
         if kept.exists():
             try:
-                flat = load_yaml(str(kept))
-                if stage.flat['train'].get('amp') == 'auto':  # which the run has decided
-                    flat['train']['amp'] = 'auto'
-                old = Stage(stage.name, kept, flat).essence
+                old = Stage(stage.name, kept, load_yaml(str(kept))).essence
             except (OptionError, KeyError, TypeError) as error:
                 return f'{kept}: is no option file of a run ({error}); remove {kept.parent}'
             if problem := _difference([old], [stage.essence], str(kept.parent)):
@@ -207,7 +204,8 @@ def _difference(found: list, wanted: list, where: str) -> str | None:
     for a, b in zip(found, wanted, strict=False):
         before, now = dict(leaves(a)), dict(leaves(b))
         for key in sorted({*before, *now}):
-            if (old := before.get(key)) != (new := now.get(key)):
+            old, new = before.get(key), now.get(key)
+            if old != new and (key, new) != ('train.amp', 'auto'):  # which the run has decided
                 return (f'{where}: was made with {key}: {old}, and the plan now says {new}. Give the plan another '
                         'name, or remove it to make it anew')
     if len(found) != len(wanted):
