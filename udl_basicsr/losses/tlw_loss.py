@@ -1,4 +1,6 @@
 """TLW as a loss with two sides, one for each of the networks that are trained. The formulas: ``functional.tlw``."""
+import functools
+
 import torch
 from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor, nn
@@ -90,8 +92,7 @@ class TLWLoss(WeightedLoss):
         self.samples, self.temperature, self.deterministic = samples, temperature, deterministic
         self.eps, self.k_unit, self.k_tau = eps, k_unit, k_tau
         self._k = {'start': k_start, 'gain': k_gain}
-        self._judge_options = {'net': judge, 'linear': judge_linear, 'weights_path': judge_weights,
-                               'random_weights': judge_random}
+        self._build_judge = functools.partial(build_lpips, judge, judge_weights, judge_random, linear=judge_linear)
         self.judge: nn.Module | None = None
 
     def build_judge(self) -> None:
@@ -100,7 +101,7 @@ class TLWLoss(WeightedLoss):
         Raises:
             CheckpointError: Its weights are missing; see :func:`~udl_basicsr.losses.perceptual.build_lpips`.
         """
-        self.judge = build_lpips(**self._judge_options)
+        self.judge = self._build_judge()
 
     def k(self, position: float) -> float:
         """k after so many epochs or iterations, in ``k_unit``."""

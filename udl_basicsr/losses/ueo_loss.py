@@ -1,4 +1,6 @@
 """UEO: ESU, and beside it a judge of images that says where s has to be large. The formulas are in ``functional``."""
+import functools
+
 from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor
 
@@ -27,10 +29,7 @@ class UEOLoss(LikelihoodLoss):
         samples (int): Draws of w for each image.
         temperature (float): Of the relaxed Bernoulli distribution.
         eps (float): Of WC, in units of the judge.
-        judge (str): Backbone of LPIPS: ``'alex'``, ``'vgg'`` or ``'squeeze'``.
-        judge_linear (bool): LPIPS with its linear layers.
-        judge_weights (str | None): torchvision's file of its ImageNet weights; None looks in torch's cache.
-        judge_random (bool): A random backbone, for trials without weights.
+        judge, judge_linear, judge_weights, judge_random: As of :class:`~udl_basicsr.losses.TLWLoss`.
 
     Raises:
         ValueError: An argument outside of what is said here.
@@ -51,8 +50,7 @@ class UEOLoss(LikelihoodLoss):
         if not 0 < k < 1:
             raise ValueError(f'k: expected a number between 0 and 1, got {k!r}')
         self.judge_weight, self.k, self.samples, self.temperature, self.eps = judge_weight, k, samples, temperature, eps
-        self._judge_options = {'net': judge, 'linear': judge_linear, 'weights_path': judge_weights,
-                               'random_weights': judge_random}
+        self._build_judge = functools.partial(build_lpips, judge, judge_weights, judge_random, linear=judge_linear)
         self.judge = None
 
     def pixel_terms(self, error, log_scale):
@@ -63,7 +61,7 @@ class UEOLoss(LikelihoodLoss):
         """The weighted and reduced terms, (fidelity, log term, judge); ``forward`` is their sum."""
         check_shapes(pred=pred, target=target, log_scale=log_scale)
         if self.judge is None:  # not before: it needs a file of weights, the other arguments do not
-            self.judge = build_lpips(**self._judge_options).to(pred.device)
+            self.judge = self._build_judge().to(pred.device)
         weights = tlw.relaxed_bernoulli(tlw.fixed_sum(log_scale.sigmoid(), self.k), self.temperature, self.samples)
         distances = tlw.judged_distances(weights, pred.detach(), target, self.judge)
         judged = -tlw.weight_criterion(*distances, self.eps).log()
