@@ -3,6 +3,7 @@ import os
 import re
 import socket
 import sys
+import time
 
 import pytest
 import torch
@@ -124,6 +125,23 @@ def test_processes_that_do_not_meet_say_so(project):
         assert child.wait() == 2, child.stderr
     assert f'rank 0: the 1 processes do not find one another at 127.0.0.1, port {port}: ' in child.stderr
     assert 'Traceback' not in child.stderr
+
+
+def one_is_slow():
+    distributed.init_dist('pytorch', timeout=1 / 60)
+    rank = dist.get_rank()
+    print(distributed.together(lambda: (rank == 0 and time.sleep(4), rank)))
+    try:
+        distributed.broadcast(rank == 0 and time.sleep(4))
+    except RuntimeError:
+        print('no longer waits')
+
+
+def test_a_cache_is_waited_for_as_long_as_it_takes(tmp_path):
+    for rank, child in enumerate(ranks(one_is_slow, cwd=tmp_path)):
+        assert child.wait() == 0, child.stderr[-3000:]
+        assert child.stdout.splitlines()[0] == '[(None, 0), (False, 1)]'
+        assert (child.stdout.splitlines()[1:] == ['no longer waits']) or rank == 0  # all else is not
 
 
 def test_ranks_agree_on_steps_signals_and_buffers(project):

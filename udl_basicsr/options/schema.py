@@ -259,8 +259,8 @@ OPTIONS = _with_defaults({
     'logger': Key(LOGGER, 'logging and checkpoints', need='train'),
     'dist_params': Key({'backend': Key(one_of('nccl', 'gloo'), 'default: nccl on GPUs and gloo for all else'),
                         'port': Key(integer(1), 'port of the first process (slurm)'),
-                        'timeout': Key(COUNT, 'minutes that processes wait for one another, as for the cache that '
-                                       'the first makes', default=TIMEOUT)}, 'several processes'),
+                        'timeout': Key(COUNT, 'minutes that processes wait for one another; for the uncertainty '
+                                       'cache as long as it takes', default=TIMEOUT)}, 'several processes'),
 }, RunSettings)
 
 

@@ -19,6 +19,7 @@ from .text import first_line, one_line
 
 TIMEOUT = 30
 """Minutes; gloo's own."""
+_AS_LONG_AS_IT_TAKES = datetime.timedelta(days=30)
 
 
 class LaunchError(UdlError, RuntimeError):
@@ -53,8 +54,8 @@ def init_dist(launcher: str, backend: str | None = None, port: int | None = None
         launcher (str): ``'pytorch'`` or ``'slurm'``.
         backend (str | None): None is gloo, and on GPUs nccl for what lies there. Where none is used always gloo.
         port (int | None): Of the master, for Slurm.
-        timeout (float): Minutes that a process waits for the others, which rank 0 may need for data and cache; nccl's
-            own 10 would end that.
+        timeout (float): Minutes that a process waits for the others, which rank 0 may need for data and validation;
+            nccl's own 10 would end that.
         on_gpu (bool): Whether GPUs are used where there are any.
 
     Raises:
@@ -148,21 +149,26 @@ def broadcast(value):
 def together(action: Callable) -> list:
     """Acts in every process; what fails in one is raised in all, where the others would wait for it in vain.
 
+    They wait as long as it takes, whatever ``dist_params.timeout`` says: a cache may take one of them hours.
+
     Returns:
         list: The result of each process.
 
     Raises:
         UdlError: This process's own, or else the first one's. Errors of other kinds are not told to the others.
     """
+    several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    group = dist.new_group(timeout=_AS_LONG_AS_IT_TAKES) if several else None
     problem = result = None
     try:
         result = action()
     except UdlError as error:
         problem = error
     outcomes: list[Any] = [(result, problem)]
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+    if group is not None:
         mine, outcomes = outcomes[0], [None] * dist.get_world_size()
-        dist.all_gather_object(outcomes, mine)
+        dist.all_gather_object(outcomes, mine, group=group)
+        dist.destroy_process_group(group)
     if problem is not None:
         raise problem
     for _, elsewhere in outcomes:
