@@ -1,4 +1,4 @@
-"""Locks of folders: one process at a time, whatever becomes of the others."""
+"""Locks of folders and files: one process at a time, whatever becomes of the others."""
 import errno
 import fcntl
 import os
@@ -8,6 +8,7 @@ import pytest
 from forked import Forked
 
 from udl_basicsr.utils import locks
+from udl_basicsr.utils.files import write_text, written_aside
 
 
 def hold(folder, seconds):
@@ -63,3 +64,58 @@ def test_a_disk_without_locks_does_without(tmp_path, monkeypatch, number):
         assert locks.take(tmp_path) is None
         with locks.locked(tmp_path):
             pass
+
+
+# ------------------------------------------------------------------------------------------------ files written aside
+
+def write_half(path):
+    with written_aside(path) as part:
+        part.write_text('half')
+        time.sleep(600)
+
+
+def test_what_a_killed_writer_leaves_is_written_over(tmp_path):
+    folder = tmp_path / 'a'
+    folder.mkdir()
+    child = Forked(write_half, folder / 'x.txt', cwd=tmp_path)
+    while not any(part.stat().st_size for part in folder.iterdir()):
+        assert child.process.is_alive()
+        time.sleep(0.01)
+    child.process.kill()
+    child.wait()
+    left, = folder.iterdir()
+    write_text(folder / 'y.txt', 'another file')
+    assert left.exists()
+    write_text(folder / 'x.txt', 'whole')
+    assert {file.name: file.read_text() for file in folder.iterdir()} == {'x.txt': 'whole', 'y.txt': 'another file'}
+
+
+def test_a_writer_that_lives_is_not_written_over(tmp_path):
+    path = tmp_path / 'x.txt'
+    with written_aside(path) as first:
+        first.write_text('first')
+        with pytest.raises(KeyError), written_aside(path) as third:
+            raise KeyError
+        write_text(path, 'second')
+        assert path.read_text() == 'second'
+        assert third.name != first.name
+    assert path.read_text() == 'first'
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize('why', ['no locks', 'a link', 'a folder'])
+def test_files_are_written_where_none_can_be_had_alone(tmp_path, monkeypatch, why):
+    other, path = tmp_path / 'other.txt', tmp_path / 'a' / 'x.txt'
+    other.write_text('another file')
+    write_text(path, 'before')
+    with written_aside(path) as part:
+        part.write_text('1')
+    if why == 'no locks':
+        monkeypatch.setattr(locks.fcntl, 'flock', lambda *_: (_ for _ in ()).throw(OSError(errno.ENOLCK, 'none')))
+    elif why == 'a link':
+        part.symlink_to(other)
+    else:
+        part.mkdir()
+    write_text(path, '2')
+    assert (path.read_text(), other.read_text()) == ('2', 'another file')
+    assert sorted(file.name for file in path.parent.iterdir()) == [part.name] * (why != 'no locks') + ['x.txt']

@@ -90,7 +90,7 @@ def test_killed_with_its_workers_and_started_again(source, out):
         assert time.monotonic() < deadline
         count = len(tree(out))
         time.sleep(1)
-    (out / 'GTmod2' / '.123_0.part').write_bytes(b'what a killed run leaves')
+    (out / 'GTmod2' / '.0123456789abcdef.part').write_bytes(b'what a killed run leaves')
     assert 0 < len(list((out / 'GTmod2').glob('*.png'))) < 30
     assert run(source, out, *options) == 0
     assert run(source, out.with_name('straight'), *options) == 0

@@ -118,8 +118,10 @@ class Chain:
         return run.text()
 
     def being_written(self) -> list[Path]:
-        return [file for kind in ('models', 'training_states')
-                for file in self.folder.glob(f'experiments/*/{kind}/.*.part') if file not in self.abandoned]
+        there = {file for kind in ('models', 'training_states')
+                 for file in self.folder.glob(f'experiments/*/{kind}/.*.part')}
+        self.abandoned &= there  # the next process clears them away, and may write under the same names
+        return sorted(there - self.abandoned)
 
     def last_state(self, name: str) -> int:
         """The iteration of the last complete state of a run; 0 where there is none."""

@@ -284,7 +284,7 @@ def _write_missing(job: Job, records: dict[str, dict], workers: Workers) -> None
 def _remove_leftovers(job: Job) -> None:
     for folder in (job.out, *job.folders()):
         for path in folder.iterdir():
-            if re.fullmatch(r'\.[\d_]+\.part', path.name):
+            if re.fullmatch(r'\.[\da-f]{16}\.part', path.name):
                 path.unlink(missing_ok=True)
     for database in job.databases():
         shutil.rmtree(_partial(database), ignore_errors=True)

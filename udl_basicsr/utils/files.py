@@ -1,15 +1,21 @@
 """Files that are written as a whole or not at all: a reader never sees half of one."""
 import contextlib
+import hashlib
 import os
 import secrets
+import socket
 from collections.abc import Iterator
 from os import path as osp
 from pathlib import Path
+
+from .locks import alone
 
 
 @contextlib.contextmanager
 def written_aside(path: str | Path, suffix: str = '') -> Iterator[Path]:
     """A name to write to, in the folder of ``path``, that becomes ``path`` where no error ends the block.
+
+    What a process that was killed has left is written over by the next one that writes ``path`` on this machine.
 
     Args:
         path: Where to; its folder exists.
@@ -19,18 +25,22 @@ def written_aside(path: str | Path, suffix: str = '') -> Iterator[Path]:
         OSError: ``path`` cannot be written, and is the file name of the error. What was there before is untouched.
     """
     path = Path(path)
-    # Drawn, since threads may write into one folder, and machines that share a disk give their processes equal numbers.
-    part = path.with_name(f'.{os.getpid()}_{secrets.randbelow(10**12)}.part{suffix}')
-    try:
-        yield part
-        os.replace(part, path)
-    except OSError as error:
-        if error.errno is None:
+    # The name is that of this file on this machine: disks that several share may not know of one another's locks.
+    key = hashlib.blake2b(os.fsencode(f'{socket.gethostname()}/{path.name}'), digest_size=8).hexdigest()
+    part = path.with_name(f'.{key}.part{suffix}')
+    lock = alone(part)
+    if lock is None:
+        part = path.with_name(f'.{secrets.token_hex(8)}.part{suffix}')
+    with lock or contextlib.nullcontext():
+        try:
+            yield part
+            os.replace(part, path)
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
+            if isinstance(error, OSError) and error.errno is not None:
+                raise OSError(error.errno, error.strerror, str(path)) from error
             raise
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -1,11 +1,11 @@
-"""Locks of folders, which the system lets go of when their process ends, however it does."""
+"""Locks of folders and files, which the system lets go of when their process ends, however it does."""
 import contextlib
 import errno
 import os
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import IO, TextIO
 
 try:
     import fcntl
@@ -60,7 +60,36 @@ def take(folder: Path, waiting: Callable[[str], object] | None = None) -> TextIO
         return file
 
 
-def _is_there(file: TextIO) -> bool:
+def alone(path: Path) -> IO[bytes] | None:
+    """Opens a file, new or left by a process that has ended, for one writer at a time: until it is closed, no other
+    process or thread of this machine gets it.
+
+    Returns:
+        The open file, of which nothing is changed; None where somebody has it, or where it cannot be had so: the folder
+        is closed, the file a link or another user's, the system or the disk without locks.
+    """
+    if fcntl is None:
+        return None
+    with contextlib.suppress(OSError), contextlib.ExitStack() as unless_taken:
+        file = unless_taken.enter_context(open(path, 'ab', opener=_no_link))
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return None
+        except OSError:
+            path.unlink(missing_ok=True)  # where there are no locks nobody writes to it
+            return None
+        if _is_there(file) and os.fstat(file.fileno()).st_uid == os.geteuid():
+            unless_taken.pop_all()
+            return file
+    return None
+
+
+def _no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
+def _is_there(file: IO) -> bool:
     with contextlib.suppress(FileNotFoundError):
         return os.path.samestat(os.fstat(file.fileno()), os.stat(file.name))
     return False
