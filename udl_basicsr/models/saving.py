@@ -6,14 +6,14 @@ import torch
 from udl_basicsr.utils.checkpoints import save_atomic
 from udl_basicsr.utils.settings import LoggerSettings
 
-from .validation import ValidatedModel
+from .schedules import ScheduledModel
 
 _HOW_COMPUTED = ('foreach', 'fused', 'capturable', 'differentiable')
 _THEN = 'resume with --auto_resume'
 _POSITION = ('last_epoch', '_step_count', 'base_lrs', '_last_lr')  # of a scheduler
 
 
-class SavedModel(ValidatedModel):
+class SavedModel(ScheduledModel):
     """Keeps what :meth:`networks_to_save` names, and a training state beside it.
 
     Attributes:

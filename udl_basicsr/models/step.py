@@ -205,15 +205,6 @@ class StepModel(SavedModel):
         self.optimizer_g = self.get_optimizer(options.pop('type'), params, **options)
         self.optimizers.append(self.optimizer_g)
 
-    def setup_schedulers(self) -> None:
-        scheduler_opt = deepcopy(self.opt['train']['scheduler'])
-        super().setup_schedulers()  # pops 'type'
-        self.opt['train']['scheduler'] = scheduler_opt
-        for optimizer in self.optimizers:
-            # Iteration n has the schedule's n-th rate, whether a step follows or not. torch takes a first step that was
-            # left out, as fp16's often is, for a schedule that goes on too early, and would warn.
-            optimizer._opt_called = True  # pyright: ignore[reportAttributeAccessIssue] - as its steps set it
-
     # ------------------------------------------------------------------ the step
 
     def autocast(self):
@@ -365,20 +356,6 @@ class StepModel(SavedModel):
             torch._foreach_add_(averages, own, alpha=1 - decay)  # pyright: ignore[reportPrivateImportUsage]
         for ema, own in zip(self.net_g_ema.buffers(), self.net_g.buffers(), strict=True):
             ema.copy_(own)
-
-    def update_learning_rate(self, current_iter: int, warmup_iter: int = -1) -> None:
-        """BasicSR's, with a warm-up that returns to the full rate.
-
-        MultiStepRestartLR goes on from the rate it finds (lr_scheduler.py:31), and so would stay at the last warm-up
-        rate. Schedulers therefore always see their own last rate; the warm-up is put on top afterwards.
-        """
-        if current_iter > 1:
-            self._set_lr([scheduler.get_last_lr() for scheduler in self.schedulers])
-            for scheduler in self.schedulers:
-                scheduler.step()
-        if current_iter < warmup_iter:
-            self._set_lr([[lr * current_iter / warmup_iter for lr in scheduler.get_last_lr()]
-                          for scheduler in self.schedulers])
 
     def get_current_log(self) -> dict:
         """The figures of the last step, averaged over the ranks; of one that was left out not all are finite.
