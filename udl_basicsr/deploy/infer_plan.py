@@ -83,23 +83,7 @@ def make_plan(inputs: Iterable[str | Path], out: str | Path, *, suffix: str = ''
         problems.append(f'--suffix {suffix}: expected a part of a file name, without {os.sep}')
     if problem := why_not_into(out):
         problems.append(f'--out {out}: {problem}')
-    sources: dict[Path, Path] = {}  # to the folder in out, by the file; a file that is named twice is one file
-    for given in map(Path, inputs):
-        if given.is_dir():
-            if given.resolve() == out.resolve():
-                problems.append(f'{given}: is the folder of --out, whose results would be its next pictures: give '
-                                'another --out')
-                continue
-            known = len(problems)
-            files = list(_walk(given, out, passed_over, problems))
-            if not files and len(problems) == known:
-                problems.append(f'{given}: holds no picture ({", ".join(SUFFIXES)})')
-            for path in files:
-                sources.setdefault(path, path.parent.relative_to(given))
-        elif given.exists():
-            sources.setdefault(given, Path())
-        else:
-            problems.append(f'{given}: no such file or folder')
+    sources = _sources(inputs, out, passed_over, problems)
     unique = {_place(path): (path, folder) for path, folder in reversed(sources.items())}
     originals = {*unique, *(path.resolve() for path, _ in unique.values())}
 
@@ -146,6 +130,29 @@ def make_plan(inputs: Iterable[str | Path], out: str | Path, *, suffix: str = ''
     if problems:
         raise InferenceError(problems)
     return InferencePlan(tuple(jobs), done, dict(passed_over), there)
+
+
+def _sources(inputs: Iterable[str | Path], out: Path, passed_over: Counter,
+             problems: list[str]) -> dict[Path, Path]:
+    """The folder in ``out`` of each file that is given or lies in a folder that is; one that is named twice is one."""
+    sources: dict[Path, Path] = {}
+    for given in map(Path, inputs):
+        if given.is_dir():
+            if given.resolve() == out.resolve():
+                problems.append(f'{given}: is the folder of --out, whose results would be its next pictures: give '
+                                'another --out')
+                continue
+            known = len(problems)
+            files = list(_walk(given, out, passed_over, problems))
+            if not files and len(problems) == known:
+                problems.append(f'{given}: holds no picture ({", ".join(SUFFIXES)})')
+            for path in files:
+                sources.setdefault(path, path.parent.relative_to(given))
+        elif given.exists():
+            sources.setdefault(given, Path())
+        else:
+            problems.append(f'{given}: no such file or folder')
+    return sources
 
 
 def _walk(folder: Path, out: Path, passed_over: Counter, problems: list[str]) -> Iterable[Path]:

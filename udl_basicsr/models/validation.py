@@ -109,10 +109,34 @@ class ValidatedModel(SRModel):
             buffers = [buffer for network in networks if network is not None for buffer in network.buffers()]
             for buffer in dict.fromkeys(buffers):  # once each, in the same order everywhere
                 dist.broadcast(buffer, 0)
-        dataset, rank, world_size = dataloader.dataset, self.opt['rank'], self.opt['world_size']
-        name = dataset.opt['name']
-        metrics = self.val.metrics
-        measure_s = any(map(_wants_log_scale, metrics.values()))
+        name, metrics = dataloader.dataset.opt['name'], self.val.metrics
+        results = self._restore(dataloader.dataset, name, current_iter, tb_logger, save_img)
+        names = Counter(image for image, _ in results)
+        if twice := [image for image, count in names.items() if count > 1]:  # of sets whose files cannot be seen before
+            raise BrokenImageError(f'{name}: several images are called {some(twice)}, and one would take the place of '
+                                   'the other in scores and results: rename them')
+        self.scores[name] = {image: values for image, values in results if isinstance(values, dict)}
+        for what in ('output', 'uncertainty'):
+            self._refuse_not_finite(what, name, [image for image, value in results if value == what], len(results),
+                                    current_iter)
+        if not metrics or not self.scores[name]:
+            return {}
+        self.metric_results = self._means(name, metrics, len(results), current_iter)
+        if not self.metric_results:
+            return {}
+        if self.is_train:
+            self._initialize_best_metric_results(name)
+            for metric in self.best_metric_results[name].keys() & self.metric_results.keys():
+                self._update_best_metric_result(name, metric, self.metric_results[metric], current_iter)
+        self._log_validation_metric_values(current_iter, name, tb_logger)
+        self._save_best(name, current_iter)
+        return dict(self.metric_results)
+
+    def _restore(self, dataset, name: str, current_iter, tb_logger, save_img: bool) -> list[tuple[str, dict | str]]:
+        """Restores, saves and measures the images of a data set, this rank its share: what :meth:`_finish` says of
+        each, in their order, from all ranks."""
+        rank, world_size = self.opt['rank'], self.opt['world_size']
+        measure_s = any(map(_wants_log_scale, self.val.metrics.values()))
         mine = range(rank, len(dataset), world_size)
         quiet = rank != 0 or not self.val.pbar or None  # None: only on a terminal
         with (tqdm(read_ahead(mine, dataset.__getitem__), total=len(mine), unit='image', desc=name, disable=quiet,
@@ -139,27 +163,7 @@ class ValidatedModel(SRModel):
             gathered = [None] * world_size
             dist.all_gather_object(gathered, results)
             results = {index: result for part in gathered for index, result in part.items()}
-        results = [result for _, result in sorted(results.items())]
-        names = Counter(image for image, _ in results)
-        if twice := [image for image, count in names.items() if count > 1]:  # of sets whose files cannot be seen before
-            raise BrokenImageError(f'{name}: several images are called {some(twice)}, and one would take the place of '
-                                   'the other in scores and results: rename them')
-        self.scores[name] = {image: values for image, values in results if isinstance(values, dict)}
-        for what in ('output', 'uncertainty'):
-            self._refuse_not_finite(what, name, [image for image, value in results if value == what], len(results),
-                                    current_iter)
-        if not metrics or not self.scores[name]:
-            return {}
-        self.metric_results = self._means(name, metrics, len(results), current_iter)
-        if not self.metric_results:
-            return {}
-        if self.is_train:
-            self._initialize_best_metric_results(name)
-            for metric in self.best_metric_results[name].keys() & self.metric_results.keys():
-                self._update_best_metric_result(name, metric, self.metric_results[metric], current_iter)
-        self._log_validation_metric_values(current_iter, name, tb_logger)
-        self._save_best(name, current_iter)
-        return dict(self.metric_results)
+        return [result for _, result in sorted(results.items())]
 
     def _refuse_not_finite(self, what: str, dataset: str, images: list[str], count: int, current_iter) -> None:
         """Warns of outputs with NaN or infinity in training, and ends a test."""
