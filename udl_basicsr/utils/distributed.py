@@ -158,7 +158,7 @@ def together(action: Callable) -> list:
         UdlError: This process's own, or else the first one's. Errors of other kinds are not told to the others.
     """
     several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-    group = dist.new_group(timeout=_AS_LONG_AS_IT_TAKES) if several else None
+    group: Any = dist.new_group(timeout=_AS_LONG_AS_IT_TAKES) if several else None
     problem = result = None
     try:
         result = action()
