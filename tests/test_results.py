@@ -1,4 +1,4 @@
-"""docs/RESULTS.md: the figures of its tables are those of the records beside it."""
+"""docs/RESULTS.md and the README: the figures of their tables are those of the records in docs/results."""
 import re
 from functools import cache
 from pathlib import Path
@@ -31,13 +31,13 @@ def records(*folders):
     return [*found.values()]
 
 
-def tables(heading):
+def tables(heading, page='RESULTS.md'):
     """The tables below a heading, each as rows {column: cell}; a difference's column has its data set before it."""
-    text = (DOCS / 'RESULTS.md').read_text(encoding='utf-8')
+    text = (DOCS / page).read_text(encoding='utf-8')
     section = text.split(f'\n## {heading}\n')[1].split('\n## ')[0]
     found = []
     for block in re.findall(r'(?:^\|.*\n)+', section, flags=re.M):
-        lines = re.sub(r'\[(\w+)\]\(.*?\)', r'\1', block).splitlines()  # links
+        lines = re.sub(r'\[([^]]+)\]\([^)]*\)', r'\1', block).splitlines()  # links
         header, _, *rows = [[cell.strip(' *') for cell in line.strip('|').split('|')] for line in lines]
         names, dataset = [], ''
         for name in header:
@@ -154,3 +154,20 @@ def test_tlw():
             else:
                 cells.mean((metric, dataset), row[dataset], 'TLW', dataset, metric)
     cells.end(20)
+
+
+def test_the_readme():
+    folder, count = '', 0
+    for row in tables('Does it help?', '../README.md')[0]:
+        when, _, seeds = row['iterations'].rpartition(', ')
+        if 'the same' not in row['iterations']:
+            folder = FOLDERS.get(when, 'small_x4')
+        given = [r for r in records(folder) if seeds != 'seed 0' or r.seed == 0]
+        cells = Cells(given)
+        reference = METHODS[row['UDL minus'].replace(' with as many operations', ', 1.54 × the iterations')]
+        for dataset in SETS:
+            found = cells.difference((reference, dataset), row[dataset], 'ESU_UDL', reference, dataset, 'psnr')
+            assert found == {'seed 0': 1, 'two seeds': 2, 'three seeds': 3}.get(seeds, found), row
+            count += 1
+        cells.end(3)
+    assert count >= 15
