@@ -110,7 +110,7 @@ class ValidatedModel(SRModel):
             for buffer in dict.fromkeys(buffers):  # once each, in the same order everywhere
                 dist.broadcast(buffer, 0)
         name, metrics = dataloader.dataset.opt['name'], self.val.metrics
-        results = self._restore(dataloader.dataset, name, current_iter, tb_logger, save_img)
+        results = self._validate_images(dataloader.dataset, name, current_iter, tb_logger, save_img)
         names = Counter(image for image, _ in results)
         if twice := [image for image, count in names.items() if count > 1]:  # of sets whose files cannot be seen before
             raise BrokenImageError(f'{name}: several images are called {some(twice)}, and one would take the place of '
@@ -132,7 +132,8 @@ class ValidatedModel(SRModel):
         self._save_best(name, current_iter)
         return dict(self.metric_results)
 
-    def _restore(self, dataset, name: str, current_iter, tb_logger, save_img: bool) -> list[tuple[str, dict | str]]:
+    def _validate_images(self, dataset, name: str, current_iter, tb_logger,
+                         save_img: bool) -> list[tuple[str, dict | str]]:
         """Restores, saves and measures the images of a data set, this rank its share: what :meth:`_finish` says of
         each, in their order, from all ranks."""
         rank, world_size = self.opt['rank'], self.opt['world_size']
