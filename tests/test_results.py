@@ -1,4 +1,5 @@
 """docs/RESULTS.md and the README: the figures of their tables are those of the records in docs/results."""
+import json
 import re
 from functools import cache
 from pathlib import Path
@@ -13,9 +14,9 @@ DOCS = Path(__file__).parents[1] / 'docs'
 SETS = ('Set5', 'Set14', 'BSD100')
 METHODS = {
     'L1': 'L1', 'L1 → L1': 'L1_restart', 'L1 → MSE': 'L1_MSE', 'ESU → UDL': 'ESU_UDL', 'MSE': 'MSE',
-    'ℓ_E': 'ExpectedL1', 'L1 + GV': 'GV', 'L1 + GV, weight 0.01': 'GV', 'GRAM': 'GRAM', 'EU → UDL': 'EU_UDL',
+    'ℓ_E': 'ExpectedL1', 'L1 + GV, weight 0.01': 'GV', 'GRAM': 'GRAM', 'EU → UDL': 'EU_UDL',
     'ESU → UDL, offset 1': 'ESU_UDL_1', 'L1 + s → UDL': 'faithful_UDL', 'L1 → s → UDL': 'post_hoc_UDL',
-    'ESU → UDL, s learns on': 'ESU_learning', 'UDL and s, one stage': 'learning', 'TLW, 12.6 × the operations': 'TLW',
+    'ESU → UDL, s learns on': 'ESU_learning', 'UDL and s, one stage': 'learning',
     **{f'{label}, 1.54 × the iterations': f'{method}_longer' for label, method in (
         ('L1', 'L1'), ('L1 → L1', 'L1_restart'), ('L1 → MSE', 'L1_MSE'))}}
 FOLDERS = {'1,500': 'stages_x4', '3,000': 'budget_3000', '6,000': 'quick_x4', '12,000': 'budget_12000'}
@@ -89,6 +90,8 @@ class Cells:
                     self.difference((label, dataset), row[f'{dataset} − L1'], method, 'L1', dataset, metric)
             if 'operations' in row:
                 self.number((label, ), row['operations'], operations[method] / operations['L1'])
+            if method != 'L1' and 'BSD100 LPIPS − L1' in row:
+                self.difference((label, 'lpips'), row['BSD100 LPIPS − L1'], method, 'L1', 'BSD100', 'lpips')
 
     def end(self, least):
         assert not self.wrong
@@ -104,11 +107,39 @@ def test_the_methods_of_a_comparison(heading, folder):
     cells.end(25)
 
 
-@pytest.mark.parametrize(('length', 'table'), [('6,000', 0), ('12,000', 1), ('1,500', 2)])
+@pytest.mark.parametrize(('length', 'table'), [('6,000', 0), ('12,000', 1)])
 def test_lpips(length, table):
-    cells = Cells(records(FOLDERS[length], *(['tlw_x4'] if length == '1,500' else [])))
+    cells = Cells(records(FOLDERS[length]))
     cells.methods(tables('LPIPS')[table], 'lpips')
     cells.end(25)
+
+
+def test_the_spread_between_seeds():
+    for row in tables('How far to trust an interval')[0]:
+        cells = Cells(records(FOLDERS[row['iterations']]))
+        for column in (*SETS, 'LPIPS, BSD100'):
+            dataset, metric = ('BSD100', 'lpips') if 'LPIPS' in column else (column, 'psnr')
+            squares = degrees = 0
+            for method in {r.method for r in cells.given} - {'L1'}:
+                by_seed = [*statistics.paired_difference(cells.given, method, dataset, metric, 4)['by_seed'].values()]
+                squares += np.var(by_seed) * len(by_seed)
+                degrees += len(by_seed) - 1
+            cells.number((column, ), row[column], (squares / degrees)**0.5)
+        cells.end(4)
+
+
+def test_the_calibrated_intervals():
+    runs = json.loads((DOCS / 'results/uncertainty_x4/coverage.json').read_text(encoding='utf-8'))['runs']
+    names = {'ESU, two seeds as an ensemble': 'ESU, ensemble of 2', 'ESU, three seeds': 'ESU, ensemble of 3',
+             'L1 + s (faithful)': 'L1 + s', 'L1, then s (post hoc)': 'L1, then s'}
+    cells, found = Cells([]), {run['name']: run for run in runs}
+    for row in tables('What the uncertainties are worth')[1]:
+        run = found[names.get(row[''], row[''])]
+        cells.number((row[''], 'λ'), row['λ'], np.mean(run['factors']))
+        for column, key in (('coverage', 'coverage'), ('mean width', 'width'), ('interval score', 'interval_score'),
+                            ('AUSE', 'ause')):
+            cells.number((row[''], column), row[column], np.mean([image[key] for image in run['images'].values()]))
+    cells.end(50)
 
 
 @pytest.mark.parametrize(('table', 'reference', 'column'), [(0, 'L1', '{} UDL − L1'), (1, 'L1_MSE', '{}')])
