@@ -48,8 +48,9 @@ class NetworkChecker(KeyChecker):
             return
         target = lookup('network', uncertainty.get('type'))
         if target is None:
-            self.report.add('network_u.type', f'no network {uncertainty.get("type")!r} is known; expected '
-                            'UncertaintyNet')
+            if not self.report.has('network_u.type'):
+                self.report.add('network_u.type', f'no network {uncertainty.get("type")!r} is known; expected '
+                                'UncertaintyNet')
             return
         for key, problem in call_problems(target, {k: v for k, v in uncertainty.items() if k != 'type'}, partial=True):
             self.report.add(f'network_u.{key}', problem)
@@ -81,6 +82,9 @@ class NetworkChecker(KeyChecker):
             if isinstance(value, int) and value != scale:
                 said = '' if key in block else f' (the default of {target.__name__})'
                 self.report.add(f'{where}.{key}', f'{value}{said} disagrees with scale: {scale}')
+        pixels = block.get('img_range')  # which networks divide by; the trial runs without values
+        if isinstance(pixels, int | float) and pixels <= 0:
+            self.report.add(f'{where}.img_range', f'expected a positive number, got {pixels}')
         for key, value in block.items():
             if key.endswith('_path') and isinstance(value, str) and not osp.isfile(value):
                 self.report.add(f'{where}.{key}', f'no such file: {osp.abspath(value)}; these are weights of a part of '

@@ -172,7 +172,8 @@ def _read(text: str, source: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f'{source}:{mark.line + 1}' if mark else source
-        raise OptionError(f'{where}: {error.problem or error.context}') from None
+        remedy = '; use spaces' if '\\t' in str(error.problem) else ''
+        raise OptionError(f'{where}: {error.problem or error.context}{remedy}') from None
     except (yaml.YAMLError, ValueError) as error:
         raise OptionError(f'{source}: not valid YAML: {str(error).splitlines()[0]}') from None
 
