@@ -92,6 +92,7 @@ def test_force_yml():
                    'path': {'pretrain': None}, 'flag': True, 'text': '1'}
     assert opt == before
     for entry, message in (('name', 'expected key:key=value'),
+                           (f'val={Path.home()}', 'home folder for ~; null is written val=None too'),
                            ('name=', 'expected key:key=value, .*; null is written ~'),
                            ('train:lr= ', 'null is written ~'), ('a::b=1', 'expected key:key=value'),
                            ('name:x=1', 'name is a value, not a block'), ('a=[1', '--force_yml a=[1'),

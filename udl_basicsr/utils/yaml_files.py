@@ -324,6 +324,9 @@ def apply_force_yml(opt: dict, entries: Iterable[str] | None) -> dict:
             why = '; null is written ~' if equals and all(keys) else ''  # an empty variable of the shell is none
             problems.append(f'{source}: expected key:key=value, such as train:optim_g:lr=1e-4{why}')
             continue
+        if len(keys) == 1 and text == osp.expanduser('~') != '~':  # bash takes name=~ for an assignment
+            problems.append(f'{source}: your shell has put your home folder for ~; null is written {keys[0]}=None too')
+            continue
         if meant := _with_colons(keys, opt):
             problems.append(f'{source}: keys are joined by a colon, not by a dot; did you mean {meant}={text}?')
             continue
