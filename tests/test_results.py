@@ -1,0 +1,204 @@
+"""docs/RESULTS.md and the README: the figures of their tables are those of the records in docs/results."""
+import json
+import re
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from udl_basicsr.experiments import statistics
+from udl_basicsr.experiments.record_files import read_records
+
+DOCS = Path(__file__).parents[1] / 'docs'
+SETS = ('Set5', 'Set14', 'BSD100')
+METHODS = {
+    'L1': 'L1', 'L1 → L1': 'L1_restart', 'L1 → MSE': 'L1_MSE', 'ESU → UDL': 'ESU_UDL', 'MSE': 'MSE',
+    'ℓ_E': 'ExpectedL1', 'L1 + GV, weight 0.01': 'GV', 'GRAM': 'GRAM', 'EU → UDL': 'EU_UDL',
+    'ESU → UDL, offset 1': 'ESU_UDL_1', 'L1 + s → UDL': 'faithful_UDL', 'L1 → s → UDL': 'post_hoc_UDL',
+    'ESU → UDL, s learns on': 'ESU_learning', 'UDL and s, one stage': 'learning',
+    **{f'{label}, 1.54 × the iterations': f'{method}_longer' for label, method in (
+        ('L1', 'L1'), ('L1 → L1', 'L1_restart'), ('L1 → MSE', 'L1_MSE'))}}
+FOLDERS = {'1,500': 'stages_x4', '3,000': 'budget_3000', '6,000': 'quick_x4', '12,000': 'budget_12000'}
+
+
+@cache
+def records(*folders):
+    """Those of the folders, each run once: a folder's own L1 may be that of another."""
+    found = {}
+    for folder in folders:
+        for record in read_records(DOCS / 'results' / folder):
+            found.setdefault((record.method, record.seed), record)
+    return [*found.values()]
+
+
+def tables(heading, page='RESULTS.md'):
+    """The tables below a heading, each as rows {column: cell}; a difference's column has its data set before it."""
+    text = (DOCS / page).read_text(encoding='utf-8')
+    section = text.split(f'\n## {heading}\n')[1].split('\n## ')[0]
+    found = []
+    for block in re.findall(r'(?:^\|.*\n)+', section, flags=re.M):
+        lines = re.sub(r'\[([^]]+)\]\([^)]*\)', r'\1', block).splitlines()  # links
+        header, _, *rows = [[cell.strip(' *') for cell in line.strip('|').split('|')] for line in lines]
+        names, dataset = [], ''
+        for name in header:
+            dataset = next((one for one in SETS if name.startswith(one)), dataset)
+            names.append(f'{dataset} {name}' if '−' in name else name)
+        found.append([dict(zip(names, row, strict=True)) for row in rows])
+    return found
+
+
+class Cells:
+    """What a table says beside what the records give, to the last digit that is shown."""
+
+    def __init__(self, given):
+        self.given, self.wrong, self.count = given, [], 0
+
+    def _compare(self, place, shown, values):
+        texts = re.findall(r'[+−]?\d+(?:\.\d+)?', shown)
+        self.count += 1
+        good = len(texts) == len(values) and all(
+            abs(float(text.replace('−', '-')) - value) <= 0.5001 * 10**-len(text.partition('.')[2])
+            for text, value in zip(texts, values, strict=True))
+        if not good:
+            self.wrong.append((*place, shown, [round(float(value), 5) for value in values]))
+
+    def number(self, place, shown, value):
+        self._compare(place, shown, [value])
+
+    def mean(self, place, shown, method, dataset, metric, scale=4):
+        self._compare(place, shown, [statistics.means(self.given, method, dataset, metric, scale)['mean']])
+
+    def difference(self, place, shown, method, reference, dataset, metric, scale=4):
+        result = statistics.paired_difference(self.given, method, dataset, metric, scale, reference)
+        self._compare(place, shown, [result[key] for key in ('mean', 'low', 'high')])
+        return result['seeds']
+
+    def methods(self, rows, metric):
+        """A table with a row for each method: seeds, means, differences from L1, and operations."""
+        operations = {method: np.mean([r.costs['operations'] for r in self.given if r.method == method])
+                      for method in {r.method for r in self.given}}
+        for row in rows:
+            label = row.get('method') or row['way']
+            method = METHODS[label]
+            if 'seeds' in row:
+                self.number((label, ), row['seeds'], len([r for r in self.given if r.method == method]))
+            for dataset in SETS:
+                column = dataset if metric == 'lpips' else f'{dataset} PSNR'
+                self.mean((label, dataset), row[column], method, dataset, metric)
+                if method != 'L1':
+                    self.difference((label, dataset), row[f'{dataset} − L1'], method, 'L1', dataset, metric)
+            if 'operations' in row:
+                self.number((label, ), row['operations'], operations[method] / operations['L1'])
+            if method != 'L1' and 'BSD100 LPIPS − L1' in row:
+                self.difference((label, 'lpips'), row['BSD100 LPIPS − L1'], method, 'L1', 'BSD100', 'lpips')
+
+    def end(self, least):
+        assert not self.wrong
+        assert self.count >= least
+
+
+@pytest.mark.parametrize(('heading', 'folder'), [
+    ('The yardstick', 'small_x4'), ('The comparison at 6,000 iterations', 'quick_x4'),
+    ('Which stage 1, and is one enough?', 'stages_x4'), ('The rivals', 'stages_x4')])
+def test_the_methods_of_a_comparison(heading, folder):
+    cells = Cells(records(folder))
+    cells.methods(tables(heading)[0], 'psnr')
+    cells.end(25)
+
+
+@pytest.mark.parametrize(('length', 'table'), [('6,000', 0), ('12,000', 1)])
+def test_lpips(length, table):
+    cells = Cells(records(FOLDERS[length]))
+    cells.methods(tables('LPIPS')[table], 'lpips')
+    cells.end(25)
+
+
+def test_the_spread_between_seeds():
+    for row in tables('How far to trust an interval')[0]:
+        cells = Cells(records(FOLDERS[row['iterations']]))
+        for column in (*SETS, 'LPIPS, BSD100'):
+            dataset, metric = ('BSD100', 'lpips') if 'LPIPS' in column else (column, 'psnr')
+            squares = degrees = 0
+            for method in {r.method for r in cells.given} - {'L1'}:
+                by_seed = [*statistics.paired_difference(cells.given, method, dataset, metric, 4)['by_seed'].values()]
+                squares += np.var(by_seed) * len(by_seed)
+                degrees += len(by_seed) - 1
+            cells.number((column, ), row[column], (squares / degrees)**0.5)
+        cells.end(4)
+
+
+def test_the_calibrated_intervals():
+    runs = json.loads((DOCS / 'results/uncertainty_x4/coverage.json').read_text(encoding='utf-8'))['runs']
+    names = {'ESU, two seeds as an ensemble': 'ESU, ensemble of 2', 'ESU, three seeds': 'ESU, ensemble of 3',
+             'L1 + s (faithful)': 'L1 + s', 'L1, then s (post hoc)': 'L1, then s'}
+    cells, found = Cells([]), {run['name']: run for run in runs}
+    for row in tables('What the uncertainties are worth')[1]:
+        run = found[names.get(row[''], row[''])]
+        cells.number((row[''], 'λ'), row['λ'], np.mean(run['factors']))
+        for column, key in (('coverage', 'coverage'), ('mean width', 'width'), ('interval score', 'interval_score'),
+                            ('AUSE', 'ause')):
+            cells.number((row[''], column), row[column], np.mean([image[key] for image in run['images'].values()]))
+    cells.end(50)
+
+
+@pytest.mark.parametrize(('table', 'reference', 'column'), [(0, 'L1', '{} UDL − L1'), (1, 'L1_MSE', '{}')])
+def test_the_lead_by_the_budget(table, reference, column):
+    for row in tables('With the budget')[table]:
+        cells = Cells(records(FOLDERS[row['iterations']]))
+        for dataset in SETS:
+            seeds = cells.difference((dataset, ), row[column.format(dataset)], 'ESU_UDL', reference, dataset, 'psnr')
+            cells.number(('seeds', ), row['seeds'], seeds)
+            if reference == 'L1':
+                cells.mean((dataset, ), row[f'{dataset}: L1'], 'L1', dataset, 'psnr')
+        cells.end(6)
+
+
+def test_as_many_operations():
+    for row in tables('With as many operations')[0]:
+        cells = Cells(records(FOLDERS[row["UDL's iterations"]]))
+        for dataset in SETS:
+            seeds = cells.difference((row['control'], dataset), row[dataset], 'ESU_UDL',
+                                     f"{METHODS[row['control']]}_longer", dataset, 'psnr')
+            cells.number(('seeds', ), row['seeds'], seeds)
+        cells.end(6)
+
+
+def test_the_lead_by_the_scale():
+    for row in tables('With the scale')[0]:
+        scale = int(row[''].strip('×'))
+        cells = Cells([r for r in records('quick_x4' if scale == 4 else f'x{scale}') if r.seed == 0])
+        for dataset in SETS:
+            cells.difference((scale, dataset), row[f'{dataset} UDL − L1'], 'ESU_UDL', 'L1', dataset, 'psnr', scale)
+            cells.mean((scale, dataset), row[f'{dataset}: L1'], 'L1', dataset, 'psnr', scale)
+        cells.end(6)
+
+
+def test_tlw():
+    cells, metric = Cells([r for r in records('tlw_x4', 'stages_x4') if r.seed == 0]), ''
+    for row in tables('TLW')[0]:
+        _, minus, reference = row[''].rpartition('minus ')
+        metric = metric if minus else row[''].lower()
+        for dataset in SETS:
+            if minus:
+                cells.difference((metric, reference, dataset), row[dataset], 'TLW', METHODS[reference], dataset, metric)
+            else:
+                cells.mean((metric, dataset), row[dataset], 'TLW', dataset, metric)
+    cells.end(20)
+
+
+def test_the_readme():
+    folder, count = '', 0
+    for row in tables('Does it help?', '../README.md')[0]:
+        when, _, seeds = row['iterations'].rpartition(', ')
+        if 'the same' not in row['iterations']:
+            folder = FOLDERS.get(when, 'small_x4')
+        given = [r for r in records(folder) if seeds != 'seed 0' or r.seed == 0]
+        cells = Cells(given)
+        reference = METHODS[row['UDL minus'].replace(' with as many operations', ', 1.54 × the iterations')]
+        for dataset in SETS:
+            found = cells.difference((reference, dataset), row[dataset], 'ESU_UDL', reference, dataset, 'psnr')
+            assert found == {'seed 0': 1, 'two seeds': 2, 'three seeds': 3}.get(seeds, found), row
+            count += 1
+        cells.end(3)
+    assert count >= 15
