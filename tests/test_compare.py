@@ -247,11 +247,8 @@ def test_the_end_of_a_log_is_shown_whatever_is_in_it(tmp_path):
     log.write_bytes('ok\nends with ×'.encode('latin-1') + b'\n\xe2\x88')
     event = runner.Event(None, -9, log=log)
     assert event.last_lines(2) == 'ends with \ufffd\n\ufffd'
-    assert event.failure(1) == f'was killed by signal 9, for lack of memory perhaps; the end of {log}:\n\ufffd'
     log.write_bytes(b'')
     assert event.last_lines(1) == ''
-    log.unlink()
-    assert runner.Event(None, 1, log=log).failure(3) == f'failed with status 1, before it could write {log}'
 
 
 @pytest.mark.parametrize(('changes', 'message'), [
