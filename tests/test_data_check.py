@@ -34,6 +34,18 @@ def test_missing_folders(parse, train_opt, tmp_path):
     assert 'datasets.train: no images in' in refused(parse, train_opt)
 
 
+def test_a_file_is_no_missing_folder(parse, train_opt, tmp_path):
+    (tmp_path / 'gt.png').write_bytes(b'')
+    text = refused(parse, train_opt, f'datasets:train:dataroot_gt={tmp_path}/gt.png')
+    assert f'datasets.train.dataroot_gt: is no folder: {tmp_path}/gt.png' in text
+
+
+def test_an_lmdb_is_not_read_as_a_folder_of_images(parse, train_opt, tmp_path):
+    (tmp_path / 'gt').rename(tmp_path / 'gt.lmdb')
+    text = refused(parse, train_opt, f'datasets:train:dataroot_gt={tmp_path}/gt.lmdb', 'datasets:val=~')
+    assert f'datasets.train.io_backend.type: disk, but dataroot_gt is an LMDB: {tmp_path}/gt.lmdb; use lmdb' in text
+
+
 def test_the_folder_beside_root_path_is_hinted_at(parse, train_opt):
     text = refused(parse, train_opt, 'datasets:train:dataroot_gt=gt')
     assert 'run from there' in text
@@ -43,7 +55,7 @@ def test_pairs(parse, train_opt, tmp_path):
     (tmp_path / 'lq' / '2.png').rename(tmp_path / 'lq' / '2x.png')
     text = refused(parse, train_opt)
     assert 'datasets.train.dataroot_lq: no partner in' in text
-    assert '2.png for 2.png' in text
+    assert ': 2.png; names must be equal' in text
     for i in (0, 1, 3):
         (tmp_path / 'lq' / f'{i}.png').rename(tmp_path / 'lq' / f'{i}x.png')
     parse(train_opt, ['datasets:val=~', "datasets:train:filename_tmpl='{}x'"])
@@ -143,7 +155,7 @@ def test_everything_that_is_wrong_is_said_at_once(parse, train_opt, tmp_path):
     for said in (f'{gt}/a.png: is empty (0 bytes)', f'{lq}/b.png: is cut off', f'{gt}/c.png: has the colour mode RGB',
                  f'{lq}/d.png: has 16 bits a channel', f'{gt}/e.png: has the colour mode palette',
                  f'{gt}/f.png: says it has 60000x60000 pixels', '6 of 20 images cannot be used',
-                 'g.png GT 64x48, LQ 32x20', f'no partner in {lq}: 0.png for 0.png',
+                 'g.png GT 64x48, LQ 32x20', f'no partner in {lq}: 0.png; names must be equal',
                  f'images without a partner in {gt}: z.png'):
         assert said in text
     assert not (tmp_path / 'experiments').exists()

@@ -126,17 +126,19 @@ def test_all_that_is_wrong_is_said_at_once(run, capsys, monkeypatch):
     frames[0].save(root / 'moving.webp', save_all=True, append_images=frames[1:])
     Image.fromarray(np.random.rand(4, 4).astype(np.float32)).save(root / 'float.tif')
     Image.fromarray(noise(4, 4, 4)).convert('CMYK').save(root / 'cmyk.jpg')
+    frames[0].save(root / 'scan.gif')
     monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 500)
     assert run(good, root / 'gone.png', root / 'other', root / 'empty', root / 'text.png', root / 'nothing.png',
-               root / 'large.png', root / 'moving.webp', root / 'float.tif', root / 'cmyk.jpg') == 2
+               root / 'large.png', root / 'moving.webp', root / 'float.tif', root / 'cmyk.jpg', root / 'scan.gif') == 2
     said = capsys.readouterr().err
     for problem in ('gone.png: no such file or folder', f'a.jpg: would become {run.out}/a.png, and so would',
                     'names, or --format same',
                     'empty: holds no picture', 'text.png: cannot be read', 'nothing.png: cannot be read',
                     'large.png: is larger than the 1000 pixels', 'moving.webp: holds several pictures',
-                    'float.tif: has the colour mode F', 'cmyk.jpg: has the colour mode CMYK'):
+                    'float.tif: has the colour mode F', 'cmyk.jpg: has the colour mode CMYK',
+                    'scan.gif: .gif files are not read: convert it to PNG'):
         assert problem in said
-    assert len(said.splitlines()) == 10
+    assert len(said.splitlines()) == 11
     assert no_files(run.out)
 
 

@@ -57,7 +57,7 @@ from udl_basicsr.options.training_values import judge_of
     ('network_g:num_in_ch=~', 'network_g.num_in_ch: EDSR expects an integer, got null'),
     ('network_g:upscale=4', 'network_g.upscale: 4 disagrees with scale: 2'),
     ('network_g:num_feat=-8', 'network_g: EDSR cannot be built'),
-    ('network_g:img_range=0', 'network_g.img_range: expected a number > 0, got 0 (int): pixels are multiplied by it'),
+    ('network_g:img_range=0', 'network_g.img_range: expected a positive number, got 0'),
     ('train:pixel_opt:type=L2', "train.pixel_opt.type: no loss 'L2' is known"),
     ('train:pixel_opt:loss_wieght=1',
      "train.pixel_opt.loss_wieght: L1Loss has no such argument; did you mean 'loss_weight'"),

@@ -32,6 +32,7 @@ def test_numbers_are_read_as_people_write_them(tmp_path):
     ('x: 1\na: !!python/name:os.system', 'a.yml:2: tag'),
     ('a: !!binary aGk=', 'is not allowed'),
     ('a: 1\nb: 2\na: 3', "a.yml:3: key 'a' stands here twice"),
+    ('a:\n\tb: 1', r"a.yml:2: found character '\t' that cannot start any token; use spaces"),
     ('a:\n  b: 1\n  b: 2', "a.yml:3: key 'b' stands here twice"),
     ('a: &x {k: 1}\nb: &y {k: 2}\nc:\n  <<: *x\n  <<: *y', r"a.yml:5: key '<<' stands here twice: merge a list"),
     ('a: &x {k: 1}\nc:\n  <<: {<<: *x, <<: *x}', "a.yml:3: key '<<' stands here twice"),
@@ -91,6 +92,7 @@ def test_force_yml():
                    'path': {'pretrain': None}, 'flag': True, 'text': '1'}
     assert opt == before
     for entry, message in (('name', 'expected key:key=value'),
+                           (f'val={Path.home()}', 'home folder for ~; null is written val=None too'),
                            ('name=', 'expected key:key=value, .*; null is written ~'),
                            ('train:lr= ', 'null is written ~'), ('a::b=1', 'expected key:key=value'),
                            ('name:x=1', 'name is a value, not a block'), ('a=[1', '--force_yml a=[1'),
@@ -242,6 +244,8 @@ def test_test_files(parse, train_opt, tmp_path):
     assert parsed.opt['path']['results_root'] == str(tmp_path / 'results' / 'run')
     assert parsed.opt['val']['save_img'] is False
     assert 'path.pretrain_network_g: missing' in refused(parse, opt, 'path=~', is_train=False)
+    assert 'val: this test neither measures nor saves an image' in refused(parse, opt, 'val:metrics=~', is_train=False)
+    parse(opt, ['val:metrics=~', 'val:save_img=true'], is_train=False)
     assert '--force_yml datasets:test_1=~' in refused(parse, opt, 'datasets:test_1:dataroot_gt=nowhere', is_train=False)
     assert 'datasets: no set to test on' in refused(parse, opt, 'datasets:test_1=~', 'datasets:x=~', is_train=False)
     text = refused(parse, train_opt, is_train=False)  # taken as what it has trained, which is not there

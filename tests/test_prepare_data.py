@@ -241,14 +241,14 @@ def test_all_bad_files_are_named_at_once_and_nothing_is_written(source, out, cap
 
 @pytest.mark.parametrize(('where', 'options', 'message'), [
     ('nowhere', [], 'no such folder'),
-    ('HR/0.png', [], 'no such folder'),
+    ('HR/0.png', [], 'HR/0.png: is no folder; give the folder that holds the HR images'),
     ('empty', [], 'holds no images'),
     ('HR', ['--out', 'HR/out'], 'lies inside the folder of HR images'),
-    ('HR', ['--out', 'HR'], 'lies inside the folder of HR images'),
+    ('HR', ['--out', 'HR'], 'HR: is the folder of HR images HR;'),
     ('HR', ['--out', 'HR/0.png'], 'is a file where a folder is to be made'),
-    ('HR', ['--out', 'taken'], 'GTmod2: exists and was not made by this script'),
-    ('HR', ['--out', 'foreign'], 'is not a record that this version of the script wrote'),
-    ('taken/GTmod2', ['--out', 'taken'], 'is a folder that this script writes'),
+    ('HR', ['--out', 'taken'], 'GTmod2: exists and was not made by udl prepare'),
+    ('HR', ['--out', 'foreign'], 'is not a record that this version of udl prepare wrote'),
+    ('taken/GTmod2', ['--out', 'taken'], 'is a folder that udl prepare writes'),
     ('HR', ['--sub-images', '96'], '2.png: is 80x75 and gives no sub-image of 96'),
     ('dotted', ['--lmdb'], "a.b.png: BasicSR's LMDB needs ASCII names without a further dot"),
 ])

@@ -186,6 +186,11 @@ def test_another_stage_or_optimizer_under_the_same_name(run):
     assert {p: p.read_bytes() for p in before} == before
 
 
+def test_a_network_of_other_shapes_under_the_same_name(run):
+    text = refused(run, 'plain', 'network_g:num_feat=16')
+    assert 'they are of a weight of (8, 3, 3, 3), which is (16, 3, 3, 3) in this network. Give the network its' in text
+
+
 def test_another_stage_of_a_state_that_does_not_tell(run):
     """As BasicSR's, and those saved before states told their options."""
     for stage in ('plain', 'esu'):

@@ -67,6 +67,14 @@ def test_a_trial_says_which_cell_fails(write, tmp_path, script, capsys):
     assert '1 of 2 cells run' in said
 
 
+def test_a_run_that_is_killed_early_says_so_without_its_log(tmp_path):
+    log = tmp_path / 'run.log'
+    assert runner.Event(None, 1, log=log).failure(3) == f'failed with status 1, before it could write {log}'
+    log.write_text('a\nb\n')
+    assert runner.Event(None, -9, log=log).failure(1) == \
+        f'was killed by signal 9, for lack of memory perhaps; the end of {log}:\nb'
+
+
 def test_the_trial_takes_the_smallest_crop_that_is_enough(write, tmp_path):
     runs = plan.read_plan(write(), tmp_path).runs
     runs = [run for run in runs if (run.network, run.scale, run.seed) == ('EDSR-S', 2, 0)]

@@ -157,8 +157,7 @@ def train(plan: Plan, missing: list[PlannedRun], out: Path, root: Path, gpus: li
                 continue
             if event.status:
                 failed.append(event)
-                print(f'{clear}{run.name}: failed with status {event.status}; the end of {event.log}:\n'
-                      + event.last_lines(3), flush=True)
+                print(f'{clear}{run.name}: {event.failure(3)}', flush=True)
             else:
                 print(clear, end='')
                 show(plan, out)

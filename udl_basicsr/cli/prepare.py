@@ -64,7 +64,8 @@ def summarize(job: Job, records: dict[str, dict]) -> None:
             notes.setdefault(note, []).append(name)
     for note, names in notes.items():
         print(f'{note}: {len(names)} ({", ".join(names[:5])}{", ..." if len(names) > 5 else ""})')
-    print(f'{len(records)} images in {job.out}, as BasicSR pairs (dataroot_gt, dataroot_lq):')
+    images = '1 image' if len(records) == 1 else f'{len(records)} images'
+    print(f'{images} in {job.out}, as BasicSR pairs (dataroot_gt, dataroot_lq):')
     ending = ('_sub' if job.sub_size else '') + ('.lmdb' if job.lmdb else '')
     for kind, scale in job.kinds():
         if kind != 'GT':

@@ -243,7 +243,7 @@ def decode_rgb(data: bytes) -> tuple[np.ndarray, list[str]]:
     if img.format == 'PNG' and data[24] == 16:
         return _decode_16_bit(data, plain=orientation == 1 and 'transparency' not in img.info)
     if deep:  # Pillow cuts the low bytes off
-        raise ImageError('has 16 bits a channel, which are read of a PNG alone: save it as PNG')
+        raise ImageError('has more than 8 bits a channel, which are read of a PNG alone: save it as PNG')
     if img.mode not in ('1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA'):
         raise ImageError(f'has the colour mode {img.mode}, expected gray or RGB: convert it to an RGB PNG')
 

@@ -155,13 +155,14 @@ def _read_manifest(job: Job) -> dict | None:
             return manifest
     except (ValueError, KeyError, TypeError):
         pass
-    raise PreparationError([f'{path}: is not a record that this version of the script wrote; choose another --out'])
+    raise PreparationError([f'{path}: is not a record that this version of udl prepare wrote; choose another --out'])
 
 
 def _list_source(job: Job) -> tuple[list[str], list[str]]:
     """Names of the images in the source folder, and what is wrong with the folder or with their names."""
     if not job.source.is_dir():
-        raise PreparationError([f'{job.source}: no such folder; give the folder that holds the HR images'])
+        found = 'is no folder' if job.source.exists() else 'no such folder'
+        raise PreparationError([f'{job.source}: {found}; give the folder that holds the HR images'])
     entries = [path for path in sorted(job.source.iterdir()) if not path.name.startswith('.') and not path.is_dir()]
     names = [path.name for path in entries if path.suffix.lower() in SUFFIXES]
     problems = [f'{path.name}: {path.suffix} files are not read; convert it to PNG or move it away'
@@ -191,16 +192,17 @@ def _size_problems(job: Job, name: str, record: dict) -> Iterator[str]:
 def _place_problems(job: Job, manifest: dict | None, records: dict) -> Iterator[str]:
     source, out = job.source.resolve(), job.out.resolve()
     if out == source or source in out.parents:
-        yield f'{job.out}: lies inside the folder of HR images {job.source}; choose an --out outside it'
+        where = 'is' if out == source else 'lies inside'
+        yield f'{job.out}: {where} the folder of HR images {job.source}; choose an --out outside it'
     ours = {out / name for name in (manifest or {}).get('folders', [])}
     planned = [out / path.name for path in job.folders() + job.databases()]
     if source in {*ours, *planned}:
-        yield f'{job.source}: is a folder that this script writes; give the folder of the original HR images'
+        yield f'{job.source}: is a folder that udl prepare writes; give the folder of the original HR images'
     for path in (out, *planned):
         if path.exists() and not path.is_dir():
             yield f'{path}: is a file where a folder is to be made; choose another --out'
         elif path not in (out, *ours) and path.is_dir() and any(path.iterdir()):
-            yield f'{path}: exists and was not made by this script; move it away or choose another --out'
+            yield f'{path}: exists and was not made by udl prepare; move it away or choose another --out'
     if not manifest:
         return
     old, sub = manifest['images'], [job.sub_size, job.sub_step]

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from udl_basicsr.data.images import SUFFIXES, ImageError
+from udl_basicsr.data.images import OTHER_IMAGE_SUFFIXES, SUFFIXES, ImageError
 from udl_basicsr.utils.errors import MISUSED, UdlError
 from udl_basicsr.utils.files import is_stream, why_not_into
 
@@ -95,7 +95,9 @@ def make_plan(inputs: Iterable[str | Path], out: str | Path, *, suffix: str = ''
         try:
             header = read_header(path)
         except (ImageError, OSError) as error:
-            problems.append(problem_of(path, error))
+            other = path.suffix.lower()
+            problems.append(f'{path}: {other} files are not read: convert it to PNG' if other in OTHER_IMAGE_SUFFIXES
+                            else problem_of(path, error))
             continue
         ending = header.suffix if file_format == 'same' else f'.{file_format}'
         if header.transparent and ending in OPAQUE_SUFFIXES:
@@ -108,11 +110,15 @@ def make_plan(inputs: Iterable[str | Path], out: str | Path, *, suffix: str = ''
             problems.append(f'{path}: the name of its result, {longest[:40]}..., would be longer than {_LONGEST_NAME} '
                             'bytes: give a shorter --suffix, or rename it')
             continue
+        told = set()  # pictures that share a name share those of all their results
         for target in targets:
             place = _place(target)
             if place in originals:
                 problems.append(f'{path}: {target} would be written over an input: give another --out or a --suffix')
+            elif owners.get(place) in told:
+                continue
             elif place in owners:
+                told.add(owners[place])
                 other = '' if kinds or file_format == 'same' else ', or --format same'  # maps are PNGs in any case
                 problems.append(f'{path}: would become {target}, and so would {owners[place]}: give them different '
                                 f'names{other}')

@@ -373,7 +373,8 @@ def _default_tap(network: UncertaintyNet, block: dict) -> str | None:
 
 def _options(weights: str | Path, opt: str | Path | None) -> dict:
     if opt is None and not Path(weights).is_file():
-        raise InferenceError([f'{weights}: no such file; expected a checkpoint, .pth or .safetensors'])
+        found = 'is a folder' if Path(weights).is_dir() else 'no such file'
+        raise InferenceError([f'{weights}: {found}; expected a checkpoint, .pth or .safetensors'])
     found = find_options(weights, opt)
     if found is None:
         raise InferenceError([f'{weights}: which network is it? No option file was found beside it; give -opt, a file '

@@ -146,6 +146,15 @@ class Event:
         """The end of the log. What writes there need not write UTF-8, and who is killed does not end a character."""
         return '\n'.join(self.log.read_text(encoding='utf-8', errors='replace').splitlines()[-count:])
 
+    def failure(self, count: int) -> str:
+        """How a run failed, with the last lines of its log, which one that is killed early does not have."""
+        status = self.status or 0
+        how = f'failed with status {status}' if status >= 0 else \
+            f'was killed by signal {-status}' + ', for lack of memory perhaps' * (status == -9)
+        if not self.log.exists():
+            return f'{how}, before it could write {self.log}'
+        return f'{how}; the end of {self.log}:\n{self.last_lines(count)}'
+
 
 def make_all(runs: list[PlannedRun], out: Path, root: Path, gpus: list[str | None],
              ) -> Generator[Event, None, None]:

@@ -191,8 +191,7 @@ def run_trial(runs: Sequence[PlannedRun], folder: Path, gpus: list[str | None]) 
         rows[run.name] = [run.network or run.title, f'×{run.scale}', run.label, f'{event.seconds:.1f}',
                           'failed' if event.status else 'ok']
         if event.status:
-            print(f'{run.shown}: failed with status {event.status}; the end of {event.log}:\n'
-                  + event.last_lines(5), flush=True)
+            print(f'{run.shown}: {event.failure(5)}', flush=True)
         elapsed = time.time() - started
         about = f'; about {duration(elapsed * left / (whole - left))} left' if left > 0.01 else ''
         print(f'{run.shown}: {rows[run.name][-1]}, {event.seconds:.1f} s; {len(rows)} of {len(runs)}{about}',

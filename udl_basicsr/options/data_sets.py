@@ -110,7 +110,7 @@ def check_data(opt: dict, root_path: str, report: Findings, images: Images) -> N
 def _check_dataset(dataset: dict, at: str, opt: dict, root_path: str, report: Findings, images: Images) -> None:
     cls = lookup('data set', dataset.get('type'))
     train = dataset['phase'] == 'train'
-    drop = '' if train else f'; to do without this set, write {at}: ~ (--force_yml {at.replace(".", ":")}=~)'
+    drop = '' if train else f'; to do without this set: --force_yml {at.replace(".", ":")}=~'
     for key in ('dataroot_gt', 'dataroot_lq', 'meta_info_file', 'meta_info'):
         path = dataset.get(key)
         if not isinstance(path, str):
@@ -118,7 +118,8 @@ def _check_dataset(dataset: dict, at: str, opt: dict, root_path: str, report: Fi
         wanted = osp.isdir if key.startswith('dataroot') else osp.isfile
         if not wanted(osp.expanduser(path)):
             kind = 'folder' if key.startswith('dataroot') else 'file'
-            report.add(f'{at}.{key}', f'no such {kind}: {where(path, root_path)}; {PREPARE}{drop}')
+            found = f'is no {kind}' if osp.exists(osp.expanduser(path)) else f'no such {kind}'
+            report.add(f'{at}.{key}', f'{found}: {where(path, root_path)}; {PREPARE}{drop}')
         elif outside := key.startswith('meta') and names_outside(osp.expanduser(path)):
             report.add(f'{at}.{key}', outside)
     cache = dataset.get('uncertainty_cache')
@@ -146,6 +147,13 @@ def _check_pairs(dataset: dict, at: str, opt: dict, report: Findings, images: Im
     if report.has(at):
         return
     gt_root, lq_root = (dataset[key] for key in keys)
+    if dataset['io_backend']['type'] == 'disk':
+        for key in keys:
+            if dataset[key].endswith('.lmdb'):
+                report.add(f'{at}.io_backend.type', f'disk, but {key} is an LMDB: {dataset[key]}; use lmdb')
+                break
+    if report.has(at):
+        return
     with contextlib.ExitStack() as stack:
         if dataset['io_backend']['type'] == 'lmdb':
             pairs, opened = lmdb_pairs(gt_root, lq_root, at, report, stack)

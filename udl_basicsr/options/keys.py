@@ -96,10 +96,13 @@ class KeyChecker:
 
     def check_keys(self) -> None:
         """Checks every key against the table."""
-        if self.lenient and not self.is_train and self.opt.get('val') is None:
+        val = self.opt.get('val')
+        if self.lenient and not self.is_train and val is None:
             self.opt['val'] = {'save_img': False, 'suffix': None}  # BasicSR would stop at a KeyError
             self.report.warn('val', 'missing; nothing is measured and no image is saved. Add val: {save_img: true, '
                              'suffix: ~, metrics: {psnr: {type: calculate_psnr, crop_border: 4}}}')
+        elif not self.is_train and isinstance(val, dict) and not val.get('metrics') and not val.get('save_img'):
+            self.report.add('val', 'this test neither measures nor saves an image; add metrics, or save_img: true')
         self.walk(self.opt, schema.OPTIONS, ())
         name = self.opt.get('model_type')
         if name is not None and lookup('model', name) is None:

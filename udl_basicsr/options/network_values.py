@@ -12,7 +12,7 @@ from udl_basicsr.utils.yaml_files import OptionError
 
 from . import schema
 from .keys import Findings, KeyChecker, block_of, lookup
-from .signatures import call_problems, describe, parameters
+from .signatures import call_problems, parameters
 from .trials import build_network, try_network
 
 _LARGEST_PATCH = 512  # LQ pixels; networks that can be trained on larger ones are not tried on them
@@ -48,8 +48,9 @@ class NetworkChecker(KeyChecker):
             return
         target = lookup('network', uncertainty.get('type'))
         if target is None:
-            self.report.add('network_u.type', f'no network {uncertainty.get("type")!r} is known; expected '
-                            'UncertaintyNet')
+            if not self.report.has('network_u.type'):
+                self.report.add('network_u.type', f'no network {uncertainty.get("type")!r} is known; expected '
+                                'UncertaintyNet')
             return
         for key, problem in call_problems(target, {k: v for k, v in uncertainty.items() if k != 'type'}, partial=True):
             self.report.add(f'network_u.{key}', problem)
@@ -81,9 +82,9 @@ class NetworkChecker(KeyChecker):
             if isinstance(value, int) and value != scale:
                 said = '' if key in block else f' (the default of {target.__name__})'
                 self.report.add(f'{where}.{key}', f'{value}{said} disagrees with scale: {scale}')
-        if isinstance(value := block.get('img_range'), (int, float)) and value <= 0:  # of all networks that have one
-            self.report.add(f'{where}.img_range', f'expected a number > 0, got {describe(value)}: pixels are '
-                            'multiplied by it, and the image is divided by it')
+        pixels = block.get('img_range')  # which networks divide by; the trial runs without values
+        if isinstance(pixels, int | float) and pixels <= 0:
+            self.report.add(f'{where}.img_range', f'expected a positive number, got {pixels}')
         for key, value in block.items():
             if key.endswith('_path') and isinstance(value, str) and not osp.isfile(value):
                 self.report.add(f'{where}.{key}', f'no such file: {osp.abspath(value)}; these are weights of a part of '

@@ -97,8 +97,9 @@ def file_pairs(dataset: dict, gt_root: str, lq_root: str, at: str, report: Findi
         partner[name] = f'{template.format(stem)}{extension}'
     alone = [n for n in names if partner[n] not in lq_there]
     if alone:
-        report.add(f'{at}.dataroot_lq', f'no partner in {osp.abspath(lq_root)}: '
-                   f'{some_of([f"{partner[n]} for {n}" for n in alone])}; names must be equal, or follow filename_tmpl')
+        shown = [n if partner[n] == n else f'{partner[n]} for {n}' for n in alone]
+        report.add(f'{at}.dataroot_lq', f'no partner in {osp.abspath(lq_root)}: {some_of(shown)}; '
+                   'names must be equal, or follow filename_tmpl')
     extra = sorted(lq_there - set(partner.values())) if meta is None else []
     if extra:
         report.add(f'{at}.dataroot_lq', f'images without a partner in {osp.abspath(gt_root)}: {some_of(extra)}')

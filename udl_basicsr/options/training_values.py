@@ -237,7 +237,7 @@ class TrainingChecker(NetworkChecker):
     def check_schedule(self, train: dict) -> None:
         total, warmup = train.get('total_iter'), self.given('train', 'warmup_iter')
         add = self.report.add
-        if not isinstance(total, int):
+        if not isinstance(total, int) or total < 1:
             return
         if isinstance(warmup, int) and warmup > total:
             add('train.warmup_iter', f'{warmup} is longer than the training, total_iter: {total}')

@@ -225,8 +225,12 @@ def try_moments(target: type[torch.optim.Optimizer], arguments: dict, shapes: It
                 parameter.grad = torch.zeros(shape)
                 optimizer.step()
             except Exception as error:  # whatever its code says to moments or settings that it cannot use
-                return (f'state: {index}: {target.__name__} cannot take a step with these moments and settings '
-                        f'({kind_and_line(error)})')
+                other = next((m.shape for m in state.get(index, {}).values() if isinstance(m, Tensor) and m.ndim > 0
+                              and m.shape != parameter.shape), None)
+                why = kind_and_line(error) if other is None else (
+                    f'they are of a weight of {tuple(other)}, which is {tuple(parameter.shape)} in this network. Give '
+                    'the network its former options, or this run another name')
+                return f'state: {index}: {target.__name__} cannot take a step with these moments and settings ({why})'
             if not parameter.isfinite().all():
                 return f'state: {index}: a step of {target.__name__} with these moments and settings is not finite'
     return ''

@@ -107,10 +107,8 @@ def _explain(error: Exception) -> str | None:
     """What is said of an error; None of a fault of the program."""
     # That of a data worker comes with its traceback, whose last line it is.
     own_words = str(error).rsplit(f'{type(error).__name__}: ', 1)[-1].rstrip()
-    if isinstance(error, BrokenImageError):
+    if isinstance(error, (BrokenImageError, CheckpointError, FloatingPointError)):
         return own_words
-    if isinstance(error, (CheckpointError, FloatingPointError)):
-        return f'{type(error).__name__}: {own_words}'
     if isinstance(error, OSError):
         message = exits.explain(error)
         return message and (f'{message}. {_SAVED}. Free some space or check the permissions, then go on with '

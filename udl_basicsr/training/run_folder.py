@@ -193,7 +193,9 @@ def _latest_usable(opt: dict) -> Path | None:
             get_root_logger().warning(f'{problem}\nGoing back to {path}, the latest state that is whole.')
         return path
     if problems:
-        raise CheckpointError('\n'.join([f'{folder}: none of the {len(states)} states can be used:', *problems, (
+        more = [f'... and {len(problems) - 5} earlier ones'] if len(problems) > 5 else []
+        told = [*problems[:5], *more]
+        raise CheckpointError('\n'.join([f'{folder}: none of the {len(states)} states can be used:', *told, (
             'Start anew without --auto_resume (this folder is then kept as _archived_<time>)')]))
     return None
 

@@ -171,7 +171,8 @@ def _read(text: str, source: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f'{source}:{mark.line + 1}' if mark else source
-        raise OptionError(f'{where}: {error.problem or error.context}') from None
+        remedy = '; use spaces' if '\\t' in str(error.problem) else ''
+        raise OptionError(f'{where}: {error.problem or error.context}{remedy}') from None
     except (yaml.YAMLError, ValueError) as error:
         raise OptionError(f'{source}: not valid YAML: {str(error).splitlines()[0]}') from None
 
@@ -321,6 +322,9 @@ def apply_force_yml(opt: dict, entries: Iterable[str] | None) -> dict:
         if not equals or not all(keys) or not text.strip():
             why = '; null is written ~' if equals and all(keys) else ''  # an empty variable of the shell is none
             problems.append(f'{source}: expected key:key=value, such as train:optim_g:lr=1e-4{why}')
+            continue
+        if len(keys) == 1 and text == osp.expanduser('~') != '~':  # bash takes name=~ for an assignment
+            problems.append(f'{source}: your shell has put your home folder for ~; null is written {keys[0]}=None too')
             continue
         if meant := _with_colons(keys, opt):
             problems.append(f'{source}: keys are joined by a colon, not by a dot; did you mean {meant}={text}?')
