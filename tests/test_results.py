@@ -19,7 +19,8 @@ METHODS = {
     'ESU → UDL, s learns on': 'ESU_learning', 'UDL and s, one stage': 'learning',
     **{f'{label}, 1.54 × the iterations': f'{method}_longer' for label, method in (
         ('L1', 'L1'), ('L1 → L1', 'L1_restart'), ('L1 → MSE', 'L1_MSE'))}}
-FOLDERS = {'1,500': 'stages_x4', '3,000': 'budget_3000', '6,000': 'quick_x4', '12,000': 'budget_12000'}
+FOLDERS = {'1,500': 'stages_x4', '3,000': 'budget_3000', '6,000': 'quick_x4', '12,000': 'budget_12000',
+           '12,000, batch 16': 'small_x4'}
 
 
 @cache
@@ -54,7 +55,7 @@ class Cells:
     def __init__(self, given):
         self.given, self.wrong, self.count = given, [], 0
 
-    def _compare(self, place, shown, values):
+    def compare(self, place, shown, values):
         texts = re.findall(r'[+−]?\d+(?:\.\d+)?', shown)
         self.count += 1
         good = len(texts) == len(values) and all(
@@ -64,14 +65,14 @@ class Cells:
             self.wrong.append((*place, shown, [round(float(value), 5) for value in values]))
 
     def number(self, place, shown, value):
-        self._compare(place, shown, [value])
+        self.compare(place, shown, [value])
 
     def mean(self, place, shown, method, dataset, metric, scale=4):
-        self._compare(place, shown, [statistics.means(self.given, method, dataset, metric, scale)['mean']])
+        self.compare(place, shown, [statistics.means(self.given, method, dataset, metric, scale)['mean']])
 
     def difference(self, place, shown, method, reference, dataset, metric, scale=4):
         result = statistics.paired_difference(self.given, method, dataset, metric, scale, reference)
-        self._compare(place, shown, [result[key] for key in ('mean', 'low', 'high')])
+        self.compare(place, shown, [result[key] for key in ('mean', 'low', 'high')])
         return result['seeds']
 
     def methods(self, rows, metric):
@@ -105,6 +106,23 @@ def test_the_methods_of_a_comparison(heading, folder):
     cells = Cells(records(folder))
     cells.methods(tables(heading)[0], 'psnr')
     cells.end(25)
+
+
+def test_both_intervals_of_the_yardstick():
+    cells = Cells(records('small_x4'))
+    for row in tables('The yardstick')[1]:
+        ours, theirs = (METHODS[label] for label in row['difference'].split(' minus '))
+        place, found = (row['difference'], row['set']), {
+            metric: statistics.paired_difference(cells.given, ours, row['set'], metric, 4, theirs)
+            for metric in ('psnr', 'ssim', 'lpips')}
+        for metric, result in found.items():
+            values = [result[key] for key in ('mean', 'low', 'high')]
+            cells.compare(place, row[f'{metric.upper()}, bootstrap'], values)
+        psnr = found['psnr']
+        cells.compare(place, row["Student's t"], [psnr['seed_low'], psnr['seed_high']])
+        cells.compare(place, row['by seed'], [*psnr['by_seed'].values()])
+        cells.compare(place, row['images ahead'], [psnr['ahead'], psnr['pairs']])
+    cells.end(90)
 
 
 @pytest.mark.parametrize(('length', 'table'), [('6,000', 0), ('12,000', 1)])

@@ -254,7 +254,7 @@ def test_a_worker_says_so_in_one_line(ready):
     assert done.returncode == 1
     said = done.stderr
     last = said.strip().splitlines()[-1]
-    assert re.fullmatch(rf'CacheError: {ready.cache}/\d\.png\.npy: its bytes, .* computed anew', last)
+    assert re.fullmatch(rf'{ready.cache}/\d\.png\.npy: its bytes, .* computed anew', last)
     assert 'Traceback' not in said.rpartition('CacheError')[0].rpartition('\n')[0]
 
 

@@ -20,7 +20,8 @@ class UEOLoss(LikelihoodLoss):
     so the second term pulls s up where errors are seen. The image is a constant of it, as of TLW's eq. 8.
 
     By the name of 2025's UEO, of which no more than the formula was at hand: weights, k, temperature and judge are
-    ours, with TLW's released values where it has the same. The arguments that are not listed are those of
+    ours, with TLW's released values where it has the same. ``judge``, ``judge_linear``, ``judge_weights`` and
+    ``judge_random`` are those of :class:`~udl_basicsr.losses.TLWLoss`, the others that are not listed those of
     :class:`LikelihoodLoss`, without ``reduction='none'``.
 
     Args:
@@ -29,7 +30,6 @@ class UEOLoss(LikelihoodLoss):
         samples (int): Draws of w for each image.
         temperature (float): Of the relaxed Bernoulli distribution.
         eps (float): Of WC, in units of the judge.
-        judge, judge_linear, judge_weights, judge_random: As of :class:`~udl_basicsr.losses.TLWLoss`.
 
     Raises:
         ValueError: An argument outside of what is said here.
