@@ -151,9 +151,7 @@ def _check_pairs(dataset: dict, at: str, opt: dict, report: Findings, images: Im
         for key in keys:
             if dataset[key].endswith('.lmdb'):
                 report.add(f'{at}.io_backend.type', f'disk, but {key} is an LMDB: {dataset[key]}; use lmdb')
-                break
-    if report.has(at):
-        return
+                return
     with contextlib.ExitStack() as stack:
         if dataset['io_backend']['type'] == 'lmdb':
             pairs, opened = lmdb_pairs(gt_root, lq_root, at, report, stack)
