@@ -160,7 +160,7 @@ def test_lead_points(axis, values, tmp_path):
 
 
 def test_shares_of_one_comparison():
-    """A comparison that has a method for each share of stage 1, as options/compare/lead/share.yml."""
+    """A comparison that has a method for each share of stage 1, as options/compare/lead/budget_12000.yml."""
     records = [record('L1', 0, {'a': 30.}, (1200, ))]
     records += [record(f'UDL_{part}', 0, {'a': 30. + part / 10}, (1200 // part, 1200 - 1200 // part),
                        label=f'ESU → UDL, 1/{part}') for part in (2, 3, 12)]

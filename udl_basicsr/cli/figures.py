@@ -162,7 +162,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument('records', nargs='+', metavar='FOLDER', help='docs/results/<comparison>, of plans such as '
                      'options/compare/lead/*.yml')
     sub.add_argument('--method', required=True, nargs='+', metavar='ID', help='whose lead it is; several where a '
-                     'comparison has one for each value of the axis (share.yml: UDL_12 UDL_6 UDL_3 UDL_2)')
+                     'comparison has one for each value of the axis (budget_12000.yml: UDL_12 UDL_6 ESU_UDL UDL_2)')
     of_one_network(sub)
     numbers(sub)
     sub.add_argument('--axis', required=True, choices=['budget', 'share', 'parameters', 'scale'],
