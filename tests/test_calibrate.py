@@ -121,8 +121,8 @@ def test_intervals_that_say_nothing_are_doubted(run, capsys):
     again, err = read_calibration(run.file), capsys.readouterr().err
     assert again.constant_width == found.constant_width
     assert again.mean_width > max(2 * found.mean_width, 255)
-    assert f'Warning: {again.mean_width:.0f} of 255 grey levels in the mean are so wide' in err
-    assert f'one width for all pixels, {found.constant_width:.2f} grey levels, would keep the same promise' in err
+    assert f'Warning: intervals {again.mean_width:.0f} grey levels wide in the mean' in err
+    assert f'Warning: intervals {found.constant_width:.2f} grey levels wide at every pixel would keep the same' in err
 
 
 # ----------------------------------------------------------------------------------------------------------- refusals

@@ -262,6 +262,25 @@ def test_what_the_command_line_does_not_change_in_stage_1_is_said(parse, two_sta
     assert '--force_yml' not in refused(parse, second, 'manual_seed=4')
 
 
+def test_what_a_block_of_stage_1_sets_for_itself_is_said(parse, two_stages):
+    """An option of the command line goes into the file around the block, which wins."""
+    second = two_stages[1]
+    own = {'stage': 'esu', 'train': {'likelihood_opt': {'type': 'ESULoss'}, 'total_iter': 9}}
+    second['stage1'] = own
+
+    def parsed(*force):
+        found = parse(second, force)
+        return found.flat['train']['total_iter'], found.stage1.flat['train']['total_iter'], [
+            warning for warning in found.warnings if '--force_yml' in warning]
+    both = parsed('train:total_iter=7', 'train:optim_g:lr=1e-5')
+    assert both[:2] == (7, 9)
+    assert len(both[2]) == 1
+    assert ': --force_yml train:total_iter=7 changes stage 2 alone, since the block stage1 sets' in both[2][0]
+    assert both[2][0].endswith('--force_yml stage1:train:total_iter=7')
+    assert parsed('stage1:train:total_iter=7')[1:] == (7, [])
+    assert parsed('train:optim_g:lr=1e-5')[2] == []
+
+
 def test_a_name_that_turns_on_basicsrs_debug_mode_is_warned_of(parse, train_opt):
     assert any("'nodebugging' has debug in it" in w for w in parse(train_opt, ['name=nodebugging']).warnings)
     assert not any('debug' in w for w in parse(train_opt, debug=True).warnings)

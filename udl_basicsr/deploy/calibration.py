@@ -78,14 +78,11 @@ class Calibration:
     @property
     def doubts(self) -> list[str]:
         """Why the intervals, though they keep the promise, are of little use; empty where nothing speaks for it."""
-        doubts = []
-        if self.mean_width > _USELESS:
-            doubts.append(f'{self.mean_width:.0f} of 255 grey levels in the mean are so wide that the intervals say '
-                          'next to nothing. Are these the right weights, and were they trained long enough?')
+        doubts = doubts_of_width(self.mean_width)
         if self.constant_width is not None and self.mean_width > 2 * self.constant_width:
-            doubts.append(f'intervals of one width for all pixels, {self.constant_width:.2f} grey levels, would keep '
-                          "the same promise. The head's are more than twice as wide in the mean, so that it hardly "
-                          'tells which pixels are uncertain: was it trained long enough?')
+            doubts.append(f'intervals {self.constant_width:.2f} grey levels wide at every pixel would keep the same '
+                          "promise. The head's are more than twice as wide in the mean, so that it hardly tells which "
+                          'pixels are uncertain: was it trained long enough?')
         return doubts
 
     @property
@@ -129,6 +126,13 @@ class Calibration:
             raise CalibrationError(f'{file}: has no mask for errors within {key} grey levels, {others} calibrate again '
                                    f'with udl calibrate --within {key}')
         return self.within[key]
+
+
+def doubts_of_width(width: float) -> list[str]:
+    """Says that intervals are of no use which reach over most grey levels in the mean; empty of others."""
+    return [] if width <= _USELESS else [
+        f'intervals {width:.0f} grey levels wide in the mean, where there are 256, say next to nothing. Are these the '
+        'right weights, and were they trained long enough?']
 
 
 def networks_of(run: str | Path, needs_uncertainty: bool = True) -> tuple[Path, Path | None]:
@@ -273,6 +277,7 @@ def read_calibration(file: str | Path) -> Calibration:
         raise CalibrationError(f'{file}: cannot be read as JSON ({error}); {again}') from error
     if not isinstance(content, dict) or any(content.get(key) != value for key, value in _FORMAT.items()):
         raise CalibrationError(f'{file}: is no calibration of this version; {again}')
+    content = {'constant_width': None, **content}  # older ones have none
     for key, kind in _KINDS.items():
         value = content.get(key)
         if not isinstance(value, kind) or isinstance(value, bool):
@@ -280,4 +285,4 @@ def read_calibration(file: str | Path) -> Calibration:
     numbers = all(isinstance(t, float) and t >= 0 for t in content['within'].values())
     if not (0 < content['alpha'] < 1 and content['factor'] > 0 and content['images'] > 0 and numbers):
         raise CalibrationError(f'{file}: alpha, factor, images or within is out of its range; {again}')
-    return Calibration(**{key: content.get(key) for key in _KINDS})
+    return Calibration(**{key: content[key] for key in _KINDS})
