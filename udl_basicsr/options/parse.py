@@ -338,7 +338,8 @@ def _check_weights(flat: dict, promised: dict, root_path: str, is_train: bool, r
             continue
         if not osp.isfile(file):
             remedy = 'correct the path' if is_train else f'train first, or set path.{key}'
-            report.add(f'path.{key}', f'no such file: {where(value, root_path)}; {remedy}')
+            found = 'a folder, expected a file' if osp.isdir(file) else 'no such file'
+            report.add(f'path.{key}', f'{found}: {where(value, root_path)}; {remedy}')
         elif unpacks(file):
             report.add(f'path.{key}', f'{where(value, root_path)} is compressed, as torch writes none: what it unpacks '
                        'to may fill the memory; fetch it again, or save it anew with torch.save')
