@@ -46,6 +46,7 @@ from udl_basicsr.options.training_values import judge_of
     ('path:pretrain_network_q=x', 'path.pretrain_network_q: there is no network_q in this file'),
     ('path:strict_load_g=1', 'path.strict_load_g: expected true | false'),
     ('path:pretrain_network_g=no.pth', 'path.pretrain_network_g: no such file: /'),
+    ('path:pretrain_network_g=/', 'path.pretrain_network_g: a folder, expected a file: /; correct the path'),
     ('path:resume_state=no.state', 'path.resume_state: no such file: /'),
     ('logger:print_feq=1', "logger.print_feq: unknown key; did you mean 'print_freq'?"),
     ('logger:wandb:projct=a', "logger.wandb.projct: unknown key; did you mean 'project'?"),
