@@ -126,6 +126,9 @@ def test_a_network_of_ones_own(tmp_path):
     done = udl(tmp_path, '--import=own_nets', 'complexity', 'a.yml')
     assert done.returncode == 0, done.stderr
     assert 'OwnNet' in done.stdout
+    command = [sys.executable, '-um', 'udl_basicsr', 'complexity', 'a.yml', '--import', 'own_nets']  # as torchrun's
+    assert subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300,
+                          env={**os.environ, 'PYTHONPATH': str(ROOT)}).stdout == done.stdout
     assert plugins.split(['complexity', 'a.yml', '--import', 'own_nets']) == (['complexity', 'a.yml'], ['own_nets'])
 
 

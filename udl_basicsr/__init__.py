@@ -14,7 +14,14 @@ if 'torch' not in sys.modules:  # whose MKL ends a process in a folder that is g
 
 from .utils.version import __version__
 
-if not getattr(sys.modules.get('udl_command'), 'answering', False):
+
+def _answers() -> bool:
+    """Whether this process is ``udl``, or ``python -m udl_basicsr``: they register once ``--import`` has been read."""
+    by_name = sys.argv[:1] == ['-m'] and sys.orig_argv[-len(sys.argv)] == __name__  # while Python looks for it
+    return by_name or getattr(sys.modules.get('udl_command'), 'answering', False)
+
+
+if not _answers():
     from .register import archs, data, functional, losses, metrics, models
 
 __all__ = ['__version__', 'archs', 'data', 'functional', 'losses', 'metrics', 'models']

@@ -143,7 +143,7 @@ LOADER = _with_defaults({
     'num_worker_per_gpu': Key(integer(0), 'loader processes, for each GPU or process'),
     'skip_broken': Key(BOOL, 'skip and count training images that cannot be read, instead of stopping',
                        ours=True),
-    'first_iter': Key(integer(0), 'begin this many iterations into the order of the crops, where the stage before '
+    'first_iter': Key(integer(0), 'skip this many iterations of the order of the crops, to continue where another stage '
                       'ended', ours=True),
     'dataset_enlarge_ratio': Key(COUNT, 'lengthens an epoch, for small data sets'),
     'use_shuffle': Key(BOOL, 'accepted as in the files of BasicSR, where training data are always shuffled'),
@@ -167,7 +167,7 @@ VAL = _with_defaults({
     'suffix': Key(FOLDER_NAME, 'appended to the names of the SR images', null=True),
     'metrics': Key({'*': Key(Built('metric'), 'any name; `better: higher | lower` says which is better if '
                          'the metric itself does not')},
-                   'figures to compute, by a name of your choice', null=True),
+                   'what to measure, under names of your choice', null=True),
     'save_best': Key({'metric': Key(TEXT, 'a name in val.metrics', need='both'),
                       'dataset': Key(TEXT, 'the `name` of a validation set', need='both')},
                      'keep the checkpoint that is best by this metric on this set', ours=True, null=True),
@@ -230,8 +230,8 @@ OPTIONS = _with_defaults({
     'model_type': Key(TEXT, "a class of MODEL_REGISTRY: UDLModel, TLWModel, or BasicSR's SRModel, ...", need='both'),
     # a package of one's own may add a row to the table of stages
     'stage': Key(replace(one_of(*STAGES), accepts=lambda v: isinstance(v, str) and v in STAGES),
-                 'UDLModel, which is trained with one: plain trains with ordinary losses, esu learns the uncertainty, '
-                 'udl weights with it, sigma learns a sigma branch that shares the features', ours=True, only='stage'),
+                 'of UDLModel: plain trains with ordinary losses, esu learns the uncertainty, udl weights with it, '
+                 'sigma learns a sigma branch that shares the features', ours=True, only='stage'),
     'stage1': Key(FILE_OR_BLOCK, 'the option file of stage 1, relative to this file, or what stage 1 changes in this '
                   'one, with its own losses; trained first if its weights are missing', ours=True, null=True),
     'rounds': Key(COUNT, 'go through both stages this many times, each from the weights of the one before',
@@ -242,7 +242,7 @@ OPTIONS = _with_defaults({
     'degradation': Key(TEXT, 'how the LR images were made, for records and tables: BI, BD, ...', ours=True),
     'num_gpu': Key(GPUS, 'auto: one, if there is one; use torchrun for several', default='auto'),
     'manual_seed': Key(SEED, 'default: a random one', null=True),
-    'deterministic': Key(BOOL, 'deterministic kernels, slower'),
+    'deterministic': Key(BOOL, 'deterministic kernels, which exact resuming on a GPU needs'),
     'find_unused_parameters': Key(BOOL, 'for DistributedDataParallel'),
     'datasets': Key({'train': Key({**DATASET, **LOADER}, 'training set'),
                      'val': Key({**DATASET, **LOADER}, 'validation sets: val, val_1, ...'),
@@ -260,7 +260,7 @@ OPTIONS = _with_defaults({
     'dist_params': Key({'backend': Key(one_of('nccl', 'gloo'), 'default: nccl on GPUs and gloo for all else'),
                         'port': Key(integer(1), 'port of the first process (slurm)'),
                         'timeout': Key(COUNT, 'minutes that processes wait for one another; for the uncertainty '
-                                       'cache as long as it takes', default=TIMEOUT)}, 'several processes'),
+                                       'cache they wait as long as it takes', default=TIMEOUT)}, 'several processes'),
 }, RunSettings)
 
 
