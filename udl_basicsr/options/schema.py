@@ -143,8 +143,8 @@ LOADER = _with_defaults({
     'num_worker_per_gpu': Key(integer(0), 'loader processes, for each GPU or process'),
     'skip_broken': Key(BOOL, 'skip and count training images that cannot be read, instead of stopping',
                        ours=True),
-    'first_iter': Key(integer(0), 'skip this many iterations of the order of the crops, to continue where another stage '
-                      'ended', ours=True),
+    'first_iter': Key(integer(0), 'skip this many iterations of the order of the crops, to continue where another '
+                      'stage ended', ours=True),
     'dataset_enlarge_ratio': Key(COUNT, 'lengthens an epoch, for small data sets'),
     'use_shuffle': Key(BOOL, 'accepted as in the files of BasicSR, where training data are always shuffled'),
     'prefetch_mode': Key(one_of('cpu', 'cuda'), 'cuda needs a GPU', null=True),
