@@ -105,6 +105,26 @@ def test_rcps_asks_for_more(run):
     assert probable.promise.startswith('With probability 0.7 over the images calibrated on')
 
 
+def test_intervals_that_say_nothing_are_doubted(run, capsys):
+    """A head that says the same of all pixels is the yardstick; one that was hardly trained says anything."""
+    run.constant(3.)
+    assert run.calibrate() == 0
+    found = read_calibration(run.file)
+    assert found.constant_width == pytest.approx(found.mean_width, rel=2e-3)
+    assert 'twice' not in capsys.readouterr().err
+    run.options_u = run.add_uncertainty()
+    with torch.no_grad():
+        s = run.net_u.log_scale(torch.rand(1, 3, 14, 14))
+        run.net_u.head.conv3.weight.mul_(20 / s.max())
+    torch.save({'params': run.net_u.state_dict()}, run.models / 'net_u_latest.pth')
+    assert run.calibrate('--overwrite') == 0
+    again, err = read_calibration(run.file), capsys.readouterr().err
+    assert again.constant_width == found.constant_width
+    assert again.mean_width > max(2 * found.mean_width, 255)
+    assert f'Warning: intervals {again.mean_width:.0f} grey levels wide in the mean' in err
+    assert f'Warning: intervals {found.constant_width:.2f} grey levels wide at every pixel would keep the same' in err
+
+
 # ----------------------------------------------------------------------------------------------------------- refusals
 
 

@@ -130,6 +130,16 @@ def test_what_is_not_known_of_the_training_is_said(run, capsys):
     assert '8 of the images are in' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(('log_scale', 'told'), [(0., False), (11., True)])
+def test_intervals_over_most_grey_levels_are_told(run, capsys, log_scale, told):
+    """Half of them is 0.01, the smallest factor, times ln(1/0.8) times e¹¹ grey levels: 134."""
+    run.constant(log_scale)
+    gray = {key: torch.zeros_like(value) for key, value in run.network.state_dict().items()}
+    torch.save({'params': gray}, run.models / 'net_g_latest.pth')
+    assert judge(run, '--alpha', 0.8) == 0
+    assert ('grey levels wide in the mean, where there are 256' in capsys.readouterr().err) == told
+
+
 def test_no_factor_suffices(run, capsys):
     run.constant(-12.)  # a thousand times as much is 6 thousandths of a grey level
     assert judge(run, '--alpha', 0.3) == 2

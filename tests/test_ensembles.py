@@ -261,7 +261,9 @@ def test_an_ensemble_is_calibrated_and_judged(tmp_path, capsys):
         half = half / np.log(4) * np.log(2.5)
         expected = np.mean(error <= half)
         assert two['images'][f'kept/{number}']['coverage_predicted'] == pytest.approx(expected, abs=2e-3)
-    for wrong, told in ((['--ensemble', runs[0]], 'expected two runs or more'), ([], 'give a run, or --ensemble'),
+    for wrong, told in ((['--ensemble', runs[0]], 'expected two runs or more'),
+                        (['--ensemble', runs[0], runs[1], runs[0]], 'net_u_latest.pth: given twice'),
+                        ([], 'give a run, or --ensemble'),
                         ([runs[0], f'x={runs[1]}'], 'two runs have the same name: x, x; give them others')):
         assert status_of(coverage.main, [str(a) for a in (*wrong, *arguments)]) == 2
         assert told in capsys.readouterr().err

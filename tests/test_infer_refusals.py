@@ -20,6 +20,7 @@ from udl_basicsr.deploy import infer as module
 from udl_basicsr.deploy.infer_plan import InferenceError, make_plan
 from udl_basicsr.deploy.pictures import Pixels
 from udl_basicsr.deploy.restorer import Restorer, load_restorer
+from udl_basicsr.functional.inference import tiled, tiling_cost
 
 
 def test_a_broken_picture_does_not_stop_the_others(run, capsys):
@@ -63,6 +64,24 @@ def test_too_little_memory_for_any_tile_names_the_remedy(run, capsys):
     assert 'even in tiles of 32: give a smaller --tile' in said
     assert run(*paths, '--tile', 8, '--overlap', 4) == 0
     np.testing.assert_array_equal(pixels(run.out / 'large.png'), twice(pixels(paths[1])))
+
+
+@pytest.mark.parametrize(('tile', 'overlap', 'told'), [(8, 32, True), (15, 8, True), (16, 8, False), (64, 32, False)])
+def test_tiles_that_waste_most_of_the_work_are_told_before_it_begins(run, caplog, monkeypatch, tile, overlap, told):
+    seen, began = [], []
+    side = (2 * -(-overlap // tile) + 1) * tile  # so that one tile lies off the border by its overlap
+    tiled(lambda lq: seen.append(lq[0, 0].numel()) or lq, tile, overlap, 1)(torch.zeros(1, 1, side, side))
+    assert tiling_cost(tile, overlap) == pytest.approx(max(seen) / tile**2)
+
+    def warnings():
+        return [record.message for record in caplog.records if record.levelname == 'WARNING']
+    monkeypatch.setattr(module, 'read_ahead', lambda *a: began.extend(warnings()) or iter(()))
+    assert run(run.picture(), '--tile', tile, '--overlap', overlap) == 0
+    assert len(began) == told
+    assert began == warnings()
+    for message in began:
+        assert f'{tiling_cost(tile, overlap):.3g} times as many pixels as without tiles' in message
+        assert f'--tile {4 * overlap} would compute {tiling_cost(4 * overlap, overlap)} times' in message
 
 
 def test_memory_of_a_try_is_free_before_the_next(run, monkeypatch):

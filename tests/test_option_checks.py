@@ -46,6 +46,7 @@ from udl_basicsr.options.training_values import judge_of
     ('path:pretrain_network_q=x', 'path.pretrain_network_q: there is no network_q in this file'),
     ('path:strict_load_g=1', 'path.strict_load_g: expected true | false'),
     ('path:pretrain_network_g=no.pth', 'path.pretrain_network_g: no such file: /'),
+    ('path:pretrain_network_g=/', 'path.pretrain_network_g: a folder, expected a file: /; correct the path'),
     ('path:resume_state=no.state', 'path.resume_state: no such file: /'),
     ('logger:print_feq=1', "logger.print_feq: unknown key; did you mean 'print_freq'?"),
     ('logger:wandb:projct=a', "logger.wandb.projct: unknown key; did you mean 'project'?"),
@@ -260,6 +261,25 @@ def test_what_the_command_line_does_not_change_in_stage_1_is_said(parse, two_sta
     said = f'{tmp_path / "one.yml"}: --force_yml datasets:train:dataroot_gt changes stage 2 alone; change this file'
     assert said in refused(parse, second, f'datasets:train:dataroot_gt={gt}', 'manual_seed=4')
     assert '--force_yml' not in refused(parse, second, 'manual_seed=4')
+
+
+def test_what_a_block_of_stage_1_sets_for_itself_is_said(parse, two_stages):
+    """An option of the command line goes into the file around the block, which wins."""
+    second = two_stages[1]
+    own = {'stage': 'esu', 'train': {'likelihood_opt': {'type': 'ESULoss'}, 'total_iter': 9}}
+    second['stage1'] = own
+
+    def parsed(*force):
+        found = parse(second, force)
+        return found.flat['train']['total_iter'], found.stage1.flat['train']['total_iter'], [
+            warning for warning in found.warnings if '--force_yml' in warning]
+    both = parsed('train:total_iter=7', 'train:optim_g:lr=1e-5')
+    assert both[:2] == (7, 9)
+    assert len(both[2]) == 1
+    assert ': --force_yml train:total_iter=7 changes stage 2 alone, since the block stage1 sets' in both[2][0]
+    assert both[2][0].endswith('--force_yml stage1:train:total_iter=7')
+    assert parsed('stage1:train:total_iter=7')[1:] == (7, [])
+    assert parsed('train:optim_g:lr=1e-5')[2] == []
 
 
 def test_a_name_that_turns_on_basicsrs_debug_mode_is_warned_of(parse, train_opt):

@@ -246,6 +246,7 @@ def test_all_bad_files_are_named_at_once_and_nothing_is_written(source, out, cap
     ('HR', ['--out', 'HR/out'], 'lies inside the folder of HR images'),
     ('HR', ['--out', 'HR'], 'HR: is the folder of HR images HR;'),
     ('HR', ['--out', 'HR/0.png'], 'is a file where a folder is to be made'),
+    ('HR', ['--out', 'HR/0.png/x'], '0.png is a file, expected a folder; choose another --out'),
     ('HR', ['--out', 'taken'], 'GTmod2: exists and was not made by udl prepare'),
     ('HR', ['--out', 'foreign'], 'is not a record that this version of udl prepare wrote'),
     ('taken/GTmod2', ['--out', 'taken'], 'is a folder that udl prepare writes'),
@@ -263,6 +264,13 @@ def test_bad_folders(source, tmp_path, monkeypatch, capsys, where, options, mess
     assert run(where, 'out', '--scale', '2', *options) == 2
     assert message in capsys.readouterr().err
     assert tree(tmp_path) == before
+
+
+def test_a_folder_that_takes_nothing_is_told_before_anything_is_made(source, out, monkeypatch, capsys):
+    monkeypatch.setattr(os, 'access', lambda path, mode: path != out.parent)
+    assert run(source, out, '--scale', '2') == 2
+    assert f'{out}: {out.parent} cannot be written to; choose another --out' in capsys.readouterr().err
+    assert not out.exists()
 
 
 @pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='there are no pipes on this system')

@@ -184,6 +184,14 @@ def test_chaos_tells_a_kill_that_was_not_resumed(chaos, tmp_path):
     assert [kill.resumed for kill in run.kills] == [True, False]
 
 
+def test_chaos_starts_a_comparison_that_udl_compare_accepts(chaos, tmp_path):
+    chain = chaos.Comparison(tmp_path / 'comparison', tmp_path)
+    done = subprocess.run([*chain.command(), '--dry_run'], cwd=chain.folder, timeout=200, text=True,
+                          capture_output=True, env={**os.environ, 'PYTHONPATH': str(ROOT)})
+    assert done.returncode == 0, done.stderr
+    assert '4 runs, 4 to be made' in done.stdout
+
+
 def test_chaos_knows_where_a_comparison_has_to_go_on(chaos, tmp_path):
     chain = chaos.Comparison(tmp_path / 'comparison', tmp_path)
 

@@ -16,7 +16,7 @@ METHODS = {
     'L1': 'L1', 'L1 → L1': 'L1_restart', 'L1 → MSE': 'L1_MSE', 'ESU → UDL': 'ESU_UDL', 'MSE': 'MSE',
     'ℓ_E': 'ExpectedL1', 'L1 + GV, weight 0.01': 'GV', 'GRAM': 'GRAM', 'EU → UDL': 'EU_UDL',
     'ESU → UDL, offset 1': 'ESU_UDL_1', 'L1 + s → UDL': 'faithful_UDL', 'L1 → s → UDL': 'post_hoc_UDL',
-    'ESU → UDL, s learns on': 'ESU_learning', 'UDL and s, one stage': 'learning',
+    'ESU → UDL, s learns on': 'ESU_learning', 'UDL and s, one stage': 'learning', 'weights |x − f|': 'weights_error',
     **{f'{label}, 1.54 × the iterations': f'{method}_longer' for label, method in (
         ('L1', 'L1'), ('L1 → L1', 'L1_restart'), ('L1 → MSE', 'L1_MSE'))}}
 FOLDERS = {'1,500': 'stages_x4', '3,000': 'budget_3000', '6,000': 'quick_x4', '12,000': 'budget_12000',
@@ -40,7 +40,8 @@ def tables(heading, page='RESULTS.md'):
     found = []
     for block in re.findall(r'(?:^\|.*\n)+', section, flags=re.M):
         lines = re.sub(r'\[([^]]+)\]\([^)]*\)', r'\1', block).splitlines()  # links
-        header, _, *rows = [[cell.strip(' *') for cell in line.strip('|').split('|')] for line in lines]
+        header, _, *rows = [[cell.strip(' *').replace('\\|', '|') for cell in re.split(r'(?<!\\)\|', line.strip('|'))]
+                            for line in lines]
         names, dataset = [], ''
         for name in header:
             dataset = next((one for one in SETS if name.startswith(one)), dataset)

@@ -7,6 +7,7 @@ import torch
 import yaml
 from basicsr.models import build_model
 from conftest import Project, assert_same_weights
+from whole_runs import train
 
 from udl_basicsr.options.parse import OptionError
 from udl_basicsr.training import loop
@@ -270,3 +271,27 @@ def test_discriminators_of_basicsrs_own_models_go_on(project):
     loop.train(project.parse('gan', auto_resume=True))
     for label, weights in straight.items():
         assert_same_weights(project.weights('gan', label=label), weights)
+
+
+def test_a_first_stage_that_was_trained_otherwise_is_told(project, caplog):
+    """It is done and is not trained again, though its options have changed since."""
+    def told(*force):
+        caplog.clear()
+        train(project, 'udl', 'name=again', 'train:total_iter=1', *force)
+        return [record.message for record in caplog.records if 'Stage 1 was not trained' in record.message]
+
+    train(project, 'esu', 'train:amp=bf16')  # which --fast may have chosen
+    file = project.root / 'esu.yml'
+    assert told() == []
+    options = yaml.safe_load(file.read_text())
+    file.write_text(yaml.safe_dump(options | {'val': {'val_freq': 2}, 'logger': {'print_freq': 1}}))
+    assert told('train:optim_g:lr=1e-5') == []  # neither changes the weights of stage 1
+    changed = {'train': {'likelihood_opt': {'type': 'EULoss'}, 'optim_g': {'lr': 2e-3}, 'total_iter': 9},
+               'path': {'pretrain_network_g': str(project.root / 'experiments/esu/models/net_g_4.pth')}}
+    file.write_text(yaml.safe_dump(options | changed))
+    message, = told()
+    for part in ('train.likelihood_opt.type ESULoss -> EULoss', 'train.optim_g.lr 0.001 -> 0.002',
+                 'train.total_iter 8 -> 9', 'path.pretrain_network_g None -> ', 'experiments/esu away'):
+        assert part in message
+    (project.root / 'experiments/esu/esu.yml').write_text('mine: 1')
+    assert told() == []

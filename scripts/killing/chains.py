@@ -170,7 +170,7 @@ class Comparison(Chain):
         self.heard: dict[Path, int] = {}
 
     def command(self) -> list[str]:
-        return [sys.executable, str(ROOT / 'udl compare'), 'plan.yml', '--root', '.', '--out', 'records']
+        return [sys.executable, '-m', 'udl_basicsr', 'compare', 'plan.yml', '--root', '.', '--out', 'records']
 
     def start(self) -> Run:
         self.heard = {log: log.stat().st_size for log in self.logs()}

@@ -105,6 +105,8 @@ def main(argv: list[str] | None = None) -> int:
         if threshold:
             which = f'pixels of a half-width up to {threshold:.3g}' if threshold < THRESHOLDS[-1] else 'every pixel'
         print(f'within {error} grey levels: {which}')
+    for doubt in found.doubts:
+        print(f'Warning: {doubt}', file=sys.stderr)
     for why in found.training['unknown']:
         print(f'Not compared with what was trained on: {why}', file=sys.stderr)
     print(f'Wrote {out}')

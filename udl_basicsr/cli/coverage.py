@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     from tqdm import tqdm
 
     import udl_basicsr.register  # noqa: F401 - networks by their names
-    from udl_basicsr.deploy.calibration import networks_of
+    from udl_basicsr.deploy.calibration import doubts_of_width, networks_of
     from udl_basicsr.deploy.judging import SHIFTS, check_enough, judge, prepared_pairs
     from udl_basicsr.deploy.restorer import load_restorer
     from udl_basicsr.reports.coverage import format_coverage, write_coverage
@@ -87,6 +87,10 @@ def main(argv: list[str] | None = None) -> int:
     protocol = _protocol(args, judgements[0], training)
     for why in training['unknown']:
         print(f'Not compared with what was trained on: {why}', file=sys.stderr)
+    for judgement in judgements:
+        widths = [image['width'] for image in judgement.images.values()]
+        for doubt in doubts_of_width(sum(widths) / len(widths)):
+            print(f'Warning: {judgement.name}: {doubt}', file=sys.stderr)
     files = write_coverage(judgements, protocol, args.alpha, args.out)
     print(format_coverage(judgements, protocol))
     for path in files:

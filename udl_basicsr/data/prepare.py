@@ -21,7 +21,7 @@ from basicsr.utils.lmdb_util import LmdbMaker
 from tqdm import tqdm
 
 from udl_basicsr.utils.errors import UdlError
-from udl_basicsr.utils.files import is_stream, write_atomically
+from udl_basicsr.utils.files import is_stream, why_not_into, write_atomically
 from udl_basicsr.utils.locks import HeldError, locked
 from udl_basicsr.utils.text import some
 
@@ -198,6 +198,8 @@ def _place_problems(job: Job, manifest: dict | None, records: dict) -> Iterator[
     planned = [out / path.name for path in job.folders() + job.databases()]
     if source in {*ours, *planned}:
         yield f'{job.source}: is a folder that udl prepare writes; give the folder of the original HR images'
+    if (not out.exists() or out.is_dir()) and (why := why_not_into(out)):
+        yield f'{job.out}: {why}; choose another --out'
     for path in (out, *planned):
         if path.exists() and not path.is_dir():
             yield f'{path}: is a file where a folder is to be made; choose another --out'

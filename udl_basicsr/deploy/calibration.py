@@ -28,12 +28,13 @@ from .restorer import Prediction, Restorer
 
 WITHIN = (4., 8., 16., 32.)
 """Errors in grey levels for which a mask is calibrated where no others are asked for."""
+_USELESS = 255 / 2  # grey levels: the width of intervals, in the mean
 _FORMAT = {'made_by': 'udl_basicsr calibrate', 'format': 1}
 _IDENTITY = {'weights_hash': '--weights', 'uncertainty_hash': '--uncertainty', 'self_ensemble': '--self_ensemble',
              'spread': '--spread', 'amp': '--amp'}
 _KINDS = {'alpha': float, 'delta': (float, type(None)), 'images': int, 'factor': float, 'limit': float,
           'mean_risk': float, 'mean_width': float, 'within': dict, 'networks': dict, 'data': list, 'training': dict,
-          'versions': dict}
+          'versions': dict, 'constant_width': (float, type(None))}
 
 
 class CalibrationError(UdlError, RuntimeError):
@@ -57,6 +58,8 @@ class Calibration:
         data: The images, by names and SHA-256.
         training: What was found of the images trained on, see :func:`~udl_basicsr.deploy.kept_apart.check_apart`.
         versions: Of the programs.
+        constant_width: How wide intervals of one width for all values would be with the same promise, in grey levels;
+            None in a file of an earlier version.
     """
     alpha: float
     delta: float | None
@@ -70,6 +73,17 @@ class Calibration:
     data: list[dict]
     training: dict
     versions: dict[str, str]
+    constant_width: float | None
+
+    @property
+    def doubts(self) -> list[str]:
+        """Why the intervals, though they keep the promise, are of little use; empty where nothing speaks for it."""
+        doubts = doubts_of_width(self.mean_width)
+        if self.constant_width is not None and self.mean_width > 2 * self.constant_width:
+            doubts.append(f'intervals {self.constant_width:.2f} grey levels wide at every pixel would keep the same '
+                          "promise. The head's are more than twice as wide in the mean, so that it hardly tells which "
+                          'pixels are uncertain: was it trained long enough?')
+        return doubts
 
     @property
     def promise(self) -> str:
@@ -112,6 +126,13 @@ class Calibration:
             raise CalibrationError(f'{file}: has no mask for errors within {key} grey levels, {others} calibrate again '
                                    f'with udl calibrate --within {key}')
         return self.within[key]
+
+
+def doubts_of_width(width: float) -> list[str]:
+    """Says that intervals are of no use which reach over most grey levels in the mean; empty of others."""
+    return [] if width <= _USELESS else [
+        f'intervals {width:.0f} grey levels wide in the mean, where there are 256, say next to nothing. Are these the '
+        'right weights, and were they trained long enough?']
 
 
 def networks_of(run: str | Path, needs_uncertainty: bool = True) -> tuple[Path, Path | None]:
@@ -214,10 +235,11 @@ def calibrate(restorer: Restorer, pairs: Sequence[ImagePair], alpha: float = 0.1
     limit = R.risk_limit(len(pairs), alpha, delta)
     training = check_apart(pairs, checkpoints)
     errors = sorted(set(map(float, within)))
-    risks, masks, widths = [], [], []
+    risks, masks, widths, constants = [], [], [], []
     for pair in pairs:
         prediction, error, half = judged(restorer, pair, 1 - alpha)
         risks.append(R.interval_risks(error, half))
+        constants.append(R.interval_risks(error, np.ones_like(error)))
         spread = prediction.spread
         masks.append([R.mask_risks(error.max(2), spread, limit_of_error) for limit_of_error in errors])
         widths.append(float((prediction.below + prediction.above).mean()))
@@ -227,7 +249,8 @@ def calibrate(restorer: Restorer, pairs: Sequence[ImagePair], alpha: float = 0.1
     thresholds = {f'{e:g}': R.largest_threshold([mask[i] for mask in masks], limit) for i, e in enumerate(errors)}
     return Calibration(alpha, delta, len(pairs), factor, limit, mean_risk, factor * float(np.mean(widths)), thresholds,
                        describe(restorer), [pair.described() for pair in pairs], training,
-                       {'udl_basicsr': __version__, 'torch': torch.__version__, 'numpy': np.__version__})
+                       {'udl_basicsr': __version__, 'torch': torch.__version__, 'numpy': np.__version__},
+                       2 * factor_of(constants, limit, alpha))
 
 
 # ---------------------------------------------------------------- its file
@@ -254,6 +277,7 @@ def read_calibration(file: str | Path) -> Calibration:
         raise CalibrationError(f'{file}: cannot be read as JSON ({error}); {again}') from error
     if not isinstance(content, dict) or any(content.get(key) != value for key, value in _FORMAT.items()):
         raise CalibrationError(f'{file}: is no calibration of this version; {again}')
+    content = {'constant_width': None, **content}  # older ones have none
     for key, kind in _KINDS.items():
         value = content.get(key)
         if not isinstance(value, kind) or isinstance(value, bool):

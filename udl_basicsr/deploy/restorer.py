@@ -327,7 +327,11 @@ def load_restorer(weights: str | Path, *, opt: str | Path | None = None, uncerta
         if len(member) != files:
             raise InferenceError([f'--member {" ".join(map(str, member))}: expected '
                                   f'{"net_g" if files == 1 else "net_g and net_u"}, as --weights has'])
+    given = [tuple(Path(file).resolve() for file in one if file) for one in ((weights, uncertainty), *members)]
+    if twice := [one for number, one in enumerate(given) if one in given[:number]]:
+        raise InferenceError([f'{" ".join(map(str, twice[0]))}: given twice, and would count twice; give it once'])
     network, network_u, made_by = _load(weights, uncertainty, opt, param_key)
+    _warn_of_small_tiles(options.get('tile'), options.get('overlap', Restorer.overlap))
     if members or spread:
         others = [_load(member[0], member[1] if files == 2 else None, opt, param_key) for member in members]
         uncertainties = [u for u in (network_u, *(u for _, u, _ in others)) if u is not None]
@@ -340,6 +344,14 @@ def load_restorer(weights: str | Path, *, opt: str | Path | None = None, uncerta
         made_by |= {'members': [list(map(str, member)) for member in members],
                     'member_networks': [about for _, _, about in others]}
     return Restorer(network, network_u, device=device, made_by=made_by, spread=spread, **options)
+
+
+def _warn_of_small_tiles(tile: int | None, overlap: int) -> None:
+    """Where most of what is computed is what the tiles see around them, and little of it is kept."""
+    if tile and (cost := inference.tiling_cost(tile, overlap)) > 4:
+        get_root_logger().warning(f'--tile {tile} with --overlap {overlap} computes up to {cost:.3g} times as many '
+                                  f'pixels as without tiles, since each tile sees those around it too; --tile '
+                                  f'{4 * overlap} would compute 2.25 times as many')
 
 
 def _load(weights: str | Path, uncertainty: str | Path | None, opt: str | Path | None,

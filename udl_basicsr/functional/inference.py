@@ -57,6 +57,20 @@ def tiled(restore: Restore, tile: int, overlap: int, scale: int, multiple: int =
     return run
 
 
+def tiling_cost(tile: int, overlap: int) -> float:
+    """How many times the pixels of a large image :func:`tiled` computes: what a tile sees over what it keeps.
+
+    Args:
+        tile (int): As there, at least 1.
+        overlap (int): As there.
+
+    Example:
+        >>> tiling_cost(128, 32), tiling_cost(8, 32)
+        (2.25, 81.0)
+    """
+    return (1 + 2 * overlap / tile)**2
+
+
 def self_ensembled(restore: Restore) -> Restore:
     """The mean over the eight flips and rotations of the input, each turned back (x8 self-ensemble of EDSR)."""
 

@@ -5,6 +5,7 @@
     parsed.flat   what the user asked for, in one piece; stock BasicSR trains it as well
 """
 import contextlib
+import functools
 import random
 from collections.abc import Iterable
 from copy import deepcopy
@@ -108,7 +109,9 @@ def _parse(file: str, parents: tuple[str, ...], *, root_path: str, is_train: boo
                                force_yml=(), process=process, num_gpu_available=num_gpu_available, files=files,
                                images=images)
         promised = _fill_stage1_weights(flat, stage1, root_path)
-        if isinstance(flat['stage1'], str):
+        if isinstance(flat['stage1'], dict):
+            report.warnings += _set_by_block(flat['stage1'], force_yml)
+        else:
             report.elsewhere += _out_of_reach(flat['stage1'], force_yml, report.elsewhere)
     elif flat.get('stage1') is not None and not is_train:
         report.add('stage1', 'belongs in a training file; remove it')
@@ -226,6 +229,17 @@ def _out_of_reach(file: str, force_yml: Iterable[str], problems: list[str]) -> l
     return [f'{file}: --force_yml {", ".join(kept)} changes stage 2 alone; change this file as well'] if kept else []
 
 
+def _set_by_block(stage1: dict, force_yml: Iterable[str]) -> list[str]:
+    """Of what the command line sets, what the block of stage 1 sets for itself, so that it does not get there."""
+    said = []
+    for entry in force_yml:
+        *blocks, key = keys = entry.partition('=')[0].split(':')
+        if functools.reduce(block_of, blocks, stage1).get(key) is not None:
+            said.append(f'--force_yml {entry} changes stage 2 alone, since the block stage1 sets {".".join(keys)} '
+                        f'itself; for stage 1: --force_yml stage1:{entry}')
+    return said
+
+
 def _fill_stage1_weights(flat: dict, stage1: Parsed | None, root_path: str) -> dict[str, str]:
     """Names the weights that stage 1 will leave, where the file names no others; returns them."""
     if stage1 is None or not isinstance(flat['path'], dict):
@@ -324,7 +338,8 @@ def _check_weights(flat: dict, promised: dict, root_path: str, is_train: bool, r
             continue
         if not osp.isfile(file):
             remedy = 'correct the path' if is_train else f'train first, or set path.{key}'
-            report.add(f'path.{key}', f'no such file: {where(value, root_path)}; {remedy}')
+            found = 'a folder, expected a file' if osp.isdir(file) else 'no such file'
+            report.add(f'path.{key}', f'{found}: {where(value, root_path)}; {remedy}')
         elif unpacks(file):
             report.add(f'path.{key}', f'{where(value, root_path)} is compressed, as torch writes none: what it unpacks '
                        'to may fill the memory; fetch it again, or save it anew with torch.save')

@@ -26,11 +26,13 @@ from udl_basicsr.utils.checkpoints import CheckpointError
 from udl_basicsr.utils.distributed import broadcast
 from udl_basicsr.utils.errors import begun
 from udl_basicsr.utils.settings import LoaderSettings, RunSettings
+from udl_basicsr.utils.yaml_files import load_yaml
 
 from . import loop
 from .fast import is_ours
 from .log import run_log
-from .run_folder import resume_state
+from .run_folder import options_name, resume_state
+from .states import essence, leaves, listed
 
 
 def train(parsed: Parsed, command: str = '') -> None:
@@ -97,6 +99,10 @@ def _runs(parsed: Parsed) -> Iterator[tuple[int, Parsed, bool]]:
             yield from _runs(replace(before, opt={**before.opt, 'auto_resume': True}))
         else:
             get_root_logger().info(f'Stage 1 is there: {", ".join(needed)}')
+            if other := _trained_otherwise(before):
+                get_root_logger().warning(
+                    f'Stage 1 was not trained with the options that it has now: {other}. It is taken as it is; to '
+                    f'train it again, move {before.opt["path"]["experiments_root"]} away or give it another name')
     yield number, parsed, rounds > 1
 
     if before is None or rounds == 1:
@@ -112,6 +118,26 @@ def _runs(parsed: Parsed) -> Iterator[tuple[int, Parsed, bool]]:
                        pretrain_network_g=_latest(first, 'g'), pretrain_network_u=uncertainty)
         number += 2
         yield number, mean, True
+
+
+def _trained_otherwise(before: Parsed) -> str:
+    """What decides weights and is not as the file says that a stage's folder keeps; nothing where there is none."""
+    file = Path(before.opt['path']['experiments_root'], options_name(before))
+    if not file.is_file():
+        return ''
+    try:
+        then, now = _decisive(load_yaml(str(file))), _decisive(before.flat)
+    except (OptionError, KeyError, AttributeError):  # somebody wrote in it, and nothing but this is asked of it here
+        return ''
+    return listed([key for key in {**then, **now} if then.get(key) != now.get(key)], then, now)
+
+
+def _decisive(flat: dict) -> dict[str, object]:
+    """The essence of options, from which weights and for how long; without metrics and what ``--fast`` may choose."""
+    more = {'train.total_iter': flat['train'].get('total_iter'), **{f'path.{key}': value for key, value in (
+        flat.get('path') or {}).items() if key.startswith('pretrain_network_')}}
+    return {key: value for key, value in {**essence(flat), **dict(leaves(more))}.items()
+            if not key.startswith(('val.', 'train.amp', 'train.channels_last')) and not key.endswith('.fused')}
 
 
 def _rehearse(parsed: Parsed, missing: list[str]) -> None:

@@ -4,7 +4,7 @@ A state comes from a disk, and what the disk gives may be anything. What is odd 
 optimiser, or never; here it is found before anything is made, so that the run can resume from the state before it.
 """
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeGuard
 
 import torch
@@ -211,6 +211,11 @@ def leaves(value: Any, at: str = '') -> Iterator[tuple[str, Any]]:
         yield at, list(value) if isinstance(value, tuple) else value
 
 
+def listed(keys: Iterable[str], then: dict, now: dict) -> str:
+    """What options were and are, for a message."""
+    return ', '.join(f'{one_line(key)} {_shown(then.get(key))} -> {_shown(now.get(key))}' for key in keys)
+
+
 def note_changes(state: dict, run: dict) -> None:
     """Says in the log what differs from the run that saved ``state``, where that decides what is trained next.
 
@@ -238,9 +243,8 @@ def note_changes(state: dict, run: dict) -> None:
     keys = [key for key in {**then, **now} if then.get(key) != now.get(key)]
     kept = [key for key in keys if key.startswith('train.optim_')]
     if keys:
-        listed = ', '.join(f'{one_line(key)} {_shown(then.get(key))} -> {_shown(now.get(key))}' for key in keys)
         without = (f'Without effect: {", ".join(map(one_line, kept))}, since an optimiser goes on with the settings it '
                    'was saved with; to change these, start another run from the weights (path.pretrain_network_*). ')
         get_root_logger().warning(
-            f'Not the options that the state was saved with: {listed}. ' + (without if kept else '')
+            f'Not the options that the state was saved with: {listed(keys, then, now)}. ' + (without if kept else '')
             + ('The others hold from this iteration on.' if len(keys) > len(kept) else ''))

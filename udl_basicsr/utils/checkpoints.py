@@ -62,7 +62,8 @@ def read_checkpoint(path: str | Path) -> dict:
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f'{path}: no such file. Expected a checkpoint (.pth, .safetensors or .state)')
+        found = 'is a folder' if path.is_dir() else 'no such file'
+        raise CheckpointError(f'{path}: {found}. Expected a checkpoint (.pth, .safetensors or .state)')
     if path.suffix == '.safetensors':
         with _safetensors(path) as safetensors:
             return {'params': safetensors.torch.load_file(path)}
