@@ -1,6 +1,7 @@
 """Processes that are killed, under torchrun and alone, and disks that take no more."""
 import errno
 import importlib.util
+import json
 import os
 import re
 import resource
@@ -148,6 +149,17 @@ def test_chaos_sees_every_bit():
                        ('best', [{'val': 1.5}, {}]), ('none', 0)):
         assert not equality.equal(one, {**same, key: other}), (key, other)
     assert equality.equal({'w': torch.tensor(float('nan'))}, {'w': torch.tensor(float('nan'))})
+
+
+def test_chaos_compares_records_without_their_times(tmp_path):
+    contents = []
+    for number, (seconds, iterations) in enumerate(((1., 35), (2., 35), (1., 36))):
+        file = tmp_path / f'{number}.json'
+        file.write_text(json.dumps({'seed': 0, 'seconds': seconds,
+                                    'stages': [{'name': 'esu', 'iterations': iterations, 'seconds': seconds}]}))
+        contents.append(equality.content(file))
+    assert equality.equal(contents[0], contents[1])
+    assert not equality.equal(contents[0], contents[2])
 
 
 @pytest.mark.parametrize(('text', 'began', 'last'), [

@@ -30,7 +30,10 @@ def content(file: Path):
     if file.suffix in ('.pth', '.state'):
         return torch.load(file, map_location='cpu', weights_only=True)
     if file.suffix == '.json':
-        return {k: v for k, v in json.loads(file.read_text(encoding='utf-8')).items() if k in _RESULTS}
+        record = {k: v for k, v in json.loads(file.read_text(encoding='utf-8')).items() if k in _RESULTS}
+        for stage in record.get('stages', ()):
+            stage.pop('seconds', None)
+        return record
     return file.read_bytes()
 
 
