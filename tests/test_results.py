@@ -17,6 +17,7 @@ METHODS = {
     'ℓ_E': 'ExpectedL1', 'L1 + GV, weight 0.01': 'GV', 'GRAM': 'GRAM', 'EU → UDL': 'EU_UDL',
     'ESU → UDL, offset 1': 'ESU_UDL_1', 'L1 + s → UDL': 'faithful_UDL', 'L1 → s → UDL': 'post_hoc_UDL',
     'ESU → UDL, s learns on': 'ESU_learning', 'UDL and s, one stage': 'learning', 'weights |x − f|': 'weights_error',
+    'ESU → UDL, 1/12': 'UDL_12', 'ESU → UDL, 1/3': 'ESU_UDL', 'ESU → UDL, 1/2': 'UDL_2',
     **{f'{label}, 1.54 × the iterations': f'{method}_longer' for label, method in (
         ('L1', 'L1'), ('L1 → L1', 'L1_restart'), ('L1 → MSE', 'L1_MSE'))}}
 FOLDERS = {'1,500': 'stages_x4', '3,000': 'budget_3000', '6,000': 'quick_x4', '12,000': 'budget_12000',
@@ -102,7 +103,8 @@ class Cells:
 
 @pytest.mark.parametrize(('heading', 'folder'), [
     ('The yardstick', 'small_x4'), ('The comparison at 6,000 iterations', 'quick_x4'),
-    ('Which stage 1, and is one enough?', 'stages_x4'), ('The rivals', 'stages_x4')])
+    ('With the share of stage 1', 'budget_12000'), ('Which stage 1, and is one enough?', 'stages_x4'),
+    ('The rivals', 'stages_x4')])
 def test_the_methods_of_a_comparison(heading, folder):
     cells = Cells(records(folder))
     cells.methods(tables(heading)[0], 'psnr')
@@ -190,6 +192,17 @@ def test_the_lead_by_the_scale():
         for dataset in SETS:
             cells.difference((scale, dataset), row[f'{dataset} UDL − L1'], 'ESU_UDL', 'L1', dataset, 'psnr', scale)
             cells.mean((scale, dataset), row[f'{dataset}: L1'], 'L1', dataset, 'psnr', scale)
+        cells.end(6)
+
+
+def test_the_lead_by_the_network():
+    for row in tables('With the network')[0]:
+        folder = {'EDSR 8×32': 'quick_x4', 'RCAN 2×4×32': 'RCAN'}[row['network']]
+        cells = Cells([r for r in records(folder) if r.seed == 0])
+        assert row['parameters'] == f'{cells.given[0].parameters:,}'
+        for dataset in SETS:
+            cells.difference((folder, dataset), row[f'{dataset} UDL − L1'], 'ESU_UDL', 'L1', dataset, 'psnr')
+            cells.mean((folder, dataset), row[f'{dataset}: L1'], 'L1', dataset, 'psnr')
         cells.end(6)
 
 
