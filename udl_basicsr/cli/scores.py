@@ -18,7 +18,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--reference', nargs='+', default=[], metavar='RUN',
                         help='names of runs, one per scale, that the others are compared with')
     parser.add_argument('--paper', metavar='NETWORK', help='add the scores that were printed for this network')
-    parser.add_argument('--paper_file', help='printed scores of your own, in the form of experiments/paper_scores.json')
+    parser.add_argument('--paper_file', help='printed scores of your own, in the form of '
+                        'udl_basicsr/experiments/paper_scores.json')
     parser.add_argument('--degradation', choices=['BI', 'BD'], help='which of the printed scores; default: BI')
     parser.add_argument('--metrics', nargs='+', default=['psnr', 'ssim'])
     parser.add_argument('--format', choices=['text', 'md', 'csv', 'latex'], default='text')

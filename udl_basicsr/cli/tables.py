@@ -4,7 +4,7 @@ Example:
     udl tables --list
     udl tables --table udl-5                           # as printed
     udl tables docs/results/tiny_x4 --table udl-3
-    udl tables docs/results/tiny_x4 docs/results/gpu --format latex --out tables
+    udl tables docs/results/tiny_x4 docs/results/quick_x4 --format latex --out tables
 """
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--format', choices=['md', 'text', 'csv', 'latex'], default='md')
     parser.add_argument('--out', metavar='FOLDER', help='write <table>.<suffix> there instead of printing')
     parser.add_argument('--list', action='store_true', help='list the tables and end')
-    parser.add_argument('--paper_file', help='printed scores of your own, in the form of experiments/paper_scores.json')
+    parser.add_argument('--paper_file', help='printed scores of your own, in the form of '
+                        'udl_basicsr/experiments/paper_scores.json')
     args = parser.parse_args(argv)
     from udl_basicsr.experiments.printed import load_paper
     from udl_basicsr.experiments.record_files import read_records
