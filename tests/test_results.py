@@ -149,6 +149,19 @@ def test_the_spread_between_seeds():
         cells.end(4)
 
 
+def test_the_uncertainties():
+    found = json.loads((DOCS / 'results/uncertainty_x4/uncertainty.json').read_text(encoding='utf-8'))['runs']
+    runs, cells = {run['name'].split('_')[2]: run for run in found}, Cells([])
+    columns = ('factor', 'log_likelihood_laplace', 'log_likelihood_gaussian', 'sigma_psnr', 'ause_mae', 'spearman',
+               'calibration_error')
+    for row in tables('What the uncertainties are worth')[0]:
+        name, recalibrated, _ = row['run'].partition(', recalibrated')
+        scores = runs[name]['recalibrated' if recalibrated else 'scores']
+        for (column, shown), key in zip([*row.items()][1:], columns, strict=True):
+            cells.number((row['run'], column), shown, scores[key])
+    cells.end(42)
+
+
 def test_the_calibrated_intervals():
     runs = json.loads((DOCS / 'results/uncertainty_x4/coverage.json').read_text(encoding='utf-8'))['runs']
     names = {'ESU, two seeds as an ensemble': 'ESU, ensemble of 2', 'ESU, three seeds': 'ESU, ensemble of 3',
@@ -197,7 +210,7 @@ def test_the_lead_by_the_scale():
 
 def test_the_lead_by_the_network():
     for row in tables('With the network')[0]:
-        folder = {'EDSR 8×32': 'quick_x4', 'RCAN 2×4×32': 'RCAN'}[row['network']]
+        folder = {'EDSR 8×32': 'quick_x4', 'CARN 32': 'CARN', 'RCAN 2×4×32': 'RCAN'}[row['network']]
         cells = Cells([r for r in records(folder) if r.seed == 0])
         assert row['parameters'] == f'{cells.given[0].parameters:,}'
         for dataset in SETS:
