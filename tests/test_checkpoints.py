@@ -106,6 +106,13 @@ def test_broken_and_hostile_files(tmp_path, content):
     assert not went_off.exists()
 
 
+@pytest.mark.parametrize('text', ['image restoration', '# weights', '{"a": 1}', '<!doctype html>'])
+def test_a_text_is_said_to_be_no_checkpoint(tmp_path, text):
+    (tmp_path / 'net.pth').write_text(text)
+    with pytest.raises(CheckpointError, match='it is no checkpoint of plain tensors'):
+        read_checkpoint(tmp_path / 'net.pth')
+
+
 def test_a_save_that_fails_keeps_what_was_there(tmp_path):
     path = tmp_path / 'net.pth'
     save_atomic({'params': {'a': torch.ones(2)}}, path)
