@@ -106,7 +106,7 @@ def test_broken_and_hostile_files(tmp_path, content):
     assert not went_off.exists()
 
 
-@pytest.mark.parametrize('text', ['image restoration', '# weights', '{"a": 1}', '<!doctype html>'])
+@pytest.mark.parametrize('text', ['hello', 'a text', 'qqq some text', '# weights'])
 def test_a_text_is_said_to_be_no_checkpoint(tmp_path, text):
     (tmp_path / 'net.pth').write_text(text)
     with pytest.raises(CheckpointError, match='it is no checkpoint of plain tensors'):

@@ -88,8 +88,8 @@ def read_checkpoint(path: str | Path) -> dict:
 
 def _why_unreadable(path: Path, error: Exception) -> str:
     reason = first_line(error)
-    # torch's unpickler looks the first byte of a text up among its commands: KeyError
-    if 'Weights only load failed' in reason or isinstance(error, (pickle.UnpicklingError, KeyError)):
+    # torch's unpickler takes the letters of a text for its commands, some of which look something up: LookupError
+    if 'Weights only load failed' in reason or isinstance(error, (pickle.UnpicklingError, LookupError)):
         return 'it is no checkpoint of plain tensors (broken, or it holds pickled objects, which are never run)'
     if not path.stat().st_size:
         return 'it is empty'
