@@ -198,24 +198,19 @@ def test_as_many_operations():
         cells.end(6)
 
 
-def test_the_lead_by_the_scale():
-    for row in tables('With the scale')[0]:
-        scale = int(row[''].strip('×'))
-        cells = Cells([r for r in records('quick_x4' if scale == 4 else f'x{scale}') if r.seed == 0])
-        for dataset in SETS:
-            cells.difference((scale, dataset), row[f'{dataset} UDL − L1'], 'ESU_UDL', 'L1', dataset, 'psnr', scale)
-            cells.mean((scale, dataset), row[f'{dataset}: L1'], 'L1', dataset, 'psnr', scale)
-        cells.end(6)
-
-
-def test_the_lead_by_the_network():
-    for row in tables('With the network')[0]:
-        folder = {'EDSR 8×32': 'quick_x4', 'CARN 32': 'CARN', 'RCAN 2×4×32': 'RCAN'}[row['network']]
+@pytest.mark.parametrize(('heading', 'column'), [('With the scale', ''), ('With the network', 'network')])
+def test_the_lead_by_the_scale_and_by_the_network(heading, column):
+    comparisons = {'×2': ('x2', 2), '×3': ('x3', 3), '×4': ('quick_x4', 4),
+                   'EDSR 8×32': ('quick_x4', 4), 'RCAN 2×4×32': ('RCAN', 4), 'CARN 32': ('CARN', 4)}
+    for row in tables(heading)[0]:
+        folder, scale = comparisons[row[column]]
         cells = Cells([r for r in records(folder) if r.seed == 0])
-        assert row['parameters'] == f'{cells.given[0].parameters:,}'
+        if column == 'network':
+            assert row['parameters'] == f'{cells.given[0].parameters:,}'
         for dataset in SETS:
-            cells.difference((folder, dataset), row[f'{dataset} UDL − L1'], 'ESU_UDL', 'L1', dataset, 'psnr')
-            cells.mean((folder, dataset), row[f'{dataset}: L1'], 'L1', dataset, 'psnr')
+            place = row[column], dataset
+            cells.difference(place, row[f'{dataset} UDL − L1'], 'ESU_UDL', 'L1', dataset, 'psnr', scale)
+            cells.mean(place, row[f'{dataset}: L1'], 'L1', dataset, 'psnr', scale)
         cells.end(6)
 
 
