@@ -15,6 +15,9 @@ import tempfile
 import time
 from pathlib import Path
 
+if __name__ == '__main__':
+    os.environ.setdefault('OMP_NUM_THREADS', '1')  # which torch reads when it is imported
+
 IMPORTS = {'Python starts': time.process_time()}
 for module in ('numpy', 'cv2', 'scipy.stats', 'torch', 'udl_basicsr.register', 'torch.utils.tensorboard',
                'udl_basicsr.training.stages', 'torch._dynamo'):
@@ -31,6 +34,7 @@ from udl_basicsr.models.udl_model import UDLModel  # noqa: E402
 from udl_basicsr.options import data_sets, network_values, parse, training_values  # noqa: E402
 from udl_basicsr.training import launch, loop, stages  # noqa: E402
 from udl_basicsr.utils import exits, processor  # noqa: E402
+from udl_basicsr.utils.command_line import to_file  # noqa: E402
 from udl_basicsr.utils.files import write_text  # noqa: E402
 from udl_basicsr.utils.tables import text_table  # noqa: E402
 
@@ -67,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('-opt', required=True, metavar='FILE', help='option file of stage 2, which names stage 1')
     parser.add_argument('--force_yml', nargs='+', default=[], metavar='KEY=VALUE', help='as for udl train')
     parser.add_argument('--val', nargs=2, metavar=('GT', 'LQ'), help="folders to validate on (default: the file's)")
-    parser.add_argument('--out', type=Path, metavar='FILE', help='JSON to write')
+    parser.add_argument('--out', type=to_file, metavar='FILE', help='JSON to write')
     args = parser.parse_args(argv)
     report = measure(args.opt, args.force_yml, args.val)
     print(tables(report))
@@ -144,6 +148,5 @@ def tables(report: dict) -> str:
 
 
 if __name__ == '__main__':
-    os.environ.setdefault('OMP_NUM_THREADS', '1')
     exits.print_anything()
     sys.exit(main())

@@ -29,7 +29,7 @@ from udl_basicsr.deploy.infer_plan import make_plan
 from udl_basicsr.deploy.restorer import load_restorer
 from udl_basicsr.functional.inference import tiled
 from udl_basicsr.utils import exits, processor
-from udl_basicsr.utils.command_line import whole
+from udl_basicsr.utils.command_line import to_file, whole
 from udl_basicsr.utils.files import write_text
 from udl_basicsr.utils.tables import text_table
 
@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--rounds', type=whole(1), default=3)
     parser.add_argument('--only', nargs='+', choices=CONTENDERS, default=CONTENDERS, metavar='NAME',
                         help=f'of {"; ".join(CONTENDERS)}; default: all. The others are compared with the first')
-    parser.add_argument('--out', type=Path, metavar='FILE', help='JSON to write')
+    parser.add_argument('--out', type=to_file, metavar='FILE', help='JSON to write')
     args = parser.parse_args(argv)
     pictures = sorted(args.pictures.glob('*.png'))[:args.count]
     if not pictures:

@@ -20,7 +20,7 @@ import torch
 
 import speed
 from udl_basicsr.utils import exits, processor
-from udl_basicsr.utils.command_line import whole
+from udl_basicsr.utils.command_line import to_file, whole
 from udl_basicsr.utils.distributed import init_dist
 from udl_basicsr.utils.files import write_text
 from udl_basicsr.utils.tables import text_table
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--steps', type=whole(1), default=8,
                         help='timed in each round, after two that are not; default 8')
     parser.add_argument('--rounds', type=whole(1), default=3)
-    parser.add_argument('--out', type=Path, metavar='FILE', help='JSON to write')
+    parser.add_argument('--out', type=to_file, metavar='FILE', help='JSON to write')
     parser.add_argument('--as_worker', action='store_true', help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.batch % args.workers:

@@ -8,7 +8,6 @@ The JSON, with all raw samples, is written anew whenever a part has been measure
 is drawn beside it.
 """
 import argparse
-import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -17,13 +16,14 @@ import torch
 
 import speed
 from udl_basicsr.utils import exits
-from udl_basicsr.utils.command_line import whole
+from udl_basicsr.utils.command_line import to_file, whole
 
 
 @exits.command()
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--out', type=Path, required=True, metavar='FILE', help='JSON to write; a .png goes beside it')
+    parser.add_argument('--out', type=to_file, required=True, metavar='FILE',
+                        help='JSON to write; a .png goes beside it')
     parser.add_argument('--quick', action='store_true', help='few rounds, on small patches on a CPU, and no growth')
     parser.add_argument('--networks', nargs='+', choices=list(speed.NETWORKS), metavar='NAME',
                         help=f'of {", ".join(speed.NETWORKS)}; the figures are of the first (default: EDSR-S, EDSR, '
@@ -46,11 +46,8 @@ def main(argv: list[str] | None = None) -> int:
                              'there is one, else wall)')
     parser.add_argument('--device', choices=['auto', 'cpu', 'cuda'], default='auto')
     args = parser.parse_args(argv)
-    if args.out.suffix == '.png' or args.out.is_dir():
+    if args.out.suffix == '.png':
         parser.error(f'--out {args.out}: expected the name of a JSON file')
-    there = next(p for p in args.out.absolute().parents if p.exists())
-    if not (there.is_dir() and os.access(there, os.W_OK)):
-        parser.error(f'--out {args.out}: {there} is no folder that can be written')
     if 'cuda' in (args.device, 'cuda' if args.clock == 'gpu' else '') and not torch.cuda.is_available():
         parser.error('--device cuda, --clock gpu: torch finds no GPU here')
     if args.clock == 'processor' and (args.device == 'cuda' or torch.get_num_threads() > 1):

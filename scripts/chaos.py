@@ -37,7 +37,8 @@ from killing.equality import differing
 from killing.output import began_at, last_step
 from killing.processes import ROOT, Run
 from udl_basicsr.utils import exits
-from udl_basicsr.utils.command_line import whole
+from udl_basicsr.utils.command_line import to_file, whole
+from udl_basicsr.utils.files import write_text
 
 MOMENT, WRITE, LAST, CACHE = 'a moment', 'a write', 'the last validation', 'the cache'
 AIMS = (MOMENT, WRITE, MOMENT, WRITE, LAST, LAST, CACHE, CACHE, CACHE, MOMENT, WRITE, MOMENT, WRITE, LAST)
@@ -245,11 +246,9 @@ def demo_data() -> Path:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split('\n', 1)[0])
     parser.add_argument('--kills', type=whole(1), default=40, metavar='N')
-    parser.add_argument('--out', type=Path, required=True, metavar='FILE.json', help='where the report goes')
+    parser.add_argument('--out', type=to_file, required=True, metavar='FILE.json', help='where the report goes')
     parser.add_argument('--seed', type=whole(0), default=0, help='of the moments')
     args = parser.parse_args(argv)
-    if args.out.is_dir() or not args.out.parent.is_dir():
-        parser.error(f'--out {args.out}: expected a file in a folder that is there')
     folder = Path(tempfile.mkdtemp(prefix='chaos_'))
     chaos = Chaos(args.kills, args.seed, folder, demo_data())
     try:
@@ -258,7 +257,7 @@ def main(argv: list[str] | None = None) -> int:
         if Run.last and not Run.last.ended():  # it has a group of its own, which Ctrl-C does not reach
             Run.last.kill()
     report = chaos.report()
-    args.out.write_text(json.dumps(report, indent=1) + '\n', encoding='utf-8')
+    write_text(args.out, json.dumps(report, indent=1) + '\n')
     good = report['bitwise_equal'] and report['resumed'] == report['kills'] == args.kills
     print(f"{report['resumed']} of {report['kills']} kills resumed, {report['phases']}; bitwise equal: "
           f"{report['bitwise_equal']}; {report['seconds']} s. Report in {args.out}")

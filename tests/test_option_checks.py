@@ -76,6 +76,7 @@ from udl_basicsr.options.training_values import judge_of
     ('train:scheduler:gama=1', "train.scheduler.gama: MultiStepRestartLR has no such argument; did you mean 'gamma'?"),
     ('train:scheduler:milestones=[5, 2]', 'train.scheduler.milestones: expected increasing'),
     ('train:scheduler:milestones=7', 'train.scheduler.milestones: MultiStepRestartLR expects a list, got 7'),
+    ('train:scheduler:milestones=[x]', 'train.scheduler.milestones: expected a list of iterations, integers ≥ 1, got'),
     ('train:optim_g:lr=.inf', 'train.optim_g.lr: Adam expects'),
     ('datasets:train:type=[1]', 'datasets.train.type: expected text'),
     ('model_type={a: 1}', 'model_type: expected text'),
@@ -120,6 +121,8 @@ def test_messages(parse, train_opt, tmp_path, force, message):
     text = refused(parse, train_opt, force)
     assert message in text
     assert all(line.startswith(f'{tmp_path / "opt.yml"}: ') for line in text.splitlines())
+    keys = [line.split(': ')[1] for line in text.splitlines()]
+    assert len(keys) == len({*keys})  # each is said once
     assert not (tmp_path / 'experiments').exists()
 
 
@@ -184,6 +187,8 @@ def test_what_fuzzing_found(parse, train_opt, force):
 def test_the_head_is_tried(parse, two_stages):
     text = refused(parse, two_stages[0], 'network_u:head={type: UDLHead, num_feat: -1}')
     assert 'opt.yml: network_u: UncertaintyNet cannot be built: ' in text
+    text = refused(parse, two_stages[0], 'network_u:head={type: Foo}')
+    assert "network_u.head.type: no head 'Foo' is known; known: ConstantHead, SigmaHead, UDLHead (if it is" in text
 
 
 def test_models_of_basicsr_are_tried(parse, train_opt):

@@ -23,7 +23,7 @@ from udl_basicsr.training.arguments import option_file
 from udl_basicsr.utils import exits
 from udl_basicsr.utils.command_line import CommandParser
 from udl_basicsr.utils.errors import UdlError
-from udl_basicsr.utils.files import why_not_into
+from udl_basicsr.utils.files import why_not_to
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -76,12 +76,10 @@ def main(argv: list[str] | None = None) -> int:
             found = networks_of(args.run, needs_uncertainty=not args.ensemble)
             args.weights, args.uncertainty = args.weights or found[0], args.uncertainty or found[1]
         out = args.out or file_beside(args.uncertainty or args.weights)
-        if out.is_dir():
-            raise CalibrationError(f'--out {out}: is a folder, expected a file')
+        if problem := why_not_to(out):  # before images are restored for an hour
+            raise CalibrationError(f'--out {out}: {problem}; give another name')
         if out.exists() and not args.overwrite:
             raise CalibrationError(f'{out}: is there already; give --overwrite or another --out')
-        if problem := why_not_into(out.parent):  # before images are restored for an hour
-            raise CalibrationError(f'{out}: its folder {problem}; give another --out')
         pairs = find_pairs(args.gt, args.lq)
         risk_limit(len(pairs), args.alpha, args.delta)  # before networks are loaded: too few images end it here
         restorer = load_restorer(args.weights, opt=args.opt, uncertainty=args.uncertainty,

@@ -19,6 +19,7 @@ from udl_basicsr.options.parse import OptionError
 from udl_basicsr.reports.paper_tables import paper_table
 from udl_basicsr.training.interrupts import EXIT_INTERRUPTED
 from udl_basicsr.training.run_folder import EXIT_BUSY
+from udl_basicsr.utils.files import why_not_into
 from udl_basicsr.utils.gpus import gpu_names
 from udl_basicsr.utils.text import did_you_mean, duration
 
@@ -50,6 +51,8 @@ def run(args: argparse.Namespace) -> int:
                    for r in read_or_none(out)}
         print(f'\n{describe_runs(runs, plan.runs, records, out, args.root, differ, args.markdown)}', flush=True)
     elif missing:
+        if why := why_not_into(out):  # before days of training
+            raise OptionError(f'{out}, for the records: {why}; give another folder as --out')
         runner.check(missing, args.root, plan.file, trains=not args.retest)
         runner.write_options(missing)
         status = train(plan, missing, out, args.root, gpus)

@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING
 
 from udl_basicsr.cli.restoring import add_promise, add_restoring, check_restoring, positive
 from udl_basicsr.utils import exits
-from udl_basicsr.utils.command_line import CommandParser
-from udl_basicsr.utils.files import why_not_into
+from udl_basicsr.utils.command_line import CommandParser, into_folder
 from udl_basicsr.utils.text import some
 
 if TYPE_CHECKING:
@@ -44,12 +43,10 @@ def main(argv: list[str] | None = None) -> int:
                         'default 16')
     parser.add_argument('--shifts', action='store_true', help='also restore shifted inputs; five times as slow')
     add_restoring(parser)
-    parser.add_argument('--out', required=True, type=Path, metavar='FOLDER', help='for coverage.json, coverage.md and '
-                        'coverage.png')
+    parser.add_argument('--out', required=True, type=into_folder, metavar='FOLDER',
+                        help='for coverage.json, coverage.md and coverage.png')
     args = parser.parse_args(argv)
     check_restoring(parser, args)
-    if problem := why_not_into(args.out):
-        parser.error(f'--out {args.out}: {problem}')
     from tqdm import tqdm
 
     import udl_basicsr.register  # noqa: F401 - networks by their names

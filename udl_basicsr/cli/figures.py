@@ -15,7 +15,7 @@ import argparse
 import sys
 
 from udl_basicsr.utils import exits
-from udl_basicsr.utils.command_line import CommandParser, whole
+from udl_basicsr.utils.command_line import CommandParser, to_file, whole
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -25,7 +25,7 @@ def _parser() -> argparse.ArgumentParser:
     def kind(name: str, told: str, width: bool = True) -> argparse.ArgumentParser:
         sub = kinds.add_parser(name, help=told.replace('%', '%%'),
                                description=told[0].upper() + told[1:] + '.')
-        sub.add_argument('--out', required=True, metavar='FILE', help='.png, .pdf or .svg')
+        sub.add_argument('--out', required=True, type=to_file, metavar='FILE', help='.png, .pdf or .svg')
         if width:
             sub.add_argument('--width', type=float, default=7., metavar='INCHES',
                              help='default 7, the text of a paper with two columns; letters have 7 points at any width')
@@ -42,7 +42,8 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument('--gt', required=True, metavar='FOLDER', help='its HR images')
 
     def numbers(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument('--numbers', metavar='FILE.json', help='also write the numbers that the figure shows')
+        sub.add_argument('--numbers', type=to_file, metavar='FILE.json',
+                         help='also write the numbers that the figure shows')
 
     def of_one_network(sub: argparse.ArgumentParser) -> None:
         sub.add_argument('--network', metavar='ID', help='needed if a comparison has several')

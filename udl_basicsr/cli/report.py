@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 from udl_basicsr.utils import exits
-from udl_basicsr.utils.command_line import CommandParser, whole
+from udl_basicsr.utils.command_line import CommandParser, to_file, whole
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -27,7 +27,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                            description='Makes one self-contained HTML file of a comparison or of test runs.')
     parser.add_argument('folders', nargs='+', metavar='FOLDER', help='docs/results/<comparison>, with the records of '
                         'udl compare, or results/<name>, with the scores.json of udl test')
-    parser.add_argument('--out', metavar='FILE', help='default: report.html in the first folder')
+    parser.add_argument('--out', type=to_file, metavar='FILE', help='default: report.html in the first folder')
     parser.add_argument('--images', nargs='+', default=[], metavar='DATASET/NAME', help='which pictures to put in; '
                         'default: one or two of each data set, by a rule that the page states, below 5 MB')
     parser.add_argument('--gt', nargs='+', action='extend', default=[], type=folder_of, metavar='DATASET=FOLDER',
@@ -53,14 +53,14 @@ def main(argv: list[str] | None = None) -> int:
     import udl_basicsr.register  # noqa: F401 - before BasicSR is imported, for its shim
     from udl_basicsr.reports.html import make_page
     from udl_basicsr.reports.uncertainty import ReportError
-    from udl_basicsr.utils.files import write_text
+    from udl_basicsr.utils.files import why_not_to, write_text
     folders: dict[str, dict[str, list[Path]]] = {'gt': {}, 'lq': {}, 'intervals': {}}
     for kind, found in folders.items():
         for name, folder in getattr(args, kind):
             found.setdefault(name, []).append(folder)
-    out = Path(args.out or Path(args.folders[0]) / 'report.html')
-    if out.is_dir():
-        raise ReportError(f'--out {out}: is a folder, expected a file')
+    out = args.out or Path(args.folders[0]) / 'report.html'
+    if why := why_not_to(out):
+        raise ReportError(f'{out}: {why}; give another name as --out')
     page, notes = make_page(args.folders, args.images, folders['gt'], folders['lq'], args.seed, args.quality,
                             args.window, folders['intervals'])
     write_text(out, page)

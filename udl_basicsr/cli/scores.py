@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from udl_basicsr.utils import exits
-from udl_basicsr.utils.command_line import CommandParser
+from udl_basicsr.utils.command_line import CommandParser, to_file
 
 
 @exits.command(misused=True)
@@ -23,7 +23,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--degradation', choices=['BI', 'BD'], help='which of the printed scores; default: BI')
     parser.add_argument('--metrics', nargs='+', default=['psnr', 'ssim'])
     parser.add_argument('--format', choices=['text', 'md', 'csv', 'latex'], default='text')
-    parser.add_argument('--out', help='write the table to this file instead of the terminal')
+    parser.add_argument('--out', type=to_file, metavar='FILE',
+                        help='write the table to this file instead of the terminal')
     args = parser.parse_args(argv)
     if not args.paper and (unused := [name for name in ('paper_file', 'degradation') if getattr(args, name)]):
         parser.error(f'--{unused[0]} is of the printed scores: give --paper NETWORK with it')

@@ -8,10 +8,8 @@ Example:
 """
 from __future__ import annotations
 
-from pathlib import Path
-
 from udl_basicsr.utils import exits
-from udl_basicsr.utils.command_line import CommandParser
+from udl_basicsr.utils.command_line import CommandParser, into_folder
 
 
 def listing(paper: dict) -> str:
@@ -33,7 +31,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('records', nargs='*', help='folders of records, docs/results/<comparison>')
     parser.add_argument('--table', nargs='+', metavar='TABLE', help='which, e.g. udl-5 (default: all; see --list)')
     parser.add_argument('--format', choices=['md', 'text', 'csv', 'latex'], default='md')
-    parser.add_argument('--out', metavar='FOLDER', help='write <table>.<suffix> there instead of printing')
+    parser.add_argument('--out', type=into_folder, metavar='FOLDER',
+                        help='write <table>.<suffix> there instead of printing')
     parser.add_argument('--list', action='store_true', help='list the tables and end')
     parser.add_argument('--paper_file', help='printed scores of your own, in the form of '
                         'udl_basicsr/experiments/paper_scores.json')
@@ -43,7 +42,6 @@ def main(argv: list[str] | None = None) -> int:
     from udl_basicsr.reports.paper_formats import FORMATS, render, render_csv
     from udl_basicsr.reports.paper_tables import make_table
     from udl_basicsr.utils.files import write_text
-    from udl_basicsr.utils.scores import ScoresError
     if not (args.records or args.table or args.list):
         parser.error('give folders of records (udl compare writes them), or --table, or --list')
 
@@ -53,11 +51,9 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     records = [record for folder in args.records for record in read_records(folder)]
     tables = [make_table(name, records, paper) for name in args.table or paper['tables']]
-    if args.out and Path(args.out).exists() and not Path(args.out).is_dir():
-        raise ScoresError(f'{args.out} is a file; --out takes a folder.')
     if args.out:
         for table in tables:
-            file = Path(args.out) / f'{table.name}.{FORMATS[args.format]}'
+            file = args.out / f'{table.name}.{FORMATS[args.format]}'
             print(f'Wrote {write_text(file, render(table, args.format))}')
     elif args.format == 'csv':
         print(render_csv(tables), end='')

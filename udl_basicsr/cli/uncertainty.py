@@ -9,8 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from udl_basicsr.utils import exits
-from udl_basicsr.utils.command_line import CommandParser, whole
-from udl_basicsr.utils.files import why_not_into
+from udl_basicsr.utils.command_line import CommandParser, into_folder, whole
 
 
 @exits.command(misused=True)
@@ -26,7 +25,8 @@ def main(argv: list[str] | None = None) -> int:
                         'do not fit into the memory (about 100 bytes each); default 1')
     parser.add_argument('--alpha', type=float, default=0.1, help='coverage and width are those of intervals that '
                         'should leave out this share; default 0.1')
-    parser.add_argument('--out', required=True, metavar='FOLDER', help='for uncertainty.{json,csv,md,png}')
+    parser.add_argument('--out', required=True, type=into_folder, metavar='FOLDER',
+                        help='for uncertainty.{json,csv,md,png}')
     args = parser.parse_args(argv)
     import numpy as np
 
@@ -43,8 +43,6 @@ def main(argv: list[str] | None = None) -> int:
     names = [Path(folder).resolve().name for folder in args.results]
     if len(set(names)) < len(names):
         parser.error(f'two results folders have the same name: {", ".join(names)}')
-    if problem := why_not_into(args.out):
-        parser.error(f'--out {args.out}: {problem}')
     if not 0 < args.share <= 1:
         parser.error(f'--share: expected 0 < x ≤ 1, got {args.share}')
     if not 0 < args.alpha < 1:

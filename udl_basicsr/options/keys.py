@@ -105,7 +105,7 @@ class KeyChecker:
             self.report.add('val', 'this test neither measures nor saves an image; add metrics, or save_img: true')
         self.walk(self.opt, schema.OPTIONS, ())
         name = self.opt.get('model_type')
-        if name is not None and lookup('model', name) is None:
+        if isinstance(name, str) and lookup('model', name) is None:
             self.report.add('model_type', f'no model {name!r} is registered{did_you_mean(name, known("model"))}')
 
     def given(self, *path: str) -> Any:
@@ -207,13 +207,15 @@ class KeyChecker:
             names = {k: v for k, v in names.items() if k in few} if few else names
         name = block.get('type')
         if not isinstance(name, str) or name not in names:
+            if where == 'network_u.head':  # which is a network, but of these the fewest are heads
+                what, names = 'head', [known_name for known_name in names if known_name.endswith('Head')]
             problem = 'missing' if name is None else f'no {what} {name!r} is known'
             if what == 'network' and isinstance(name, str) and name in REFUSED:
                 self.report.add(f'{where}.type', f'{name} cannot be trained here: {REFUSED[name]}')
             else:
                 yours = ' (if it is your own, name its module with --import)'
                 self.report.add(f'{where}.type', problem + did_you_mean(name or '', names)
-                                + (yours if name and what in ('network', 'loss', 'metric') else ''))
+                                + (yours if name and what in ('network', 'head', 'loss', 'metric') else ''))
             return
         target, arguments = names[name], {k: v for k, v in block.items() if k != 'type'}
         if what == 'metric':
@@ -279,8 +281,9 @@ class KeyChecker:
                            legal)
         self.walk(block, table, at, block)
         if 'type' in block and target is None:
-            self.report.add(f'{where}.type', f'no data set {block["type"]!r} is known'
-                            f'{did_you_mean(block["type"], known("data set"))}')
+            if not self.report.has(f'{where}.type'):
+                self.report.add(f'{where}.type', f'no data set {block["type"]!r} is known'
+                                f'{did_you_mean(block["type"], known("data set"))}')
             return
         phase = at[-1].split('_')[0]
         needed = set(keys_needed(target, phase)) if target else set()

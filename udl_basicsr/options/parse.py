@@ -329,7 +329,8 @@ def _weights_file(text: str) -> str:
 def _check_weights(flat: dict, promised: dict, root_path: str, is_train: bool, report: Findings) -> None:
     """Weights and states that are named must be there, but for those that stage 1 will leave."""
     for key, value in flat['path'].items():
-        if not isinstance(value, str) or key in promised or not ('pretrain_network' in key or key == 'resume_state'):
+        if not isinstance(value, str) or key in promised or report.has(f'path.{key}') or not (
+                'pretrain_network' in key or key == 'resume_state'):
             continue
         try:
             file = _weights_file(value)

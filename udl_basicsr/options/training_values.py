@@ -244,7 +244,7 @@ class TrainingChecker(NetworkChecker):
         scheduler = block_of(train, 'scheduler')
         for key in ('milestones', 'periods'):
             steps, where = scheduler.get(key), f'train.scheduler.{key}'
-            if steps is None:
+            if steps is None or self.report.has(where):
                 continue
             if not isinstance(steps, list) or not steps or not all(schema.COUNT.accepts(s) for s in steps):
                 add(where, f'expected a list of iterations, integers ≥ 1, got {describe(steps)}')

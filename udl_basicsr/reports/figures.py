@@ -69,12 +69,10 @@ class Panel:
 # ---------------------------------------------------------------- files
 
 def check_out(out: str | Path) -> Path:
-    """The file of a figure, refused with a ValueError unless its ending is one of `FORMATS` and it is no folder."""
+    """The file of a figure, refused with a ValueError unless its ending is one of `FORMATS`."""
     out = Path(out)
     if out.suffix.lower() not in FORMATS:
         raise ValueError(f'{out}: expected a name that ends in {", ".join(FORMATS)}')
-    if out.is_dir():
-        raise ValueError(f'{out}: is a folder, expected a file to write')
     return out
 
 

@@ -4,8 +4,10 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from .files import why_not_into, why_not_to
 from .text import one_line
 
 _MOST_DIGITS = 18  # all have room in 64 bits
@@ -66,6 +68,20 @@ def whole(least: int, most: int | None = None) -> Callable[[str], int]:
             raise argparse.ArgumentTypeError(f'expected {wanted}, got {one_line(text, 60)!r}')
         return value
     return convert
+
+
+def to_file(text: str) -> Path:
+    """For argparse: a file that can be written. It and its folder need not be there; nothing is made."""
+    if why := why_not_to(text):
+        raise argparse.ArgumentTypeError(f'{text}: {why}; give another name')
+    return Path(text)
+
+
+def into_folder(text: str) -> Path:
+    """For argparse: a folder that can be written into. It need not be there; nothing is made."""
+    if why := why_not_into(text):
+        raise argparse.ArgumentTypeError(f'{text}: {why}; give another name')
+    return Path(text)
 
 
 def _spelt(text: str) -> str:

@@ -1,9 +1,11 @@
 """Files that are written as a whole or not at all: a reader never sees half of one."""
 import contextlib
+import errno
 import hashlib
 import os
 import secrets
 import socket
+import tempfile
 from collections.abc import Iterator
 from os import path as osp
 from pathlib import Path
@@ -25,6 +27,8 @@ def written_aside(path: str | Path, suffix: str = '') -> Iterator[Path]:
         OSError: ``path`` cannot be written, and is the file name of the error. What was there before is untouched.
     """
     path = Path(path)
+    if is_stream(path):  # in whose place, as /dev/null, root would put the file
+        raise FileExistsError(errno.EEXIST, 'is a device or a pipe, expected a file', str(path))
     # The name is that of this file on this machine: disks that several share may not know of one another's locks.
     key = hashlib.blake2b(os.fsencode(f'{socket.gethostname()}/{path.name}'), digest_size=8).hexdigest()
     part = path.with_name(f'.{key}.part{suffix}')
@@ -66,10 +70,25 @@ def is_stream(path: str | Path) -> bool:
 
 
 def why_not_into(folder: str | Path) -> str:
-    """Why nothing can be written into a folder, which need not be there yet; empty where it can. Nothing is touched."""
+    """Why nothing can be written into a folder, which need not be there yet; empty where it can. Nothing is left."""
     folder = Path(folder).absolute()
     there = next(path for path in (folder, *folder.parents) if path.exists())
     which = '' if there == folder else f'{there} '
     if not there.is_dir():
         return f'{which}is a file, expected a folder'
-    return '' if os.access(there, os.W_OK | os.X_OK) else f'{which}cannot be written to'
+    try:  # what the mode allows need not be possible: for root it allows all, also in /proc and on a disk without room
+        with tempfile.TemporaryFile(dir=there):
+            return ''
+    except OSError as error:
+        reason = '' if isinstance(error, (FileNotFoundError, PermissionError)) else f' ({error.strerror})'
+        return f'{which}cannot be written to{reason}'
+
+
+def why_not_to(file: str | Path) -> str:
+    """Why nothing can be written to a file, which need not be there yet, nor its folder; empty where it can."""
+    file = Path(file)
+    if file.is_dir():
+        return 'is a folder, expected a file'
+    if is_stream(file):
+        return 'is a device or a pipe, expected a file'
+    return f'its folder {why}' if (why := why_not_into(file.parent)) else ''
