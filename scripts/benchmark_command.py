@@ -26,12 +26,14 @@ for module in ('numpy', 'cv2', 'scipy.stats', 'torch', 'udl_basicsr.register', '
     # the compiler last: torch's optimisers import it
     IMPORTS[f'import {module}'] = time.process_time() - begin
 
-from speed.phases import Phases  # noqa: E402 - the imports above are what is timed first
+import speed  # noqa: E402 - the imports above are what is timed first
+from speed.phases import Phases  # noqa: E402
 from udl_basicsr.data.loader import ValidationImages  # noqa: E402
 from udl_basicsr.models import validation  # noqa: E402
 from udl_basicsr.models.step import StepModel  # noqa: E402
 from udl_basicsr.models.udl_model import UDLModel  # noqa: E402
 from udl_basicsr.options import data_sets, network_values, parse, training_values  # noqa: E402
+from udl_basicsr.options.parse import OptionError  # noqa: E402
 from udl_basicsr.training import launch, loop, stages  # noqa: E402
 from udl_basicsr.utils import exits, processor  # noqa: E402
 from udl_basicsr.utils.command_line import to_file  # noqa: E402
@@ -112,6 +114,10 @@ def _measure(phases: Phases, file: str, force_yml: list[str], val: list[str] | N
         take(VALIDATION)
 
     def act(parsed, command):
+        if parsed.stage1 is None:
+            raise OptionError(f'{file}: stage1: missing; expected the option file of a second stage')
+        if val:
+            speed.check_folders(*map(Path, val), scale=parsed.opt['scale'])
         for stage in (parsed.stage1, parsed):
             stage.opt['train']['total_iter'] = 2
             if val:

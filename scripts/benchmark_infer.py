@@ -50,8 +50,10 @@ def main(argv: list[str] | None = None) -> int:
     pictures = sorted(args.pictures.glob('*.png'))[:args.count]
     if not pictures:
         parser.error(f'--pictures {args.pictures}: expected a folder with PNG files')
+    if broken := [str(picture) for picture in pictures if cv2.imread(str(picture)) is None]:
+        parser.error(f'{", ".join(broken)}: no image that OpenCV can read; remove it, or give a smaller --count')
     with tempfile.TemporaryDirectory() as folder:
-        prepare(Path(folder))
+        prepare(Path(folder), any('onnx' in name for name in args.only))
         found = {name: [] for name in args.only}
         for _ in range(args.rounds):
             for name, results in found.items():
@@ -72,14 +74,15 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def prepare(folder: Path) -> None:
-    """The network as a checkpoint with its option file, and as ONNX."""
+def prepare(folder: Path, onnx: bool) -> None:
+    """The network as a checkpoint with its option file, and where it is needed as ONNX."""
     torch.manual_seed(0)
     block = speed.Case('EDSR-S').options()
     network = build_network(block).eval()
     torch.save({'params': network.state_dict()}, folder / 'net_g.pth')
     (folder / 'net_g.yml').write_text(json.dumps({'network_g': block, 'scale': 4}))
-    export_onnx(network, folder / 'net_g.onnx')
+    if onnx:
+        export_onnx(network, folder / 'net_g.onnx')
 
 
 def _in_a_process(pictures: list[Path], name: str, folder: Path) -> dict:

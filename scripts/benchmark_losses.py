@@ -24,7 +24,7 @@ from basicsr.models import build_model
 
 from speed import paired, quartiles, ratios
 from udl_basicsr.experiments.plan import Stage, read_plan
-from udl_basicsr.options.parse import dump_flat, parse_options
+from udl_basicsr.options.parse import OptionError, dump_flat, parse_options
 from udl_basicsr.utils import exits
 from udl_basicsr.utils.checkpoints import save_atomic
 from udl_basicsr.utils.command_line import whole
@@ -35,7 +35,7 @@ def build(stages: Sequence[Stage], force: list[str], folder: Path):
     """The model of the last of some stages, with weights of its own making where it needs those of the stage before."""
     flat = {key: value for key, value in stages[-1].flat.items() if key != 'stage1'}
     if flat.get('stage') == 'udl':
-        first = build(stages[:1], [], folder)
+        first = build(stages[:1], force, folder)
         save_atomic({'params': first.net_u.state_dict()}, folder / 'net_u.pth')
         force = [*force, f'path:pretrain_network_u={folder / "net_u.pth"}']
     force = [*force, *(f'train:{key}:judge_random=true' for key, block in flat['train'].items()
@@ -73,7 +73,10 @@ def main(argv: list[str] | None = None) -> int:
         one = {run.method: run for run in reversed(plan.runs)}  # the first of each: one network, scale and seed
         if 'L1' not in one:
             parser.error(f'{args.plan} has no method L1 to compare with')
-        models = {method: build(run.stages, args.force_yml, Path(folder)) for method, run in one.items()}
+        try:
+            models = {method: build(run.stages, args.force_yml, Path(folder)) for method, run in one.items()}
+        except OptionError as error:  # of files that are gone when it is read
+            raise OptionError(str(error).replace(f'{folder}/', f'{args.plan}: ')) from None
     opt = models['L1'].opt
     train, scale = opt['datasets']['train'], opt['scale']
     batch, size = train['batch_size_per_gpu'], train['gt_size']

@@ -31,13 +31,20 @@ if [ "${1:-}" = pack ]; then
         ls "$DAY/wheels"
     exit
 fi
+usage() {
+    sed -n '2,/^# What was/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
+    printf '\nerror: %s\n' "$1" >&2
+    exit 2
+}
 case "${1:-}" in
-    '' | *[!0-9]*) sed -n '2,/^# What was/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 2 ;;
+    '' | *[!0-9]*) usage "expected MINUTES, a whole number, or pack; got '${1:-}'" ;;
 esac
-SECONDS=0 END=$(($1 * 60)) REHEARSE='' LIST=''
+SECONDS=0 END=$((10#$1 * 60)) REHEARSE='' LIST=''
 case "${2:-}" in
+    '') ;;
     --rehearse) REHEARSE=1 ;;
     --list) LIST=1 ;;
+    *) usage "expected --rehearse, --list or nothing behind MINUTES; got '$2'" ;;
 esac
 left() { echo $((END - SECONDS)); }
 spare() { echo $((END - SECONDS - 30)); } # for what ends when it is told to, and for what is handed back

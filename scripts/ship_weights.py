@@ -19,6 +19,8 @@ from udl_basicsr.deploy.export import build_loaded, export_safetensors
 from udl_basicsr.experiments.record_files import read_record
 from udl_basicsr.utils import exits
 from udl_basicsr.utils.checkpoints import network_weights, safetensors_metadata
+from udl_basicsr.utils.files import write_text
+from udl_basicsr.utils.scores import ScoresError
 from udl_basicsr.utils.shipped_weights import folder, scales
 
 NAMES = {'L1': 'L1', 'ESU_UDL': 'UDL'}
@@ -61,31 +63,42 @@ Written by `scripts/ship_weights.py` from the records of a comparison; do not ed
 
 
 def ship(blocks: dict, label: str, source: Path, name: str, facts: dict) -> None:
+    """Writes a network, or with the label u an uncertainty network, and says so."""
     network = build_loaded(source, blocks, 'params', label)
     keep = ('network_g', 'network_u') if label == 'u' else ('network_g',)
     export_safetensors(network_weights(source), folder() / f'{name}.safetensors', {key: blocks[key] for key in keep},
                        {key: value if isinstance(value, str) else json.dumps(value)
                         for key, value in {**facts, 'weights_hash': fingerprint(network)}.items()})
+    print(f'Wrote {folder() / name}.safetensors, from {source}')
 
 
-def ship_record(path: Path, root: Path) -> None:
-    """The networks of one run of the comparison."""
+def networks_of(path: Path, root: Path) -> list[tuple[dict, str, Path, str, dict]]:
+    """What :func:`ship` takes, for each network of one run of the comparison.
+
+    Raises:
+        UdlError: The file is no record, of another method, or weights or history of its run are not there.
+    """
     record = read_record(path)
+    if record.method not in NAMES:
+        raise ScoresError(f'{path}: is of the method {record.method}, expected {" or ".join(NAMES)}')
     scale, last = record.scale, root / record.weights
     method = NAMES[record.method]
     stages = record.options
     scores = {name: {k: round(v, 4) for k, v in data.mean.items()} for name, data in record.datasets.items()}
     facts = {'data': DATA, 'commit': record.commit, 'seed': record.seed, 'date': record.date,
              'machine': record.machine, 'iterations': [stage.iterations for stage in record.stages]}
-    ship(stages[-1], 'g', last, f'{method}_x{scale}', {**facts, 'training': stages, 'scores': scores})
+    found = [(stages[-1], 'g', last, f'{method}_x{scale}', {**facts, 'training': stages, 'scores': scores})]
     if method == 'UDL':
         first = root / record.weights.replace(f'_{record.method}_', '_first_ESU_')
         history = [json.loads(line) for line in first.parents[1].joinpath('history.jsonl').read_text().splitlines()]
         validated = [line for line in history if 'psnr' in line][-1]
-        facts['iterations'] = facts['iterations'][:1]
-        ship(stages[0], 'u', first.with_name('net_u_latest.pth'), f'ESU_x{scale}',
-             {**facts, 'training': stages[:1],
-              'scores': {validated['dataset']: {k: round(validated[k], 4) for k in ('psnr', 'ssim')}}})
+        facts = {**facts, 'iterations': facts['iterations'][:1]}
+        found.append((stages[0], 'u', first.with_name('net_u_latest.pth'), f'ESU_x{scale}',
+                      {**facts, 'training': stages[:1],
+                       'scores': {validated['dataset']: {k: round(validated[k], 4) for k in ('psnr', 'ssim')}}}))
+    for _, _, source, _, _ in found:
+        network_weights(source)  # which says what is wrong with them
+    return found
 
 
 def card() -> str:
@@ -119,9 +132,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('records', nargs='*', type=Path, help='of methods L1 and ESU_UDL')
     parser.add_argument('--root', type=Path, default=Path(), help='where experiments/ lies; default: here')
     args = parser.parse_args(argv)
-    for record in args.records:
-        ship_record(record, args.root)
-    (folder() / 'README.md').write_text(card(), encoding='utf-8')
+    networks = [network for record in args.records for network in networks_of(record, args.root)]
+    for network in networks:  # not before all records were read
+        ship(*network)
+    print(f"Wrote {write_text(folder() / 'README.md', card())}")
 
 
 if __name__ == '__main__':

@@ -23,6 +23,7 @@ from udl_basicsr.cli.main import main as main_of_udl
 from udl_basicsr.options.parse import OptionError
 from udl_basicsr.utils import exits
 from udl_basicsr.utils.checkpoints import CheckpointError
+from udl_basicsr.utils.files import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted(path.stem for path in (ROOT / 'scripts').glob('*.py'))
@@ -253,6 +254,35 @@ def test_mistakes_are_said_and_leave_nothing_behind(mistakes, monkeypatch, capsy
         assert len(said.err) < 3000, argv
         assert 'Traceback' not in said.err, argv
         assert sorted(Path.cwd().rglob('*')) == before, argv
+
+
+@pytest.mark.skipif(not Path('/proc/self').exists(), reason='of Linux')
+@pytest.mark.parametrize('argv', [
+    ['scores', 'nope', '--out'], ['tables', 'nope', '--out'], ['report', 'nope', '--out'],
+    ['figures', 'calibration', 'nope', '--out'],
+    ['figures', 'lead', 'nope', '--method', 'a', '--axis', 'scale', '--out', 'o.png', '--numbers'],
+    ['uncertainty', 'nope', *_TEST, '--out'], ['coverage', 'nope', '--halve', 'nope', '--out'],
+    ['lpips_backbones', 'nope', '--out'], ['chaos', '--out'], ['benchmark_speed', '--out'],
+    ['benchmark_processes', '--out'], ['benchmark_infer', '--pictures', 'nope', '--out'],
+    ['benchmark_command', '-opt', 'nope', '--out']], ids=lambda argv: ' '.join(argv[:2]))
+def test_an_output_that_cannot_be_written_is_refused_before_all_else(mistakes, capsys, argv):
+    """Below /proc root may do all by the modes and make nothing; in the place of a device root would put the file."""
+    name, *words = argv
+    for out, said in (('/proc/x.png', 'cannot be written to'), ('/dev/null', 'expected a f'), ('empty/x', 'is a file')):
+        with pytest.raises(SystemExit) as end:
+            script(name).main([*words, out])
+        assert end.value.code == 2
+        assert f'error: argument {words[-1]}: {out}: ' in (text := capsys.readouterr().err)
+        assert said in text
+
+
+@pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='no pipes on Windows')
+def test_a_pipe_is_not_replaced_by_a_file(tmp_path):
+    os.mkfifo(tmp_path / 'pipe')
+    with pytest.raises(FileExistsError, match='is a device or a pipe, expected a file'):
+        write_text(tmp_path / 'pipe', 'x')
+    assert (tmp_path / 'pipe').is_fifo()
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='Windows deletes no folder that is in use')

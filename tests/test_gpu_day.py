@@ -124,3 +124,16 @@ def test_what_there_is_is_handed_back_however_the_day_ends(tmp_path, case, statu
     assert ended['speed_HAT'] == ended['hours_udl-1'] == 0  # which need no data
     calls = (tmp_path / 'calls').read_text()
     assert calls.index('EDSR ') < calls.index('HAT')  # the smallest first
+
+
+@pytest.mark.parametrize('words', [[], ['soon'], ['15', '--rehears'], ['-5']])
+def test_what_is_not_understood_begins_no_day(tmp_path, words):
+    """A misspelt --rehearse would begin the day itself."""
+    (tmp_path / 'scripts').mkdir()
+    shutil.copy(SCRIPT, tmp_path / 'scripts')
+    script = tmp_path / 'scripts/gpu_day.sh'
+    done = subprocess.run(['bash', script, *words], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, '')
+    assert done.stderr.startswith('Everything that only a GPU can show')
+    assert f"got '{words[-1] if words else ''}'" in done.stderr
+    assert not (tmp_path / 'gpu_day').exists()

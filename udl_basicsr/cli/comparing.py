@@ -44,9 +44,9 @@ def run(args: argparse.Namespace) -> int:
     what = 'tested again' if args.retest else 'made'
     print(f'{len(runs)} runs, {len(missing)} to be {what}; records in {out}', flush=True)
     if args.dry_run:
-        whole = {run.name for run in runs if all(Path(path).exists() for _, path, _ in needed_data([run]))}
-        runner.check([run for run in runs if run.name in whole], args.root, plan.file)
-        runner.check([run for run in runs if run.name not in whole], args.root, plan.file, data=False)
+        whole = {run.name for run in missing if all(Path(path).exists() for _, path, _ in needed_data([run]))}
+        runner.check([run for run in missing if run.name in whole], args.root, plan.file)
+        runner.check([run for run in missing if run.name not in whole], args.root, plan.file, data=False)
         records = {record_file(out, r.method, r.scale, r.seed, r.network_id): r
                    for r in read_or_none(out)}
         print(f'\n{describe_runs(runs, plan.runs, records, out, args.root, differ, args.markdown)}', flush=True)

@@ -192,7 +192,8 @@ def read_record(file: str | Path) -> Record:
     try:
         content = read_json(file)
     except JsonError as error:
-        raise ScoresError(f'{file} is no JSON file ({error}). Remove it and run the comparison again') from error
+        raise ScoresError(f'{file} is no JSON file ({error}), expected a record of udl compare. If it was one, move it '
+                          'away and run the comparison again') from error
     return Record.from_json(content, str(file))
 
 

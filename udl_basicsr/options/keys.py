@@ -208,7 +208,7 @@ class KeyChecker:
         name = block.get('type')
         if not isinstance(name, str) or name not in names:
             if where == 'network_u.head':  # which is a network, but of these the fewest are heads
-                what, names = 'head', [known_name for known_name in names if known_name.endswith('Head')]
+                what, names = 'head', [n for n in names if n.endswith('Head')]
             problem = 'missing' if name is None else f'no {what} {name!r} is known'
             if what == 'network' and isinstance(name, str) and name in REFUSED:
                 self.report.add(f'{where}.type', f'{name} cannot be trained here: {REFUSED[name]}')
