@@ -54,15 +54,11 @@ def main(argv: list[str] | None = None) -> int:
         parser.error('--clock processor: adds up the time of all threads; set OMP_NUM_THREADS=1, and --device cpu')
     device = torch.device('cuda' if args.device != 'cpu' and torch.cuda.is_available() else 'cpu')
     clock = args.clock or ('gpu' if device.type == 'cuda' else 'wall')
-    try:
-        if args.val:
-            speed.check_folders(*args.val, scale=4)
-        plan = speed.make_plan(device, args.quick, args.networks, args.batch, args.patch, args.rounds, args.seconds,
-                               clock, args.compile)
-        report = speed.run(plan, device, args.val, save=partial(speed.save, path=args.out))
-    except speed.SpeedError as error:
-        print(error, file=sys.stderr)
-        return 1
+    if args.val:
+        speed.check_folders(*args.val, scale=4)
+    plan = speed.make_plan(device, args.quick, args.networks, args.batch, args.patch, args.rounds, args.seconds,
+                           clock, args.compile)
+    report = speed.run(plan, device, args.val, save=partial(speed.save, path=args.out))
     files = speed.write(report, args.out)
     print(speed.tables(report))
     print('Written:', *files)

@@ -1,4 +1,5 @@
 """Shared by all tests: fixed seeds, and a project folder with tiny images and runs."""
+import errno
 import os
 from multiprocessing import forkserver
 from pathlib import Path
@@ -175,6 +176,11 @@ def stage1(project):
 
 # Of which dynamo follows the hook of the tap. Older ones were seen to fail there.
 FOLLOWS_HOOKS = tuple(map(int, torch.__version__.split('.')[:2])) >= (2, 14)
+
+
+def cannot_be_made(*_, **__):
+    """In the place of what makes a file, in a folder that takes none: for root no mode makes one."""
+    raise PermissionError(errno.EACCES, 'Permission denied')
 
 
 def status_of(main, *args, **kwargs) -> int:

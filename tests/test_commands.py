@@ -274,6 +274,8 @@ def test_an_output_that_cannot_be_written_is_refused_before_all_else(mistakes, c
         assert end.value.code == 2
         assert f'error: argument {words[-1]}: {out}: ' in (text := capsys.readouterr().err)
         assert said in text
+    assert script('options').main(['copy', '/proc/x']) == 2
+    assert 'error: /proc/x: /proc cannot be written to; give another folder' in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='no pipes on Windows')

@@ -1,10 +1,12 @@
 """Weights from other programs and back: the same pixels as their networks."""
 import os
+import tempfile
 
 import pytest
 import torch
 import yaml
 from basicsr.archs import build_network
+from conftest import cannot_be_made
 from other_programs import MEAN, TheirCARN, _no_grad, close, run  # noqa: F401
 from torch import nn
 
@@ -298,7 +300,7 @@ def test_what_exists_stays(tmp_path, capsys, monkeypatch):
     assert sorted(p.name for p in tmp_path.iterdir()) == ['m.pt', 'u.pth']
     assert (tmp_path / 'u.pth').read_text() == 'mine'
     with monkeypatch.context() as patch:  # for root, no mode makes a folder read-only
-        patch.setattr(os, 'access', lambda path, mode: path != tmp_path)
+        patch.setattr(tempfile, 'TemporaryFile', cannot_be_made)
         run(capsys, tmp_path / 'm.pt', '--out', tmp_path / 'g.onnx', fails='g.onnx: its folder cannot be written to')
     run(capsys, tmp_path / 'm.pt', *both, '--force')
     assert 'head.conv1.weight' in read_checkpoint(tmp_path / 'u.pth')['params']

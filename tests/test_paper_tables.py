@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 
 import pytest
+from conftest import status_of
 from paper_table_cases import make_record, paper, records, save  # noqa: F401
 
 from udl_basicsr.experiments import complexity, record_files
@@ -268,7 +269,7 @@ def test_wrong_input_ends_with_2(records, main, tmp_path, capsys):
     folder, out = str(tmp_path / 'rivals'), tmp_path / 'out'
 
     def error(*arguments):
-        assert main([*arguments, '--out', str(out)]) == 2
+        assert status_of(main, [*arguments, '--out', str(out)]) == 2
         assert not out.exists() or out.is_file()
         return capsys.readouterr().err
 
@@ -280,7 +281,7 @@ def test_wrong_input_ends_with_2(records, main, tmp_path, capsys):
     assert 'L1_x4_seed0.json is no JSON' in error(folder)
     (tmp_path / 'rivals' / 'L1_x4_seed0.json').unlink()
     out.write_text('mine')
-    assert 'is a file; --out takes a folder' in error(folder)
+    assert f'--out: {out}: is a file, expected a folder' in error(folder)
     assert out.read_text() == 'mine'
     with pytest.raises(SystemExit) as stop:
         main([])

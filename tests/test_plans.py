@@ -4,7 +4,6 @@ import importlib
 import json
 import time
 from copy import deepcopy
-from pathlib import Path
 
 import pytest
 import torch
@@ -364,23 +363,6 @@ def test_a_dry_run_needs_no_data_and_writes_nothing(write, tmp_path, script, cap
     assert ['LPIPS,', 'vgg', str(tmp_path / 'torch/hub/checkpoints/vgg16-397923af.pth'), 'missing'] in [
         line[:4] for line in lines]
     assert everything(tmp_path) == before
-
-
-def test_a_dry_run_asks_for_nothing_that_is_done(script, tmp_path, capsys):
-    """Of weights and data of runs that have their records."""
-    root = Path(__file__).parents[1]
-    words = [str(root / 'options/compare/refine_CARN_M_x4.yml'), '--seeds', '0', '--root', str(tmp_path), '--dry_run']
-    assert script.main([*words, '--out', str(root / 'docs/results/refine_CARN_M_x4')]) == 0
-    assert '3 runs, 0 to be made' in capsys.readouterr().out
-    assert script.main([*words, '--out', str(tmp_path / 'none')]) == 2
-    assert 'pretrain_network_g: no such file: ' in capsys.readouterr().err
-
-
-@pytest.mark.skipif(not Path('/proc/self').exists(), reason='of Linux')
-def test_records_that_could_not_be_written_are_known_before_the_training(write, tmp_path, script, capsys):
-    assert script.main([str(write()), '--root', str(tmp_path), '--out', '/proc/x']) == 2
-    assert 'error: /proc/x, for the records: /proc cannot be written to' in capsys.readouterr().err
-    assert not (tmp_path / 'experiments').exists()
 
 
 def test_durations_are_for_people():

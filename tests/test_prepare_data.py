@@ -2,12 +2,14 @@
 # ruff: noqa: F811 - fixtures that come from prepared_data
 import math
 import os
+import tempfile
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 from basicsr.data.paired_image_dataset import PairedImageDataset
+from conftest import cannot_be_made
 from forked import within
 from PIL import Image
 from prepared_data import encode, out, picture, run, source, tree  # noqa: F401
@@ -267,7 +269,7 @@ def test_bad_folders(source, tmp_path, monkeypatch, capsys, where, options, mess
 
 
 def test_a_folder_that_takes_nothing_is_told_before_anything_is_made(source, out, monkeypatch, capsys):
-    monkeypatch.setattr(os, 'access', lambda path, mode: path != out.parent)
+    monkeypatch.setattr(tempfile, 'TemporaryFile', cannot_be_made)
     assert run(source, out, '--scale', '2') == 2
     assert f'{out}: {out.parent} cannot be written to; choose another --out' in capsys.readouterr().err
     assert not out.exists()

@@ -1,4 +1,4 @@
-"""The trial of a plan: every cell, small."""
+"""The trial of a plan: every cell, small. And its dry run, of what is done."""
 # ruff: noqa: F811 - fixtures that come from plan_cases
 import json
 from pathlib import Path
@@ -91,3 +91,20 @@ def test_every_seed_and_method_is_checked_before_the_first_begins(write, tmp_pat
     with pytest.raises(OptionError, match=r'plan\.yml: EDSR-S_late_x2_seed3: train\.pixel_opt\.type') as error:
         runner.check(read.runs, tmp_path, read.file, data=False)
     assert len(error.value.problems) == 2  # of both scales
+
+
+def test_a_dry_run_asks_for_nothing_that_is_done(script, tmp_path, capsys):
+    """Of weights and data of runs that have their records."""
+    root = Path(__file__).parents[1]
+    words = [str(root / 'options/compare/refine_CARN_M_x4.yml'), '--seeds', '0', '--root', str(tmp_path), '--dry_run']
+    assert script.main([*words, '--out', str(root / 'docs/results/refine_CARN_M_x4')]) == 0
+    assert '3 runs, 0 to be made' in capsys.readouterr().out
+    assert script.main([*words, '--out', str(tmp_path / 'none')]) == 2
+    assert 'pretrain_network_g: no such file: ' in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path('/proc/self').exists(), reason='of Linux')
+def test_records_that_could_not_be_written_are_known_before_the_training(write, tmp_path, script, capsys):
+    assert script.main([str(write()), '--root', str(tmp_path), '--out', '/proc/x']) == 2
+    assert 'error: /proc/x, for the records: /proc cannot be written to' in capsys.readouterr().err
+    assert not (tmp_path / 'experiments').exists()

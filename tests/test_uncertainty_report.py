@@ -185,7 +185,7 @@ def test_what_nothing_can_be_said_of_is_refused(results, capsys):
     (results / 'file').touch()
     with pytest.raises(SystemExit, match='2'):
         main([*options, str(results / 'file')])
-    assert f'--out {results / "file"}: is a file, expected a folder' in capsys.readouterr().err
+    assert f'--out: {results / "file"}: is a file, expected a folder' in capsys.readouterr().err
     assert main([*options, str(results / 'out'), '--share', '1e-3']) == 2
     assert 'a share of 0.001 leaves 1' in (said := capsys.readouterr().err)
     assert f'of its {60 * 70 * 3} values, expected at least 20' in said

@@ -8,8 +8,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from udl_basicsr.utils.errors import UdlError
 
-class SpeedError(ValueError):
+
+class SpeedError(UdlError):
     """Something that cannot be measured; the message says what to change."""
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from udl_basicsr.utils import exits, option_files
 from udl_basicsr.utils.command_line import CommandParser
+from udl_basicsr.utils.files import why_not_into
 
 
 @exits.command()
@@ -35,6 +36,9 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if args.folder.exists():
         print(f'error: {args.folder} exists; expected the name of a new folder', file=sys.stderr)
+        return exits.MISUSED
+    if why := why_not_into(args.folder):
+        print(f'error: {args.folder}: {why}; give another folder', file=sys.stderr)
         return exits.MISUSED
     shutil.copytree(option_files.folder(), args.folder, ignore=shutil.ignore_patterns('__pycache__', '*.py'))
     print(f'Copied. Next: udl train -opt {args.folder}/train_EDSR_UDL_x4.yml')
