@@ -11,6 +11,7 @@ import argparse
 import hashlib
 import json
 import sys
+import textwrap
 from pathlib import Path
 
 import udl_basicsr.register  # noqa: F401 - the networks, by their names
@@ -104,13 +105,19 @@ def card() -> str:
     network, data = options['network_g'], options['data']
     more = len(scales()) > 1
     calibrated = sorted(f'×{path.name.split(".")[0].split("_x")[1]}' for path in folder().glob('*.calibration.json'))
-    return CARD.format(other_scales='; `--scale` chooses another scale' if more else '',
+    text = CARD.format(other_scales='; `--scale` chooses another scale' if more else '',
                        other_tests='`--force_yml scale=N` for another scale, or ' if more else '',
                        calibrated=' and '.join(calibrated).replace(' and ', ', ', len(calibrated) - 2),
                        network=f'{network["num_block"]} blocks and {network["num_feat"]} channels',
                        table='\n'.join(table + rows), data=DATA, batch=data['batch_size_per_gpu'],
                        crop='×'.join(2 * [str(data['gt_size'] // options['scale'])]),
                        rate=options['train']['optim_g']['lr'], hashes='\n'.join(hashes))
+    return '\n\n'.join(part if part.startswith('|') else _filled(part) for part in text.split('\n\n')) + '\n'
+
+
+def _filled(paragraph: str) -> str:
+    """In columns of 130: what is filled in is of any length."""
+    return textwrap.fill(paragraph, 130, break_long_words=False, break_on_hyphens=False)
 
 
 @exits.command()
