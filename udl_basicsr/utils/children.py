@@ -13,6 +13,8 @@ from multiprocessing.connection import wait
 
 GRACE = 300.
 """Seconds in which a child may finish its step and save before it is killed."""
+TORCHRUN_GRACE = 30.
+"""The same for a process of torchrun, as long as torchrun itself waits after a signal."""
 _STARTED_BY = os.getppid()  # udl_basicsr imports this before torch, whose import takes seconds
 
 
@@ -36,8 +38,8 @@ def end_with_parent(grace: float = GRACE) -> None:
     _end_after(lambda: wait([parent.sentinel]), grace)
 
 
-def end_with_launcher(grace: float = GRACE, every: float = 1.) -> None:
-    """To be called in a process of torchrun: SIGTERM when torchrun has ended, however it did.
+def end_with_torchrun(grace: float = TORCHRUN_GRACE, every: float = 1.) -> None:
+    """To be called in a process that torchrun has started: SIGTERM when torchrun has ended, however it did.
 
     No pipe leads there, but the system gives the process another parent, except on Windows.
 
