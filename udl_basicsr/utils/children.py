@@ -38,7 +38,7 @@ def end_with_parent(grace: float = GRACE) -> None:
     _end_after(lambda: wait([parent.sentinel]), grace)
 
 
-def end_with_torchrun(grace: float = TORCHRUN_GRACE, every: float = 1.) -> None:
+def end_with_torchrun(grace: float = TORCHRUN_GRACE, every: float = 0.1) -> None:
     """To be called in a process that torchrun has started: SIGTERM when torchrun has ended, however it did.
 
     No pipe leads there, but the system gives the process another parent, except on Windows.
