@@ -25,8 +25,8 @@ def on_files(files, config):
     """Adds the pages that are not files in docs/."""
     for page, source in ELSEWHERE.items():
         files.append(File.generated(config, page, content=(ROOT / source).read_text(encoding='utf-8')))
-    for room, title in REFERENCE.items():
-        files.append(File.generated(config, f'reference/{room}.md', content=f'# {title}\n\n::: udl_basicsr.{room}\n'))
+    for layer, title in REFERENCE.items():
+        files.append(File.generated(config, f'reference/{layer}.md', content=f'# {title}\n\n::: udl_basicsr.{layer}\n'))
     return files
 
 

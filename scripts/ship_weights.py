@@ -11,6 +11,7 @@ import argparse
 import hashlib
 import json
 import sys
+import textwrap
 from pathlib import Path
 
 import udl_basicsr.register  # noqa: F401 - the networks, by their names
@@ -43,7 +44,7 @@ UDL at ×4; add {other_tests}`--force_yml path:pretrain_network_g=udl:L1_x4` for
 commit and a hash of the weights.
 
 **Use.** For trying the software and for teaching. The networks have 14 to 16 % of EDSR-S's weights and were trained
-for one or two hundredths of the UDL paper's iterations. They know only photographs that were reduced by bicubic
+for one to five hundredths of the UDL paper's iterations. They know only photographs that were reduced by bicubic
 interpolation: noise, blur and JPEG blocks stay. Do not quote their scores; train networks of a published size for
 that.
 
@@ -117,13 +118,19 @@ def card() -> str:
     network, data = options['network_g'], options['data']
     more = len(scales()) > 1
     calibrated = sorted(f'×{path.name.split(".")[0].split("_x")[1]}' for path in folder().glob('*.calibration.json'))
-    return CARD.format(other_scales='; `--scale` chooses another scale' if more else '',
+    text = CARD.format(other_scales='; `--scale` chooses another scale' if more else '',
                        other_tests='`--force_yml scale=N` for another scale, or ' if more else '',
                        calibrated=' and '.join(calibrated).replace(' and ', ', ', len(calibrated) - 2),
                        network=f'{network["num_block"]} blocks and {network["num_feat"]} channels',
                        table='\n'.join(table + rows), data=DATA, batch=data['batch_size_per_gpu'],
                        crop='×'.join(2 * [str(data['gt_size'] // options['scale'])]),
                        rate=options['train']['optim_g']['lr'], hashes='\n'.join(hashes))
+    return '\n\n'.join(part if part.startswith('|') else _filled(part) for part in text.split('\n\n')) + '\n'
+
+
+def _filled(paragraph: str) -> str:
+    """In columns of 130: what is filled in is of any length."""
+    return textwrap.fill(paragraph, 130, break_long_words=False, break_on_hyphens=False)
 
 
 @exits.command()

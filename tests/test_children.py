@@ -37,6 +37,26 @@ if __name__ == '__main__':
     time.sleep(100)
 """
 
+_RANK = """
+import os, signal, sys, time
+from pathlib import Path
+sys.path.insert(0, {folder!r})
+import children
+
+folder, kind, launcher = Path(sys.argv[1]), sys.argv[2], os.getppid()
+def keep(*_):
+    (folder / 'asked').touch()
+    if kind != 'stubborn':
+        os._exit(0)
+signal.signal(signal.SIGTERM, keep)
+(folder / f'pid_{{os.getpid()}}').touch()
+while kind == 'late' and os.getppid() == launcher:
+    time.sleep(0.02)
+children.end_with_torchrun(grace=0.5, every=0.02)
+while True:
+    time.sleep(0.05)
+"""
+
 
 def wait_for(condition):
     end = time.monotonic() + 60
@@ -76,6 +96,28 @@ def test_children_of_a_killed_process_are_asked_to_stop_and_then_killed(tmp_path
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(main.pid, signal.SIGKILL)
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='looks at processes through /proc')
+@pytest.mark.parametrize('kind', ['obedient', 'stubborn', 'late'])
+def test_a_rank_ends_with_torchrun(tmp_path, kind):
+    """Also where that has ended while the rank was still importing torch."""
+    (tmp_path / 'rank.py').write_text(_RANK.format(folder=str(MODULE.parent)))
+    launcher = subprocess.Popen(['sh', '-c', f'{sys.executable} {tmp_path}/rank.py {tmp_path} {kind} & wait'],
+                                start_new_session=True)
+    try:
+        wait_for(lambda: list(tmp_path.glob('pid_*')))
+        pid, = (int(p.name[4:]) for p in tmp_path.glob('pid_*'))
+        time.sleep(0.2)
+        assert not gone(pid)
+        assert not (tmp_path / 'asked').exists()
+        launcher.kill()
+        launcher.wait()
+        wait_for(lambda: gone(pid))
+        assert (tmp_path / 'asked').exists()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(launcher.pid, signal.SIGKILL)
 
 
 def test_a_process_without_a_parent_is_left_as_it_is():

@@ -79,7 +79,9 @@ def test_a_comparison_from_its_plan(plan, pairs, capsys):
     file = plan()
     out = file.parent / 'results' / 'trial' / 'records'
     assert run(file) == 0
-    assert 'has ended: 3 of 3' in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert 'has ended: 3 of 3' in printed
+    assert printed.count('Set5 PSNR − reference') == 3  # a table after each run, and no second one after the last
     records = {r.method: r for r in record_files.read_records(out)}  # which checks that they are pairs
     assert records.keys() == {'L1', 'twice', 'UDL'}
     assert records['L1'].label == 'ℓ1'

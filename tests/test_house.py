@@ -1,4 +1,4 @@
-"""The house: arrows point down, no room is too large, no name is given twice, and the door opens without LPIPS."""
+"""The house: arrows point down, no file is too large, no name is given twice, and the door opens without LPIPS."""
 import ast
 import subprocess
 import sys
@@ -10,9 +10,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = 'udl_basicsr'
-FLOORS = ('utils', 'functional', 'archs', 'losses', 'metrics', 'data', 'models', 'options', 'training', 'experiments',
+LAYERS = ('utils', 'functional', 'archs', 'losses', 'metrics', 'data', 'models', 'options', 'training', 'experiments',
           'deploy', 'reports', 'cli')
-"""Each imports itself and what is below it. What registers the rooms and what is run stand outside."""
+"""Each imports itself and what is below it. What registers the layers and what is run stand outside."""
 DOOR = {'__init__.py', '__main__.py', 'register.py', 'train.py', 'test.py'}
 LARGEST = 400
 Import = ast.Import | ast.ImportFrom
@@ -55,8 +55,8 @@ def upwards(root: Path) -> list[str]:
             if place[0] == 'cli' and name == 'udl_basicsr.register':  # before it looks anything up by its name
                 continue
             parts = name.split('.')
-            room = parts[1] if len(parts) > 1 else ''
-            if place[0] not in FLOORS or room not in FLOORS or FLOORS.index(room) > FLOORS.index(place[0]):
+            layer = parts[1] if len(parts) > 1 else ''
+            if place[0] not in LAYERS or layer not in LAYERS or LAYERS.index(layer) > LAYERS.index(place[0]):
                 found.append(f'{path.relative_to(root)}:{line} imports {name}')
     return found
 
@@ -105,7 +105,7 @@ def test_each_class_has_a_name_of_its_own():
     assert twice(ROOT) == {}
 
 
-def test_every_room_says_what_it_is_for():
+def test_every_module_says_what_it_is_for():
     silent = [str(path.relative_to(ROOT)) for path in sources(ROOT)
               if path.stat().st_size and not ast.get_docstring(parsed(path))]
     assert silent == []
@@ -155,7 +155,7 @@ def test_arrows_that_point_down_are_no_matter(house):
     assert upwards(house(udl_basicsr__losses__a=text)) == []
 
 
-def test_a_room_that_is_on_no_floor_is_seen(house):
+def test_a_folder_that_is_no_layer_is_seen(house):
     root = house(udl_basicsr__attic__a='from udl_basicsr.utils import files\n')
     assert upwards(root) == ['udl_basicsr/attic/a.py:1 imports udl_basicsr.utils.files']
 

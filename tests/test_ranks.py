@@ -9,14 +9,14 @@ import pytest
 import torch
 import torch.distributed as dist
 from basicsr.models import build_model
-from forked import Forked, command_line, ranks
+from forked import Forked, command_line, free_port, ranks
 
 from udl_basicsr.data.images import BrokenImageError
 from udl_basicsr.models.step import StepModel
 from udl_basicsr.options.parse import parse_options
 from udl_basicsr.training import launch, stages
 from udl_basicsr.training.loop import _loaders
-from udl_basicsr.utils import distributed
+from udl_basicsr.utils import children, distributed
 
 _TORCHRUN = ('--launcher', 'pytorch')
 
@@ -125,6 +125,15 @@ def test_processes_that_do_not_meet_say_so(project):
         assert child.wait() == 2, child.stderr
     assert f'rank 0: the 1 processes do not find one another at 127.0.0.1, port {port}: ' in child.stderr
     assert 'Traceback' not in child.stderr
+
+
+def test_a_rank_whose_torchrun_has_ended_ends_too(project, monkeypatch):
+    monkeypatch.setattr(children, '_STARTED_BY', -1)
+    for launched, status in (({}, 0), ({'TORCHELASTIC_RUN_ID': 'none'}, 143)):  # else it may be started by hand
+        child = Forked(command_line, ['-opt', 'plain.yml', *_TORCHRUN], cwd=project.root, RANK='0', WORLD_SIZE='1',
+                       LOCAL_RANK='0', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(free_port()), **launched)
+        assert child.wait() == status, child.stderr
+    assert child.stderr.startswith('rank 0: Stopped by SIGTERM. What was saved before is kept')
 
 
 def one_is_slow():

@@ -39,10 +39,10 @@ def test_the_readme_links_each_page_once():
         assert README.count(f'](docs/{page.name})') == 1, page.name
 
 
-@pytest.mark.parametrize('room', ['losses', 'archs', 'metrics', 'functional'])
-def test_the_reference_describes_arguments_that_exist(room):
+@pytest.mark.parametrize('layer', ['losses', 'archs', 'metrics', 'functional'])
+def test_the_reference_describes_arguments_that_exist(layer):
     """One each: mkdocs warns of other names, which ends the build of the site."""
-    module, strange = importlib.import_module(f'udl_basicsr.{room}'), []
+    module, strange = importlib.import_module(f'udl_basicsr.{layer}'), []
     items = {name: getattr(module, name) for name in module.__all__}
     for name, part in items.copy().items():  # of metrics, all are modules
         if inspect.ismodule(part):

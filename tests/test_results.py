@@ -17,7 +17,7 @@ METHODS = {
     'ℓ_E': 'ExpectedL1', 'L1 + GV, weight 0.01': 'GV', 'GRAM': 'GRAM', 'EU → UDL': 'EU_UDL',
     'ESU → UDL, offset 1': 'ESU_UDL_1', 'L1 + s → UDL': 'faithful_UDL', 'L1 → s → UDL': 'post_hoc_UDL',
     'ESU → UDL, s learns on': 'ESU_learning', 'UDL and s, one stage': 'learning', 'weights |x − f|': 'weights_error',
-    'ESU → UDL, 1/12': 'UDL_12', 'ESU → UDL, 1/3': 'ESU_UDL', 'ESU → UDL, 1/2': 'UDL_2',
+    'ESU → UDL, 1/12': 'UDL_12', 'ESU → UDL, 1/6': 'UDL_6', 'ESU → UDL, 1/3': 'ESU_UDL', 'ESU → UDL, 1/2': 'UDL_2',
     **{f'{label}, 1.54 × the iterations': f'{method}_longer' for label, method in (
         ('L1', 'L1'), ('L1 → L1', 'L1_restart'), ('L1 → MSE', 'L1_MSE'))}}
 FOLDERS = {'1,500': 'stages_x4', '3,000': 'budget_3000', '6,000': 'quick_x4', '12,000': 'budget_12000',

@@ -22,6 +22,10 @@ CARD = (folder() / 'README.md').read_text(encoding='utf-8')
 RESULTS = Path(__file__).parents[1] / 'docs' / 'results'
 
 
+def test_the_card_keeps_its_columns():
+    assert [line for line in CARD.splitlines() if len(line) > 130 and line[0] != '|'] == []
+
+
 @pytest.mark.parametrize('name', names())
 def test_the_card_says_what_the_files_are(name):
     path = Path(locate_weights(f'udl:{name}'))

@@ -12,6 +12,7 @@ if 'torch' not in sys.modules:  # whose MKL ends a process in a folder that is g
     except FileNotFoundError:
         sys.exit('the working folder has been deleted: change to one that is there')
 
+from .utils import children  # noqa: F401 - notes at once which process has started this one
 from .utils.version import __version__
 
 

@@ -163,7 +163,8 @@ def train(plan: Plan, missing: list[PlannedRun], out: Path, root: Path, gpus: li
                 print(f'{clear}{run.name}: {event.failure(3)}', flush=True)
             else:
                 print(clear, end='')
-                show(plan, out)
+                if ended < len(missing) or failed or busy:  # else the caller shows it
+                    show(plan, out)
             print(f'{run.shown} has ended: {ended} of {len(missing)}{until(outlook) if ended < len(missing) else ""}',
                   flush=True)
     except KeyboardInterrupt:

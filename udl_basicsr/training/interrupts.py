@@ -4,6 +4,7 @@ Where everything is saved already, as in the last validation, nothing keeps a si
 """
 import signal
 import threading
+import time
 
 import torch
 import torch.distributed as dist
@@ -12,6 +13,7 @@ from udl_basicsr.utils.errors import UdlError
 
 # BSD's EX_TEMPFAIL, "try again later": neither success, nor failure, nor what a killed process leaves.
 EXIT_INTERRUPTED = 75
+_ONE_REQUEST = 2.  # seconds: what stops a whole session reaches a rank directly and by torchrun, which passes it on
 
 
 class Interrupted(UdlError):
@@ -20,7 +22,9 @@ class Interrupted(UdlError):
 
 
 class Interrupts:
-    """While active, the first SIGTERM or SIGINT is kept until asked for; a second one acts as if none were kept.
+    """While active, the first SIGTERM or SIGINT is kept until asked for; a later one acts as if none were kept.
+
+    What comes within two seconds of the first is the same request.
 
     A SIGINT that is ignored stays so: ``nohup`` and a shell's ``&`` start their commands like this, lest a Ctrl-C that
     is meant for another one reach them.
@@ -28,6 +32,7 @@ class Interrupts:
 
     def __init__(self):
         self.signal = None
+        self._since = 0.
         self._before = {}
         self._saved = None
 
@@ -45,10 +50,11 @@ class Interrupts:
 
     def _keep(self, number: int, frame) -> None:
         if self.signal is not None:
-            self.__exit__()
-            signal.raise_signal(number)
+            if time.monotonic() - self._since > _ONE_REQUEST:
+                self.__exit__()
+                signal.raise_signal(number)
             return
-        self.signal = signal.Signals(number).name
+        self.signal, self._since = signal.Signals(number).name, time.monotonic()
         if self._saved is not None:
             raise Interrupted(f'Stopped by {self.signal} {self._saved}')
 

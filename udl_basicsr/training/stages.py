@@ -99,10 +99,10 @@ def _runs(parsed: Parsed) -> Iterator[tuple[int, Parsed, bool]]:
             yield from _runs(replace(before, opt={**before.opt, 'auto_resume': True}))
         else:
             get_root_logger().info(f'Stage 1 is there: {", ".join(needed)}')
-            if other := _trained_otherwise(before):
+            if doubt := _trained_otherwise(before):
                 get_root_logger().warning(
-                    f'Stage 1 was not trained with the options that it has now: {other}. It is taken as it is; to '
-                    f'train it again, move {before.opt["path"]["experiments_root"]} away or give it another name')
+                    f'{doubt}. It is taken as it is; to train it again, move '
+                    f'{before.opt["path"]["experiments_root"]} away or give it another name')
     yield number, parsed, rounds > 1
 
     if before is None or rounds == 1:
@@ -121,15 +121,16 @@ def _runs(parsed: Parsed) -> Iterator[tuple[int, Parsed, bool]]:
 
 
 def _trained_otherwise(before: Parsed) -> str:
-    """What decides weights and is not as the file says that a stage's folder keeps; nothing where there is none."""
+    """Whether stage 1 may have had other options than it has now, in words; nothing where its folder keeps none."""
     file = Path(before.opt['path']['experiments_root'], options_name(before))
     if not file.is_file():
         return ''
     try:
         then, now = _decisive(load_yaml(str(file))), _decisive(before.flat)
-    except (OptionError, KeyError, AttributeError):  # somebody wrote in it, and nothing but this is asked of it here
-        return ''
-    return listed([key for key in {**then, **now} if then.get(key) != now.get(key)], then, now)
+    except (OptionError, KeyError, AttributeError):  # somebody wrote in it
+        return f'Whether stage 1 was trained with the options that it has now is not known: {file} cannot be read'
+    other = listed([key for key in {**then, **now} if then.get(key) != now.get(key)], then, now)
+    return other and f'Stage 1 was not trained with the options that it has now: {other}'
 
 
 def _decisive(flat: dict) -> dict[str, object]:

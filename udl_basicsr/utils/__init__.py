@@ -1,1 +1,1 @@
-"""What every other room stands on; nothing of the package is imported here."""
+"""What every other layer stands on; nothing of the package is imported here."""

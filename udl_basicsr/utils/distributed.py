@@ -13,6 +13,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from .children import end_with_torchrun
 from .errors import MISUSED, UdlError
 from .gpus import gpu_count
 from .text import first_line, one_line
@@ -67,6 +68,8 @@ def init_dist(launcher: str, backend: str | None = None, port: int | None = None
 
     if mp.get_start_method(allow_none=True) is None:
         mp.set_start_method('spawn')
+    if 'TORCHELASTIC_RUN_ID' in os.environ:
+        end_with_torchrun()
     if launcher == 'slurm':
         _as_torchrun(port)
     elif 'RANK' not in os.environ:
