@@ -79,8 +79,7 @@ def test_a_comparison_from_its_plan(plan, pairs, capsys):
     file = plan()
     out = file.parent / 'results' / 'trial' / 'records'
     assert run(file) == 0
-    printed = capsys.readouterr().out
-    assert 'has ended: 3 of 3' in printed
+    assert 'has ended: 3 of 3' in (printed := capsys.readouterr().out)
     assert printed.count('Set5 PSNR − reference') == 3  # a table after each run, and no second one after the last
     records = {r.method: r for r in record_files.read_records(out)}  # which checks that they are pairs
     assert records.keys() == {'L1', 'twice', 'UDL'}
@@ -334,8 +333,7 @@ def test_a_dry_run_finds_what_would_fail_later(plan, pairs, tmp_path, capsys):
     options['datasets']['train']['dataroot_lq'] = f'{pairs}/train/gt'
     (tmp_path / 'train.yml').write_text(yaml.safe_dump(options))
     assert run(plan(methods={'L1': {'options': l1}}, first={'iterations': 4}), '--dry_run') == 2
-    said = capsys.readouterr().err
-    assert re.search(r'L1_x2_seed7: datasets\.train: in \d+ of \d+ pairs, GT is not 2 times LQ', said)
+    assert re.search(r'L1_x2_seed7: datasets\.train: in \d+ of \d+ pairs, GT is not 2 times LQ', capsys.readouterr().err)
 
 
 def test_when_all_will_have_ended(plan, tmp_path, monkeypatch):
