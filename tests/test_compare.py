@@ -333,7 +333,7 @@ def test_a_dry_run_finds_what_would_fail_later(plan, pairs, tmp_path, capsys):
     options['datasets']['train']['dataroot_lq'] = f'{pairs}/train/gt'
     (tmp_path / 'train.yml').write_text(yaml.safe_dump(options))
     assert run(plan(methods={'L1': {'options': l1}}, first={'iterations': 4}), '--dry_run') == 2
-    assert re.search(r'L1_x2_seed7: datasets\.train: in \d+ of \d+ pairs, GT is not 2 times LQ', capsys.readouterr().err)
+    assert re.search(r'L1_x2_seed7: datasets\.train: in \d+ of \d+ pairs, GT is not 2 times', capsys.readouterr().err)
 
 
 def test_when_all_will_have_ended(plan, tmp_path, monkeypatch):
