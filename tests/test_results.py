@@ -21,7 +21,7 @@ METHODS = {
     **{f'{label}, 1.54 × the iterations': f'{method}_longer' for label, method in (
         ('L1', 'L1'), ('L1 → L1', 'L1_restart'), ('L1 → MSE', 'L1_MSE'))}}
 FOLDERS = {'1,500': 'stages_x4', '3,000': 'budget_3000', '6,000': 'quick_x4', '12,000': 'budget_12000',
-           '12,000, batch 16': 'small_x4'}
+           '24,000': 'budget_24000', '12,000, batch 16': 'small_x4'}
 
 
 @cache
