@@ -96,7 +96,7 @@ def train(parsed: Parsed, command: str = '') -> None:
         logger.info(f'{len(train_set)} training images, batch {sampler.batch_size} x {opt["world_size"]} process(es), '
                     f'{sampler.iters_per_epoch} iterations an epoch, '
                     + (f'iterations {start_iter + 1} to {total_iter}.' if start_iter < total_iter else
-                       f'all {total_iter} iterations are done; what follows is the last validation.'))
+                       f'all {total_iter} iterations are done.'))
         with begun(), Interrupts() as interrupts:
             _iterate(model, batches, sampler, val_loaders, opt, tb_logger, history, start_iter, total_iter, interrupts)
             interrupts.at_once(f'after iteration {total_iter} of {total_iter}, which is saved; the last validation is '
