@@ -204,6 +204,9 @@ def test_benchmark_table_joins_metric_by_metric(paper):
     assert differences['− EDSR L1 † TLW']['Set5'] == {'psnr': pytest.approx(32. - 30.6984), 'ssim': None}  # has LPIPS
     text = score_table.render(table, 'md')
     assert '| EDSR L1 † TLW | ×4 | 30.6984/– |' in text
+    everything = {row.label for row in score_table.join([run], printed=printed).rows}
+    assert 'EDSR ℓ_E + σ †' in everything
+    assert 'EDSR σ branch †' not in everything  # printed for other data sets alone
     assert '| − EDSR L1 † UDL | ×4 | −0.50/−0.0150 | −0.50/– |' in text
 
 

@@ -127,7 +127,8 @@ def join(results: Iterable[Scores], reference: Sequence[str] = (), printed: Sequ
     notes: list[str] = []
     for scale in dict.fromkeys(scores.scale for scores in results):
         runs = [scores for scores in results if scores.scale == scale]
-        papers = [row for row in printed if row['scale'] == scale]
+        papers = [row for row in printed if row['scale'] == scale and any(  # else it would be a row of dashes
+            row['values'].get(name, {}).get(metric) is not None for name in datasets for metric in metrics)]
         bases = [scores for name in reference for scores in runs if scores.name == name]
         rows += [Row(scale, _printed_label(row, printed), 'paper', row['values']) for row in papers]
         for scores in runs:
