@@ -93,6 +93,12 @@ class Cells:
                     self.difference((label, dataset), row[f'{dataset} − L1'], method, 'L1', dataset, metric)
             if 'operations' in row:
                 self.number((label, ), row['operations'], operations[method] / operations['L1'])
+            if 'memory' in row:
+                peaks = [r.peak_memory.bytes for r in self.given if r.method == method]
+                self.number((label, 'memory'), row['memory'], np.mean(peaks) / 1e9)
+            if row.get('time', '–') != '–':
+                fastest = min(r.seconds_of_steps for r in self.given if r.method == method and r.seconds_of_steps)
+                self.number((label, 'time'), row['time'], fastest / 60)
             if method != 'L1' and 'BSD100 LPIPS − L1' in row:
                 self.difference((label, 'lpips'), row['BSD100 LPIPS − L1'], method, 'L1', 'BSD100', 'lpips')
 
