@@ -194,6 +194,8 @@ def test_the_calibrations_that_are_shipped_hold(scale, tmp_path):
     restorer = load_restorer(weights, uncertainty=uncertainty, device='cpu')
     shipped = read_calibration(file_beside(uncertainty))
     shipped.check(restorer, 'shipped')
+    for key, name in (('weights', 'UDL'), ('uncertainty', 'ESU')):  # not by this machine's paths
+        assert shipped.networks[key] == restorer.made_by[key] == f'udl:{name}_x{scale}'
     for network in (shipped.networks['network_g'], shipped.networks['network_u']['backbone']):
         network['res_scale'] = 1.
     del shipped.networks['network_u']['tap']

@@ -20,6 +20,7 @@ from udl_basicsr.utils.checkpoints import EMA_FIRST, ParamKey
 from udl_basicsr.utils.kernels import exact_kernels
 from udl_basicsr.utils.memory import give_back, is_out_of_memory
 from udl_basicsr.utils.processor import warn_where_emulated
+from udl_basicsr.utils.shipped_weights import shown_weights
 from udl_basicsr.utils.text import first_line
 
 from .export import ExportError, build_loaded, find_options
@@ -341,7 +342,7 @@ def load_restorer(weights: str | Path, *, opt: str | Path | None = None, uncerta
         if len(traits) > 1:
             raise InferenceError(['--member: expected networks of one scale and number of channels, got '
                                   + ' and '.join(f'x{scale} of {channels}' for channels, scale in sorted(traits))])
-        made_by |= {'members': [list(map(str, member)) for member in members],
+        made_by |= {'members': [list(map(shown_weights, member)) for member in members],
                     'member_networks': [about for _, _, about in others]}
     return Restorer(network, network_u, device=device, made_by=made_by, spread=spread, **options)
 
@@ -359,7 +360,7 @@ def _load(weights: str | Path, uncertainty: str | Path | None, opt: str | Path |
     """The mean network, and the UncertaintyNet where there is one; and the files and blocks of both."""
     blocks = _options(weights, opt)
     network, network_u = build_loaded(weights, blocks, param_key), None
-    made_by = {'weights': weights, 'network_g': blocks['network_g']}
+    made_by = {'weights': shown_weights(weights), 'network_g': blocks['network_g']}
     if uncertainty is not None:
         blocks = _options(uncertainty, opt)
         if 'network_u' not in blocks:
@@ -368,8 +369,8 @@ def _load(weights: str | Path, uncertainty: str | Path | None, opt: str | Path |
         network_u = build_loaded(uncertainty, blocks, 'params', 'u')
         if not isinstance(network_u, UncertaintyNet):
             raise ExportError(f'{uncertainty}: is a {type(network_u).__name__}; expected an UncertaintyNet')
-        block = {'backbone': blocks['network_g'], **blocks['network_u']}
-        made_by |= {'uncertainty': uncertainty, 'network_u': block, 'default_tap': _default_tap(network_u, block)}
+        made_by['network_u'] = block = {'backbone': blocks['network_g'], **blocks['network_u']}
+        made_by |= {'uncertainty': shown_weights(uncertainty), 'default_tap': _default_tap(network_u, block)}
     return network, network_u, made_by
 
 

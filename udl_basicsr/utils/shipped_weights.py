@@ -40,3 +40,9 @@ def locate_weights(text: str) -> str:
     if name not in names():
         raise ValueError(f'{text}: no weights of this name come with the package{did_you_mean(name, names())}')
     return str(folder() / f'{name}.safetensors')
+
+
+def shown_weights(path: str | Path) -> str:
+    """What a record calls the file ``path``: ``udl:NAME`` for one of the package, whose folder differs by machine."""
+    path = Path(path)
+    return f'{PREFIX}{path.stem}' if path.resolve().parent == folder() and path.stem in names() else str(path)
