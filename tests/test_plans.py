@@ -44,6 +44,9 @@ def test_networks_scales_bases_and_lengths_of_their_own(write, tmp_path):
     assert udl.test_flat['path']['pretrain_network_u'] == str(udl.stages[0].weights(tmp_path, 'u'))
     assert (udl.title, udl.label, udl.order) == ('EDSR-S', 'L_UDL-Ours', 1)
     assert udl.record(tmp_path) == tmp_path / 'EDSR-S_UDL_x3_seed0.json'
+    (tmp_path / 'mine').mkdir()  # a plan that starts from this one: files are relative to the plan that names them
+    (tmp_path / 'mine/plan.yml').write_text('_base_: ../plan.yml\n')
+    assert plan.read_plan(tmp_path / 'mine/plan.yml', tmp_path).runs == read.runs
 
 
 def test_only_names_networks_scales_methods_and_seeds(write, tmp_path):

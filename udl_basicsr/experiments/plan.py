@@ -11,7 +11,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from os import path as osp
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from udl_basicsr.utils.settings import RunSettings
 from udl_basicsr.utils.text import did_you_mean, nearest
 from udl_basicsr.utils.yaml_files import interpolate, merge
 
-from .plan_keys import Changes, PlanFile, check_plan, is_list
+from .plan_keys import Changes, PlanFile, check_plan, is_list, locate_files
 from .printed import HR_SIZE, load_paper
 from .record_files import record_file
 
@@ -128,7 +127,7 @@ def read_plan(file: str | Path, root: Path, seeds: list[int] | None = None) -> P
         OptionError: What is wrong with the plan, by its keys.
     """
     file = str(file)
-    plan = load_yaml(file, references=False)  # ${scale} in options is that of each run
+    plan = load_yaml(file, references=False, locate=locate_files)  # ${scale} in options is that of each run
     if 'network_g' in plan and 'methods' not in plan:
         raise OptionError(f'{file}: is the option file of one run, expected a plan (docs/COMPARE.md); give it to udl '
                           'train -opt, or to udl test -opt')
@@ -185,9 +184,8 @@ class _Expansion:
                         if seed in (plan.seeds if block.seeds is None else block.seeds):
                             yield self.run(network, order, method, trained, tested, given['scale'], seed)
 
-    def load(self, name: str, key: str) -> dict:
+    def load(self, path: str, key: str) -> dict:
         """An option file that the plan names."""
-        path = osp.abspath(osp.join(osp.dirname(self.file), osp.expanduser(name)))
         if path not in self.files:
             try:
                 self.files[path] = load_yaml(path, references=False)

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -139,6 +139,24 @@ def _changes(block: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a dataclass: lists as tuples, and one file as a list of it."""
     block = {**block, 'base': [block['base']] if isinstance(block.get('base'), str) else block.get('base', [])}
     return {key: tuple(value) if isinstance(value, list) else value for key, value in block.items()}
+
+
+def locate_files(plan: dict, absolute: Callable[[str], str]) -> None:
+    """Makes the option files that a plan names absolute, for :func:`~udl_basicsr.utils.yaml_files.load_yaml`.
+
+    They are relative to the file that names them, which another plan in another folder may start from. What is no name
+    stays, for :func:`check_plan`.
+    """
+    def located(value: Any) -> Any:
+        if isinstance(value, list):
+            return [located(one) for one in value]
+        return absolute(value) if _is_text(value) else value
+
+    blocks = [block for key in ('networks', 'first', 'methods') if isinstance(plan.get(key), dict)
+              for block in plan[key].values() if isinstance(block, dict)]
+    for block, key in [(plan, 'train'), (plan, 'test'), *((block, 'base') for block in blocks)]:
+        if key in block:
+            block[key] = located(block[key])
 
 
 class _PlanChecker(KeyChecker):

@@ -25,6 +25,8 @@ _MAX_NODES = 20_000  # values once aliases are expanded: aliases of aliases grow
 _MAX_DEPTH = 32  # blocks within blocks
 _MAX_TEXT = 10_000  # characters of one text once its ``${key}`` are replaced, which grows exponentially as well
 
+Locate = Callable[[dict, Callable[[str], str]], None]
+
 
 class OptionError(UdlError, ValueError):
     """What is wrong with an option file: problems of the form ``<file>: <key path>: <expected, and what to do>``."""
@@ -226,7 +228,13 @@ def _read_text(path: str, by: str) -> str:
         raise OptionError(f'{path}: not a text file in UTF-8') from None
 
 
-def _load(path: str, parents: tuple[str, ...], texts: list[str]) -> dict:
+def _locate(opt: dict, absolute: Callable[[str], str]) -> None:
+    for key in ('stage1', 'tested_on'):
+        if isinstance(opt.get(key), str):
+            opt[key] = absolute(opt[key])
+
+
+def _load(path: str, parents: tuple[str, ...], texts: list[str], locate: Locate) -> dict:
     path = osp.abspath(osp.expanduser(path))
     real = osp.realpath(path)
     if real in parents:
@@ -241,16 +249,14 @@ def _load(path: str, parents: tuple[str, ...], texts: list[str]) -> dict:
         raise OptionError(f'{path}: expected `key: value` lines, got {got}')
     folder = osp.dirname(path)
     # a path is relative to the file that holds it, so it is made absolute before files are merged
-    for key in ('stage1', 'tested_on'):
-        if isinstance(opt.get(key), str):
-            opt[key] = osp.normpath(osp.join(folder, osp.expanduser(opt[key])))
+    locate(opt, lambda name: osp.normpath(osp.join(folder, osp.expanduser(name))))
     bases = opt.pop('_base_', None)
     bases = [] if bases is None else [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(b, str) and b for b in bases):
         raise OptionError(f'{path}: _base_: expected a file name or a list of file names, got {_short(repr(bases))}')
     merged: dict = {}
     for base in bases:
-        merged = merge(merged, _load(osp.join(folder, osp.expanduser(base)), (*parents, real), texts))
+        merged = merge(merged, _load(osp.join(folder, osp.expanduser(base)), (*parents, real), texts, locate))
     return merge(merged, opt)
 
 
@@ -291,12 +297,13 @@ def interpolate(opt: dict, source: str = 'options') -> dict:
     return {key: resolve(value, (key,) if not isinstance(value, (dict, list)) else ()) for key, value in opt.items()}
 
 
-def load_yaml(path: str, references: bool = True) -> dict:
+def load_yaml(path: str, references: bool = True, locate: Locate = _locate) -> dict:
     """Reads an option file with everything it inherits.
 
     Args:
         path: the file. ``_base_: file`` or ``_base_: [files]`` inside it names files to start from, relative to it.
         references: replace ``${key}``; False leaves it in place, for whoever changes values first.
+        locate: makes the names of option files in a file absolute: ``locate(opt, absolute)``, before it is merged.
 
     Returns:
         A dictionary of plain data that shares nothing with any other.
@@ -304,7 +311,7 @@ def load_yaml(path: str, references: bool = True) -> dict:
     Raises:
         OptionError: unreadable, not YAML, a tag that is not plain data, a key twice, a circle of bases.
     """
-    opt = _load(path, (), [])
+    opt = _load(path, (), [], locate)
     return interpolate(opt, str(path)) if references else opt
 
 
