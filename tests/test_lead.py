@@ -241,6 +241,15 @@ def test_commands_of_the_lead(comparisons, capsys, monkeypatch):
     assert name == 'toys'
     assert [(p.x, p.name, round(p.difference['mean'], 9)) for p in points] == [
         (1200, 'short', 0.2), (2400, 'long', 0.4)]
+    another = record('L1', 1, {'a': 30., 'b': 30., 'c': 30.}, (1200, ), 'short'), \
+        record('UDL', 1, {'a': 31., 'b': 31., 'c': 31.}, (400, 800), 'short')
+    for entry in another:
+        record_files.write_record(entry, records / 'short')
+    for seeds, gains in (([], [0.6, 0.4]), (['--seeds', 0], [0.2, 0.4]), (['--seeds', 1], [1.0])):
+        assert main('lead', *lead_of, '--axis', 'budget', *seeds, '--out', comparisons / 'l.png', '--dpi', 50) == 0
+        assert [p.difference['mean'] for p in drawn['lead'][0]['toys']] == pytest.approx(gains)
+    for file in (records / 'short').glob('*seed1.json'):
+        file.unlink()
     for file in 'tdl':
         assert cv2.imread(str(comparisons / f'{file}.png')).shape[1] == pytest.approx(350, abs=1)
     capsys.readouterr()
@@ -252,6 +261,8 @@ def test_commands_of_the_lead(comparisons, capsys, monkeypatch):
             (['lead', records / 'short', '--method', 'UDL', '--axis', 'scale', '--datasets', 'toys', 'Set5'],
              '--datasets: none was tested on Set5, but on toys'),
             (['lead', records / 'short', '--method', 'UDL', '--axis', 'scale', '--metric', 'ssim'], 'nothing to draw'),
+            (['lead', records / 'short', '--method', 'UDL', '--axis', 'scale', '--seeds', 0, 5],
+             '--seeds: no records of 5, but of 0'),
             (['lead', comparisons, '--method', 'UDL', '--axis', 'scale'], 'no records <method>')):
         assert main(*argv, '--out', comparisons / 'no.png') == 2
         assert message in capsys.readouterr().err

@@ -283,6 +283,10 @@ def lead(args, look: dict) -> Path:
     folders = {name: _of_network(records, name, args.network)
                for name, records in read_comparisons(args.records).items()}
     every = [r for records in folders.values() for r in records]
+    seeds = sorted({r.seed for r in every})
+    if unknown := [seed for seed in args.seeds or () if seed not in seeds]:
+        raise ReportError(f'--seeds: no records of {", ".join(map(str, unknown))}, but of {", ".join(map(str, seeds))}')
+    folders = {name: [r for r in records if r.seed in (args.seeds or seeds)] for name, records in folders.items()}
     labels = methods_of(every)
     for method in args.method:
         if method not in labels:

@@ -168,6 +168,8 @@ def _parser() -> argparse.ArgumentParser:
     numbers(sub)
     sub.add_argument('--axis', required=True, choices=['budget', 'share', 'parameters', 'scale'],
                      help='what differs between the comparisons')
+    sub.add_argument('--seeds', nargs='+', type=whole(0, 2**32 - 1), help='only these, so that no point has others '
+                     'than the next; default: all that there are')
     sub.add_argument('--datasets', nargs='+', metavar='NAME', help='default: all that they were tested on')
     sub.add_argument('--metric', default='psnr')
     return parser
