@@ -241,15 +241,6 @@ def test_commands_of_the_lead(comparisons, capsys, monkeypatch):
     assert name == 'toys'
     assert [(p.x, p.name, round(p.difference['mean'], 9)) for p in points] == [
         (1200, 'short', 0.2), (2400, 'long', 0.4)]
-    another = record('L1', 1, {'a': 30., 'b': 30., 'c': 30.}, (1200, ), 'short'), \
-        record('UDL', 1, {'a': 31., 'b': 31., 'c': 31.}, (400, 800), 'short')
-    for entry in another:
-        record_files.write_record(entry, records / 'short')
-    for seeds, gains in (([], [0.6, 0.4]), (['--seeds', 0], [0.2, 0.4]), (['--seeds', 1], [1.0])):
-        assert main('lead', *lead_of, '--axis', 'budget', *seeds, '--out', comparisons / 'l.png', '--dpi', 50) == 0
-        assert [p.difference['mean'] for p in drawn['lead'][0]['toys']] == pytest.approx(gains)
-    for file in (records / 'short').glob('*seed1.json'):
-        file.unlink()
     for file in 'tdl':
         assert cv2.imread(str(comparisons / f'{file}.png')).shape[1] == pytest.approx(350, abs=1)
     capsys.readouterr()
@@ -287,6 +278,17 @@ def test_commands_of_the_lead(comparisons, capsys, monkeypatch):
             assert main(*argv, '--network', network, '--out', comparisons / 't.png', '--dpi', 50) == 0
         assert drawn['texture'][0].gains == pytest.approx(expected)
         assert drawn['lead'][0]['toys'][0].difference['mean'] == pytest.approx(expected[1])
+
+
+def test_the_lead_of_some_seeds(comparisons):
+    short, long, numbers = *(comparisons / 'records' / name for name in ('short', 'long')), comparisons / 'numbers.json'
+    for method, psnr, lengths in (('L1', 30., (1200, )), ('UDL', 31., (400, 800))):
+        record_files.write_record(record(method, 1, dict.fromkeys('abc', psnr), lengths, 'short'), short)
+    for seeds, gains in (([], [0.6, 0.4]), (['--seeds', 0], [0.2, 0.4]), (['--seeds', 1], [1.0])):
+        assert main('lead', long, short, '--method', 'UDL', '--axis', 'budget', *seeds, '--out', comparisons / 'l.png',
+                    '--dpi', 50, '--numbers', numbers) == 0
+        [points] = json.loads(numbers.read_text()).values()
+        assert [p['mean'] for p in points] == pytest.approx(gains)
 
 
 def test_folders_of_one_name_are_several_comparisons(comparisons):

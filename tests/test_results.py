@@ -54,8 +54,9 @@ def tables(heading, page='RESULTS.md'):
 class Cells:
     """What a table says beside what the records give, to the last digit that is shown."""
 
-    def __init__(self, given):
-        self.given, self.wrong, self.count = given, [], 0
+    def __init__(self, given, seed=None):
+        self.given = [record for record in given if seed in (None, record.seed)]
+        self.wrong, self.count = [], 0
 
     def compare(self, place, shown, values):
         texts = re.findall(r'[+−]?\d+(?:\.\d+)?', shown)
@@ -107,13 +108,12 @@ class Cells:
         assert self.count >= least
 
 
-@pytest.mark.parametrize(('heading', 'folder'), [
-    ('The yardstick', 'small_x4'), ('The comparison at 6,000 iterations', 'quick_x4'),
-    ('With the share of stage 1', 'budget_12000'), ('Which stage 1, and is one enough?', 'stages_x4'),
-    ('The rivals', 'stages_x4')])
-def test_the_methods_of_a_comparison(heading, folder):
-    alone = heading == 'With the share of stage 1'  # seed 0, where L1 and a third have more
-    cells = Cells([r for r in records(folder) if not alone or r.seed == 0])
+@pytest.mark.parametrize(('heading', 'folder', 'seed'), [
+    ('The yardstick', 'small_x4', None), ('The comparison at 6,000 iterations', 'quick_x4', None),
+    ('With the share of stage 1', 'budget_12000', 0), ('Which stage 1, and is one enough?', 'stages_x4', None),
+    ('The rivals', 'stages_x4', None)])
+def test_the_methods_of_a_comparison(heading, folder, seed):
+    cells = Cells(records(folder), seed)
     cells.methods(tables(heading)[0], 'psnr')
     cells.end(25)
 
@@ -135,9 +135,9 @@ def test_both_intervals_of_the_yardstick():
     cells.end(90)
 
 
-@pytest.mark.parametrize(('length', 'table'), [('6,000', 0), ('12,000', 1)])
-def test_lpips(length, table):
-    cells = Cells([r for r in records(FOLDERS[length]) if length == '6,000' or r.seed == 0])
+@pytest.mark.parametrize(('length', 'table', 'seed'), [('6,000', 0, None), ('12,000', 1, 0)])
+def test_lpips(length, table, seed):
+    cells = Cells(records(FOLDERS[length]), seed)
     cells.methods(tables('LPIPS')[table], 'lpips')
     cells.end(25)
 
@@ -205,13 +205,14 @@ def test_as_many_operations():
         cells.end(6)
 
 
-@pytest.mark.parametrize(('heading', 'column'), [('With the scale', ''), ('With the network', 'network')])
-def test_the_lead_by_the_scale_and_by_the_network(heading, column):
+@pytest.mark.parametrize(('heading', 'column', 'seed'), [
+    ('With the scale', '', 0), ('With the network', 'network', None)])
+def test_the_lead_by_the_scale_and_by_the_network(heading, column, seed):
     comparisons = {'×2': ('x2', 2), '×3': ('x3', 3), '×4': ('quick_x4', 4),
                    'EDSR 8×32': ('quick_x4', 4), 'RCAN 2×4×32': ('RCAN', 4), 'CARN 32': ('CARN', 4)}
     for row in tables(heading)[0]:
         folder, scale = comparisons[row[column]]
-        cells = Cells([r for r in records(folder) if column or r.seed == 0])
+        cells = Cells(records(folder), seed)
         if column == 'network':
             assert row['parameters'] == f'{cells.given[0].parameters:,}'
             cells.number((row[column], ), row['seeds'], len({r.seed for r in cells.given}))
@@ -223,7 +224,7 @@ def test_the_lead_by_the_scale_and_by_the_network(heading, column):
 
 
 def test_tlw():
-    cells, metric = Cells([r for r in records('tlw_x4', 'stages_x4') if r.seed == 0]), ''
+    cells, metric = Cells(records('tlw_x4', 'stages_x4'), 0), ''
     for row in tables('TLW')[0]:
         _, minus, reference = row[''].rpartition('minus ')
         metric = metric if minus else row[''].lower()
@@ -241,8 +242,7 @@ def test_the_readme():
         when, _, seeds = row['iterations'].rpartition(', ')
         if 'the same' not in row['iterations']:
             folder = FOLDERS.get(when, 'small_x4')
-        given = [r for r in records(folder) if seeds != 'seed 0' or r.seed == 0]
-        cells = Cells(given)
+        cells = Cells(records(folder), 0 if seeds == 'seed 0' else None)
         reference = METHODS[row['UDL minus'].replace(' with as many operations', ', 1.54 × the iterations')]
         for dataset in SETS:
             found = cells.difference((reference, dataset), row[dataset], 'ESU_UDL', reference, dataset, 'psnr')
