@@ -116,7 +116,8 @@ else:
 (work / 'day.json').write_text(json.dumps(day, indent=1))
 print(json.dumps(day['tests']), len(day['records']), 'records')
 END
-    tar -czf "$OUT/results.tar.gz" --exclude='*.state' --exclude='*.pth' --exclude=rehearsal/datasets --exclude=rehearsal/images -C "$DAY" "$(basename "$WORK")"
+    tar -czf "$OUT/results.tar.gz" --exclude='*.state' --exclude='*.pth' --exclude=rehearsal/datasets --exclude=rehearsal/images \
+        -C "$DAY" "$(basename "$WORK")"
     rm -f "$OUT"/state.*
     # Runs in progress whole, and of the others, which have a record, the weights; of a stage 1 that has ended those that
     # the next one needs, before all else. Not more than can be handed back.

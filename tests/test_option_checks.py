@@ -21,6 +21,9 @@ from udl_basicsr.options.training_values import judge_of
 @pytest.mark.parametrize(('force', 'message'), [
     ('nmae=x', "nmae: unknown key; did you mean 'name'?"),
     ('train:lossses=1', 'train.lossses: unknown key'),
+    ('total_iter=1', "total_iter: unknown key; did you mean 'train.total_iter'?"),  # of another block
+    ('train:val_freq=1', "train.val_freq: unknown key; did you mean 'val.val_freq'?"),
+    ('gt_size=32', "gt_size: unknown key; did you mean 'datasets.train.gt_size'?"),
     ('train:total_itr=1', "train.total_itr: unknown key; did you mean 'total_iter'?"),
     ('train:total_iter=many', "train.total_iter: expected iterations, integer, 1 ≤ x ≤ 10⁹, got 'many' (str)"),
     ('train:total_iter=1.5', 'train.total_iter: expected'),
