@@ -295,6 +295,17 @@ def test_a_name_that_turns_on_basicsrs_debug_mode_is_warned_of(parse, train_opt)
     assert not any('debug' in w for w in parse(train_opt, debug=True).warnings)
 
 
+def test_debug_is_short_only_once_the_options_were_checked(parse, two_stages):
+    """A schedule that is right for the whole run is not warned of, and one that is wrong is refused."""
+    second = two_stages[1]
+    second['train'] |= {'total_iter': 100, 'scheduler': {'type': 'MultiStepLR', 'milestones': [50], 'gamma': 0.5}}
+    parsed = parse(second, debug=True)
+    assert (parsed.flat['train']['total_iter'], parsed.warnings) == (16, ())
+    assert parsed.stage1.flat['train']['total_iter'] <= 16
+    periods = 'train:scheduler={type: CosineAnnealingRestartLR, periods: [40], restart_weights: [1]}'
+    assert 'they end at 40, before total_iter: 100' in refused(parse, second, periods, debug=True)
+
+
 def test_stage_messages(parse, two_stages, tmp_path):
     first, second = two_stages
     assert 'opt.yml: stage1: goes round in a circle' in refused(parse, second, 'stage1=' + str(tmp_path / 'opt.yml'))
