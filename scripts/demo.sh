@@ -23,7 +23,10 @@ END
 [ -z "$data_only" ] || echo 'With --data-only it stops after 2.'
 
 train() {
-    "$PYTHON" -m udl_basicsr train -opt "options/demo/train_$1.yml"
+    local status=0
+    "$PYTHON" -m udl_basicsr train -opt "options/demo/train_$1.yml" || status=$?
+    [ $status -ne 75 ] || echo 'The demo does not go on: started again, it trains anew.' >&2
+    return $status
 }
 
 prepare() {
