@@ -98,6 +98,35 @@ def test_bootstrap_covers_what_it_should():
     assert 0.88 <= hits / 200 <= 0.99
 
 
+def leads(ours, lead):
+    """Records of a reference of 30 dB, of a method and of a leader, by their differences from it, (seeds, images)."""
+    return [record(method, seed, {f'{image:03}': 30. + gain for image, gain in enumerate(gains)})
+            for method, table in (('L1', 0 * lead), ('MSE', ours), ('UDL', lead)) for seed, gains in enumerate(table)]
+
+
+def test_the_share_of_a_lead_in_closed_form():
+    ours, lead = np.array([[.1, .1], [.3, .3]]), np.array([[.2, .2], [.4, .4]])
+    found = statistics.share_of_lead(leads(ours, lead), 'MSE', 'UDL', 'Set5', 'psnr', 2)
+    # all images alike, so that the bootstrap has the seeds alone: 0.1 / 0.2, 0.4 / 0.6 and 0.3 / 0.4
+    assert found == {'share': pytest.approx(2 / 3), 'low': pytest.approx(1 / 2), 'high': pytest.approx(3 / 4),
+                     'seeds': 2, 'images': 2}
+    lead[0] = -.5  # of 3 draws in 4 the lead is below 0 where the seeds' mean is: no bounds
+    found = statistics.share_of_lead(leads(ours, lead), 'MSE', 'UDL', 'Set5', 'psnr', 2)
+    assert (found['low'], found['high']) == (-np.inf, np.inf)
+    assert statistics.share_of_lead(leads(ours, lead), 'none', 'UDL', 'Set5', 'psnr', 2) is None
+
+
+def test_the_share_of_a_lead_has_the_standard_error_of_a_quotient():
+    random = np.random.default_rng(3)
+    lead = random.normal(0.3, 0.1, (1, 400))
+    ours = 0.6 * lead + random.normal(0, 0.05, (1, 400))
+    found = statistics.share_of_lead(leads(ours, lead), 'MSE', 'UDL', 'Set5', 'psnr', 2)
+    share = ours.mean() / lead.mean()
+    error = (ours - share * lead).std() / 20 / lead.mean()  # by the delta method
+    assert found['low'] == pytest.approx(share - 1.96 * error, abs=0.1 * error)
+    assert found['high'] == pytest.approx(share + 1.96 * error, abs=0.1 * error)
+
+
 def test_records_are_read_back_and_checked(tmp_path):
     record_files.write_record(record('L1', 0, {'a': 30.}), tmp_path)
     record_files.write_record(record('UDL', 0, {'a': 31.}), tmp_path)

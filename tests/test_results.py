@@ -205,6 +205,17 @@ def test_as_many_operations():
         cells.end(6)
 
 
+def test_the_shares_of_the_lead():
+    for row in tables('What of the lead needs no uncertainty')[0]:
+        cells, method = Cells(records(FOLDERS[row['iterations']])), METHODS[row['control']]
+        columns = {**dict.fromkeys(SETS, 'psnr'), 'SSIM, BSD100': 'ssim', 'LPIPS, BSD100': 'lpips'}
+        for column, metric in columns.items():
+            found = statistics.share_of_lead(cells.given, method, 'ESU_UDL', column.split()[-1], metric, 4)
+            cells.compare((method, column), row[column], [100 * found[key] for key in ('share', 'low', 'high')])
+            cells.number(('seeds', ), row['seeds'], found['seeds'])
+        cells.end(10)
+
+
 @pytest.mark.parametrize(('heading', 'column', 'seed'), [
     ('With the scale', '', 0), ('With the network', 'network', None)])
 def test_the_lead_by_the_scale_and_by_the_network(heading, column, seed):

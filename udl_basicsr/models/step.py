@@ -26,6 +26,7 @@ from udl_basicsr.losses.base import inputs_of
 from udl_basicsr.utils.checkpoints import EMA_FIRST, ParamKey, load_network
 from udl_basicsr.utils.processor import warn_where_emulated
 from udl_basicsr.utils.settings import RunSettings, TrainSettings, strict_load
+from udl_basicsr.utils.shipped_weights import shown_weights
 
 from .guard import StepGuard, clip_grad_norm, leaves_out_by_itself, starts_from_anything
 from .loss_blocks import build_loss, losses_of
@@ -136,7 +137,7 @@ class StepModel(SavedModel):
         param_key = param_key or path_opt.get(f'param_key_{label}', 'params' if self.is_train else EMA_FIRST)
         entry = load_network(network, path, param_key, strict_load(path_opt, label))
         self.entries[label] = entry
-        get_root_logger().info(f'Loaded {type(network).__name__} from {path} [{entry}].')
+        get_root_logger().info(f'Loaded {type(network).__name__} from {shown_weights(path)} [{entry}].')
 
     def model_to_device(self, net: nn.Module) -> nn.Module:
         """To the device, compiled and wrapped as asked for. BasicSR's (base_model.py:98) needs a GPU for DDP."""

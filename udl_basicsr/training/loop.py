@@ -34,6 +34,7 @@ from udl_basicsr.utils.scores import (
     write_scores,
 )
 from udl_basicsr.utils.settings import LoaderSettings, LoggerSettings, RunSettings, TrainSettings, ValSettings
+from udl_basicsr.utils.shipped_weights import shown_weights
 from udl_basicsr.utils.version import __version__
 
 from .history import History, weights_digest
@@ -246,7 +247,7 @@ def _scores(model, opt: dict) -> Scores:
 def _weights(model, path: dict) -> str:
     """Which were tested; the entry of the file too where it is not the usual one."""
     key = getattr(model, 'entries', {}).get('g', path.get('param_key_g', 'params'))  # BasicSR's models do not say it
-    return str(path.get('pretrain_network_g')) + (f' [{key}]' if key not in ('params', None) else '')
+    return shown_weights(str(path.get('pretrain_network_g'))) + (f' [{key}]' if key not in ('params', None) else '')
 
 
 def _loaders(opt: dict, *phases: str) -> list[DataLoader]:
