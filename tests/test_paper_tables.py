@@ -108,6 +108,20 @@ def test_labels_of_the_paper_find_ours():
     assert {line.label for line in table.lines if line.cited} == {'Edge', 'Riemann', 'Teacher'}
 
 
+@pytest.mark.parametrize(('name', 'network'), [
+    ('le-3', 'CARN'), ('le-4', 'CARN'), ('le-5', 'RCAN'), ('le-6', 'RCAN')])
+def test_eq_8_alone_is_not_what_revisiting_l1_calls_ours(name, network):
+    paper = papers.load_paper()
+    own = {'network': network, 'degradation': paper['tables'][name]['degradation'], 'RealSR': [(30., 0.9)],
+           'Set5': [(30., 0.9)]}
+    records = [make_record(method, **own) for method in ('L1', 'ExpectedL1')]
+    with_branch = [*records, make_record('sigma', **own)]
+    found = [{line.method for line in paper_tables.make_table(name, given, paper).lines if line.ours}
+             for given in (records, with_branch)]
+    assert not any('σ' in method for method in found[0])
+    assert found[1] == {*found[0], 'ℓ_E + σ'}
+
+
 @pytest.mark.parametrize(('name', 'cited', 'rows'), [
     ('le-3', {'IMDN', 'OISR'}, 6), ('le-4', {'Edge', 'Riemann', 'Teacher'}, 3 + 6 + 9),
     ('le-5', {'DPS', 'KPN', 'LP-KPN'}, 9), ('le-6', {'SAN', 'HAN', 'NLSA'}, 9)])

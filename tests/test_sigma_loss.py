@@ -1,9 +1,11 @@
 """The sigma branch of the expected L1 loss, and its head."""
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from basicsr.archs import build_network
 from loss_checks import arguments
 
@@ -35,6 +37,35 @@ def test_sigma_loss(threshold, mean_over, detach, signed):
         return
     slope = np.where(kept, -1. if signed else -np.sign(residual), 0)
     np.testing.assert_allclose(pred.grad, 0.01 * np.sign(wanted - s) * slope / s.size, rtol=1e-12)
+
+
+def block_of_option_file(**changes):
+    file = Path(__file__).parent.parent / 'options/_base_/sigma.yml'
+    block = yaml.safe_load(file.read_text(encoding='utf-8'))['train']['sigma_opt'] | changes
+    assert block.pop('type') == 'SigmaLoss'
+    return block
+
+
+def test_eq_10_alone_is_as_printed_in_the_plan_of_table_1():
+    plan = yaml.safe_load((Path(__file__).parent.parent / 'options/papers/le-1.yml').read_text(encoding='utf-8'))
+    changes = plan['methods']['sigma_alone']['options']['train']['sigma_opt']
+    loss = SigmaLoss(**block_of_option_file(**changes, loss_weight=1.))
+    pred, target, sigma = arguments('SigmaLoss')
+    pred.requires_grad_()
+    out = loss(pred, target, sigma)
+    out.backward()
+    x, mu = target.numpy(), pred.detach().numpy()
+    np.testing.assert_allclose(out.item(), np.abs(x - mu - sigma.numpy()).mean(), rtol=1e-12)
+    np.testing.assert_allclose(pred.grad, np.sign(mu + sigma.numpy() - x) / x.size, rtol=1e-12)
+
+
+def test_what_the_option_file_teaches_sigma_is_the_error_and_not_0():
+    # e is exponentially distributed, 63 % of it below its mean; the best constant for |e - sigma| is the median
+    error = -torch.log1p(-(torch.arange(4096, dtype=torch.float64) + 0.5) / 4096).view(1, 1, 64, 64) / 20
+    loss, zero = SigmaLoss(**block_of_option_file()), torch.zeros_like(error)
+    sigmas = torch.linspace(0, 0.1, 201, dtype=torch.float64)
+    values = [loss(zero, error, torch.full_like(error, sigma)) for sigma in sigmas.tolist()]
+    assert sigmas[int(torch.stack(values).argmin())].item() == pytest.approx(math.log(2) / 20, abs=3e-4)
 
 
 @pytest.mark.parametrize('scale', [1, 2, 3, 4, 8])

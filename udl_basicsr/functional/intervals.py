@@ -113,7 +113,7 @@ def laplace_crps(error: np.ndarray, scale: np.ndarray) -> float:
 def gaussian_crps(error: np.ndarray, scale: np.ndarray) -> float:
     """That of the normal distribution around f with E e = θ, so σ = √(π/2)·θ: σ(z(2Φ(z) − 1) + 2φ(z) − 1/√π), z = e/σ.
 
-    Gneiting and Raftery, JASA 2007, eq. 21.
+    Gneiting and Raftery, JASA 2007, section 4.2.
     """
     error, scale = flat_pair(error, scale)
     sigma = math.sqrt(math.pi / 2) * scale

@@ -125,16 +125,18 @@ class SigmaLoss(WeightedLoss):
     The image f is a constant of it; the features are shared, so it trains the body of the network too. The paper's best
     weight (its beta, table 2) is ``loss_weight=0.01``, beside :class:`ExpectedL1Loss` on f.
 
-    Printed is ||x - mu - sigma||_1, signed, with the threshold on |x - mu|. By default e_t = |x - f| all the same:
+    Printed is ||x - mu - sigma||_1, signed: ``signed=True, threshold='none'``. By default it is the absolute error:
     sigma comes out of a sigmoid and cannot follow a residual below 0, and table 7 and figure 7 compare it with
-    |x - mu|. ``signed=True`` is the formula as it is printed.
+    |x - mu|. The threshold is section 4.3's, which does not say in which equation. Here it makes more than half of e_t
+    0, and nearly all of sigma: ``threshold='none'`` where sigma itself is wanted.
 
     Args:
         loss_weight (float): Weight of the loss.
         threshold (str): As in :class:`ExpectedL1Loss`.
         mean_over (str): As in :class:`ExpectedL1Loss`.
         detach (bool): Whether the image is a constant. With ``False`` the gradient passes through f and sigma both:
-            eq. 10 alone, without another loss (table 1, row 3).
+            eq. 10 alone, without another loss (table 1, row 3). Take ``threshold='none'`` then: pixels below the
+            threshold do not train f.
         signed (bool): Compare sigma with x - f in place of |x - f|.
         reduction (str): ``'none'``, ``'mean'`` or ``'sum'``.
 

@@ -104,7 +104,8 @@ def calculate_pll(img: np.ndarray, img2: np.ndarray, log_scale: np.ndarray, crop
     """PLL (eq. 11): mean log N(x; f, σ²) for pixels in [0, 1], in nats per value.
 
     σ is what the branch predicts, exp(s)/255, taken for the standard deviation as it is: not for a Laplace scale, as in
-    ``calculate_log_likelihood``. Of a ``gaussian`` head it is the σ that this puts out.
+    ``calculate_log_likelihood``. The s of a sigma branch ends at -2, so that σ is an eighth of a grey level at
+    least. Of a ``gaussian`` head it is the σ that this puts out.
     """
     error, sigma = error_and_scale(img, img2, log_scale, crop_border, input_order)
     if density == 'gaussian':
