@@ -6,6 +6,7 @@ import re
 import shlex
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -20,6 +21,7 @@ from conftest import assert_same_weights
 from forked import command_line, forked, ranks, script, udl
 from whole_runs import files, run, train
 
+from udl_basicsr.models.step import StepModel
 from udl_basicsr.options.parse import parse_options
 from udl_basicsr.training import arguments, loop
 from udl_basicsr.utils import shims
@@ -182,6 +184,34 @@ def test_the_console_says_which_stage_it_is_and_what_to_type_next(project):
     assert '--weights experiments/debug_plain/models/net_g_latest.pth' in done.stderr + done.stdout
     history = [json.loads(line) for line in (project.root / 'experiments/debug_plain/history.jsonl').open()]
     assert [entry['iter'] for entry in history if 'dataset' in entry] == [8, 16]
+
+
+def test_warnings_of_stage_2_come_before_stage_1_is_trained(project):
+    """Of the README's option file, given few iterations: the block of stage 1 has its own, of which there are many."""
+    options = yaml.safe_load((project.root / 'udl.yml').read_text())
+    options['stage1'] = {'stage': 'esu', 'train': {'likelihood_opt': {'type': 'ESULoss'}, 'total_iter': 3}}
+    (project.root / 'udl.yml').write_text(yaml.safe_dump(options))
+    done = forked(udl, 'train', '-opt', 'udl.yml', '--force_yml', 'train:total_iter=2', 'val=~', cwd=project.root)
+    assert done.returncode == 0, done.stderr[-2000:]
+    before = (done.stderr + done.stdout).split('INFO: Stage 1 of 2')[0]
+    assert '--force_yml train:total_iter=2 changes stage 2 alone' in before
+    assert 'changes stage 2 alone' in project.log('udl')
+
+
+def test_a_slow_training_says_early_how_long_it_takes(project, monkeypatch):
+    clock, step = [0], StepModel.optimize_parameters
+
+    def slow(self, iteration):
+        clock[0] += 100 if iteration == 1 else 25
+        step(self, iteration)
+    monkeypatch.setattr(StepModel, 'optimize_parameters', slow)
+    monkeypatch.setattr(loop, 'time', SimpleNamespace(time=lambda: clock[0]))
+    force = ['train:total_iter=8', 'val=~']
+    train(project, 'plain', *force, 'logger:print_freq=8')
+    assert re.findall('Iteration .*', project.log('plain')) == [
+        'Iteration 4 of 8, 25.0 s each: 0:01:40 to go. The losses are logged every 8 iterations.']
+    train(project, 'plain', *force, 'logger:print_freq=3', 'name=said')
+    assert 'to go.' not in project.log('said')
 
 
 def both_ranks(project, *force) -> None:

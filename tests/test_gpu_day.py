@@ -11,6 +11,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 import speed
 from udl_basicsr.experiments.plan import read_plan
@@ -26,8 +27,10 @@ case "$*" in
     *machine.json*) [ "$CASE" != bare ] || exit 1; echo '{{"gpus": ["one"]}}' > "$2" ;;
     '- '*) exec {sys.executable} "$@" ;;
     *'pip install'*no_such*) exit 1 ;;
-    *'-m pytest'*) echo '<testsuites><testcase classname="a" name="b" time="1"/></testsuites>' > "${{@: -1}}" ;;
+    *'-m pytest'*) [ "$CASE" != no_pytest ] || exit 1
+        echo '<testsuites><testcase classname="a" name="b" time="1"/></testsuites>' > "${{@: -1}}" ;;
     *prepare*) [ "$CASE" != data ] || exit 3 ;;
+    *demo.py*) mkdir -p datasets/demo/photos/{{train,val}}; touch datasets/demo/photos/{{train,val}}/a.png ;;
 esac
 """
 
@@ -124,6 +127,48 @@ def test_what_there_is_is_handed_back_however_the_day_ends(tmp_path, case, statu
     assert ended['speed_HAT'] == ended['hours_udl-1'] == 0  # which need no data
     calls = (tmp_path / 'calls').read_text()
     assert calls.index('EDSR ') < calls.index('HAT')  # the smallest first
+
+
+@pytest.fixture
+def day(tmp_path):
+    """The script in a folder of its own, with the stub for Python; a function that runs it with some words."""
+    (tmp_path / 'scripts').mkdir()
+    shutil.copy(SCRIPT, tmp_path / 'scripts')
+    python = tmp_path / 'python'
+    python.write_text(STUB)
+    python.chmod(0o755)
+    environment = {name: value for name, value in os.environ.items() if name != 'OUT'}
+    return lambda *words, case='': subprocess.run(
+        ['bash', tmp_path / 'scripts/gpu_day.sh', *words], capture_output=True, text=True, check=False,
+        env={**environment, 'PYTHON': str(python), 'CASE': case})
+
+
+def test_a_rehearsal_leaves_nothing_for_the_day(tmp_path, day):
+    """Photographs that go by the names of test sets, parts that need not be run again, results of a tiny network."""
+    (tmp_path / 'datasets/Set5/LRbicx4').mkdir(parents=True)  # of the test sets one is there, as after the README
+    done = day('5', '--rehearse')
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {path.name for path in (tmp_path / 'datasets').iterdir()} == {'Set5', 'demo'}
+    assert {path.name for path in (tmp_path / 'gpu_day').iterdir()} == {'rehearsal', 'rehearsal_out'}
+    sets = tmp_path / 'gpu_day/rehearsal/datasets'
+    calls = (tmp_path / 'calls').read_text()
+    for name, images in (('T91_BSDS400', 'HR'), ('Set5', 'Set5'), ('Set14', 'Set14'), ('BSD100', 'BSD100')):
+        assert f'prepare {tmp_path}/gpu_day/rehearsal/images/{images} --out {sets / name} ' in calls
+    scale = yaml.safe_load((tmp_path / 'gpu_day/rehearsal/rehearsal.yml').read_text())['scales']['x4']
+    blocks = {**scale['train']['datasets'], **scale['test']['datasets']}
+    assert {key: block['dataroot_lq'] for key, block in blocks.items()} == {
+        key: str(sets / name / 'LRbicx4') for key, name in (
+            ('train', 'T91_BSDS400'), ('val', 'Set5'), ('test_1', 'Set5'), ('test_2', 'Set14'), ('test_3', 'BSD100'))}
+    with tarfile.open(tmp_path / 'gpu_day/rehearsal_out/results.tar.gz') as packed:
+        assert 'rehearsal/day.json' in packed.getnames()
+
+
+def test_tests_that_did_not_begin_are_not_done(tmp_path, day):
+    day('5', '--rehearse', case='no_pytest')
+    done = tmp_path / 'gpu_day/rehearsal'
+    assert (done / 'speed.done').exists()
+    assert not (done / 'tests.done').exists()
+    assert 'tests: status 0' in day('5', '--rehearse').stdout
 
 
 @pytest.mark.parametrize('words', [[], ['soon'], ['15', '--rehears'], ['-5']])

@@ -21,6 +21,9 @@ from udl_basicsr.options.training_values import judge_of
 @pytest.mark.parametrize(('force', 'message'), [
     ('nmae=x', "nmae: unknown key; did you mean 'name'?"),
     ('train:lossses=1', 'train.lossses: unknown key'),
+    ('total_iter=1', "total_iter: unknown key; did you mean 'train.total_iter'?"),  # of another block
+    ('train:val_freq=1', "train.val_freq: unknown key; did you mean 'val.val_freq'?"),
+    ('gt_size=32', "gt_size: unknown key; did you mean 'datasets.train.gt_size'?"),
     ('train:total_itr=1', "train.total_itr: unknown key; did you mean 'total_iter'?"),
     ('train:total_iter=many', "train.total_iter: expected iterations, integer, 1 ≤ x ≤ 10⁹, got 'many' (str)"),
     ('train:total_iter=1.5', 'train.total_iter: expected'),
@@ -290,6 +293,17 @@ def test_what_a_block_of_stage_1_sets_for_itself_is_said(parse, two_stages):
 def test_a_name_that_turns_on_basicsrs_debug_mode_is_warned_of(parse, train_opt):
     assert any("'nodebugging' has debug in it" in w for w in parse(train_opt, ['name=nodebugging']).warnings)
     assert not any('debug' in w for w in parse(train_opt, debug=True).warnings)
+
+
+def test_debug_is_short_only_once_the_options_were_checked(parse, two_stages):
+    """A schedule that is right for the whole run is not warned of, and one that is wrong is refused."""
+    second = two_stages[1]
+    second['train'] |= {'total_iter': 100, 'scheduler': {'type': 'MultiStepLR', 'milestones': [50], 'gamma': 0.5}}
+    parsed = parse(second, debug=True)
+    assert (parsed.flat['train']['total_iter'], parsed.warnings) == (16, ())
+    assert parsed.stage1.flat['train']['total_iter'] <= 16
+    periods = 'train:scheduler={type: CosineAnnealingRestartLR, periods: [40], restart_weights: [1]}'
+    assert 'they end at 40, before total_iter: 100' in refused(parse, second, periods, debug=True)
 
 
 def test_stage_messages(parse, two_stages, tmp_path):

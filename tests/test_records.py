@@ -127,6 +127,25 @@ def test_the_share_of_a_lead_has_the_standard_error_of_a_quotient():
     assert found['high'] == pytest.approx(share + 1.96 * error, abs=0.1 * error)
 
 
+def test_the_share_of_a_lead_that_hardly_leaves_out_0():
+    """Its ends are Fieller's: the shares r of which 0 is within the interval of the mean of ours - r*lead."""
+    lead, ours = np.array([[.55, .59, .3, -.23, .17]]), np.array([[.02, .21, .4, .3, .74]])
+    found = statistics.share_of_lead(leads(ours, lead), 'MSE', 'UDL', 'Set5', 'psnr', 2)
+    assert 0 < statistics.bootstrap_interval(lead)[0] < 0.01
+
+    def holds(share):
+        low, high = statistics.bootstrap_interval(ours - share * lead)
+        return low <= 0 <= high
+
+    assert [holds(found['low'] + step) for step in (-0.02, 0.02)] == [False, True]
+    assert [holds(found['high'] + step) for step in (-5, 5)] == [True, False]
+    # what the method is behind by counts the other way
+    other = statistics.share_of_lead(leads(-ours, lead), 'MSE', 'UDL', 'Set5', 'psnr', 2)
+    assert (other['low'], other['high']) == (pytest.approx(-found['high']), pytest.approx(-found['low']))
+    other = statistics.share_of_lead(leads(-ours, -lead), 'MSE', 'UDL', 'Set5', 'psnr', 2)
+    assert other == pytest.approx(found)
+
+
 def test_records_are_read_back_and_checked(tmp_path):
     record_files.write_record(record('L1', 0, {'a': 30.}), tmp_path)
     record_files.write_record(record('UDL', 0, {'a': 31.}), tmp_path)

@@ -139,8 +139,9 @@ def share_of_lead(records: Sequence[Record], method: str, leader: str, dataset: 
     Returns:
         ``{'share', 'low', 'high', 'seeds', 'images'}``: the quotient of the two mean differences, over the seeds and
         images that all three methods have; and its 95 % interval, by a bootstrap that draws the same seeds and images
-        for both. The interval has no bounds where that of the lead holds 0, since a share of what may be nothing is any
-        number. None where the three have no seed or image in common.
+        for both. A draw in which the lead has changed its sign counts as a share beyond all numbers, on the side on
+        which the method is. The interval has no bounds where that of the lead holds 0, since a share of what may be
+        nothing is any number. None where the three have no seed or image in common.
     """
     reference = reference or records[0].reference
     (seeds, images, ours), (their_seeds, their_images, lead) = (
@@ -154,7 +155,11 @@ def share_of_lead(records: Sequence[Record], method: str, leader: str, dataset: 
     if low <= 0 <= high:
         low, high = -np.inf, np.inf
     else:
-        low, high = _percentiles(_drawn_means(ours, samples) / _drawn_means(lead, samples))
+        sign = np.sign(lead.mean())
+        part, whole = (sign * _drawn_means(values, samples) for values in (ours, lead))
+        ahead = whole > 0
+        # the quotient passes through infinity where the lead passes through 0
+        low, high = _percentiles(np.where(ahead, part / np.where(ahead, whole, 1), np.copysign(np.inf, part)))
     return {'share': float(ours.mean() / lead.mean()) if lead.any() else float('nan'), 'low': low, 'high': high,
             'seeds': len(common), 'images': len(both)}
 

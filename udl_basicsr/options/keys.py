@@ -47,6 +47,16 @@ class Findings:
         return any(line.startswith((f'{at}.', f'{at}:')) for line in self.problems)
 
 
+def _place(name: str, table: dict[str, Key] = schema.OPTIONS, at: str = '') -> str:
+    """The dotted path of the first key of the table that is called so; '' where none is."""
+    for key, entry in table.items() if name != 'type' else ():
+        if key == name:
+            return at + key
+        if isinstance(entry.kind, dict) and (found := _place(name, entry.kind, f'{at}{key}.')):
+            return found
+    return ''
+
+
 def known(what: str) -> dict[str, Any]:
     """Classes and functions by the names that option files give them."""
     if what == 'optimizer':
@@ -181,8 +191,11 @@ class KeyChecker:
             if path[0] == 'path':
                 read = set()
             read = (legal | read | set(others)) - _FILLED_IN
+            place = '' if nearest(name, read) else _place(name)
             if path[0] in ('path', *_FILLED_IN):  # these would be folders, and be written over
                 self.report.add(where, f'unknown key{did_you_mean(name, read)}')
+            elif place:
+                self.stray(where, f"unknown key; did you mean '{place}'?")
             else:
                 self.stray(where, 'unknown key', name, read)
 

@@ -119,6 +119,10 @@ def _parse(file: str, parents: tuple[str, ...], *, root_path: str, is_train: boo
     checker.run()
     if not _can_build(flat):
         raise _error(file, report)
+    train = block_of(flat, 'train') if process['debug'] else {}
+    for key in ('total_iter', 'warmup_iter'):  # now that they have been checked as they are
+        if isinstance(train.get(key), (int, float)):
+            train[key] = min(train[key], _DEBUG_ITERATIONS)
     if is_train and 'debug' in flat['name'] and not process['debug']:
         report.warnings.append(f'name: {flat["name"]!r} has debug in it: as in BasicSR, this run logs each iteration, '
                                'and validates and saves every 8; choose another name if you do not want that')
@@ -172,10 +176,6 @@ def _complete(flat: dict, debug: bool) -> None:
     name = flat.get('name')
     if debug and isinstance(name, str) and not name.startswith('debug'):
         flat['name'] = f'debug_{name}'
-    train = block_of(flat, 'train') if debug else {}
-    for key in ('total_iter', 'warmup_iter'):
-        if isinstance(train.get(key), (int, float)):
-            train[key] = min(train[key], _DEBUG_ITERATIONS)
     if flat.get('num_gpu') is None:
         flat['num_gpu'] = OPTIONS['num_gpu'].default
     if flat.get('path') is None:

@@ -1,5 +1,6 @@
 """One training run and one test run, from checked options to saved results."""
 import datetime
+import math
 import time
 from pathlib import Path
 from typing import cast
@@ -43,6 +44,7 @@ from .run_folder import make_folders, resume_state
 from .states import essence, note_changes
 
 _DEBUG_IMAGES = 2  # of each set, with --debug
+_SILENT = 60  # seconds without a line of the log, after which one says how long a step takes
 
 
 def train(parsed: Parsed, command: str = '') -> None:
@@ -127,7 +129,7 @@ def _iterate(model, batches, sampler, val_loaders, opt, tb_logger, history, star
     message_logger = MessageLogger(opt, start_iter, tb_logger)
     message_logger.max_iters += 1  # it counts from 0 (basicsr/utils/logger.py:101); the last line had an ETA of -1 day
     data_timer, iter_timer, started = AvgTimer(), AvgTimer(), time.time()
-    logger, broken = message_logger.logger, 0
+    logger, broken, silent_from = message_logger.logger, 0, None
     model.asked_to_stop = lambda: interrupts.signal is not None
     for iteration, batch in enumerate(batches, start_iter + 1):
         data_timer.record()
@@ -154,6 +156,13 @@ def _iterate(model, batches, sampler, val_loaders, opt, tb_logger, history, star
             })
             if history:
                 history.add(iteration, **losses, seconds=round(iter_timer.get_avg_time(), 5))
+            silent_from = math.inf
+        silent_from = silent_from or time.time()  # from the second step on: the first may have to be compiled
+        if (silent := time.time() - silent_from) > _SILENT:
+            each, silent_from = silent / (iteration - start_iter - 1), math.inf
+            left = datetime.timedelta(seconds=int(each * (total_iter - iteration)))
+            logger.info(f'Iteration {iteration} of {total_iter}, {each:.1f} s each: {left} to go. The losses are '
+                        f'logged every {logger_opt["print_freq"]} iterations.')
         if val_opt and iteration % val_opt['val_freq'] == 0 and not last:
             _validate(model, val_loaders, iteration, tb_logger, history, opt)
         # Our models' ranks have agreed in the step, where they tell one another whether it is finite.

@@ -94,6 +94,8 @@ def _runs(parsed: Parsed) -> Iterator[tuple[int, Parsed, bool]]:
         missing = broadcast([weights for weights in needed if not Path(weights).exists()])
         if missing:
             _rehearse(parsed, missing)
+            for warning in parsed.warnings:  # when this stage begins it would be late to say
+                get_root_logger().warning(warning)
             get_root_logger().info(f'Stage 1 comes first ({missing[0]} is missing): {before.file}')
             # A stage 1 that was interrupted goes on where it was.
             yield from _runs(replace(before, opt={**before.opt, 'auto_resume': True}))
