@@ -22,6 +22,7 @@ METHODS = {
         ('L1', 'L1'), ('L1 → L1', 'L1_restart'), ('L1 → MSE', 'L1_MSE'))}}
 FOLDERS = {'1,500': 'stages_x4', '3,000': 'budget_3000', '6,000': 'quick_x4', '12,000': 'budget_12000',
            '24,000': 'budget_24000', '12,000, batch 16': 'small_x4'}
+STAGE_1 = 'Which stage 1, and is one enough?'
 
 
 @cache
@@ -34,12 +35,15 @@ def records(*folders):
     return [*found.values()]
 
 
+def section(heading, page='RESULTS.md'):
+    text = (DOCS / page).read_text(encoding='utf-8')
+    return text.split(f'\n## {heading}\n')[1].split('\n## ')[0]
+
+
 def tables(heading, page='RESULTS.md'):
     """The tables below a heading, each as rows {column: cell}; a difference's column has its data set before it."""
-    text = (DOCS / page).read_text(encoding='utf-8')
-    section = text.split(f'\n## {heading}\n')[1].split('\n## ')[0]
     found = []
-    for block in re.findall(r'(?:^\|.*\n)+', section, flags=re.M):
+    for block in re.findall(r'(?:^\|.*\n)+', section(heading, page), flags=re.M):
         lines = re.sub(r'\[([^]]+)\]\([^)]*\)', r'\1', block).splitlines()  # links
         header, _, *rows = [[cell.strip(' *').replace('\\|', '|') for cell in re.split(r'(?<!\\)\|', line.strip('|'))]
                             for line in lines]
@@ -110,7 +114,7 @@ class Cells:
 
 @pytest.mark.parametrize(('heading', 'folder', 'seed'), [
     ('The yardstick', 'small_x4', None), ('The comparison at 6,000 iterations', 'quick_x4', None),
-    ('With the share of stage 1', 'budget_12000', 0), ('Which stage 1, and is one enough?', 'stages_x4', None),
+    ('With the share of stage 1', 'budget_12000', 0), (STAGE_1, 'stages_x4', None),
     ('The rivals', 'stages_x4', None)])
 def test_the_methods_of_a_comparison(heading, folder, seed):
     cells = Cells(records(folder), seed)
@@ -261,3 +265,41 @@ def test_the_readme():
             count += 1
         cells.end(3)
     assert count >= 15
+
+
+@pytest.mark.parametrize(('heading', 'words', 'folder', 'ours', 'theirs', 'metric', 'seed'), [
+    ('The yardstick', 'of each channel), is behind UDL by', 'small_x4', 'ESU_UDL', 'ESU_UDL_1', 'psnr', 0),
+    ('The yardstick', 'On seed 0 it is behind UDL by', 'small_x4', 'ESU_UDL', 'weights_error', 'psnr', 0),
+    ('The yardstick', 'and ahead of L1 → MSE by', 'small_x4', 'weights_error', 'L1_MSE', 'psnr', 0),
+    ('The yardstick', 'In SSIM it is behind L1, by', 'small_x4', 'L1', 'MSE', 'ssim', 0),
+    ('The yardstick', 'It is behind L1 → MSE by', 'small_x4', 'L1_MSE', 'MSE', 'psnr', 0),
+    ('The yardstick', 'told from L1.** It is ahead by', 'small_x4', 'ExpectedL1', 'L1', 'psnr', 0),
+    ('The yardstick', 'on 116 of 119 images: by', 'small_x4', 'L1_MSE_longer', 'ESU_UDL', 'psnr', 0),
+    ('The comparison at 6,000 iterations', 'ahead of L1 → MSE by', 'quick_x4', 'ESU_UDL', 'L1_MSE', 'ssim', None),
+    ('With the budget', 'In SSIM it is behind, by', 'budget_24000', 'L1', 'ESU_UDL', 'ssim', None),
+    ('With the budget', 'lower than that of L1 → MSE by', 'budget_24000', 'L1_MSE', 'ESU_UDL', 'lpips', 0),
+    ('With the budget', 'L1 → L1 minus L1 is', 'budget_12000', 'L1_restart', 'L1', 'psnr', 0),
+    ('With the budget', 'UDL minus L1 → L1 is', 'budget_12000', 'ESU_UDL', 'L1_restart', 'psnr', 0),
+    ('With the share of stage 1', 'It is behind a third by', 'budget_12000', 'ESU_UDL', 'UDL_2', 'psnr', 0),
+    ('With the share of stage 1', 'A twelfth is ahead of a third by', 'budget_12000', 'UDL_12', 'ESU_UDL', 'psnr', 0),
+    ('With as many operations', 'UDL is ahead of L1 by', 'budget_3000', 'L1_longer', 'ESU_UDL', 'lpips', 0),
+    ('With as many operations', 'L1 → L1 of UDL by', 'budget_3000', 'ESU_UDL', 'L1_restart_longer', 'lpips', 0),
+    (STAGE_1, "from ESU's.** It is ahead by", 'stages_x4', 'faithful_UDL', 'ESU_UDL', 'psnr', None),
+    (STAGE_1, 'operations), in LPIPS by', 'stages_x4', 'ESU_UDL', 'L1_restart_longer', 'lpips', None),
+    (STAGE_1, 'of "L1 + s" by', 'stages_x4', 'L1_restart_longer', 'faithful_UDL', 'psnr', None),
+    (STAGE_1, 'is behind ESU by', 'stages_x4', 'ESU_UDL', 'post_hoc_UDL', 'psnr', None),
+    (STAGE_1, 'That costs', 'stages_x4', 'ESU_UDL', 'ESU_learning', 'psnr', None),
+    ('The rivals', 'behind ESU → UDL by', 'stages_x4', 'ESU_UDL', 'EU_UDL', 'psnr', 0),
+    ('The rivals', '**offset 1** by', 'stages_x4', 'ESU_UDL', 'ESU_UDL_1', 'psnr', 0),
+    ('LPIPS', 'it is lower than L1 → MSE by', 'quick_x4', 'L1_MSE', 'ESU_UDL', 'lpips', None),
+    ('LPIPS', 'it beats L1 alone**, by', 'quick_x4', 'L1_longer', 'ESU_UDL', 'lpips', None),
+    ('LPIPS', 'seed 0: L1 → MSE by', 'quick_x4', 'ESU_UDL', 'L1_MSE_longer', 'lpips', 0),
+    ('LPIPS', 'UDL minus L1 → MSE is', 'budget_12000', 'ESU_UDL', 'L1_MSE', 'lpips', 0)])
+def test_the_figures_in_a_sentence(heading, words, folder, ours, theirs, metric, seed):
+    """Three differences with their intervals, of the three sets, behind the words."""
+    text, cells = ' '.join(section(heading).split()), Cells(records(folder), seed)
+    assert text.count(words) == 1, f'{heading}: expected once: {words!r}'
+    shown = re.findall(r'[+−]?\d[\d.]* \[[^]]+\]', text.split(words)[1])
+    for dataset, cell in zip(SETS, shown, strict=False):
+        cells.difference((words, dataset), cell, ours, theirs, dataset, metric)
+    cells.end(3)
