@@ -280,6 +280,8 @@ def test_the_readme():
     ('With the budget', 'lower than that of L1 → MSE by', 'budget_24000', 'L1_MSE', 'ESU_UDL', 'lpips', 0),
     ('With the budget', 'L1 → L1 minus L1 is', 'budget_12000', 'L1_restart', 'L1', 'psnr', 0),
     ('With the budget', 'UDL minus L1 → L1 is', 'budget_12000', 'ESU_UDL', 'L1_restart', 'psnr', 0),
+    ('With the budget', 'In SSIM UDL is behind L1 → L1 by', 'budget_24000', 'L1_restart', 'ESU_UDL', 'ssim', 0),
+    ('With the budget', 'In LPIPS it is ahead by', 'budget_24000', 'L1_restart', 'ESU_UDL', 'lpips', 0),
     ('With the share of stage 1', 'It is behind a third by', 'budget_12000', 'ESU_UDL', 'UDL_2', 'psnr', 0),
     ('With the share of stage 1', 'A twelfth is ahead of a third by', 'budget_12000', 'UDL_12', 'ESU_UDL', 'psnr', 0),
     ('With as many operations', 'UDL is ahead of L1 by', 'budget_3000', 'L1_longer', 'ESU_UDL', 'lpips', 0),
