@@ -269,6 +269,7 @@ def test_the_readme():
 
 @pytest.mark.parametrize(('heading', 'words', 'folder', 'ours', 'theirs', 'metric', 'seed'), [
     ('The yardstick', 'of each channel), is behind UDL by', 'small_x4', 'ESU_UDL', 'ESU_UDL_1', 'psnr', 0),
+    ('The yardstick', 'is behind ESU → UDL by', 'small_x4', 'ESU_UDL', 'EU_UDL', 'psnr', 0),
     ('The yardstick', 'On seed 0 it is behind UDL by', 'small_x4', 'ESU_UDL', 'weights_error', 'psnr', 0),
     ('The yardstick', 'and ahead of L1 → MSE by', 'small_x4', 'weights_error', 'L1_MSE', 'psnr', 0),
     ('The yardstick', 'In SSIM it is behind L1, by', 'small_x4', 'L1', 'MSE', 'ssim', 0),
