@@ -2,6 +2,7 @@
 # ruff: noqa: F811 - fixtures that come from option_cases
 import json
 import random
+import re
 import sys
 from copy import deepcopy
 
@@ -14,6 +15,7 @@ from torch import nn
 
 from udl_basicsr.options import trials
 from udl_basicsr.options.parse import dump_flat, parse_options
+from udl_basicsr.options.summary import describe_options
 from udl_basicsr.options.training_values import judge_of
 
 # ------------------------------------------------------------------------------------------------------ keys and values
@@ -293,6 +295,12 @@ def test_what_a_block_of_stage_1_sets_for_itself_is_said(parse, two_stages):
 def test_a_name_that_turns_on_basicsrs_debug_mode_is_warned_of(parse, train_opt):
     assert any("'nodebugging' has debug in it" in w for w in parse(train_opt, ['name=nodebugging']).warnings)
     assert not any('debug' in w for w in parse(train_opt, debug=True).warnings)
+
+
+def test_the_console_shows_how_often_a_debug_run_validates_and_saves(parse, train_opt):
+    train_opt |= {'val': {'val_freq': 5000}, 'logger': {'print_freq': 100, 'save_checkpoint_freq': 5000}}
+    told = describe_options(parse(train_opt, debug=True))
+    assert re.findall(r'(\w+)_freq: (\d+)', told) == [('val', '8'), ('print', '1'), ('save_checkpoint', '8')]
 
 
 def test_debug_is_short_only_once_the_options_were_checked(parse, two_stages):

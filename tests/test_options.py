@@ -132,7 +132,6 @@ def test_debug(parse, train_opt):
     parsed = parse(train_opt, debug=True)
     assert parsed.opt['name'] == parsed.flat['name'] == 'debug_run'
     assert (parsed.opt['val']['val_freq'], parsed.opt['logger']['print_freq']) == (8, 1)
-    assert parsed.flat['val']['val_freq'] == 50
     assert parsed.opt['train']['total_iter'] == parsed.flat['train']['total_iter'] == 16
     assert parse(train_opt | {'name': 'debug_by_name'}).opt['train']['total_iter'] == 100
 

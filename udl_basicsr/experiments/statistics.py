@@ -52,11 +52,16 @@ def means(records: Iterable[Record], method: str, dataset: str, metric: str, sca
 def paired_scores(records: Sequence[Record], method: str, reference: str, dataset: str, metric: str,
                   scale: int) -> tuple[list[int], list[str], np.ndarray]:
     """The seeds and images that two methods have in common, and method minus reference there, (S, I)."""
-    (seeds, images, ours), (their_seeds, their_images, theirs) = (
-        scores_matrix(records, name, dataset, metric, scale) for name in (method, reference))
-    common, both = sorted({*seeds} & {*their_seeds}), sorted({*images} & {*their_images})
-    return common, both, (ours[np.ix_([seeds.index(s) for s in common], [images.index(i) for i in both])] -
-                          theirs[np.ix_([their_seeds.index(s) for s in common], [their_images.index(i) for i in both])])
+    seeds, images, (ours, theirs) = _in_common(*(scores_matrix(records, name, dataset, metric, scale)
+                                                 for name in (method, reference)))
+    return seeds, images, ours - theirs
+
+
+def _in_common(*found: tuple[list[int], list[str], np.ndarray]) -> tuple[list[int], list[str], list[np.ndarray]]:
+    """Of several (seeds, images, values (S, I)) the seeds and images that all have, and the values of each there."""
+    seeds, images = (sorted(set.intersection(*map(set, names))) for names in list(zip(*found, strict=True))[:2])
+    return seeds, images, [values[np.ix_([rows.index(s) for s in seeds], [columns.index(i) for i in images])]
+                           for rows, columns, values in found]
 
 
 def paired_difference(records: Sequence[Record], method: str, dataset: str, metric: str, scale: int,
@@ -86,18 +91,18 @@ def paired_difference(records: Sequence[Record], method: str, dataset: str, metr
     if not mine:
         return None
     reference = reference or mine[0].reference
-    common, pictures, difference = paired_scores(records, method, reference, dataset, metric, scale)
-    if not common or not pictures:
+    seeds, images, difference = paired_scores(records, method, reference, dataset, metric, scale)
+    if not seeds or not images:
         return None
     low, high = bootstrap_interval(difference, samples)
-    by_seed, count = difference.mean(axis=1), len(common)
+    by_seed, count = difference.mean(axis=1), len(seeds)
     half = float('nan')
     if count > 1:
         half = stdtrit(count - 1, 0.975) * by_seed.std(ddof=1) / np.sqrt(count)
     facts = metric_facts([*records], metric)
     mean = float(by_seed.mean())
     return {'mean': mean, 'low': low, 'high': high, 'seed_low': float(mean - half), 'seed_high': float(mean + half),
-            'by_seed': dict(zip(common, by_seed.tolist(), strict=True)), 'seeds': count, 'images': len(pictures),
+            'by_seed': dict(zip(seeds, by_seed.tolist(), strict=True)), 'seeds': count, 'images': len(images),
             'pairs': difference.size, 'facts': facts,
             'ahead': int((facts.sign * difference > 0).sum()) if facts.sign else None}
 
@@ -144,13 +149,10 @@ def share_of_lead(records: Sequence[Record], method: str, leader: str, dataset: 
         nothing is any number. None where the three have no seed or image in common.
     """
     reference = reference or records[0].reference
-    (seeds, images, ours), (their_seeds, their_images, lead) = (
-        paired_scores(records, name, reference, dataset, metric, scale) for name in (method, leader))
-    common, both = sorted({*seeds} & {*their_seeds}), sorted({*images} & {*their_images})
-    if not common or not both:
+    seeds, images, (ours, lead) = _in_common(*(paired_scores(records, name, reference, dataset, metric, scale)
+                                               for name in (method, leader)))
+    if not seeds or not images:
         return None
-    ours = ours[np.ix_([seeds.index(s) for s in common], [images.index(i) for i in both])]
-    lead = lead[np.ix_([their_seeds.index(s) for s in common], [their_images.index(i) for i in both])]
     low, high = bootstrap_interval(lead, samples)
     if low <= 0 <= high:
         low, high = -np.inf, np.inf
@@ -161,7 +163,7 @@ def share_of_lead(records: Sequence[Record], method: str, leader: str, dataset: 
         # the quotient passes through infinity where the lead passes through 0
         low, high = _percentiles(np.where(ahead, part / np.where(ahead, whole, 1), np.copysign(np.inf, part)))
     return {'share': float(ours.mean() / lead.mean()) if lead.any() else float('nan'), 'low': low, 'high': high,
-            'seeds': len(common), 'images': len(both)}
+            'seeds': len(seeds), 'images': len(images)}
 
 
 def value_at(curve: Mapping[int, float], iteration: int) -> float | None:

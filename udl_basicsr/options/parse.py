@@ -30,6 +30,7 @@ from .values import Checker
 __all__ = ['OptionError', 'Parsed', 'apply_force_yml', 'dump_flat', 'load_yaml', 'parse_options', 'renamed']
 
 _TORCHRUN = 'torchrun --nproc_per_node={} -m udl_basicsr train -opt ... --launcher pytorch'
+_DEBUG_FREQUENCIES = {'val': {'val_freq': 8}, 'logger': {'print_freq': 1, 'save_checkpoint_freq': 8}}
 _DEBUG_ITERATIONS = 16  # of each stage: two validations, and about a minute for a small network
 
 
@@ -123,9 +124,14 @@ def _parse(file: str, parents: tuple[str, ...], *, root_path: str, is_train: boo
     for key in ('total_iter', 'warmup_iter'):  # now that they have been checked as they are
         if isinstance(train.get(key), (int, float)):
             train[key] = min(train[key], _DEBUG_ITERATIONS)
-    if is_train and 'debug' in flat['name'] and not process['debug']:
-        report.warnings.append(f'name: {flat["name"]!r} has debug in it: as in BasicSR, this run logs each iteration, '
-                               'and validates and saves every 8; choose another name if you do not want that')
+    if is_train and 'debug' in flat['name']:  # as BasicSR has it
+        for block, frequencies in _DEBUG_FREQUENCIES.items():
+            if isinstance(flat.get(block), dict):
+                flat[block] |= frequencies
+        if not process['debug']:
+            report.warnings.append(f'name: {flat["name"]!r} has debug in it: as in BasicSR, this run logs each '
+                                   'iteration, and validates and saves every 8; choose another name if you do not want '
+                                   'that')
 
     if is_train and flat.get('manual_seed') is None:
         flat['manual_seed'] = random.SystemRandom().randint(1, 10000)  # leaves the global random state alone
@@ -284,11 +290,6 @@ def _runtime(flat: dict, root_path: str, is_train: bool, num_gpu_available: int)
         root = path['experiments_root'] = osp.join(root_path, 'experiments', opt['name'])
         path['models'] = osp.join(root, 'models')
         path['training_states'] = osp.join(root, 'training_states')
-        if 'debug' in opt['name']:
-            if isinstance(opt.get('val'), dict):
-                opt['val']['val_freq'] = 8
-            if isinstance(opt.get('logger'), dict):
-                opt['logger'].update(print_freq=1, save_checkpoint_freq=8)
     else:
         root = path['results_root'] = osp.join(root_path, 'results', opt['name'])
     path['log'] = root

@@ -1,6 +1,5 @@
 """One training run and one test run, from checked options to saved results."""
 import datetime
-import math
 import time
 from pathlib import Path
 from typing import cast
@@ -129,7 +128,7 @@ def _iterate(model, batches, sampler, val_loaders, opt, tb_logger, history, star
     message_logger = MessageLogger(opt, start_iter, tb_logger)
     message_logger.max_iters += 1  # it counts from 0 (basicsr/utils/logger.py:101); the last line had an ETA of -1 day
     data_timer, iter_timer, started = AvgTimer(), AvgTimer(), time.time()
-    logger, broken, silent_from = message_logger.logger, 0, None
+    logger, broken, minute = message_logger.logger, 0, _FirstMinute()
     model.asked_to_stop = lambda: interrupts.signal is not None
     for iteration, batch in enumerate(batches, start_iter + 1):
         data_timer.record()
@@ -156,10 +155,7 @@ def _iterate(model, batches, sampler, val_loaders, opt, tb_logger, history, star
             })
             if history:
                 history.add(iteration, **losses, seconds=round(iter_timer.get_avg_time(), 5))
-            silent_from = math.inf
-        silent_from = silent_from or time.time()  # from the second step on: the first may have to be compiled
-        if (silent := time.time() - silent_from) > _SILENT:
-            each, silent_from = silent / (iteration - start_iter - 1), math.inf
+        if each := minute.step(logged):
             left = datetime.timedelta(seconds=int(each * (total_iter - iteration)))
             logger.info(f'Iteration {iteration} of {total_iter}, {each:.1f} s each: {left} to go. The losses are '
                         f'logged every {logger_opt["print_freq"]} iterations.')
@@ -179,6 +175,24 @@ def _iterate(model, batches, sampler, val_loaders, opt, tb_logger, history, star
         data_timer.start()
         iter_timer.start()
     logger.info(f'End of training. Time consumed: {datetime.timedelta(seconds=int(time.time() - started))}')
+
+
+class _FirstMinute:
+    """Whoever waits for the first line of the log is told once, after a minute, how long a step takes."""
+
+    def __init__(self) -> None:
+        self.steps, self.begin, self.over = 0, 0., False
+
+    def step(self, logged: bool) -> float | None:
+        """Seconds of a step when they are to be told, from the second step on: the first may have to be compiled."""
+        self.over |= logged
+        if self.over or not self.begin:
+            self.begin = time.time()
+            return None
+        self.steps += 1
+        seconds = time.time() - self.begin
+        self.over = seconds > _SILENT
+        return seconds / self.steps if self.over else None
 
 
 def _epoch(iteration: int, sampler) -> int:
