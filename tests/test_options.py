@@ -16,6 +16,7 @@ from option_cases import parse, refused, train_opt, write  # noqa: F401
 from udl_basicsr.options import schema
 from udl_basicsr.options.parse import OptionError, apply_force_yml, dump_flat, load_yaml
 from udl_basicsr.utils import settings
+from udl_basicsr.utils.text import nearest
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -39,7 +40,8 @@ def test_numbers_are_read_as_people_write_them(tmp_path):
     ('c:\n  <<: {k: 1, k: 2}', "a.yml:2: key 'k' stands here twice"),
     ('a: [1, 2', 'a.yml:'),
     ('a: !!float x', "a.yml:1: 'x' is no float"),
-    ('1: 2', "a key must be text, got '1'"),
+    ('1: 2', "a key must be text, got '1': put it in quotes"),
+    ('a: 1\nb: {lr: 0,001}', "a.yml:2: a key must be text, got '001': write decimals with a point"),
     ('- 1', 'expected `key: value` lines, got list'),
     ('', 'got nothing'),
     ('a: &a [*a]', 'contains itself'),
@@ -60,6 +62,27 @@ def test_hostile_and_broken_files(tmp_path, monkeypatch, text, message):
     assert message in str(error.value)
     assert str(tmp_path / 'a.yml') in str(error.value)
     assert not (tmp_path / 'owned').exists()
+
+
+@pytest.mark.parametrize(('data', 'message'), [
+    ('a: 1\nb: für'.encode('latin-1'), 'a.yml:2: expected text in UTF-8, found the byte 0xfc; save the file as UTF-8'),
+    ('a: 1'.encode('utf-16'), 'a.yml:1: expected text in UTF-8, found the byte 0xff'),
+])
+def test_other_encodings_are_refused(tmp_path, data, message):
+    (tmp_path / 'a.yml').write_bytes(data)
+    with pytest.raises(OptionError) as error:
+        load_yaml(tmp_path / 'a.yml')
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(('slip', 'meant'), [
+    ('ESULos', 'ESULoss'),  # one letter off; EULoss has the same letters as the slip, but is two off
+    ('EDRS', 'EDSR'),  # EDVR is as near by the letters in their order
+    ('edsr', 'EDSR'),
+    ('nothing', None),
+])
+def test_the_nearest_name(slip, meant):
+    assert nearest(slip, ['EULoss', 'ESULoss', 'UDLLoss', 'EDSR', 'EDVR']) == meant
 
 
 def test_inheritance(tmp_path):

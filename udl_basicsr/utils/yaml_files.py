@@ -81,10 +81,13 @@ class _Loader(yaml.SafeLoader):
         if len(node.value) > _MAX_NODES:
             raise yaml.constructor.ConstructorError(None, None, f'more than {_MAX_NODES} values once merged',
                                                     node.start_mark)
-        for key_node, _ in node.value:
+        for key_node, value_node in node.value:
             if key_node.tag != 'tag:yaml.org,2002:str':
+                remedy = 'put it in quotes'
+                if key_node.tag.endswith((':int', ':float')) and value_node.value == '':  # `{lr: 0,001}`
+                    remedy = 'write decimals with a point, no comma, or put it in quotes'
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"a key must be text, got '{getattr(key_node, 'value', '?')}': put it in quotes",
+                    None, None, f"a key must be text, got '{getattr(key_node, 'value', '?')}': {remedy}",
                     key_node.start_mark)
 
 
@@ -224,8 +227,10 @@ def _read_text(path: str, by: str) -> str:
         return data.decode('utf-8-sig')
     except OSError as error:
         raise OptionError(f'{path}: cannot read this option file{by}: {error.strerror}') from None
-    except UnicodeDecodeError:
-        raise OptionError(f'{path}: not a text file in UTF-8') from None
+    except UnicodeDecodeError as error:
+        line = error.object[:error.start].count(b'\n') + 1
+        raise OptionError(f'{path}:{line}: expected text in UTF-8, found the byte {error.object[error.start]:#04x}; '
+                          'save the file as UTF-8') from None
 
 
 def _locate(opt: dict, absolute: Callable[[str], str]) -> None:
