@@ -75,6 +75,16 @@ def test_other_encodings_are_refused(tmp_path, data, message):
     assert message in str(error.value)
 
 
+def test_a_misspelt_file_name(tmp_path):
+    write(tmp_path / 'train_EDSR_x4.yml', 'a: 1')
+    write(tmp_path / 'train_EDSR_x4.txt', '')
+    for name in ('train_EDRS_x4.yml', 'train_EDSR_x4'):
+        with pytest.raises(OptionError, match=rf"{name}: cannot read .*; did you mean 'train_EDSR_x4\.yml'\?"):
+            load_yaml(tmp_path / name)
+    with pytest.raises(OptionError, match=r'No such file or directory$'):
+        load_yaml(tmp_path / 'quite_other.yml')
+
+
 @pytest.mark.parametrize(('slip', 'meant'), [
     ('ESULos', 'ESULoss'),  # one letter off; EULoss has the same letters as the slip, but is two off
     ('EDRS', 'EDSR'),  # EDVR is as near by the letters in their order

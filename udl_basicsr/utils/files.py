@@ -11,6 +11,7 @@ from os import path as osp
 from pathlib import Path
 
 from .locks import alone
+from .text import nearest
 
 
 @contextlib.contextmanager
@@ -92,3 +93,12 @@ def why_not_to(file: str | Path) -> str:
     if is_stream(file):
         return 'is a device or a pipe, expected a file'
     return f'its folder {why}' if (why := why_not_into(file.parent)) else ''
+
+
+def did_you_mean_file(path: str) -> str:
+    """What to say after a file that does not exist: the nearest name in its folder that has one of YAML's endings."""
+    folder, name = osp.split(path)
+    with contextlib.suppress(OSError):
+        if near := nearest(name, [entry for entry in os.listdir(folder) if entry.endswith(('.yml', '.yaml'))]):
+            return f"; did you mean '{near}'?"
+    return ''

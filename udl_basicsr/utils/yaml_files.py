@@ -13,7 +13,7 @@ import yaml
 from yaml.composer import ComposerError
 
 from .errors import MISUSED, UdlError
-from .files import is_stream
+from .files import did_you_mean_file, is_stream
 from .text import did_you_mean
 
 _FLOAT = re.compile(r'^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)$')  # YAML 1.1 wants a dot and a sign
@@ -226,7 +226,8 @@ def _read_text(path: str, by: str) -> str:
             raise OptionError(f'{path}: cannot read this option file{by}: it is larger than {_MAX_BYTES} bytes')
         return data.decode('utf-8-sig')
     except OSError as error:
-        raise OptionError(f'{path}: cannot read this option file{by}: {error.strerror}') from None
+        hint = did_you_mean_file(path) if isinstance(error, FileNotFoundError) else ''
+        raise OptionError(f'{path}: cannot read this option file{by}: {error.strerror}{hint}') from None
     except UnicodeDecodeError as error:
         line = error.object[:error.start].count(b'\n') + 1
         raise OptionError(f'{path}:{line}: expected text in UTF-8, found the byte {error.object[error.start]:#04x}; '
