@@ -73,13 +73,18 @@ def test_other_encodings_are_refused(tmp_path, data, message):
     with pytest.raises(OptionError) as error:
         load_yaml(tmp_path / 'a.yml')
     assert message in str(error.value)
+    (tmp_path / 'a.yml').rename(tmp_path / 'net_g.pth')
+    with pytest.raises(OptionError, match=r'; give an option file, NAME\.yml$'):
+        load_yaml(tmp_path / 'net_g.pth')
 
 
 def test_a_misspelt_file_name(tmp_path):
     write(tmp_path / 'train_EDSR_x4.yml', 'a: 1')
     write(tmp_path / 'train_EDSR_x4.txt', '')
-    for name in ('train_EDRS_x4.yml', 'train_EDSR_x4'):
-        with pytest.raises(OptionError, match=rf"{name}: cannot read .*; did you mean 'train_EDSR_x4\.yml'\?"):
+    (tmp_path / 'EDSR_UDL_x4').mkdir()  # of a run
+    for name, meant in (('train_EDRS_x4.yml', 'train_EDSR_x4.yml'), ('train_EDSR_x4', 'train_EDSR_x4.yml'),
+                        ('EDSR_UDL_x', 'EDSR_UDL_x4')):
+        with pytest.raises(OptionError, match=rf"{name}: cannot read .*; did you mean '{re.escape(meant)}'\?"):
             load_yaml(tmp_path / name)
     with pytest.raises(OptionError, match=r'No such file or directory$'):
         load_yaml(tmp_path / 'quite_other.yml')

@@ -96,9 +96,11 @@ def why_not_to(file: str | Path) -> str:
 
 
 def did_you_mean_file(path: str) -> str:
-    """What to say after a file that does not exist: the nearest name in its folder that has one of YAML's endings."""
+    """What to say after a YAML file, or a folder of one, that does not exist: the nearest name beside it."""
     folder, name = osp.split(path)
+    folders = not name.endswith(('.yml', '.yaml'))
     with contextlib.suppress(OSError):
-        if near := nearest(name, [entry for entry in os.listdir(folder) if entry.endswith(('.yml', '.yaml'))]):
+        if near := nearest(name, [entry.name for entry in os.scandir(folder) if entry.name.endswith(('.yml', '.yaml'))
+                                  or (folders and entry.is_dir())]):
             return f"; did you mean '{near}'?"
     return ''

@@ -230,8 +230,9 @@ def _read_text(path: str, by: str) -> str:
         raise OptionError(f'{path}: cannot read this option file{by}: {error.strerror}{hint}') from None
     except UnicodeDecodeError as error:
         line = error.object[:error.start].count(b'\n') + 1
+        remedy = 'save the file as UTF-8' if path.endswith(('.yml', '.yaml')) else 'give an option file, NAME.yml'
         raise OptionError(f'{path}:{line}: expected text in UTF-8, found the byte {error.object[error.start]:#04x}; '
-                          'save the file as UTF-8') from None
+                          f'{remedy}') from None
 
 
 def _locate(opt: dict, absolute: Callable[[str], str]) -> None:
