@@ -322,11 +322,11 @@ def _stretched(scheduler: Any, factor: float) -> Any:
         return scheduler
     found = dict(scheduler)
     for key in ('milestones', 'restarts'):
-        if is_list(value := scheduler.get(key), schema.integer(0).accepts):
-            found[key] = [round(v * factor) for v in value]
-    if is_list(periods := scheduler.get('periods'), schema.COUNT.accepts):
+        if key in found and is_list(found[key], schema.integer(0).accepts):
+            found[key] = [round(at * factor) for at in found[key]]
+    if 'periods' in found and is_list(found['periods'], schema.COUNT.accepts):
         # rounded each by itself they may end before the training does
-        ends = [round(end * factor) for end in itertools.accumulate(periods)]
+        ends = [round(end * factor) for end in itertools.accumulate(found['periods'])]
         found['periods'] = [end - start for start, end in itertools.pairwise([0, *ends])]
     return found
 
