@@ -292,6 +292,8 @@ def test_the_command_line(ready, monkeypatch, capsys):
 
 
 def test_the_command_says_what_is_missing(project):
+    with pytest.raises(OptionError, match='stage: esu reads no uncertainty; give the option file of stage udl'):
+        stages.cache_uncertainty(project.parse('esu'))
     with pytest.raises(OptionError, match='uncertainty_cache: missing; name a folder, or add --force_yml'):
         stages.cache_uncertainty(project.parse('udl'))
     with pytest.raises(CheckpointError, match=r'net_u_latest.pth: missing.*udl train -opt .*esu.yml'):

@@ -163,10 +163,12 @@ def cache_uncertainty(parsed: Parsed, command: str = '') -> None:
         command (str): Of no use here; there is no run's folder.
 
     Raises:
-        OptionError: The options ask for no cache.
+        OptionError: The options are not of stage ``udl``, or ask for no cache.
         CheckpointError: Stage 1 has not been trained; or the cache is one of something else, or cannot be made.
     """
     opt = parsed.opt
+    if (stage := opt.get('stage')) != 'udl':
+        raise OptionError([f'{parsed.file}: stage: {stage} reads no uncertainty; give the option file of stage udl'])
     if not LoaderSettings.of(opt['datasets']['train']).uncertainty_cache:
         raise OptionError([f'{parsed.file}: datasets.train.uncertainty_cache: missing; name a folder, or add '
                            '--force_yml datasets:train:uncertainty_cache=auto here and when training'])
