@@ -166,6 +166,14 @@ def test_records_are_read_back_and_checked(tmp_path):
         record_files.read_records(tmp_path)
 
 
+def test_the_folder_around_the_records_is_told_where_they_are(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r'tiny: no records .* Make them: udl compare'):
+        record_files.read_records(tmp_path / 'tiny')
+    (tmp_path / 'tiny' / 'records').mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match=rf'tiny: no records .* Give {re.escape(str(tmp_path))}/tiny/records$'):
+        record_files.read_records(tmp_path / 'tiny')
+
+
 def test_files_stay_as_they_are(tmp_path):
     """A record that is read and written again is the same file; of an old one, what was not kept is not known."""
     files = sorted((ROOT / 'docs' / 'results' / 'quick_x4').glob('*_seed0.json'))

@@ -212,8 +212,9 @@ def read_records(folder: str | Path) -> list[Record]:
     """
     files = sorted(Path(folder).glob('*_x*_seed*.json'))
     if not files:
-        raise FileNotFoundError(f'{folder}: no records <method>_x<scale>_seed<seed>.json. Make them: '
-                                'udl compare FILE.yml')
+        inside = Path(folder, 'records')
+        remedy = f'Give {inside}' if inside.is_dir() else 'Make them: udl compare FILE.yml'
+        raise FileNotFoundError(f'{folder}: no records <method>_x<scale>_seed<seed>.json. {remedy}')
     records = [read_record(file) for file in files]
     check_pairs(records)
     return sorted(records, key=lambda r: (r.scale, r.method, r.seed))
