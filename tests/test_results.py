@@ -222,18 +222,20 @@ def test_the_shares_of_the_lead():
 
 
 @pytest.mark.parametrize(('heading', 'column', 'seed'), [
-    ('With the scale', '', 0), ('With the network', 'network', None)])
+    ('With the scale', 'scale', 0), ('With the network', 'network', None)])
 def test_the_lead_by_the_scale_and_by_the_network(heading, column, seed):
-    comparisons = {'×2': ('x2', 2), '×3': ('x3', 3), '×4': ('quick_x4', 4),
+    comparisons = {'×2, 6,000': ('x2', 2), '×3, 6,000': ('x3', 3), '×4, 6,000': ('quick_x4', 4),
+                   '×2, 24,000': ('weights', 2), '×3, 24,000': ('weights', 3), '×4, 24,000': ('budget_24000', 4),
                    'EDSR 8×32': ('quick_x4', 4), 'RCAN 2×4×32': ('RCAN', 4), 'CARN 32': ('CARN', 4)}
     for row in tables(heading)[0]:
-        folder, scale = comparisons[row[column]]
+        name = f"{row['scale']}, {row['iterations']}" if column == 'scale' else row[column]
+        folder, scale = comparisons[name]
         cells = Cells(records(folder), seed)
         if column == 'network':
             assert row['parameters'] == f'{cells.given[0].parameters:,}'
-            cells.number((row[column], ), row['seeds'], len({r.seed for r in cells.given}))
+            cells.number((name, ), row['seeds'], len({r.seed for r in cells.given}))
         for dataset in SETS:
-            place = row[column], dataset
+            place = name, dataset
             cells.difference(place, row[f'{dataset} UDL − L1'], 'ESU_UDL', 'L1', dataset, 'psnr', scale)
             cells.mean(place, row[f'{dataset}: L1'], 'L1', dataset, 'psnr', scale)
         cells.end(6)
