@@ -32,7 +32,7 @@ def records(*folders):
     found = {}
     for folder in folders:
         for record in read_records(DOCS / 'results' / folder):
-            found.setdefault((record.method, record.seed), record)
+            found.setdefault((record.method, record.scale, record.seed), record)
     return [*found.values()]
 
 
