@@ -214,7 +214,8 @@ def test_what_is_no_calibration(run, capsys):
     assert run(picture, *run.options_u, '--intervals', '--within', 31) == 2
     assert 'has no mask for errors within 31 grey levels, it has those for 30' in capsys.readouterr().err
     for broken in ({**good, 'factor': 'x'}, {**good, 'alpha': 2.}, {**good, 'format': 0}, [],
-                   {**good, 'within': {'1': 'x'}}, {key: good[key] for key in good if key != 'networks'}):
+                   {**good, 'within': {'1': 'x'}}, {**good, 'delta': 1.5},
+                   *({key: good[key] for key in good if key != gone} for gone in ('networks', 'delta'))):
         run.file.write_text(json.dumps(broken))
         with pytest.raises(CalibrationError, match='make it with udl calibrate'):
             read_calibration(run.file)

@@ -88,6 +88,22 @@ def judge(run, *arguments) -> int:
         run.models.parent, '--halve', run.root / 'B', '--device', 'cpu', '--out', run.root / 'out', *arguments)])
 
 
+def test_a_gray_input_may_have_a_gt_in_colour(run):
+    for file in run.root.glob('[AB]/LRbicx2/*.png'):
+        cv2.imwrite(str(file), cv2.imread(str(file), cv2.IMREAD_GRAYSCALE))
+    assert status_of(command.main, [str(a) for a in (
+        run.models.parent, '--calibrate', run.root / 'A', '--halve', run.root / 'B', '--alpha', 0.3, '--device', 'cpu',
+        '--out', run.root / 'out')]) == 0
+    (judged, ) = json.loads((run.root / 'out' / 'coverage.json').read_text())['runs']
+    by_hand(run, 'B', 0)
+    for number in range(8):
+        f, x, half = run.by_hand(number, 0.3)
+        f, half = (each.mean(axis=2, keepdims=True) for each in (f, half))
+        scores = judged['images'][f'B/{number}']
+        assert scores['coverage_predicted'] == pytest.approx(np.mean(np.abs(x - f) <= half), abs=1e-3)
+        assert scores['width'] == pytest.approx(2 * judged['factors'][1 - number % 2] * half.mean(), rel=1e-4)
+
+
 def test_too_few_images_are_told_before_a_network_is_loaded(run, capsys):
     """4 of a half, where α = 0.1 needs 9; and 6 with A, where δ = 0.1 needs 7 for α = 0.3."""
     weights = run.models / 'net_g_latest.pth'

@@ -12,6 +12,7 @@ from invented import invented_record
 from PIL import Image
 
 from udl_basicsr.reports import html, html_groups, html_pictures
+from udl_basicsr.reports.pictures import ReportError
 
 
 def decoded(url):
@@ -151,3 +152,13 @@ def test_a_clone_without_pictures_has_tables_and_curves(tmp_path):
     assert not data['pictures']
     assert data['curves']
     assert '<b>PSNR</b>' in page
+
+
+def test_a_picture_that_is_too_wide_for_webp(tmp_path):
+    write_png(tmp_path / 'p' / 'S' / 'strip_x.png', np.zeros((8, 16384, 3), np.uint8))
+    record = invented_record(method='L1', datasets={'S': {'images': {'strip': {'psnr': 30.}}, 'mean': {'psnr': 30.}}},
+                             pictures=str(tmp_path / 'p'))
+    group = html_groups.Group('', [record], '')
+    with pytest.raises(ReportError, match=r'S/strip: 16384×8 pixels are more than the 16383 .* smaller --window'):
+        html_pictures.choose_pictures([group], window=0)
+    assert html_pictures.choose_pictures([group])[0][0]['part'] == '8×8 of 16384×8 px'

@@ -7,13 +7,17 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from basicsr.archs import build_network
 from basicsr.archs.edsr_arch import EDSR
 from basicsr.utils import img2tensor, tensor2img
 from basicsr.utils.color_util import rgb2ycbcr
 from basicsr.utils.matlab_functions import imresize
+from basicsr.utils.registry import ARCH_REGISTRY
 from conftest import photograph
 from infer_runs import SMALL, NearestForTests, noise, pixels, png, run, twice  # noqa: F401
 from PIL import Image, ImageCms, ImageOps
+from torch import nn
+from torch.nn import functional as F
 
 from udl_basicsr.deploy import infer as module
 from udl_basicsr.deploy.infer_plan import make_plan
@@ -193,6 +197,42 @@ def test_tiles_make_the_same_picture(run):
     whole, tiles, seams = (pixels(run.root / n / 'a.png').astype(int) for n in ('whole', 'tiles', 'seams'))
     assert np.abs(whole - tiles).max() <= 1  # the receptive field is 7 pixels
     assert np.abs(whole - seams).max() > 100
+
+
+@ARCH_REGISTRY.register()
+class WindowsForTests(nn.Module):
+    """Enlarges by 2 and adds to each pixel the mean of its window: images are padded to whole windows, and cropped."""
+
+    def __init__(self, split_size=(2, 3)):
+        super().__init__()
+        self.size = split_size
+        self.gain = nn.Parameter(torch.ones(1))
+
+    def forward(self, x):
+        (height, width), (rows, columns) = x.shape[2:], self.size
+        x = F.pad(x, (0, -width % columns, 0, -height % rows), 'replicate')
+        means = F.interpolate(F.avg_pool2d(x, self.size), scale_factor=self.size)
+        return F.interpolate(self.gain * (x + means), scale_factor=2)[..., :2 * height, :2 * width] / 2
+
+
+@pytest.mark.parametrize('network_g', [
+    {'type': 'WindowsForTests', 'split_size': [4, 6]},
+    {'type': 'SwinIR_spandrel', 'upscale': 2, 'embed_dim': 4, 'depths': [2], 'num_heads': [1], 'mlp_ratio': 1,
+     'window_size': 4, 'upsampler': 'pixelshuffledirect'}])
+def test_tiles_have_the_windows_of_the_whole_picture(run, network_g):
+    """Of networks that pad images themselves too: their windows would begin anew in each tile."""
+    if 'spandrel' in network_g['type']:
+        pytest.importorskip('spandrel')
+    network = build_network(dict(network_g)).eval()
+    for p in network.parameters():
+        p.data.add_(0.1 * torch.randn_like(p))
+    torch.save({'params': network.state_dict()}, run.models / 'net_g_latest.pth')
+    run.options(network_g)
+    cv2.imwrite(str(run.root / 'a.png'), noise(37, 43, 3, bits=16))
+    assert run(run.root / 'a.png') == 0
+    assert run(run.root / 'a.png', '--tile', 9, '--overlap', 23, out=run.root / 'tiles') == 0
+    whole, tiles = (pixels(folder / 'a.png').astype(int) for folder in (run.out, run.root / 'tiles'))
+    assert np.abs(whole - tiles).max() <= 1
 
 
 def test_self_ensemble_is_the_mean_over_the_symmetries(run):

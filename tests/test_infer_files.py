@@ -95,7 +95,8 @@ def test_maps_of_other_weights_are_not_mixed(run, capsys):
     assert '--weights' not in said
 
 
-@pytest.mark.parametrize('record', [None, '', '[]', '{"": [3]}', '{"": 3}', '{"": [{"weights": []}]}'])
+@pytest.mark.parametrize('record', [None, '', '[]', '{"": [3]}', '{"": 3}', '{"": [{"weights": []}]}',
+                                    '{"": [{"weights": "w", "amp": [1]}]}'])
 def test_pictures_that_nothing_is_known_of_are_not_taken_for_results(run, capsys, record):
     path = run.picture()
     assert run(path) == 0

@@ -126,6 +126,21 @@ def test_manifest_names_no_place(source, out):
     assert json.loads((out / 'prepare.json').read_text())['images']['0.png']['height'] == 101
 
 
+@pytest.mark.parametrize('wrong', [
+    lambda known: known.pop('images'), lambda known: known.pop('sub_images'), lambda known: known.update(sub_images=[]),
+    lambda known: known.update(folders=[None]), lambda known: known['images'].update({'0.png': {}}),
+    lambda known: known['images']['1.png'].update(height='101')])
+def test_a_record_that_says_too_little_is_refused(source, out, capsys, wrong):
+    assert run(source, out, '--scale', '2') == 0
+    known = json.loads((out / 'prepare.json').read_text())
+    wrong(known)
+    (out / 'prepare.json').write_text(json.dumps(known))
+    before = tree(out)
+    assert run(source, out, '--scale', '2', '--sub-images', '48') == 2
+    assert 'prepare.json: is not a record that this version of udl prepare wrote' in capsys.readouterr().err
+    assert tree(out) == before
+
+
 def test_workers_keep_the_order_and_pass_errors_on():
     with Workers(1) as workers:
         assert workers.map(divmod, [(7, 2), (9, 4)], 'test') == [(3, 1), (2, 1)]

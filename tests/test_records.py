@@ -158,6 +158,9 @@ def test_records_are_read_back_and_checked(tmp_path):
         record_files.write_record(record('UDL', 0, {'a': 31.}, **{field: value}), tmp_path)
         with pytest.raises(ScoresError, match=f'are no pair: `{field}`'):
             record_files.read_records(tmp_path)
+    for field, value in (('costs', None), ('costs', {'operations': 'many'}), ('order', 'first'), ('commit', 1)):
+        with pytest.raises(ScoresError, match=rf'`{field}(\.operations)?` should be of type'):
+            record_files.Record.from_json({**record('UDL', 0, {'a': 31.}).to_json(), field: value})
     (tmp_path / 'UDL_x2_seed0.json').write_text('{')
     with pytest.raises(ScoresError, match=r'UDL_x2_seed0\.json is no JSON'):
         record_files.read_records(tmp_path)

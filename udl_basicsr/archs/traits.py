@@ -4,6 +4,7 @@ A class states its own in the attributes ``default_tap``, ``multiple_of`` and ``
 :class:`Traits`; for BasicSR's networks they are here.
 """
 import inspect
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -65,3 +66,15 @@ def size_multiple(target: type[nn.Module], block: Mapping[str, Any]) -> int:
     value = argument(target, block, multiple) if isinstance(multiple, str) else multiple
     value = value if traits.multiples is None else traits.multiples.get(value)
     return value if isinstance(value, int) and value > 0 else 1
+
+
+def window_grid(target: type[nn.Module], block: Mapping[str, Any]) -> int:
+    """At multiples of what a part of an image has to begin so that a network's windows in it are those of the whole.
+
+    Beside :func:`size_multiple` these are the windows and stripes of networks that pad images to them themselves.
+    """
+    sizes = [size_multiple(target, block)]
+    for name in ('window_size', 'split_size', 'stripe_size'):
+        value = argument(target, block, name)
+        sizes += value if isinstance(value, (list, tuple)) else [value]
+    return math.lcm(*(size for size in sizes if isinstance(size, int) and size > 0))

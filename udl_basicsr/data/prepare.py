@@ -151,11 +151,22 @@ def _read_manifest(job: Job) -> dict | None:
         return None
     try:
         manifest = json.loads(path.read_text(encoding='utf-8'))
-        if {key: manifest[key] for key in MADE_BY} == MADE_BY:
+        if {key: manifest[key] for key in MADE_BY} == MADE_BY and _is_whole(manifest):
             return manifest
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         pass
     raise PreparationError([f'{path}: is not a record that this version of udl prepare wrote; choose another --out'])
+
+
+def _is_whole(manifest: dict) -> bool:
+    """Whether it says all that is asked of it; KeyError, TypeError or AttributeError of one that does not."""
+    def are(values: list, kind: type) -> bool:
+        return isinstance(values, list) and all(isinstance(value, kind) for value in values)
+
+    sub = manifest['sub_images']
+    return are(manifest['folders'], str) and (sub is None or (are(sub, int) and len(sub) == 2)) and all(
+        are([image['sha256'], *image['notes']], str) and are([image['height'], image['width']], int)
+        for image in manifest['images'].values())
 
 
 def _list_source(job: Job) -> tuple[list[str], list[str]]:

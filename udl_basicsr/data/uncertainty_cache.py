@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
 from udl_basicsr.archs import UncertaintyNet
-from udl_basicsr.archs.traits import size_multiple
+from udl_basicsr.archs.traits import size_multiple, window_grid
 from udl_basicsr.functional import inference
 from udl_basicsr.utils.checkpoints import load_network
 from udl_basicsr.utils.distributed import together
@@ -180,7 +180,7 @@ class UncertaintyCache:
         return self.verify(images)
 
     def build(self, network: UncertaintyNet, images: WholeImages, device: torch.device, workers: int = 0,
-              tile: dict | None = None, multiple: int = 1) -> None:
+              tile: dict | None = None, multiple: int = 1, grid: int = 1) -> None:
         """Computes what is missing, each process its share, and writes the manifest when all is there.
 
         Maps are written whole or not at all and noted one by one, so that a build that was interrupted goes on.
@@ -192,6 +192,7 @@ class UncertaintyCache:
             workers (int): Loader processes.
             tile (dict | None): ``{size, overlap}``, as ``val.tile``.
             multiple (int): What the network needs sizes to be multiples of; images are padded to it.
+            grid (int): What tiles begin at multiples of, see :func:`~udl_basicsr.archs.traits.window_grid`.
 
         Raises:
             CacheError: The folder cannot be written, an image does not fit into the memory of the device, or s is not
@@ -219,7 +220,7 @@ class UncertaintyCache:
             network.to(device)
             restore = inference.padded(network.log_scale, multiple, network.scale)
             if tile:
-                restore = inference.tiled(restore, tile['size'], tile['overlap'], network.scale, multiple)
+                restore = inference.tiled(restore, tile['size'], tile['overlap'], network.scale, grid)
             note('')  # ends a line that a killed process left unfinished
             with torch.inference_mode(), exact_kernels():
                 loader = DataLoader(Subset(images, rest), batch_size=None, num_workers=workers,
@@ -366,7 +367,8 @@ def prepare(dataset: ImageDataset, opt: dict, device: torch.device) -> Uncertain
         else:
             cache.build(network, images, device, options.get('num_worker_per_gpu', 0),
                         ValSettings.of(opt.get('val')).tile,
-                        size_multiple(type(network.mean_network), opt['network_g']))
+                        size_multiple(mean := type(network.mean_network), opt['network_g']),
+                        window_grid(mean, opt['network_g']))
     return UncertaintyDataset(pairs, cache, images)
 
 

@@ -280,9 +280,10 @@ def read_calibration(file: str | Path) -> Calibration:
     content = {'constant_width': None, **content}  # older ones have none
     for key, kind in _KINDS.items():
         value = content.get(key)
-        if not isinstance(value, kind) or isinstance(value, bool):
+        if key not in content or not isinstance(value, kind) or isinstance(value, bool):
             raise CalibrationError(f'{file}: {key}: expected another kind of value, got {value!r:.80}; {again}')
     numbers = all(isinstance(t, float) and t >= 0 for t in content['within'].values())
-    if not (0 < content['alpha'] < 1 and content['factor'] > 0 and content['images'] > 0 and numbers):
-        raise CalibrationError(f'{file}: alpha, factor, images or within is out of its range; {again}')
+    shares = all(0 < content[key] < 1 for key in ('alpha', 'delta') if content[key] is not None)
+    if not (shares and content['factor'] > 0 and content['images'] > 0 and numbers):
+        raise CalibrationError(f'{file}: alpha, delta, factor, images or within is out of its range; {again}')
     return Calibration(**{key: content[key] for key in _KINDS})

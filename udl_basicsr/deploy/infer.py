@@ -15,8 +15,8 @@ from udl_basicsr.utils.files import write_atomically
 
 from .infer_plan import PictureJob, problem_of
 from .interval_pictures import IntervalWriter, spread_picture
-from .pictures import DEEP_SUFFIXES, Pixels, check_size, encode_picture, read_picture
-from .restorer import Restorer, log_scale_picture
+from .pictures import DEEP_SUFFIXES, Pixels, check_size, encode_picture, log_scale_picture, read_picture
+from .restorer import Restorer
 
 
 def carry_out(jobs: Iterable[PictureJob], restorer: Restorer, begin: Callable[[], None] | None = None,

@@ -111,7 +111,7 @@ def differences(there: dict, now: dict) -> list[str]:
     found += [f'  {key}: {old} there, {new} now' for key, old, new in network_differences(there, now)]
     for key, option in (('self_ensemble', '--self_ensemble'), ('spread', '--spread'), ('amp', '--amp')):
         if (there.get(key) or None) != (now[key] or None):  # older records lack what was not there yet
-            old, new = ({None: 'no', False: 'no', True: 'yes'}.get(e.get(key), e.get(key)) for e in (there, now))
+            old, new = ('yes' if e.get(key) is True else e.get(key) or 'no' for e in (there, now))
             found.append(f'  {option}: {old} there, {new} now')
     found += [f'  {option}: {there[key]} there, {now[key]} now' for key, option in
               (('calibration', '--intervals'), ('within', '--within'))

@@ -113,10 +113,12 @@ def judge(name: str, restorer: Restorer, calibrating: Sequence[ImagePair], halve
         risks, masks, ratios = [], [], []
         for number, pair in enumerate(pairs):
             prediction, error, half = judged(restorer, pair, 1 - alpha)
-            scale = np.exp(prediction.log_scale)
+            # of a gray input they are gray, and its GT may have colours
+            scale, width = (np.broadcast_to(part, error.shape) for part in (
+                np.exp(prediction.log_scale), prediction.below + prediction.above))
             if number >= first:  # to be judged, by what is not known yet; of a photograph they are a hundred megabytes
                 np.savez(Path(folder) / f'{number}.npz', error=error, half=half, scale=scale, spread=prediction.spread,
-                         width=prediction.below + prediction.above)
+                         width=width)
             risks.append(R.interval_risks(error, half))
             masks.append(R.mask_risks(error.max(2), prediction.spread, within))
             ratios.append(U.recalibration_factor(error, scale))

@@ -26,6 +26,7 @@ from udl_basicsr.data.images import (
     read_png_chunks,
     spread_transparency,
 )
+from udl_basicsr.functional.log_scale_maps import encode_log_scale
 
 # Pillow's formats, MPO being what many cameras write as .jpg, and the ending that ours get.
 FORMATS = {'PNG': '.png', 'JPEG': '.jpg', 'MPO': '.jpg', 'BMP': '.bmp', 'TIFF': '.tif', 'WEBP': '.webp'}
@@ -159,6 +160,11 @@ def encode_picture(picture: Pixels, suffix: str) -> bytes:
             info.add_text(keyword, text)
     image.save(file, **_WRITTEN[suffix], **options)
     return file.getvalue()
+
+
+def log_scale_picture(log_scale: np.ndarray) -> Pixels:
+    """The picture of s, (H, W, C): its mean over the channels, as :func:`encode_log_scale` has it."""
+    return Pixels(encode_log_scale(log_scale.mean(axis=2, keepdims=True)))
 
 
 def _open(file) -> Image.Image:

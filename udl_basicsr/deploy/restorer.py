@@ -1,5 +1,6 @@
 """Networks as they run on pictures: padded, in tiles, gray or in colour, with their transparency."""
 import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,10 +13,10 @@ from torch import Tensor, nn
 
 from udl_basicsr.archs.ensemble_arch import EnsembleNet
 from udl_basicsr.archs.taps import TapError, find_tap
+from udl_basicsr.archs.traits import window_grid
 from udl_basicsr.archs.uncertainty_arch import UncertaintyNet
 from udl_basicsr.data.images import ImageError
 from udl_basicsr.functional import inference
-from udl_basicsr.functional.log_scale_maps import encode_log_scale
 from udl_basicsr.utils.checkpoints import EMA_FIRST, ParamKey
 from udl_basicsr.utils.kernels import exact_kernels
 from udl_basicsr.utils.memory import give_back, is_out_of_memory
@@ -25,7 +26,7 @@ from udl_basicsr.utils.text import first_line
 
 from .export import ExportError, build_loaded, find_options
 from .infer_plan import InferenceError, PictureJob
-from .pictures import Pixels
+from .pictures import Pixels, log_scale_picture
 from .planes import coloured, quantised, rgb_planes, y_plane
 
 # A network that takes no size but multiples of something takes multiples of one of these.
@@ -70,6 +71,8 @@ class Restorer:
     tile: int | None = None
     """In low-quality pixels; None takes each picture whole."""
     overlap: int = 32
+    grid: int = 1
+    """Tiles begin at multiples of it, for the windows of networks that pad images themselves."""
     self_ensemble: bool = False
     spread: bool = False
     """The networks turn the image themselves, since how far the eight differ is a part of their s."""
@@ -274,7 +277,7 @@ class Restorer:
         if multiple > 1:
             run = inference.padded(run, multiple, scale)
         if tile:
-            run = inference.tiled(run, tile, self.overlap, scale, multiple)
+            run = inference.tiled(run, tile, self.overlap, scale, math.lcm(multiple, self.grid))
         if self.self_ensemble and not self.spread:
             run = inference.self_ensembled(run)
         try:
@@ -290,11 +293,6 @@ class Restorer:
         short = torch.autocast(device.type, _AMP.get(self.amp), enabled=self.amp is not None)
         with torch.no_grad(), exact_kernels(), short:
             return network(lq.to(device)).float().cpu()
-
-
-def log_scale_picture(log_scale: np.ndarray) -> Pixels:
-    """The picture of s, (H, W, C): its mean over the channels in 16 bits."""
-    return Pixels(encode_log_scale(log_scale.mean(axis=2, keepdims=True)))
 
 
 def load_restorer(weights: str | Path, *, opt: str | Path | None = None, uncertainty: str | Path | None = None,
@@ -333,8 +331,9 @@ def load_restorer(weights: str | Path, *, opt: str | Path | None = None, uncerta
         raise InferenceError([f'{" ".join(map(str, twice[0]))}: given twice, and would count twice; give it once'])
     network, network_u, made_by = _load(weights, uncertainty, opt, param_key)
     _warn_of_small_tiles(options.get('tile'), options.get('overlap', Restorer.overlap))
+    others = [_load(member[0], member[1] if files == 2 else None, opt, param_key) for member in members]
+    grid = math.lcm(*(window_grid(type(g), about['network_g']) for g, _, about in ((network, None, made_by), *others)))
     if members or spread:
-        others = [_load(member[0], member[1] if files == 2 else None, opt, param_key) for member in members]
         uncertainties = [u for u in (network_u, *(u for _, u, _ in others)) if u is not None]
         network = EnsembleNet([network, *(g for g, _, _ in others)], uncertainties, flips=spread)
         network_u = network
@@ -344,7 +343,7 @@ def load_restorer(weights: str | Path, *, opt: str | Path | None = None, uncerta
                                   + ' and '.join(f'x{scale} of {channels}' for channels, scale in sorted(traits))])
         made_by |= {'members': [list(map(shown_weights, member)) for member in members],
                     'member_networks': [about for _, _, about in others]}
-    return Restorer(network, network_u, device=device, made_by=made_by, spread=spread, **options)
+    return Restorer(network, network_u, device=device, made_by=made_by, spread=spread, grid=grid, **options)
 
 
 def _warn_of_small_tiles(tile: int | None, overlap: int) -> None:

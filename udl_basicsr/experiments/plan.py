@@ -320,9 +320,15 @@ def _stretched(scheduler: Any, factor: float) -> Any:
     """A learning-rate schedule made for another length of training; what is none is left for the checks to refuse."""
     if not isinstance(scheduler, dict):
         return scheduler
-    return {key: [round(v * factor) for v in value]
-            if key in ('periods', 'milestones') and is_list(value, schema.COUNT.accepts) else value
-            for key, value in scheduler.items()}
+    found = dict(scheduler)
+    for key in ('milestones', 'restarts'):
+        if key in found and is_list(found[key], schema.integer(0).accepts):
+            found[key] = [round(at * factor) for at in found[key]]
+    if 'periods' in found and is_list(found['periods'], schema.COUNT.accepts):
+        # rounded each by itself they may end before the training does
+        ends = [round(end * factor) for end in itertools.accumulate(found['periods'])]
+        found['periods'] = [end - start for start, end in itertools.pairwise([0, *ends])]
+    return found
 
 
 def select(plan: Plan, words: Iterable[str]) -> list[PlannedRun]:

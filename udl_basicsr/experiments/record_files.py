@@ -19,6 +19,7 @@ from udl_basicsr.utils.scores import Scores, ScoresError
 FIELDS = {'comparison': str, 'method': str, 'label': str, 'reference': str, 'seed': int, 'degradation': str,
           'network_title': str, 'parameters': int, 'stages': list, 'options': list, 'initial_weights': str,
           'data_order': str, 'seconds': float, 'machine': str, 'date': str, 'curve': dict}
+_LATER = {'order': int, 'lengths': str, 'costs': dict, 'commit': str}  # which older records lack
 Series = dict[str, list]
 """``iter``, and of each name as many values; None where a stage did not log it."""
 
@@ -108,7 +109,8 @@ class Record(Scores):
     @classmethod
     def _check(cls, content: Any, source: str, finite: bool) -> None:
         super()._check(content, source, finite)
-        _need(content, FIELDS, source)
+        _need(content, FIELDS | {name: kind for name, kind in _LATER.items() if name in content}, source)
+        _need(content.get('costs', {}), dict.fromkeys(content.get('costs', {}), float), source, 'costs.')
         for stage in content['stages']:
             if not isinstance(stage, dict):
                 raise ScoresError(f'{source}: `stages` should hold objects with `name` and `iterations`, got {stage!r}')

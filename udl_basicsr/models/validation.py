@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 from tqdm import tqdm
 
-from udl_basicsr.archs.traits import size_multiple
+from udl_basicsr.archs.traits import size_multiple, window_grid
 from udl_basicsr.data.images import BrokenImageError
 from udl_basicsr.functional import inference
 from udl_basicsr.functional.densities import DENSITIES, not_decided
@@ -75,7 +75,8 @@ class ValidatedModel(SRModel):
         if (multiple := size_multiple(type(self.net_g), self.opt['network_g'])) > 1:
             run = inference.padded(run, multiple, scale)
         if tile:
-            run = inference.tiled(run, tile['size'], tile['overlap'], scale, multiple)
+            grid = window_grid(type(self.net_g), self.opt['network_g'])
+            run = inference.tiled(run, tile['size'], tile['overlap'], scale, grid)
         return inference.self_ensembled(run) if self.val.self_ensemble else run
 
     @torch.no_grad()

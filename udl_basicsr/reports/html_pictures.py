@@ -23,6 +23,7 @@ from .pictures import ReportError, Run, on_y, read_partner
 
 LIMIT = 5_000_000  # bytes; pictures that were not asked for by name are left out beyond it
 WINDOW = 224  # pixels; without loss 13 methods then take some 1.5 MB for each picture
+_LARGEST = 16383  # pixels a side of a WebP
 MAP_QUALITY = 85  # of WebP, for the maps of s, which lie over a picture and are looked at, not measured
 # Viridis, which is ordered by lightness in itself and for the colour-blind; the same stops are in report.css.
 _STOPS = np.array([[68, 1, 84], [71, 45, 123], [59, 82, 139], [44, 114, 142], [33, 145, 140], [40, 174, 128],
@@ -216,6 +217,9 @@ def colour_map(log_scale: np.ndarray, low: float, high: float) -> np.ndarray:
 def _encoded(picture: Picture, quality: int | None) -> dict:
     """A picture for the script, but for the maps of s, whose colours depend on all pictures."""
     height, width = picture.layers[-1].image.shape[:2]
+    if max(height, width) > _LARGEST:
+        raise ReportError(f'{picture.name}: {width}×{height} pixels are more than the {_LARGEST} a side that WebP '
+                          'holds; give a smaller --window')
     first = first_metric(picture.group)  # which every layer shows first, so that the small pictures compare
     facts = {metric: picture.group.facts(metric) for metric in sorted(picture.group.metrics, key=lambda m: m != first)}
     layers = [{'key': layer.key, 'label': layer.label, 'src': encode(layer.image, quality), 'scores': [
