@@ -1,4 +1,5 @@
 """docs/RESULTS.md and the README: the figures of their tables are those of the records in docs/results."""
+import itertools
 import json
 import re
 from functools import cache
@@ -239,6 +240,14 @@ def test_the_lead_by_the_scale_and_by_the_network(heading, column, seed):
             cells.difference(place, row[f'{dataset} UDL − L1'], 'ESU_UDL', 'L1', dataset, 'psnr', scale)
             cells.mean(place, row[f'{dataset}: L1'], 'L1', dataset, 'psnr', scale)
         cells.end(6)
+
+
+def test_lpips_by_the_scale():
+    text, cells = ' '.join(section('With the scale').split()), Cells(records('weights'), 0)
+    shown = re.findall(r'\d[\d.]* \[[^]]+\]', text.split('In LPIPS it is ahead by')[1])[:6]
+    for cell, (scale, dataset) in zip(shown, itertools.product((2, 3), SETS), strict=True):
+        cells.difference((scale, dataset), cell, 'L1', 'ESU_UDL', dataset, 'lpips', scale)
+    cells.end(6)
 
 
 def test_tlw():
