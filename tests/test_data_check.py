@@ -51,6 +51,14 @@ def test_the_folder_beside_root_path_is_hinted_at(parse, train_opt):
     assert 'run from there' in text
 
 
+def test_the_folder_further_up_is_hinted_at(parse, train_opt, tmp_path, monkeypatch):
+    (tmp_path / 'project' / 'sub' / 'folder').mkdir(parents=True)
+    (tmp_path / 'project' / 'pictures').mkdir()
+    monkeypatch.chdir(tmp_path / 'project' / 'sub' / 'folder')
+    text = refused(parse, train_opt, 'datasets:train:dataroot_gt=pictures')
+    assert f'no such folder: {tmp_path}/project/sub/folder/pictures (it is in {tmp_path}/project: run from' in text
+
+
 def test_pairs(parse, train_opt, tmp_path):
     (tmp_path / 'lq' / '2.png').rename(tmp_path / 'lq' / '2x.png')
     text = refused(parse, train_opt)

@@ -201,8 +201,8 @@ def cases(draw, starts: list[tuple[dict, bool]]) -> Case:
 
 # ------------------------------------------------------------------------------------------------------- what must hold
 
-ABOUT_THE_FILE = ('cannot read this option file', 'not a text file', 'not valid YAML', 'expected `key: value` lines',
-                  '_base_', '${')
+ABOUT_THE_FILE = ('cannot read this option file', 'expected text in UTF-8', 'not valid YAML',
+                  'expected `key: value` lines', '_base_', '${')
 
 
 @dataclass

@@ -131,6 +131,14 @@ def test_messages(parse, train_opt, tmp_path, force, message):
     assert not (tmp_path / 'experiments').exists()
 
 
+def test_the_file_of_a_test_is_not_trained(parse, train_opt):
+    val = train_opt['datasets'].pop('val')
+    opt = {**train_opt, 'datasets': {'test_1': val}, 'val': {'metrics': train_opt['val']['metrics']}}
+    del opt['train'], opt['logger']
+    text = refused(parse, opt)
+    assert text.endswith('opt.yml: is the option file of a test, expected that of a training; give it to udl test')
+
+
 @pytest.mark.parametrize(('force', 'message'), [
     ('name=con', "name: 'con' (str) is the name of a device on Windows; choose another"),
     ('datasets:train:num_worker_per_gpu=1000', 'num_worker_per_gpu: 1000 are too many processes; expected at most 128'),

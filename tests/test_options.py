@@ -16,6 +16,7 @@ from option_cases import parse, refused, train_opt, write  # noqa: F401
 from udl_basicsr.options import schema
 from udl_basicsr.options.parse import OptionError, apply_force_yml, dump_flat, load_yaml
 from udl_basicsr.utils import settings
+from udl_basicsr.utils.text import nearest
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -39,7 +40,8 @@ def test_numbers_are_read_as_people_write_them(tmp_path):
     ('c:\n  <<: {k: 1, k: 2}', "a.yml:2: key 'k' stands here twice"),
     ('a: [1, 2', 'a.yml:'),
     ('a: !!float x', "a.yml:1: 'x' is no float"),
-    ('1: 2', "a key must be text, got '1'"),
+    ('1: 2', "a key must be text, got '1': put it in quotes"),
+    ('a: 1\nb: {lr: 0,001}', "a.yml:2: a key must be text, got '001': write decimals with a point"),
     ('- 1', 'expected `key: value` lines, got list'),
     ('', 'got nothing'),
     ('a: &a [*a]', 'contains itself'),
@@ -60,6 +62,42 @@ def test_hostile_and_broken_files(tmp_path, monkeypatch, text, message):
     assert message in str(error.value)
     assert str(tmp_path / 'a.yml') in str(error.value)
     assert not (tmp_path / 'owned').exists()
+
+
+@pytest.mark.parametrize(('data', 'message'), [
+    ('a: 1\nb: für'.encode('latin-1'), 'a.yml:2: expected text in UTF-8, found the byte 0xfc; save the file as UTF-8'),
+    ('a: 1'.encode('utf-16'), 'a.yml:1: expected text in UTF-8, found the byte 0xff'),
+])
+def test_other_encodings_are_refused(tmp_path, data, message):
+    (tmp_path / 'a.yml').write_bytes(data)
+    with pytest.raises(OptionError) as error:
+        load_yaml(tmp_path / 'a.yml')
+    assert message in str(error.value)
+    (tmp_path / 'a.yml').rename(tmp_path / 'net_g.pth')
+    with pytest.raises(OptionError, match=r'; give an option file, NAME\.yml$'):
+        load_yaml(tmp_path / 'net_g.pth')
+
+
+def test_a_misspelt_file_name(tmp_path):
+    write(tmp_path / 'train_EDSR_x4.yml', 'a: 1')
+    write(tmp_path / 'train_EDSR_x4.txt', '')
+    (tmp_path / 'EDSR_UDL_x4').mkdir()  # of a run
+    for name, meant in (('train_EDRS_x4.yml', 'train_EDSR_x4.yml'), ('train_EDSR_x4', 'train_EDSR_x4.yml'),
+                        ('EDSR_UDL_x', 'EDSR_UDL_x4')):
+        with pytest.raises(OptionError, match=rf"{name}: cannot read .*; did you mean '{re.escape(meant)}'\?"):
+            load_yaml(tmp_path / name)
+    with pytest.raises(OptionError, match=r'No such file or directory$'):
+        load_yaml(tmp_path / 'quite_other.yml')
+
+
+@pytest.mark.parametrize(('slip', 'meant'), [
+    ('ESULos', 'ESULoss'),  # one letter off; EULoss has the same letters as the slip, but is two off
+    ('EDRS', 'EDSR'),  # EDVR is as near by the letters in their order
+    ('edsr', 'EDSR'),
+    ('nothing', None),
+])
+def test_the_nearest_name(slip, meant):
+    assert nearest(slip, ['EULoss', 'ESULoss', 'UDLLoss', 'EDSR', 'EDVR']) == meant
 
 
 def test_inheritance(tmp_path):

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from os import path as osp
+from pathlib import Path
 from typing import BinaryIO
 
 from basicsr.data.paired_image_dataset import PairedImageDataset
@@ -90,11 +91,13 @@ def _decode(name: str, data: bytes) -> Size:
 
 
 def where(path: str, root_path: str) -> str:
-    """The absolute path that was looked for, with a hint where it lies beside ``root_path`` instead."""
+    """The absolute path that was looked for, with a hint where it lies beside ``root_path`` or further up instead."""
     path = osp.expanduser(path)
     absolute = osp.abspath(path)
-    if not osp.isabs(path) and not osp.exists(absolute) and osp.exists(osp.join(root_path, path)):
-        return f'{absolute} (it is in {osp.abspath(root_path)}: run from there)'
+    if not osp.isabs(path) and not osp.exists(absolute):
+        for folder in (osp.abspath(root_path), *Path.cwd().parents):
+            if osp.exists(osp.join(folder, path)):
+                return f'{absolute} (it is in {folder}: run from there)'
     return absolute
 
 

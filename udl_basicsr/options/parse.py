@@ -22,7 +22,7 @@ from udl_basicsr.utils.yaml_files import OptionError, apply_force_yml, dump_flat
 from .data_sets import Images, check_data, where
 from .keys import Findings, block_of
 from .schema import OPTIONS
-from .testing import as_test, trains
+from .testing import as_test, tests, trains
 from .training_values import judge_of
 from .trials import try_model
 from .values import Checker
@@ -96,6 +96,8 @@ def _parse(file: str, parents: tuple[str, ...], *, root_path: str, is_train: boo
     if 'methods' in flat and 'network_g' not in flat:
         raise OptionError(f'{file}: is the plan of a comparison, expected the option file of one run; give it to udl '
                           'compare')
+    if is_train and tests(flat):
+        raise OptionError(f'{file}: is the option file of a test, expected that of a training; give it to udl test')
     if not is_train and trains(flat):
         # once on the training, whose name and scale they may change, and once more on the test
         flat = as_test(apply_force_yml(flat, force_yml), file, root_path)

@@ -15,6 +15,13 @@ def trains(flat: dict) -> bool:
     return isinstance(flat.get('train'), dict) and isinstance(block_of(flat, 'datasets').get('train'), dict)
 
 
+def tests(flat: dict) -> bool:
+    """Whether options are those of a test: they have neither what trains nor what it trains on, but sets to test on."""
+    sets = block_of(flat, 'datasets')
+    return not isinstance(flat.get('train'), dict) and sets.get('train') is None and any(
+        str(name).startswith('test') for name in sets)
+
+
 def as_test(flat: dict, file: str, root_path: str) -> dict:
     """The options of a test of what a training file trains.
 

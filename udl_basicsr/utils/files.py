@@ -11,6 +11,7 @@ from os import path as osp
 from pathlib import Path
 
 from .locks import alone
+from .text import nearest
 
 
 @contextlib.contextmanager
@@ -92,3 +93,14 @@ def why_not_to(file: str | Path) -> str:
     if is_stream(file):
         return 'is a device or a pipe, expected a file'
     return f'its folder {why}' if (why := why_not_into(file.parent)) else ''
+
+
+def did_you_mean_file(path: str) -> str:
+    """What to say after a YAML file, or a folder of one, that does not exist: the nearest name beside it."""
+    folder, name = osp.split(path)
+    folders = not name.endswith(('.yml', '.yaml'))
+    with contextlib.suppress(OSError):
+        if near := nearest(name, [entry.name for entry in os.scandir(folder) if entry.name.endswith(('.yml', '.yaml'))
+                                  or (folders and entry.is_dir())]):
+            return f"; did you mean '{near}'?"
+    return ''

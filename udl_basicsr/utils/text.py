@@ -59,8 +59,14 @@ def nearest(name: Any, known: Iterable[str], cutoff: float = 0.6) -> str | None:
     lower = {k.lower(): k for k in sorted({str(k) for k in known})}
     name = str(name)[:100].lower()
     near = difflib.get_close_matches(name, lower, cutoff=cutoff)
-    # the same letters in another order are a slip: EDRS is EDSR, not EDVR, which is as near
-    return lower[min(near, key=lambda k: sorted(k) != sorted(name))] if near else None
+    if not near:
+        return None
+
+    def distance(known_name: str) -> tuple[float, bool]:
+        # of names as near, that with the same letters in another order: EDRS is EDSR, not EDVR
+        return -difflib.SequenceMatcher(None, known_name, name).ratio(), sorted(known_name) != sorted(name)
+
+    return lower[min(near, key=distance)]
 
 
 def did_you_mean(name: Any, known: Iterable[str], listing: int = 12) -> str:

@@ -13,7 +13,7 @@ import yaml
 from yaml.composer import ComposerError
 
 from .errors import MISUSED, UdlError
-from .files import is_stream
+from .files import did_you_mean_file, is_stream
 from .text import did_you_mean
 
 _FLOAT = re.compile(r'^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)$')  # YAML 1.1 wants a dot and a sign
@@ -81,10 +81,13 @@ class _Loader(yaml.SafeLoader):
         if len(node.value) > _MAX_NODES:
             raise yaml.constructor.ConstructorError(None, None, f'more than {_MAX_NODES} values once merged',
                                                     node.start_mark)
-        for key_node, _ in node.value:
+        for key_node, value_node in node.value:
             if key_node.tag != 'tag:yaml.org,2002:str':
+                remedy = 'put it in quotes'
+                if key_node.tag.endswith((':int', ':float')) and value_node.value == '':  # `{lr: 0,001}`
+                    remedy = 'write decimals with a point, no comma, or put it in quotes'
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"a key must be text, got '{getattr(key_node, 'value', '?')}': put it in quotes",
+                    None, None, f"a key must be text, got '{getattr(key_node, 'value', '?')}': {remedy}",
                     key_node.start_mark)
 
 
@@ -223,9 +226,13 @@ def _read_text(path: str, by: str) -> str:
             raise OptionError(f'{path}: cannot read this option file{by}: it is larger than {_MAX_BYTES} bytes')
         return data.decode('utf-8-sig')
     except OSError as error:
-        raise OptionError(f'{path}: cannot read this option file{by}: {error.strerror}') from None
-    except UnicodeDecodeError:
-        raise OptionError(f'{path}: not a text file in UTF-8') from None
+        hint = did_you_mean_file(path) if isinstance(error, FileNotFoundError) else ''
+        raise OptionError(f'{path}: cannot read this option file{by}: {error.strerror}{hint}') from None
+    except UnicodeDecodeError as error:
+        line = error.object[:error.start].count(b'\n') + 1
+        remedy = 'save the file as UTF-8' if path.endswith(('.yml', '.yaml')) else 'give an option file, NAME.yml'
+        raise OptionError(f'{path}:{line}: expected text in UTF-8, found the byte {error.object[error.start]:#04x}; '
+                          f'{remedy}') from None
 
 
 def _locate(opt: dict, absolute: Callable[[str], str]) -> None:
