@@ -18,7 +18,7 @@ METHODS = {
     'ℓ_E': 'ExpectedL1', 'L1 + GV, weight 0.01': 'GV', 'GRAM': 'GRAM', 'EU → UDL': 'EU_UDL',
     'ESU → UDL, offset 1': 'ESU_UDL_1', 'L1 + s → UDL': 'faithful_UDL', 'L1 → s → UDL': 'post_hoc_UDL',
     'ESU → UDL, s learns on': 'ESU_learning', 'UDL and s, one stage': 'learning', 'weights |x − f|': 'weights_error',
-    'weights log(∇x)': 'weights_hr_gradient_log',
+    'weights log(∇x)': 'weights_hr_gradient_log', 'weights ∇y': 'weights_lr_gradient',
     'ESU → UDL, 1/12': 'UDL_12', 'ESU → UDL, 1/6': 'UDL_6', 'ESU → UDL, 1/3': 'ESU_UDL', 'ESU → UDL, 1/2': 'UDL_2',
     **{f'{label}, 1.54 × the iterations': f'{method}_longer' for label, method in (
         ('L1', 'L1'), ('L1 → L1', 'L1_restart'), ('L1 → MSE', 'L1_MSE'))}}
@@ -286,6 +286,9 @@ def test_the_readme():
     ('The yardstick', 'and ahead of L1 → MSE by', 'small_x4', 'weights_error', 'L1_MSE', 'psnr', 0),
     ('The yardstick', 'tiny network](results/tiny_x4/README.md), is behind UDL by', 'small_x4', 'ESU_UDL',
      'weights_hr_gradient_log', 'psnr', 0),
+    ('The yardstick', '∇y minus UDL is', 'small_x4', 'weights_lr_gradient', 'ESU_UDL', 'psnr', 0),
+    ('The yardstick', 'In SSIM it is behind UDL, by', 'small_x4', 'ESU_UDL', 'weights_lr_gradient', 'ssim', 0),
+    ('The yardstick', 'ahead on every image, by', 'small_x4', 'ESU_UDL', 'weights_lr_gradient', 'lpips', 0),
     ('The yardstick', 'In SSIM it is behind L1, by', 'small_x4', 'L1', 'MSE', 'ssim', 0),
     ('The yardstick', 'It is behind L1 → MSE by', 'small_x4', 'L1_MSE', 'MSE', 'psnr', 0),
     ('The yardstick', 'told from L1.** It is ahead by', 'small_x4', 'ExpectedL1', 'L1', 'psnr', 0),
