@@ -44,7 +44,7 @@ UDL at ×4; add {other_tests}`--force_yml path:pretrain_network_g=udl:L1_x4` for
 commit and a hash of the weights.
 
 **Use.** For trying the software and for teaching. The networks have 14 to 16 % of EDSR-S's weights and were trained
-for one to five hundredths of the UDL paper's iterations. They know only photographs that were reduced by bicubic
+for less than a twentieth of the UDL paper's iterations. They know only photographs that were reduced by bicubic
 interpolation: noise, blur and JPEG blocks stay. Do not quote their scores; train networks of a published size for
 that.
 

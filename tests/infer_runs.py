@@ -39,6 +39,22 @@ class NearestForTests(nn.Module):
         return F.interpolate(F.conv2d(x, self.gain, groups=self.num_ch), scale_factor=2) + self.fill
 
 
+@ARCH_REGISTRY.register()
+class WindowsForTests(nn.Module):
+    """Enlarges by 2 and adds to each pixel the mean of its window: images are padded to whole windows, and cropped."""
+
+    def __init__(self, split_size=(2, 3)):
+        super().__init__()
+        self.size = split_size
+        self.gain = nn.Parameter(torch.ones(1))
+
+    def forward(self, x):
+        (height, width), (rows, columns) = x.shape[2:], self.size
+        x = F.pad(x, (0, -width % columns, 0, -height % rows), 'replicate')
+        means = F.interpolate(F.avg_pool2d(x, self.size), scale_factor=self.size)
+        return F.interpolate(self.gain * (x + means), scale_factor=2)[..., :2 * height, :2 * width] / 2
+
+
 class Run:
     """``experiments/x`` as a training run leaves it, and a folder to work in."""
 

@@ -12,12 +12,9 @@ from basicsr.archs.edsr_arch import EDSR
 from basicsr.utils import img2tensor, tensor2img
 from basicsr.utils.color_util import rgb2ycbcr
 from basicsr.utils.matlab_functions import imresize
-from basicsr.utils.registry import ARCH_REGISTRY
 from conftest import photograph
 from infer_runs import SMALL, NearestForTests, noise, pixels, png, run, twice  # noqa: F401
 from PIL import Image, ImageCms, ImageOps
-from torch import nn
-from torch.nn import functional as F
 
 from udl_basicsr.deploy import infer as module
 from udl_basicsr.deploy.infer_plan import make_plan
@@ -197,22 +194,6 @@ def test_tiles_make_the_same_picture(run):
     whole, tiles, seams = (pixels(run.root / n / 'a.png').astype(int) for n in ('whole', 'tiles', 'seams'))
     assert np.abs(whole - tiles).max() <= 1  # the receptive field is 7 pixels
     assert np.abs(whole - seams).max() > 100
-
-
-@ARCH_REGISTRY.register()
-class WindowsForTests(nn.Module):
-    """Enlarges by 2 and adds to each pixel the mean of its window: images are padded to whole windows, and cropped."""
-
-    def __init__(self, split_size=(2, 3)):
-        super().__init__()
-        self.size = split_size
-        self.gain = nn.Parameter(torch.ones(1))
-
-    def forward(self, x):
-        (height, width), (rows, columns) = x.shape[2:], self.size
-        x = F.pad(x, (0, -width % columns, 0, -height % rows), 'replicate')
-        means = F.interpolate(F.avg_pool2d(x, self.size), scale_factor=self.size)
-        return F.interpolate(self.gain * (x + means), scale_factor=2)[..., :2 * height, :2 * width] / 2
 
 
 @pytest.mark.parametrize('network_g', [

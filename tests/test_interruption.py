@@ -12,11 +12,13 @@ from conftest import assert_same_weights
 from stopped_runs import Child, _ctrl_c, at_iteration, run_of  # noqa: F401
 from whole_runs import train
 
+from udl_basicsr.data.loader import build_dataset, train_batches
 from udl_basicsr.models.step import StepModel
 from udl_basicsr.options import parse as options
 from udl_basicsr.training import launch, loop, run_folder, stages
 from udl_basicsr.training.history import read_history
 from udl_basicsr.training.interrupts import EXIT_INTERRUPTED, Interrupted, Interrupts
+from udl_basicsr.training.states import note_changes
 from udl_basicsr.utils.checkpoints import CheckpointError
 
 # -------------------------------------------------------------------------------------------------------------- signals
@@ -164,6 +166,28 @@ def test_what_changed_since_the_state_was_saved_is_said(project):
     resumed = torch.load(run_of(project, 'plain') / 'training_states/8.state', weights_only=True)['run']
     resumed.pop('options')
     assert resumed == {'manual_seed': drawn, 'world_size': 1, 'images': 6, 'batch_size': 2}
+
+
+def test_processes_that_share_the_same_batches_otherwise_are_no_other_training(caplog):
+    run = {'manual_seed': 3, 'world_size': 2, 'batch_size': 4, 'images': 6}
+    for change, said in (({'world_size': 1, 'batch_size': 8}, 'with the same images in each batch'),
+                         ({'world_size': 1, 'batch_size': 4}, 'are no longer those'),
+                         ({'world_size': 1, 'batch_size': 8, 'images': 7}, 'are no longer those')):
+        caplog.clear()
+        note_changes({'run': run}, {**run, **change})
+        assert 'world size 2 -> 1' in caplog.text
+        assert said in caplog.text
+
+
+def test_the_batch_that_a_state_notes_is_that_of_all_gpus_of_a_process(project):
+    """DataParallel's is shared among them: with another number of GPUs other images are trained."""
+    opt = project.parse('plain', 'val=~').opt
+    noted = []
+    for gpus in (0, 2):
+        train_set = build_dataset(opt['datasets']['train'])
+        sampler, _ = train_batches(train_set, {**opt, 'num_gpu': gpus})
+        noted.append(loop._run(train_set, sampler, opt, {})['batch_size'])
+    assert noted == [4, 8]
 
 
 @pytest.mark.parametrize('val_freq', [1000, 3])

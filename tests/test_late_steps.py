@@ -2,6 +2,7 @@
 import contextlib
 import copy
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from udl_basicsr.functional.tlw import relaxed_bernoulli
 from udl_basicsr.losses.uncertainty_loss import _FloorWatch
 from udl_basicsr.models.guard import StepGuard, leaves_out_by_itself
+from udl_basicsr.utils.checkpoints import read_checkpoint
 
 FUSED = 'train:optim_g={type: Adam, lr: 1e-3, fused: true}'
 
@@ -82,6 +84,33 @@ def test_a_run_that_must_end_ends_with_the_weights_from_before(project, allowed)
         model.optimize_parameters(3 + allowed)
     assert_same_weights(model.net_g.state_dict(), before[0])
     assert_same_weights(model.net_g_ema.state_dict(), before[1])
+
+
+@pytest.mark.parametrize('is_late', [False, True])
+def test_steps_left_out_in_a_row_are_counted_across_a_resume(project, is_late):
+    """Three may be: the fourth ends the run, also where a state was saved after the second."""
+    models = late_twin(project, 'plain', 'train:skip_nonfinite=3')
+    first, second = models[is_late], project.model('plain', FUSED, 'train:skip_nonfinite=3')
+    second.guard.late = is_late
+
+    def step(model, number, data):
+        model.feed_data(data)
+        model.optimize_parameters(number)
+
+    for number, data in enumerate([batch(1), nan_batch(), nan_batch()], 1):
+        step(first, number, data)
+    for folder in ('models', 'training_states'):
+        Path(first.opt['path'][folder]).mkdir(parents=True, exist_ok=True)
+    first.save(0, 3)
+    second.resume_training(read_checkpoint(Path(first.opt['path']['training_states']) / '3.state'))
+    second.net_g.load_state_dict(first.net_g.state_dict())
+    step(second, 4, nan_batch())
+    assert second.get_current_log()['skipped'] == 3
+    if is_late:  # the step after it tells
+        step(second, 5, nan_batch())
+    with pytest.raises(FloatingPointError, match=r'iteration 5: .* Stopped, 4 times in a row'):
+        step(second, 5 + is_late, batch(2) if is_late else nan_batch())
+    assert_same_weights(second.net_g.state_dict(), first.net_g.state_dict())
 
 
 @pytest.mark.parametrize('amp', ['~', 'fp16'])

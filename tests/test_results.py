@@ -1,4 +1,5 @@
 """docs/RESULTS.md and the README: the figures of their tables are those of the records in docs/results."""
+import itertools
 import json
 import re
 from functools import cache
@@ -17,7 +18,7 @@ METHODS = {
     'ℓ_E': 'ExpectedL1', 'L1 + GV, weight 0.01': 'GV', 'GRAM': 'GRAM', 'EU → UDL': 'EU_UDL',
     'ESU → UDL, offset 1': 'ESU_UDL_1', 'L1 + s → UDL': 'faithful_UDL', 'L1 → s → UDL': 'post_hoc_UDL',
     'ESU → UDL, s learns on': 'ESU_learning', 'UDL and s, one stage': 'learning', 'weights |x − f|': 'weights_error',
-    'weights log(∇x)': 'weights_hr_gradient_log',
+    'weights log(∇x)': 'weights_hr_gradient_log', 'weights ∇y': 'weights_lr_gradient',
     'ESU → UDL, 1/12': 'UDL_12', 'ESU → UDL, 1/6': 'UDL_6', 'ESU → UDL, 1/3': 'ESU_UDL', 'ESU → UDL, 1/2': 'UDL_2',
     **{f'{label}, 1.54 × the iterations': f'{method}_longer' for label, method in (
         ('L1', 'L1'), ('L1 → L1', 'L1_restart'), ('L1 → MSE', 'L1_MSE'))}}
@@ -32,7 +33,7 @@ def records(*folders):
     found = {}
     for folder in folders:
         for record in read_records(DOCS / 'results' / folder):
-            found.setdefault((record.method, record.seed), record)
+            found.setdefault((record.method, record.scale, record.seed), record)
     return [*found.values()]
 
 
@@ -222,21 +223,31 @@ def test_the_shares_of_the_lead():
 
 
 @pytest.mark.parametrize(('heading', 'column', 'seed'), [
-    ('With the scale', '', 0), ('With the network', 'network', None)])
+    ('With the scale', 'scale', 0), ('With the network', 'network', None)])
 def test_the_lead_by_the_scale_and_by_the_network(heading, column, seed):
-    comparisons = {'×2': ('x2', 2), '×3': ('x3', 3), '×4': ('quick_x4', 4),
+    comparisons = {'×2, 6,000': ('x2', 2), '×3, 6,000': ('x3', 3), '×4, 6,000': ('quick_x4', 4),
+                   '×2, 24,000': ('weights', 2), '×3, 24,000': ('weights', 3), '×4, 24,000': ('budget_24000', 4),
                    'EDSR 8×32': ('quick_x4', 4), 'RCAN 2×4×32': ('RCAN', 4), 'CARN 32': ('CARN', 4)}
     for row in tables(heading)[0]:
-        folder, scale = comparisons[row[column]]
+        name = f"{row['scale']}, {row['iterations']}" if column == 'scale' else row[column]
+        folder, scale = comparisons[name]
         cells = Cells(records(folder), seed)
         if column == 'network':
             assert row['parameters'] == f'{cells.given[0].parameters:,}'
-            cells.number((row[column], ), row['seeds'], len({r.seed for r in cells.given}))
+            cells.number((name, ), row['seeds'], len({r.seed for r in cells.given}))
         for dataset in SETS:
-            place = row[column], dataset
+            place = name, dataset
             cells.difference(place, row[f'{dataset} UDL − L1'], 'ESU_UDL', 'L1', dataset, 'psnr', scale)
             cells.mean(place, row[f'{dataset}: L1'], 'L1', dataset, 'psnr', scale)
         cells.end(6)
+
+
+def test_lpips_by_the_scale():
+    text, cells = ' '.join(section('With the scale').split()), Cells(records('weights'), 0)
+    shown = re.findall(r'\d[\d.]* \[[^]]+\]', text.split('In LPIPS it is ahead by')[1])[:6]
+    for cell, (scale, dataset) in zip(shown, itertools.product((2, 3), SETS), strict=True):
+        cells.difference((scale, dataset), cell, 'L1', 'ESU_UDL', dataset, 'lpips', scale)
+    cells.end(6)
 
 
 def test_tlw():
@@ -275,6 +286,9 @@ def test_the_readme():
     ('The yardstick', 'and ahead of L1 → MSE by', 'small_x4', 'weights_error', 'L1_MSE', 'psnr', 0),
     ('The yardstick', 'tiny network](results/tiny_x4/README.md), is behind UDL by', 'small_x4', 'ESU_UDL',
      'weights_hr_gradient_log', 'psnr', 0),
+    ('The yardstick', '∇y minus UDL is', 'small_x4', 'weights_lr_gradient', 'ESU_UDL', 'psnr', 0),
+    ('The yardstick', 'In SSIM it is behind UDL, by', 'small_x4', 'ESU_UDL', 'weights_lr_gradient', 'ssim', 0),
+    ('The yardstick', 'ahead on every image, by', 'small_x4', 'ESU_UDL', 'weights_lr_gradient', 'lpips', 0),
     ('The yardstick', 'In SSIM it is behind L1, by', 'small_x4', 'L1', 'MSE', 'ssim', 0),
     ('The yardstick', 'It is behind L1 → MSE by', 'small_x4', 'L1_MSE', 'MSE', 'psnr', 0),
     ('The yardstick', 'told from L1.** It is ahead by', 'small_x4', 'ExpectedL1', 'L1', 'psnr', 0),

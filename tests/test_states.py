@@ -82,6 +82,8 @@ def group(**values):
     (change('scaler', {'scale': 0}), 'scaler: scale'), (change('run', 5), 'run: expected a dict, got 5'),
     (change('run', 'manual_seed', -1), 'manual_seed: expected integer'), (change('run', 'options', 3), 'run: options'),
     (change('best_metric_results', {'val': {'psnr': 3}}), 'best_metric_results: val'),
+    (change('skipped', [1, -1]), r'skipped: expected two integers ≥ 0, got \[1, -1\]'),
+    (change('skipped', 3), 'skipped: expected two'), (change('skipped', [1]), 'skipped: expected two'),
 ])
 def test_a_state_of_odd_content_is_broken(run, odd, reason):
     path = run.root / 'experiments' / 'esu' / 'training_states' / '8.state'

@@ -2,6 +2,7 @@
 import pytest
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY
+from infer_runs import WindowsForTests
 from torch import nn
 
 from udl_basicsr.archs import traits
@@ -76,6 +77,17 @@ def test_validation_pads_to_what_the_network_takes(project, registered, extra):
     model.net_g, model.opt['network_g'] = Whole(**extra), {'type': 'Whole', **extra}
     image = torch.rand(1, 3, 13, 10)
     assert torch.equal(model.restoring(model.net_g)(image), image.repeat_interleave(2, 2).repeat_interleave(2, 3))
+
+
+def test_validation_in_tiles_has_the_windows_of_the_whole_image(project):
+    block = {'type': 'WindowsForTests', 'split_size': [4, 6]}
+    model = project.model('plain')
+    model.net_g, model.opt['network_g'] = WindowsForTests([4, 6]), block
+    image = torch.rand(1, 3, 37, 43)
+    with torch.no_grad():
+        whole = model.restoring(model.net_g)(image)
+        model.opt['val'] = {**model.opt['val'], 'tile': {'size': 9, 'overlap': 23}}
+        assert torch.allclose(model.restoring(model.net_g)(image), whole, atol=1e-6)
 
 
 @pytest.mark.parametrize(('block', 'key'), [

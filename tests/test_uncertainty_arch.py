@@ -7,6 +7,7 @@ import torch
 from basicsr.archs import build_network
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from udl_basicsr.archs import UDLHead, UncertaintyNet
 from udl_basicsr.archs.bounded import Bounded
@@ -344,3 +345,31 @@ def test_a_head_that_is_built_is_taken_as_it_is():
 def test_what_is_no_network_or_does_not_fit_is_refused(backbone, head, error, said):
     with pytest.raises(error, match=re.escape(said)):
         UncertaintyNet(backbone, head)
+
+
+@pytest.mark.parametrize('reentrant', [False, True])
+def test_a_tap_whose_features_have_lost_their_gradient_is_refused(reentrant):
+    """Within a checkpoint of the older kind the head had no gradient for the network, without a word."""
+
+    class Checkpointed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.up = nn.Conv2d(3, 8, 3, 1, 1), nn.Sequential(nn.Conv2d(8, 12, 3, 1, 1), nn.PixelShuffle(2))
+
+        def forward(self, lq):
+            return checkpoint(self.up, self.body(lq), use_reentrant=reentrant)
+
+    network = UncertaintyNet(Checkpointed(), tap='up')
+    lq = torch.rand(1, 3, 8, 8)
+    network.log_scale(lq)
+    with torch.no_grad():
+        network(lq)
+    for each in (network.eval(), UncertaintyNet(Checkpointed(), tap='up', detach='all')):
+        each(lq)
+    network.train()
+    if reentrant:
+        with pytest.raises(TapError, match="'up' of Checkpointed runs without gradients"):
+            network(lq)
+    else:
+        network(lq)[1].sum().backward()
+        assert network.mean_network.body.weight.grad.abs().max() > 0

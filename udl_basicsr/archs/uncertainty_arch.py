@@ -110,6 +110,9 @@ class UncertaintyNet(nn.Module):
         Returns:
             tuple: mean (N, C, H, W) in [0, 1], and s (N, C, H, W), natural log of the Laplace scale in 0-255 units; or
                 what else the head puts out, (N, maps*C, H, W).
+
+        Raises:
+            TapError: In training, a tap that runs without gradients though the head is to train the features.
         """
         if self._hooked and self.mean_network.training:
             self._kept.clear()
@@ -180,8 +183,14 @@ class UncertaintyNet(nn.Module):
         """What the tap was given last, and the image, or None where the backbone stopped before it."""
         tap = self.mean_network.get_submodule(self.tap)
         seen = []
+        trains = not stop_at_tap and self.training and self.detach in ('none', 'mean') and torch.is_grad_enabled()
 
         def hook(module, args, kwargs):
+            if trains and not torch.is_grad_enabled():  # as torch's older way to checkpoint runs what it is given
+                raise TapError(f'tap: {self.tap!r} of {type(self.mean_network).__name__} runs without gradients, as '
+                               'within torch.utils.checkpoint(use_reentrant=True), so that the head could not train '
+                               'the network. Name a module outside of it, do without checkpoints, or detach the '
+                               'features')
             seen.append(self._features(args, kwargs))
             if stop_at_tap and len(seen) == self._tap_calls:
                 raise _TapReached

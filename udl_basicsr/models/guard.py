@@ -64,6 +64,10 @@ class StepGuard:
         self._flags = torch.zeros(2, device=device)
         self._unread: tuple[Tensor, Any, Any] | None = None
 
+    def resume(self, in_a_row: int) -> None:
+        """Goes on after so many steps in a row that were left out."""
+        self._in_a_row = self._in_a_row.new_tensor(in_a_row)
+
     def begin(self) -> None:
         """Before the updates of an iteration."""
         self.left_out, self._flags = self._halted, torch.zeros_like(self._flags)

@@ -19,9 +19,12 @@ class SavedModel(ScheduledModel):
     Attributes:
         scaler (torch.amp.GradScaler): Of the step; at rest but for ``fp16``.
         run (dict): What the loop wants to find again in a training state.
+        skipped (int), skipped_in_a_row (int): Steps that were left out, in all and up to now.
     """
     scaler: torch.amp.GradScaler
     run: dict
+    skipped: int
+    skipped_in_a_row: int
 
     def networks_to_save(self) -> dict:
         """``{label: {param_key: network}}`` for ``<label>_<iter>.pth``."""
@@ -50,6 +53,7 @@ class SavedModel(ScheduledModel):
             'optimizers': [o.state_dict() for o in self.optimizers],
             'schedulers': [s.state_dict() for s in self.schedulers],
             'scaler': self.scaler.state_dict(),
+            'skipped': [self.skipped, self.skipped_in_a_row],
             'best_metric_results': getattr(self, 'best_metric_results', {}),
             'run': self.run,
         }
@@ -78,4 +82,5 @@ class SavedModel(ScheduledModel):
         schedulers = [{key: saved[key] for key in _POSITION} for saved in resume_state['schedulers']]
         super().resume_training({**resume_state, 'optimizers': optimizers, 'schedulers': schedulers})
         self.scaler.load_state_dict(resume_state.get('scaler', {}) or self.scaler.state_dict())
+        self.skipped, self.skipped_in_a_row = resume_state.get('skipped', (0, 0))
         self.best_metric_results = resume_state.get('best_metric_results', {})

@@ -27,6 +27,7 @@ from udl_basicsr.utils.checkpoints import EMA_FIRST, ParamKey, load_network
 from udl_basicsr.utils.processor import warn_where_emulated
 from udl_basicsr.utils.settings import RunSettings, TrainSettings, strict_load
 from udl_basicsr.utils.shipped_weights import shown_weights
+from udl_basicsr.utils.text import some
 
 from .guard import StepGuard, clip_grad_norm, leaves_out_by_itself, starts_from_anything
 from .loss_blocks import build_loss, losses_of
@@ -180,10 +181,15 @@ class StepModel(SavedModel):
             if reduction == 'none' or (reduction == 'sum' and self.accumulate > 1):
                 raise ValueError(f"train.{key}.reduction: expected 'mean', got {reduction!r}: training needs a number, "
                                  'and with train.accumulate one that does not depend on the number of parts')
-            for option in ('min_over', 'mean_over'):
-                if self.accumulate > 1 and getattr(criterion, option, None) == 'batch':
-                    raise ValueError(f"train.{key}.{option}: expected 'image', got 'batch': with train.accumulate it "
-                                     'would be over a part of the batch')
+            for option, value, other in (('min_over', 'batch', 'image'), ('mean_over', 'batch', 'image'),
+                                         ('criterion_type', 'fro', 'l1')):  # the last of BasicSR's PerceptualLoss
+                if self.accumulate > 1 and getattr(criterion, option, None) == value:
+                    raise ValueError(f"train.{key}.{option.removesuffix('_type')}: expected {other!r}, got {value!r}: "
+                                     'with train.accumulate it would be over a part of the batch')
+            if untrained := [name for name, p in criterion.named_parameters() if p.requires_grad]:
+                get_root_logger().warning(
+                    f'train.{key}: {type(criterion).__name__} has parameters that no optimiser trains, since it is a '
+                    f'loss: {some(untrained)}. They stay what they are; if they are to, requires_grad_(False)')
         self.setup_optimizers()
         self.setup_schedulers()
         late = self.device.type == 'cuda'  # on a CPU nothing waits
@@ -370,6 +376,10 @@ class StepModel(SavedModel):
             dist.all_reduce(values)
             values /= self.opt['world_size']
         return OrderedDict(zip(log, values.tolist(), strict=True))
+
+    def resume_training(self, resume_state: dict) -> None:
+        super().resume_training(resume_state)
+        self.guard.resume(self.skipped_in_a_row)
 
     def save(self, epoch: int, current_iter: int) -> None:
         self._read_late()  # an iteration that must end the run is not saved

@@ -102,13 +102,21 @@ class TrainingChecker(NetworkChecker):
         elif accumulate != 1 and (over := [o for o in ('min_over', 'mean_over') if block.get(o) == 'batch']):
             self.report.add(f'{where}.{over[0]}', 'expected image, got batch: with train.accumulate it would be over a '
                             'part of the batch')
+        elif accumulate != 1 and block.get('criterion') == 'fro':
+            self.report.add(f'{where}.criterion', 'expected l1 or l2, got fro: with train.accumulate this norm would '
+                            'be over a part of the batch')
         elif key != 'tlw_opt':
             scale = self.opt['scale'] if isinstance(self.opt.get('scale'), int) else 1
             side = self.patch(scale) if self.opt.get('scale') else 48
             if 'judge_random' in inspect.signature(target).parameters:
                 block = {**block, 'judge_random': True}  # whether its weights are there is asked with the other files
-            if problem := try_loss(key, target, block, self.channels(), side, scale):
+            problem, differs = try_loss(key, target, block, self.channels(), side, scale, accumulate != 1)
+            if problem:
                 self.report.add(where, problem)
+            if differs:
+                self.report.warnings.append(f'{where}: {target.__name__} of a batch is not the mean over its images: '
+                                            'with train.accumulate, which takes each part of the batch by itself, the '
+                                            'gradient is another one')
 
     def check_weighting(self, train: dict, losses: set[str]) -> None:
         add, loss = self.report.add, train.get('tlw_opt')

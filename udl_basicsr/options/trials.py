@@ -151,31 +151,51 @@ def _forward(target: Callable[..., nn.Module], arguments: str, channels: int, si
     return problem
 
 
-def try_loss(key: str, target: type[nn.Module], block: dict, channels: int, side: int, scale: int) -> str:
-    """Why a loss cannot be trained with at this size (LQ pixels); empty where it can.
+def try_loss(key: str, target: type[nn.Module], block: dict, channels: int, side: int, scale: int,
+             in_parts: bool = False) -> tuple[str, bool]:
+    """Why a loss cannot be trained with at this size (LQ pixels), empty where it can.
 
     Losses with a network inside, which take a dictionary of its layers, are not tried.
+
+    Returns:
+        tuple: That, and with ``in_parts`` whether the loss of a batch is another number than the mean over its images;
+            of a loss that draws random numbers, and so has many, this is not looked at.
     """
     arguments = {k: v for k, v in block.items() if k != 'type'}
     if any(isinstance(v, (dict, list)) for v in arguments.values()):
-        return ''
+        return '', False
     try:
         with quietly(), torch.enable_grad():  # whatever the caller has set
             criterion = target(**arguments)
-            lq, gt = torch.rand(1, channels, side, side), torch.rand(1, channels, side * scale, side * scale)
-            pred = torch.rand_like(gt).requires_grad_()
             kind = DISTRIBUTIONS.get(getattr(criterion, 'distribution', ''), Distribution)
-            given = torch.rand_like(gt.repeat(1, kind.maps, 1, 1)).requires_grad_()
+            # two images that are not alike in anything
+            images = torch.tensor([1., 0.3]).view(2, 1, 1, 1) if in_parts else torch.ones(1, 1, 1, 1)
+            lq, gt = (images * torch.rand(channels, size, size) for size in (side, side * scale))
+            pred = torch.rand_like(gt).mul_(images).requires_grad_()
+            given = torch.rand_like(gt.repeat(1, kind.maps, 1, 1)).mul_(images).requires_grad_()
             inputs = {'target': gt, 'lq': lq, **{stage.gives: given for stage in STAGES.values() if stage.loss == key}}
             if any(needed and name not in inputs for name, needed in inputs_of(criterion).items()):
-                return ''  # entries of the batch, which only the data set knows
-            values = list(losses_of(key, criterion, pred, inputs).values())
-            if wrong := [v for v in values if not isinstance(v, Tensor) or v.numel() != 1]:
-                return f'{target.__name__} gives {tuple(getattr(wrong[0], "shape", ()))}; training needs one number'
-            sum(values, torch.zeros(())).sum().backward()
+                return '', False  # entries of the batch, which only the data set knows
+
+            def value(of: slice) -> Tensor:
+                values = losses_of(key, criterion, pred[of], {name: given[of] for name, given in inputs.items()})
+                if wrong := [v for v in values.values() if not isinstance(v, Tensor) or v.numel() != 1]:
+                    raise _NoNumberError(tuple(getattr(wrong[0], 'shape', ())))
+                return sum(values.values(), torch.zeros(())).sum()
+
+            whole = value(slice(None))
+            whole.backward()
+            if not in_parts or not torch.equal(whole, value(slice(None))):
+                return '', False
+            return '', not torch.isclose((value(slice(0, 1)) + value(slice(1, 2))) / 2, whole, rtol=1e-3).item()
+    except _NoNumberError as error:
+        return f'{target.__name__} gives {error.args[0]}; training needs one number', False
     except Exception as error:
-        return f'{target.__name__} fails on images of {side * scale}x{side * scale}: {kind_and_line(error)}'
-    return ''
+        return f'{target.__name__} fails on images of {side * scale}x{side * scale}: {kind_and_line(error)}', False
+
+
+class _NoNumberError(ValueError):
+    """A loss of many values."""
 
 
 def try_optimizer(target: type[torch.optim.Optimizer], arguments: dict) -> None:

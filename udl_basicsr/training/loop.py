@@ -82,13 +82,13 @@ def train(parsed: Parsed, command: str = '') -> None:
         head = {'initial_weights': network and weights_digest(network), 'iters_per_epoch': sampler.iters_per_epoch}
         if state:
             model.resume_training(state)
-            note_changes(state, _run(train_set, opt, options))
+            note_changes(state, _run(train_set, sampler, opt, options))
             if opt['num_gpu'] and not RunSettings.of(opt).deterministic:
                 logger.info('On a GPU only deterministic: true resumes to the bit: what follows may differ by rounding '
                             'from an uninterrupted run.')
             logger.info(f"Resuming training from epoch: {state['epoch']}, iter: {start_iter}.")
 
-        model.run = _run(train_set, opt, options)
+        model.run = _run(train_set, sampler, opt, options)
         lock = make_folders(parsed, command, keep=start_iter if state else None)
         if opt['rank'] == 0:
             log.to_file(Path(opt['path']['log']) / f"train_{opt['name']}_{get_time_str()}.log")
@@ -115,10 +115,10 @@ def train(parsed: Parsed, command: str = '') -> None:
             lock.close()
 
 
-def _run(train_set, opt: dict, options: dict) -> dict:
+def _run(train_set, sampler, opt: dict, options: dict) -> dict:
     """What decides, beside the iteration, which images are trained next, and how; kept with every state."""
     return {'manual_seed': opt['manual_seed'], 'world_size': opt['world_size'], 'images': len(train_set),
-            'batch_size': opt['datasets']['train']['batch_size_per_gpu'], 'options': options}
+            'batch_size': sampler.batch_size, 'options': options}
 
 
 def _iterate(model, batches, sampler, val_loaders, opt, tb_logger, history, start_iter, total_iter,

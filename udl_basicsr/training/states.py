@@ -66,6 +66,8 @@ def _problems(state: dict, opt: dict) -> Iterator[str]:
     yield from _problems_of_optimizers(state['optimizers'], trained_blocks(opt))
     yield from _problems_of_schedulers(state['schedulers'], state['optimizers'], state['iter'])
     yield from _problems_of_scaler(state.get('scaler', {}))
+    if not _is_list(state.get('skipped', [0, 0]), _is_integer) or len(state.get('skipped', [0, 0])) != 2:
+        yield f'skipped: expected two integers ≥ 0, got {_shown(state["skipped"])}'
     for name, record in state.get('best_metric_results', {}).items():
         if not isinstance(record, dict) or not all(map(_is_best, record.values())):
             yield f'best_metric_results: {one_line(name, _LONGEST_VALUE)}: expected the best of each metric'
@@ -221,8 +223,8 @@ def note_changes(state: dict, run: dict) -> None:
 
     Args:
         state: A training state, with ``run`` as it was when it was saved (absent in BasicSR's).
-        run: ``world_size``, ``batch_size`` (of one process), ``images`` (of the training set) and ``options``
-            (:func:`essence`) now.
+        run: ``world_size``, ``batch_size`` (of one process, with all its GPUs), ``images`` (of the training set) and
+            ``options`` (:func:`essence`) now.
     """
     before = state.get('run')
     if not before:
@@ -232,9 +234,14 @@ def note_changes(state: dict, run: dict) -> None:
     changed = [f'{name.replace("_", " ")} {before.get(name)} -> {run[name]}' for name in _DATA
                if name in run and before.get(name) != run[name]]
     if changed:
+        # of the same images the processes together take the same, whatever their number
+        same = before.get('images') == run.get('images') and len({of.get('world_size', 0) * of.get('batch_size', 0)
+                                                                  for of in (before, run)}) == 1
         get_root_logger().warning(
-            f'Not as when the state was saved: {", ".join(changed)}. Training goes on at the same iteration, but the '
-            'images of each batch are no longer those of an uninterrupted run.')
+            f'Not as when the state was saved: {", ".join(changed)}. Training goes on at the same iteration, ' + (
+                'with the same images in each batch: what differs from an uninterrupted run is rounding, and what '
+                'each process draws or normalises by itself.' if same else
+                'but the images of each batch are no longer those of an uninterrupted run.'))
     then, now = before.get('options'), run.get('options')
     if not then or not now:
         return
