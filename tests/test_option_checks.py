@@ -281,6 +281,16 @@ def test_what_the_command_line_does_not_change_in_stage_1_is_said(parse, two_sta
     assert '--force_yml' not in refused(parse, second, 'manual_seed=4')
 
 
+def test_a_block_of_stage_1_leaves_the_uncertainty_cache_to_stage_2(parse, two_stages):
+    second = two_stages[1]
+    second['stage1'] = {'stage': 'esu', 'train': {'likelihood_opt': {'type': 'ESULoss'}}}
+    parsed = parse(second, ('datasets:train:uncertainty_cache=auto', ))
+    assert parsed.flat['datasets']['train']['uncertainty_cache'] == 'auto'
+    assert 'uncertainty_cache' not in parsed.stage1.flat['datasets']['train']
+    second['stage1']['datasets'] = {'train': {'uncertainty_cache': 'auto'}}
+    assert 'in stage1: datasets.train.uncertainty_cache: not used in stage esu' in refused(parse, second)
+
+
 def test_what_a_block_of_stage_1_sets_for_itself_is_said(parse, two_stages):
     """An option of the command line goes into the file around the block, which wins."""
     second = two_stages[1]

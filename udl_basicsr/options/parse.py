@@ -203,6 +203,8 @@ def _parse_stage1(flat: dict, report: Findings, parents: tuple[str, ...], **argu
         rest = deepcopy({k: v for k, v in flat.items() if k not in ('stage1', 'rounds', 'path')})
         if isinstance(rest.get('train'), dict):  # losses are each stage's own: one beside udl_opt is none of stage 1
             rest['train'] = {k: v for k, v in rest['train'].items() if not k.endswith('_opt')}
+        if first.get('stage', flat.get('stage')) != 'udl' and isinstance(block_of(rest, 'datasets').get('train'), dict):
+            rest['datasets']['train'].pop('uncertainty_cache', None)  # stage 1 makes what stage 2 reads
         within = merge(rest, first)
         within['name'] = first.get('name', f'{flat.get("name")}_stage1')
         first, parents = parents[-1], parents[:-1]
