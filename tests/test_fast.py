@@ -177,7 +177,9 @@ def test_steps_are_timed_and_leave_nothing_behind(project):
 
 def test_bf16_on_this_processor():
     """As Linux lists it, beside torch, which knows AMX."""
-    assert processor.has_bf16(torch.device('cpu')) or not torch.cpu._is_amx_tile_supported()
+    amx = torch.cpu._is_amx_tile_supported()
+    assert processor.has_bf16(torch.device('cpu')) or not amx
+    assert amx or not processor.has_tiles()
 
 
 @pytest.mark.parametrize(('most', 'left'), [
@@ -192,3 +194,13 @@ def test_onednn_may_be_told_to_do_without_bf16(machine, monkeypatch, caplog, var
     assert processor.has_bf16(cpu) == left
     processor.warn_where_emulated('bf16', cpu)
     assert bool(caplog.records) != left
+
+
+@pytest.mark.parametrize(('most', 'left'), [
+    ('', True), ('DEFAULT', True), ('all', True), ('AVX512_CORE_AMX', True), ('avx512_core_amx_fp16', True),
+    ('AVX10_1_512_AMX', True), ('AVX10_1_512', False), ('AVX512_CORE_FP16', False), ('AVX2', False)])
+def test_onednn_may_be_told_to_do_without_tiles(machine, monkeypatch, most, left):
+    monkeypatch.setenv('ONEDNN_MAX_CPU_ISA', most)
+    assert not processor.has_tiles()
+    machine[1].add('amx_bf16')
+    assert processor.has_tiles() == left

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from udl_basicsr.archs import UncertaintyNet
+from udl_basicsr.functional.channels_last import FastChannelsLast
 from udl_basicsr.functional.losses import at_least_float32
-from udl_basicsr.functional.weight_gradient import FastWeightGradients
 from udl_basicsr.losses.base import inputs_of
+from udl_basicsr.utils import processor
 from udl_basicsr.utils.checkpoints import EMA_FIRST, ParamKey, load_network
-from udl_basicsr.utils.processor import warn_where_emulated
 from udl_basicsr.utils.settings import RunSettings, TrainSettings, strict_load
 from udl_basicsr.utils.shipped_weights import shown_weights
 from udl_basicsr.utils.text import some
@@ -60,7 +60,7 @@ class StepModel(SavedModel):
         BaseModel.__init__(self, deepcopy(opt))
         self.settings = TrainSettings.of(self.opt.get('train'))
         self.amp_dtype = _AMP_DTYPES.get(self.settings.amp or '')
-        warn_where_emulated(self.settings.amp, self.device)
+        processor.warn_where_emulated(self.settings.amp, self.device)
         self.memory_format = torch.channels_last if self.settings.channels_last else torch.contiguous_format
         self.scores = {}
         self.inputs, self.entries = set(), {}
@@ -161,9 +161,9 @@ class StepModel(SavedModel):
         self.grad_clip, self.skip_nonfinite = self.settings.grad_clip, self.settings.skip_nonfinite
         self.skipped, self.skipped_in_a_row = 0, 0
         self.run = {}  # what the loop wants to find again in a training state
-        fast = FastWeightGradients(torch.backends.cpu.get_cpu_capability())
-        pays = fast.pays and self.device.type == 'cpu' and not self.settings.compile
-        self.convolutions = fast if pays else contextlib.nullcontext()
+        fast = self.device.type == 'cpu' and not self.settings.compile
+        self.gradients = (FastChannelsLast(torch.backends.cpu.get_cpu_capability(), processor.has_tiles())
+                          if fast else contextlib.nullcontext())
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.settings.amp == 'fp16')
         if self.ema_decay > 0:
             self.net_g_ema = build_network(self.opt['network_g']).to(self.device, memory_format=self.memory_format)
@@ -311,7 +311,7 @@ class StepModel(SavedModel):
                 for network in self.networks_in_training().values():
                     if isinstance(network, DistributedDataParallel) and number < len(parts):
                         waiting.enter_context(network.no_sync())
-                waiting.enter_context(self.convolutions)
+                waiting.enter_context(self.gradients)
                 losses, figures = compute_losses(lq, gt, **{key: part[number - 1] for key, part in given.items()})
                 share = len(lq) / batch
                 self.scaler.scale(functools.reduce(torch.add, losses.values()) * share).backward()

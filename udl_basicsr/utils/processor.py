@@ -12,6 +12,7 @@ import torch
 _BF16 = {'amx_bf16', 'avx512_bf16', 'bf16'}
 # The names that oneDNN, which computes convolutions, has for Intel's and AMD's instructions before these
 _OLDER = re.compile(r'sse41|avx|avx2(_vnni(_2)?)?|avx512_mic(_4ops)?|avx512_core(_vnni)?', re.IGNORECASE)
+_WITH_TILES = re.compile(r'(default|all|\w+_amx(_\w+)?)?', re.IGNORECASE)
 
 
 def features() -> frozenset[str]:
@@ -31,8 +32,17 @@ def has_bf16(device: torch.device) -> bool:
     """
     if device.type == 'cuda':
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    told = os.environ.get('ONEDNN_MAX_CPU_ISA') or os.environ.get('DNNL_MAX_CPU_ISA', '')
-    return bool(features() & _BF16) and not _OLDER.fullmatch(told)
+    return bool(features() & _BF16) and not _OLDER.fullmatch(_told())
+
+
+def has_tiles() -> bool:
+    """Whether the processor multiplies tiles of bfloat16 (AMX), and oneDNN is not told to do without them."""
+    return 'amx_bf16' in features() and bool(_WITH_TILES.fullmatch(_told()))
+
+
+def _told() -> str:
+    """The newest instructions that oneDNN may use, in its own words; empty where it has its choice."""
+    return os.environ.get('ONEDNN_MAX_CPU_ISA') or os.environ.get('DNNL_MAX_CPU_ISA', '')
 
 
 def auto_amp(device: torch.device) -> str | None:

@@ -1,4 +1,4 @@
-"""The gradient to a convolution's weights by matrix products: torch's, whatever the shapes, and only where it pays."""
+"""Gradients of channels_last maps: torch's, whatever the shapes, and ours only where they pay."""
 import pytest
 import torch
 from basicsr.archs.edsr_arch import EDSR
@@ -6,7 +6,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from udl_basicsr.archs import UDLHead, UncertaintyNet
-from udl_basicsr.functional.weight_gradient import FastWeightGradients, weight_gradient
+from udl_basicsr.functional import channels_last
+from udl_basicsr.functional.channels_last import FastChannelsLast, weight_gradient
 from udl_basicsr.models.guard import clip_grad_norm
 from udl_basicsr.utils import processor
 
@@ -63,7 +64,7 @@ def test_a_network_has_the_same_gradients():
     """Of all its layers, as near to float64's as torch's own."""
     net = UncertaintyNet(EDSR(3, 3, num_feat=40, num_block=1, upscale=2)).to(memory_format=LAST)
     lq = torch.rand(1, 3, 44, 44).contiguous(memory_format=LAST)
-    stock, ours = gradients(net, lq), gradients(net, lq, FastWeightGradients('AVX2'))
+    stock, ours = gradients(net, lq), gradients(net, lq, FastChannelsLast('AVX2'))
     exact = gradients(net.double(), lq.double())
     differ = 0
     for theirs, mine, expected in zip(stock, ours, exact, strict=True):
@@ -84,6 +85,7 @@ def test_a_network_has_the_same_gradients():
     ('AVX512', {'out': 3, 'amp': True, 'bias': False}, True), ('AVX512', {'amp': True}, False),
     ('AVX512', {'out': 3, 'dtype': torch.bfloat16}, True), ('AVX512', {'out': 3, 'dtype': torch.float64}, False),
     ('AVX512', {'out': 3, 'dtype': torch.float64, 'amp': True}, False), ('AVX512', {'out': 3, 'stride': 2}, False),
+    ('AMX', {'out': 3}, True), ('AMX', {'out': 3, 'amp': True}, False), ('AMX', {}, False),
     ('DEFAULT', {'out': 3}, False), ('DEFAULT', {}, False)])
 def test_others_are_left_to_torch(vectors, change, ours):
     channels, size = change.get('channels', 48), change.get('size', 40)
@@ -93,7 +95,8 @@ def test_others_are_left_to_torch(vectors, change, ours):
     conv.requires_grad_(not change.get('frozen'))
     x = torch.rand(1, channels, size, size, dtype=change.get('dtype')).requires_grad_()
     x = x.contiguous(memory_format=change.get('memory_format', LAST))
-    with FastWeightGradients(vectors), torch.autocast('cpu', enabled=change.get('amp', False)):
+    mode = FastChannelsLast('AVX512', tiles=True) if vectors == 'AMX' else FastChannelsLast(vectors)
+    with mode, torch.autocast('cpu', enabled=change.get('amp', False)):
         y = conv(x)
         assert y.dtype == F.conv2d(x, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation,
                                    conv.groups).dtype
@@ -108,7 +111,7 @@ def test_it_takes_what_torch_takes(batch, one):
     x = torch.rand(batch, 48, 40, 40).contiguous(memory_format=LAST)
     weight = torch.rand(48, 48, 3, 3, requires_grad=True)
     results = []
-    for mode in (FastWeightGradients('AVX2'), torch.autocast('cpu', enabled=False)):
+    for mode in (FastChannelsLast('AVX2'), torch.autocast('cpu', enabled=False)):
         with mode:
             y = F.conv2d(x, weight, None, one, one, one)
         results.append([y, *torch.autograd.grad(y.sum(), weight)])
@@ -119,7 +122,7 @@ def test_a_backward_pass_under_autocast_keeps_float32():
     """Of a forward pass outside of it; torch's own convolutions do."""
     x, weight = torch.rand(1, 48, 40, 40).contiguous(memory_format=LAST), torch.rand(3, 48, 3, 3, requires_grad=True)
     results = []
-    for mode in (FastWeightGradients('AVX2'), torch.autocast('cpu', enabled=False)):
+    for mode in (FastChannelsLast('AVX2'), torch.autocast('cpu', enabled=False)):
         with mode:
             y = F.conv2d(x, weight, padding=1)
         with torch.autocast('cpu'):
@@ -132,7 +135,7 @@ def test_it_can_be_differentiated_again():
     conv = nn.Conv2d(32, 32, 3, padding=1)
     x = torch.rand(1, 32, 56, 56).contiguous(memory_format=LAST).requires_grad_()
     results = []
-    for mode in (FastWeightGradients('AVX2'), torch.autocast('cpu', enabled=False)):
+    for mode in (FastChannelsLast('AVX2'), torch.autocast('cpu', enabled=False)):
         with mode:
             y = conv(x).square().sum()
         slope, = torch.autograd.grad(y, conv.weight, create_graph=True)
@@ -141,21 +144,52 @@ def test_it_can_be_differentiated_again():
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize('memory_format', [LAST, torch.contiguous_format])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize(('shape', 'factor'), [
+    ((2, 12, 5, 7), 2), ((1, 27, 4, 3), 3), ((2, 48, 3, 2), 4), ((2, 6, 4, 5), 1), ((12, 5, 7), 2), ((1, 4, 1, 1), 2)])
+def test_the_gradient_of_a_pixel_shuffle_is_the_same_bit_for_bit(shape, factor, dtype, memory_format):
+    x = torch.randn(shape, dtype=dtype)
+    x = (x.contiguous(memory_format=memory_format) if x.dim() == 4 else x).requires_grad_()
+    weights = torch.randn_like(torch.pixel_shuffle(x, factor)).detach()
+    results = []
+    for mode in (FastChannelsLast('AVX2'), torch.autocast('cpu', enabled=False)):
+        with mode:
+            y = nn.PixelShuffle(factor)(x) if factor != 3 else F.pixel_shuffle(x, upscale_factor=factor)
+        for last in (False, True):
+            grad = weights.contiguous(memory_format=LAST) if last and weights.dim() == 4 else weights
+            results += [y, *torch.autograd.grad(y, x, grad, retain_graph=True)]
+    assert all(map(torch.equal, results[:4], results[4:]))
+    assert ('_PixelShuffle' in type(results[0].grad_fn).__name__) == (
+        len(shape) == 4 and x.is_contiguous(memory_format=LAST))
+
+
+def test_a_pixel_shuffle_can_be_differentiated_again():
+    x = torch.randn(1, 12, 5, 7, dtype=torch.float64).contiguous(memory_format=LAST).requires_grad_()
+    with FastChannelsLast('AVX2'):
+        y = torch.pixel_shuffle(x, 2)
+        assert '_PixelShuffle' in type(y.grad_fn).__name__
+        slope, = torch.autograd.grad(y.pow(3).sum(), x, create_graph=True)
+        again, = torch.autograd.grad(slope.square().sum(), x)
+    torch.testing.assert_close(again, 36 * x.detach()**3)  # of (3 x^2)^2
+
+
 @pytest.mark.parametrize(('vectors', 'amp', 'rounding'), [
     ('AVX2', '~', 1e-5), ('AVX512', '~', 1e-5), ('AVX512', 'bf16', 2**-7)])
 def test_a_step_takes_it_where_it_pays_and_is_the_same(vectors, amp, rounding, project, monkeypatch):
-    networks = []
+    networks, taken = [], set()
+    monkeypatch.setattr(processor, 'has_tiles', lambda: False)
+    monkeypatch.setattr(channels_last, 'weight_gradient', lambda *args: taken.add(known) or weight_gradient(*args))
     for known in (vectors, 'DEFAULT'):
         monkeypatch.setattr(torch.backends.cpu, 'get_cpu_capability', lambda known=known: known)
         torch.manual_seed(0)
         model = project.model('esu', 'network_g:num_feat=48', 'train:channels_last=true', 'train:accumulate=2',
                               f'train:amp={amp}')
-        assert isinstance(model.convolutions, FastWeightGradients) == (known == vectors)
         torch.manual_seed(1)
         model.feed_data({'lq': torch.rand(2, 3, 28, 28), 'gt': torch.rand(2, 3, 56, 56)})
         model.optimize_parameters(1)
         networks.append([p.grad for p in model.trained.parameters()])
-    assert not all(map(torch.equal, *networks))
+    assert taken == {vectors}
     for mine, theirs in zip(*networks, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=rounding * float(theirs.abs().max()))
 

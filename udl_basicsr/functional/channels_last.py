@@ -1,10 +1,16 @@
-"""The gradient of a channels_last convolution to its weights, where oneDNN's is slow.
+"""Gradients of channels_last maps that torch is slow to compute on a CPU.
 
-With AVX2 alone (EPYC, Zen 3) oneDNN reaches 80 to 90 GFLOP/s in a convolution of channels_last maps and in its gradient
-to the map, but 15 to 25 in the gradient to the weights. That gradient is a sum of matrix products over the pixels. Here
-a block of rows is copied out at a time, so that it stays in the processor's cache. With AVX-512 it is slow only where a
-convolution puts out few channels, such as an image: oneDNN computes sixteen there.
+That of a convolution to its weights. With AVX2 alone (EPYC, Zen 3) oneDNN reaches 80 to 90 GFLOP/s in a convolution of
+channels_last maps and in its gradient to the map, but 15 to 25 in the gradient to the weights. That gradient is a sum
+of matrix products over the pixels. Here a block of rows is copied out at a time, so that it stays in the processor's
+cache. With AVX-512 it is slow only where a convolution puts out few channels, such as an image: oneDNN computes sixteen
+there. With AMX only in float32: its tiles are faster than any copying.
+
+And that of a pixel shuffle. torch gathers the gradient number by number; here each place within a block is one copy of
+all its channels.
 """
+import itertools
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -100,25 +106,58 @@ class _Convolution(torch.autograd.Function):
                 grad.sum((0, 2, 3)) if to_bias else None, None)
 
 
-class FastWeightGradients(TorchFunctionMode):
-    """While active, convolutions of channels_last maps on the CPU get :func:`weight_gradient` where it is faster.
+class _PixelShuffle(torch.autograd.Function):
+    """torch's, but for the gradient, which is the same bit for bit."""
 
-    With AVX2 alone these are all in float32; with AVX-512, those to an image, in float32 and bfloat16. torch computes
-    all others: those of small maps, with a 1x1 kernel, a stride, groups or a dilation.
+    @staticmethod
+    def forward(ctx, x: Tensor, factor: int) -> Tensor:
+        ctx.factor = factor
+        return torch.pixel_shuffle(x, factor)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        r = ctx.factor
+        if torch.is_grad_enabled():  # to be differentiated again
+            return torch.pixel_unshuffle(grad, r), None
+        batch, channels, height, width = grad.shape
+        places = grad.permute(0, 2, 3, 1).contiguous().view(batch, height // r, r, width // r, r, channels)
+        maps = grad.new_empty(batch, height // r, width // r, channels, r, r)
+        for i, j in itertools.product(range(r), repeat=2):
+            maps[..., i, j] = places[:, :, i, :, j]
+        return maps.view(batch, height // r, width // r, -1).permute(0, 3, 1, 2), None
+
+
+class FastChannelsLast(TorchFunctionMode):
+    """While active, channels_last maps on the CPU get these gradients where they are faster.
+
+    Of convolutions: with AVX2 alone of all in float32; with AVX-512 of those to an image, in float32, and in bfloat16
+    unless there are tiles. torch computes all others: those of small maps, with a 1x1 kernel, a stride, groups or a
+    dilation. Of pixel shuffles: of all.
 
     Args:
         vectors (str): The processor's, as ``torch.backends.cpu.get_cpu_capability`` names them.
+        tiles (bool): Whether it multiplies tiles of bfloat16 (AMX).
     """
 
-    def __init__(self, vectors: str):
+    def __init__(self, vectors: str, tiles: bool = False):
         super().__init__()
         self.to_maps = vectors == 'AVX2'
-        self.pays = self.to_maps or vectors == 'AVX512'
+        self.to_images = {torch.float32} if tiles else {torch.float32, torch.bfloat16}
+        if vectors != 'AVX512':
+            self.to_images = set()
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is torch.conv2d:
             return self._conv2d(*args, **(kwargs or {}))
+        if func is torch.pixel_shuffle:
+            return self._pixel_shuffle(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
+
+    @staticmethod
+    def _pixel_shuffle(input: Tensor, upscale_factor: int):
+        ours = (input.requires_grad and torch.is_grad_enabled() and input.dim() == 4 and input.device.type == 'cpu'
+                and input.is_contiguous(memory_format=torch.channels_last) and input.numel())
+        return (_PixelShuffle.apply if ours else torch.pixel_shuffle)(input, upscale_factor)
 
     def _conv2d(self, input: Tensor, weight: Tensor, bias: Tensor | None = None, stride=1, padding=0, dilation=1,
                 groups=1):
@@ -136,7 +175,7 @@ class FastWeightGradients(TorchFunctionMode):
     def _takes(self, dtype: torch.dtype, out: int) -> bool:
         if self.to_maps:
             return dtype == torch.float32
-        return self.pays and out <= _FEW and dtype in (torch.float32, torch.bfloat16)
+        return out <= _FEW and dtype in self.to_images
 
 
 def _computed_in(value: Tensor) -> torch.dtype:
