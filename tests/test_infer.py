@@ -21,6 +21,7 @@ from udl_basicsr.deploy.infer_plan import make_plan
 from udl_basicsr.deploy.pictures import read_picture
 from udl_basicsr.deploy.restorer import Restorer
 from udl_basicsr.functional.log_scale_maps import decode_log_scale
+from udl_basicsr.utils import processor
 
 ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
 
@@ -231,12 +232,25 @@ def test_self_ensemble_is_the_mean_over_the_symmetries(run):
     assert np.abs(pixels(run.out / 'a.png') - expected).max() <= 0.501
 
 
-def test_bf16_is_near_and_another(run):
+@pytest.mark.parametrize('tiles', [True, False])
+def test_bf16_is_near_and_another(run, tiles, monkeypatch):
+    monkeypatch.setattr(processor, 'has_tiles', lambda: tiles)
     path = run.picture()
     assert run(path) == 0
     assert run(path, '--amp', 'bf16', out=run.root / 'bf16') == 0
     difference = np.abs(pixels(run.out / 'a.png').astype(int) - pixels(run.root / 'bf16' / 'a.png'))
     assert 0 < difference.max() < 12
+
+
+@pytest.mark.parametrize('amp', ['bf16', None])
+@pytest.mark.parametrize('tiles', [True, False])
+def test_maps_are_channels_last_where_tiles_of_bf16_are_multiplied(tiles, amp, monkeypatch):
+    monkeypatch.setattr(processor, 'has_tiles', lambda: tiles)
+    network, seen = EDSR(**SMALL), set()
+    network.body.register_forward_pre_hook(
+        lambda module, maps: seen.add(maps[0].is_contiguous(memory_format=torch.channels_last)))
+    assert Restorer(network, amp=amp).traits == (3, 2, 1)  # found by running it
+    assert seen == {tiles and amp == 'bf16'}
 
 
 @pytest.mark.parametrize('multiple', [8, 7])

@@ -20,7 +20,7 @@ from udl_basicsr.functional import inference
 from udl_basicsr.utils.checkpoints import EMA_FIRST, ParamKey
 from udl_basicsr.utils.kernels import exact_kernels
 from udl_basicsr.utils.memory import give_back, is_out_of_memory
-from udl_basicsr.utils.processor import warn_where_emulated
+from udl_basicsr.utils.processor import inference_format, warn_where_emulated
 from udl_basicsr.utils.shipped_weights import shown_weights
 from udl_basicsr.utils.text import first_line
 
@@ -85,10 +85,10 @@ class Restorer:
     """The last picture of an ensemble, and its maps: one run serves all that is asked of it."""
 
     def __post_init__(self) -> None:
-        warn_where_emulated(self.amp, torch.device(self.device))
+        warn_where_emulated(self.amp, device := torch.device(self.device))
         for network in (self.network, self.uncertainty):
             if network is not None:
-                network.to(self.device).eval().requires_grad_(False)
+                network.to(device, memory_format=inference_format(self.amp, device)).eval().requires_grad_(False)
         self.traits  # noqa: B018  so that a network that cannot be used is refused here
 
     @functools.cached_property
@@ -292,7 +292,7 @@ class Restorer:
         device = torch.device(self.device)
         short = torch.autocast(device.type, _AMP.get(self.amp), enabled=self.amp is not None)
         with torch.no_grad(), exact_kernels(), short:
-            return network(lq.to(device)).float().cpu()
+            return network(lq.to(device, memory_format=inference_format(self.amp, device))).float().cpu()
 
 
 def load_restorer(weights: str | Path, *, opt: str | Path | None = None, uncertainty: str | Path | None = None,

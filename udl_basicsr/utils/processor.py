@@ -1,5 +1,6 @@
 """What the processor or the GPU computes in hardware, and what makes the processor compute faster."""
 import ctypes
+import functools
 import logging
 import os
 import platform
@@ -15,6 +16,7 @@ _OLDER = re.compile(r'sse41|avx|avx2(_vnni(_2)?)?|avx512_mic(_4ops)?|avx512_core
 _WITH_TILES = re.compile(r'(default|all|\w+_amx(_\w+)?)?', re.IGNORECASE)
 
 
+@functools.cache
 def features() -> frozenset[str]:
     """The processor's flags as Linux lists them; none on other systems."""
     try:
@@ -56,6 +58,16 @@ def warn_where_emulated(amp: str | None, device: torch.device) -> None:
         logging.getLogger('basicsr').warning(
             f'amp: bf16: {name(device)} computes no bfloat16 in hardware. It is emulated, and may take a hundred times '
             'as long as float32. Leave out amp to compute in float32')
+
+
+def inference_format(amp: str | None, device: torch.device) -> torch.memory_format:
+    """The memory format in which networks restore images: channels_last where a CPU multiplies tiles of bfloat16.
+
+    There EDSR-S takes less than a quarter of the time, RCAN 0.6 of it, SwinIR and HAT no more. In float32 it would
+    change the last digits by machine.
+    """
+    tiles = amp == 'bf16' and device.type == 'cpu' and has_tiles()
+    return torch.channels_last if tiles else torch.contiguous_format
 
 
 def name(device: torch.device) -> str:
