@@ -66,8 +66,8 @@ def _problems(state: dict, opt: dict) -> Iterator[str]:
     yield from _problems_of_optimizers(state['optimizers'], trained_blocks(opt))
     yield from _problems_of_schedulers(state['schedulers'], state['optimizers'], state['iter'])
     yield from _problems_of_scaler(state.get('scaler', {}))
-    if not _is_list(state.get('skipped', [0, 0]), _is_integer) or len(state.get('skipped', [0, 0])) != 2:
-        yield f'skipped: expected two integers ≥ 0, got {_shown(state["skipped"])}'
+    if not _is_list(skipped := state.get('skipped', [0, 0]), _is_integer) or len(skipped) != 2:
+        yield f'skipped: expected two integers ≥ 0, got {_shown(skipped)}'
     for name, record in state.get('best_metric_results', {}).items():
         if not isinstance(record, dict) or not all(map(_is_best, record.values())):
             yield f'best_metric_results: {one_line(name, _LONGEST_VALUE)}: expected the best of each metric'
