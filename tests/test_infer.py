@@ -17,13 +17,23 @@ from infer_runs import SMALL, NearestForTests, noise, pixels, png, run, twice  #
 from PIL import Image, ImageCms, ImageOps
 
 from udl_basicsr.deploy import infer as module
-from udl_basicsr.deploy.infer_plan import make_plan
+from udl_basicsr.deploy.infer_plan import InferenceError, make_plan
 from udl_basicsr.deploy.pictures import read_picture
 from udl_basicsr.deploy.restorer import Restorer
 from udl_basicsr.functional.log_scale_maps import decode_log_scale
 from udl_basicsr.utils import processor
 
 ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
+
+
+class Viewing(EDSR):
+    """As some attention does: all of its maps in one row."""
+    refuses = False
+
+    def forward(self, x):
+        if self.refuses:
+            raise RuntimeError('it refuses')
+        return super().forward(x.view(1, -1).view(x.shape))
 
 
 # --------------------------------------------------------------------------------------------------------------- pixels
@@ -251,6 +261,16 @@ def test_maps_are_channels_last_where_tiles_of_bf16_are_multiplied(tiles, amp, m
         lambda module, maps: seen.add(maps[0].is_contiguous(memory_format=torch.channels_last)))
     assert Restorer(network, amp=amp).traits == (3, 2, 1)  # found by running it
     assert seen == {tiles and amp == 'bf16'}
+
+
+@pytest.mark.parametrize('tiles', [True, False])
+def test_a_network_that_views_its_maps_runs_in_their_usual_format(tiles, monkeypatch):
+    monkeypatch.setattr(processor, 'has_tiles', lambda: tiles)
+    network = Viewing(**SMALL)
+    assert Restorer(network, amp='bf16').traits == (3, 2, 1)
+    network.refuses = True
+    with pytest.raises(InferenceError, match='it refuses'):
+        Restorer(network, amp='bf16')
 
 
 @pytest.mark.parametrize('multiple', [8, 7])

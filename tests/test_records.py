@@ -277,7 +277,7 @@ def test_operations_of_a_step_are_those_that_it_makes(project, stage, force):
         'network_w': {'type': 'TLWNet'}, 'train': {'tlw_opt': judged}}))
     force = [f'train:{entry}' for entry in force]
     model = project.model(stage, *force)
-    model.convolutions, model.iters_per_epoch = contextlib.nullcontext(), 3
+    model.fast_gradients, model.iters_per_epoch = contextlib.nullcontext(), 3
     model.feed_data(batch())
     with FlopCounterMode(display=False) as counter:
         model.optimize_parameters(1)

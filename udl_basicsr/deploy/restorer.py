@@ -85,10 +85,10 @@ class Restorer:
     """The last picture of an ensemble, and its maps: one run serves all that is asked of it."""
 
     def __post_init__(self) -> None:
-        warn_where_emulated(self.amp, device := torch.device(self.device))
+        warn_where_emulated(self.amp, torch.device(self.device))
         for network in (self.network, self.uncertainty):
             if network is not None:
-                network.to(device, memory_format=inference_format(self.amp, device)).eval().requires_grad_(False)
+                network.to(self.device).eval().requires_grad_(False)
         self.traits  # noqa: B018  so that a network that cannot be used is refused here
 
     @functools.cached_property
@@ -292,7 +292,8 @@ class Restorer:
         device = torch.device(self.device)
         short = torch.autocast(device.type, _AMP.get(self.amp), enabled=self.amp is not None)
         with torch.no_grad(), exact_kernels(), short:
-            return network(lq.to(device, memory_format=inference_format(self.amp, device))).float().cpu()
+            run = inference.in_memory_format(network, inference_format(self.amp, device))
+            return run(lq.to(device)).float().cpu()
 
 
 def load_restorer(weights: str | Path, *, opt: str | Path | None = None, uncertainty: str | Path | None = None,

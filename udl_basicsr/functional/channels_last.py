@@ -1,13 +1,13 @@
-"""Gradients of channels_last maps that torch is slow to compute on a CPU.
+"""Gradients in channels_last that torch computes slowly on a CPU: to a convolution's weights, and of a pixel shuffle.
 
-That of a convolution to its weights. With AVX2 alone (EPYC, Zen 3) oneDNN reaches 80 to 90 GFLOP/s in a convolution of
+To a convolution's weights: With AVX2 alone (EPYC, Zen 3) oneDNN reaches 80 to 90 GFLOP/s in a convolution of
 channels_last maps and in its gradient to the map, but 15 to 25 in the gradient to the weights. That gradient is a sum
 of matrix products over the pixels. Here a block of rows is copied out at a time, so that it stays in the processor's
 cache. With AVX-512 it is slow only where a convolution puts out few channels, such as an image: oneDNN computes sixteen
-there. With AMX only in float32: its tiles are faster than any copying.
+there. With AMX that holds in float32 alone; in bfloat16 oneDNN multiplies tiles, faster than the products here.
 
-And that of a pixel shuffle. torch gathers the gradient number by number; here each place within a block is one copy of
-all its channels.
+Of a pixel shuffle: torch gathers the gradient number by number. Here one copy takes all channels of one place within
+the blocks; with few channels that is slower.
 """
 import itertools
 
@@ -21,7 +21,8 @@ _PIXELS = 768
 _FEW = 7
 """The most channels an image or a head puts out. With more, blocks are faster, and with AVX-512 oneDNN is."""
 _LEAST_CHANNELS, _LEAST = 32, 3e6
-"""The map's channels; and channels² · pixels. Below either, oneDNN finds all it needs in the cache and is as fast."""
+"""The map's channels; and channels² · pixels. Below either, oneDNN finds all it needs in the cache and is as fast. A
+pixel shuffle's result has the same least."""
 
 
 def weight_gradient(x: Tensor, grad: Tensor, kernel: tuple[int, int], padding: tuple[int, int]) -> Tensor:
@@ -107,32 +108,40 @@ class _Convolution(torch.autograd.Function):
 
 
 class _PixelShuffle(torch.autograd.Function):
-    """torch's, but for the gradient, which is the same bit for bit."""
+    """torch's; its gradient is computed otherwise, and equal bit for bit."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, factor: int) -> Tensor:
-        ctx.factor = factor
+    def forward(x: Tensor, factor: int) -> Tensor:
         return torch.pixel_shuffle(x, factor)
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple[Tensor, int], output: Tensor) -> None:
+        ctx.factor = inputs[1]
+
+    @staticmethod
+    def jvp(ctx, tangent: Tensor, _: None) -> Tensor:
+        return torch.pixel_shuffle(tangent, ctx.factor)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
         r = ctx.factor
-        if torch.is_grad_enabled():  # to be differentiated again
+        # to be differentiated again, or not in channels_last
+        if torch.is_grad_enabled() or not grad.is_contiguous(memory_format=torch.channels_last):
             return torch.pixel_unshuffle(grad, r), None
         batch, channels, height, width = grad.shape
-        places = grad.permute(0, 2, 3, 1).contiguous().view(batch, height // r, r, width // r, r, channels)
+        pixels = grad.permute(0, 2, 3, 1).view(batch, height // r, r, width // r, r, channels)
         maps = grad.new_empty(batch, height // r, width // r, channels, r, r)
         for i, j in itertools.product(range(r), repeat=2):
-            maps[..., i, j] = places[:, :, i, :, j]
+            maps[..., i, j] = pixels[:, :, i, :, j]
         return maps.view(batch, height // r, width // r, -1).permute(0, 3, 1, 2), None
 
 
-class FastChannelsLast(TorchFunctionMode):
-    """While active, channels_last maps on the CPU get these gradients where they are faster.
+class FastGradients(TorchFunctionMode):
+    """While active, channels_last maps on the CPU get the gradients of this module where they are faster.
 
-    Of convolutions: with AVX2 alone of all in float32; with AVX-512 of those to an image, in float32, and in bfloat16
-    unless there are tiles. torch computes all others: those of small maps, with a 1x1 kernel, a stride, groups or a
-    dilation. Of pixel shuffles: of all.
+    Convolutions: with AVX2 alone all in float32; with AVX-512 those to an image, in float32, and in bfloat16 unless
+    there are tiles. torch computes all others: those of small maps, with a 1x1 kernel, a stride, groups or a dilation.
+    Pixel shuffles: those that put out 32 channels or more.
 
     Args:
         vectors (str): The processor's, as ``torch.backends.cpu.get_cpu_capability`` names them.
@@ -141,10 +150,11 @@ class FastChannelsLast(TorchFunctionMode):
 
     def __init__(self, vectors: str, tiles: bool = False):
         super().__init__()
-        self.to_maps = vectors == 'AVX2'
-        self.to_images = {torch.float32} if tiles else {torch.float32, torch.bfloat16}
-        if vectors != 'AVX512':
-            self.to_images = set()
+        self.pays = vectors in ('AVX2', 'AVX512')
+        self.all_in_float32 = vectors == 'AVX2'
+        self.image_dtypes = set()
+        if vectors == 'AVX512':
+            self.image_dtypes = {torch.float32} if tiles else {torch.float32, torch.bfloat16}
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is torch.conv2d:
@@ -153,10 +163,10 @@ class FastChannelsLast(TorchFunctionMode):
             return self._pixel_shuffle(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
-    @staticmethod
-    def _pixel_shuffle(input: Tensor, upscale_factor: int):
-        ours = (input.requires_grad and torch.is_grad_enabled() and input.dim() == 4 and input.device.type == 'cpu'
-                and input.is_contiguous(memory_format=torch.channels_last) and input.numel())
+    def _pixel_shuffle(self, input: Tensor, upscale_factor: int) -> Tensor:
+        ours = (self.pays and input.requires_grad and torch.is_grad_enabled() and input.dim() == 4
+                and input.device.type == 'cpu' and input.is_contiguous(memory_format=torch.channels_last)
+                and input.numel() and input.shape[1] >= _LEAST_CHANNELS * upscale_factor**2)
         return (_PixelShuffle.apply if ours else torch.pixel_shuffle)(input, upscale_factor)
 
     def _conv2d(self, input: Tensor, weight: Tensor, bias: Tensor | None = None, stride=1, padding=0, dilation=1,
@@ -173,9 +183,9 @@ class FastChannelsLast(TorchFunctionMode):
         return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
 
     def _takes(self, dtype: torch.dtype, out: int) -> bool:
-        if self.to_maps:
+        if self.all_in_float32:
             return dtype == torch.float32
-        return out <= _FEW and dtype in self.to_images
+        return out <= _FEW and dtype in self.image_dtypes
 
 
 def _computed_in(value: Tensor) -> torch.dtype:

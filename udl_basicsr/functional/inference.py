@@ -1,4 +1,5 @@
-"""Ways to run a network on a whole image: padded to its window, in tiles, or averaged over the eight symmetries.
+"""Ways to run a network on a whole image: padded to its window, in tiles, averaged over the eight symmetries, or in a
+memory format.
 
 Each takes and returns a function ``image (N, C, h, w) -> image (N, C, H, W)``, so they nest.
 """
@@ -53,6 +54,21 @@ def tiled(restore: Restore, tile: int, overlap: int, scale: int, multiple: int =
                     ..., (top - y0) * scale:(bottom - y0) * scale, (left - x0) * scale:(right - x0) * scale]
         assert out is not None  # an image has a pixel
         return out
+
+    return run
+
+
+def in_memory_format(restore: Restore, memory_format: torch.memory_format) -> Restore:
+    """On images in a memory format; where the network asks for a view that it does not allow, in torch's usual one."""
+
+    def run(lq: Tensor) -> Tensor:
+        formatted = lq.contiguous(memory_format=memory_format)
+        try:
+            return restore(formatted)
+        except RuntimeError:
+            if formatted.is_contiguous():
+                raise
+        return restore(lq.contiguous())
 
     return run
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from udl_basicsr.archs import UncertaintyNet
-from udl_basicsr.functional.channels_last import FastChannelsLast
+from udl_basicsr.functional.channels_last import FastGradients
 from udl_basicsr.functional.losses import at_least_float32
 from udl_basicsr.losses.base import inputs_of
 from udl_basicsr.utils import processor
@@ -161,9 +161,9 @@ class StepModel(SavedModel):
         self.grad_clip, self.skip_nonfinite = self.settings.grad_clip, self.settings.skip_nonfinite
         self.skipped, self.skipped_in_a_row = 0, 0
         self.run = {}  # what the loop wants to find again in a training state
-        fast = self.device.type == 'cpu' and not self.settings.compile
-        self.gradients = (FastChannelsLast(torch.backends.cpu.get_cpu_capability(), processor.has_tiles())
-                          if fast else contextlib.nullcontext())
+        fast = FastGradients(torch.backends.cpu.get_cpu_capability(), processor.has_tiles())
+        pays = fast.pays and self.device.type == 'cpu' and not self.settings.compile
+        self.fast_gradients = fast if pays else contextlib.nullcontext()
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.settings.amp == 'fp16')
         if self.ema_decay > 0:
             self.net_g_ema = build_network(self.opt['network_g']).to(self.device, memory_format=self.memory_format)
@@ -311,7 +311,7 @@ class StepModel(SavedModel):
                 for network in self.networks_in_training().values():
                     if isinstance(network, DistributedDataParallel) and number < len(parts):
                         waiting.enter_context(network.no_sync())
-                waiting.enter_context(self.gradients)
+                waiting.enter_context(self.fast_gradients)
                 losses, figures = compute_losses(lq, gt, **{key: part[number - 1] for key, part in given.items()})
                 share = len(lq) / batch
                 self.scaler.scale(functools.reduce(torch.add, losses.values()) * share).backward()

@@ -61,10 +61,10 @@ def warn_where_emulated(amp: str | None, device: torch.device) -> None:
 
 
 def inference_format(amp: str | None, device: torch.device) -> torch.memory_format:
-    """The memory format in which networks restore images: channels_last where a CPU multiplies tiles of bfloat16.
+    """The memory format of the images that networks restore: channels_last where a CPU multiplies tiles of bfloat16.
 
-    There EDSR-S takes less than a quarter of the time, RCAN 0.6 of it, SwinIR and HAT no more. In float32 it would
-    change the last digits by machine.
+    EDSR-S then takes less than a quarter of the time, RCAN 0.6 of it; SwinIR and HAT take as long as before. Not in
+    float32: results would differ in their last digits from machine to machine.
     """
     tiles = amp == 'bf16' and device.type == 'cpu' and has_tiles()
     return torch.channels_last if tiles else torch.contiguous_format
