@@ -204,3 +204,15 @@ def test_onednn_may_be_told_to_do_without_tiles(machine, monkeypatch, most, left
     assert not processor.has_tiles()
     machine[1].add('amx_bf16')
     assert processor.has_tiles() == left
+    assert (processor.instructions() == 'AMX') == left
+
+
+@pytest.mark.parametrize(('flags', 'told', 'expected'), [
+    ({'avx512_bf16'}, '', 'AVX512_BF16'), ({'avx512_bf16'}, 'AVX512_CORE', 'AVX512'), ({'avx512f'}, '', 'AVX512'),
+    ({'avx512_bf16', 'amx_bf16'}, 'AVX512_CORE_BF16', 'AVX512_BF16'), ({'bf16'}, '', 'AVX512')])
+def test_the_instructions_of_a_processor_have_a_name(machine, monkeypatch, flags, told, expected):
+    monkeypatch.setattr(torch.backends.cpu, 'get_cpu_capability', lambda: 'AVX512')
+    monkeypatch.setenv('ONEDNN_MAX_CPU_ISA', told)
+    machine[1].clear()
+    machine[1].update(flags)
+    assert processor.instructions() == expected

@@ -256,6 +256,8 @@ def test_a_machine_is_named_by_what_really_computes(monkeypatch, has_bf16):
         assert records.peak_memory(on_gpu) == record_files.PeakMemory(5, 'GPU')
         assert costs.is_deterministic(on_gpu)
     assert 'CPU cores' in records.machine({'num_gpu': 0, 'train': {}})
+    monkeypatch.setattr(processor, 'instructions', lambda: 'those of another')
+    assert '(those of another)' in records.machine({'num_gpu': 0, 'train': {}})
     assert records.peak_memory({'num_gpu': 0}).of == 'process'
     assert not costs.is_deterministic({'num_gpu': 0})
     # nor is the time of a run foretold by what a GPU would do, or another type of number

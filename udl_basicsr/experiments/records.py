@@ -4,7 +4,6 @@ from __future__ import annotations
 import datetime
 import hashlib
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from udl_basicsr.data.loader import TrainBatches, build_dataset
 from udl_basicsr.options.parse import OptionError, load_yaml
 from udl_basicsr.training.history import read_history
 from udl_basicsr.training.states import leaves
+from udl_basicsr.utils import processor
 from udl_basicsr.utils.json_files import read_json
 from udl_basicsr.utils.scores import HISTORY_FIELDS, Scores, ScoresError, read_scores
 from udl_basicsr.utils.settings import LoaderSettings, RunSettings
@@ -162,10 +162,11 @@ def _curve(chain: Iterable[Stage], histories: Iterable[list[dict]]) -> Curve:
 
 
 def machine(flat: Mapping) -> str:
-    """The kind of machine that a run with these options computes on here, without its name, and what it computes in."""
-    device = torch.cuda.get_device_name() if device_of(flat).type == 'cuda' else (
-        f'{platform.machine()}, {os.cpu_count()} CPU cores, {torch.get_num_threads()} thread(s)')
-    return f"{device}, {amp_of(flat) or 'float32'}"
+    """The kind of machine that a run with these options computes on here, and what it computes in."""
+    kind = processor.name(device := device_of(flat))
+    if device.type == 'cpu':
+        kind += f' ({processor.instructions()}), {os.cpu_count()} CPU cores, {torch.get_num_threads()} thread(s)'
+    return f"{kind}, {amp_of(flat) or 'float32'}"
 
 
 def _commit() -> str:

@@ -70,6 +70,14 @@ def inference_format(amp: str | None, device: torch.device) -> torch.memory_form
     return torch.channels_last if tiles else torch.contiguous_format
 
 
+def instructions() -> str:
+    """The newest instructions that a CPU computes networks with: ``AMX``, ``AVX512_BF16``, else as torch names them."""
+    if has_tiles():
+        return 'AMX'
+    bf16 = 'avx512_bf16' in features() and has_bf16(torch.device('cpu'))
+    return 'AVX512_BF16' if bf16 else torch.backends.cpu.get_cpu_capability()
+
+
 def name(device: torch.device) -> str:
     """The name that people know the processor or the GPU by."""
     if device.type == 'cuda':
