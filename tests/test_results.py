@@ -227,7 +227,8 @@ def test_the_shares_of_the_lead():
 def test_the_lead_by_the_scale_and_by_the_network(heading, column, seed):
     comparisons = {'×2, 6,000': ('x2', 2), '×3, 6,000': ('x3', 3), '×4, 6,000': ('quick_x4', 4),
                    '×2, 24,000': ('weights', 2), '×3, 24,000': ('weights', 3), '×4, 24,000': ('budget_24000', 4),
-                   'EDSR 8×32': ('quick_x4', 4), 'RCAN 2×4×32': ('RCAN', 4), 'CARN 32': ('CARN', 4)}
+                   'EDSR 8×32': ('quick_x4', 4), 'RCAN 2×4×32': ('RCAN', 4), 'CARN 32': ('CARN', 4),
+                   'EDSR-S': ('EDSR-S', 4)}
     for row in tables(heading)[0]:
         name = f"{row['scale']}, {row['iterations']}" if column == 'scale' else row[column]
         folder, scale = comparisons[name]
@@ -240,6 +241,21 @@ def test_the_lead_by_the_scale_and_by_the_network(heading, column, seed):
             cells.difference(place, row[f'{dataset} UDL − L1'], 'ESU_UDL', 'L1', dataset, 'psnr', scale)
             cells.mean(place, row[f'{dataset}: L1'], 'L1', dataset, 'psnr', scale)
         cells.end(6)
+
+
+def test_the_yardstick_on_another_processor():
+    text = ' '.join(section('The yardstick').split())
+    there, here = records('small_x4_on_amx'), records('small_x4')
+    assert len(there) == 1
+    cells = Cells([*there, *(r for r in here if r.method == 'GV')], 0)
+    own, ends = (re.findall(r'[+−]?\d[\d.]*(?: \[[^]]+\])?', text.split(words)[1])
+                 for words in ('of the L1 of its own processor by', 'ends'))
+    for dataset, lead, higher in zip(SETS, own, ends, strict=False):
+        cells.difference((dataset, ), lead, 'GV', 'L1', dataset, 'psnr')
+        a, b = (statistics.means([r for r in found if r.seed == 0], 'L1', dataset, 'psnr', 4)['mean']
+                for found in (there, here))
+        cells.number((dataset, 'L1'), higher, a - b)
+    cells.end(6)
 
 
 def test_lpips_by_the_scale():
