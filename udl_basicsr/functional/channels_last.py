@@ -22,7 +22,7 @@ _FEW = 7
 """The most channels an image or a head puts out. With more, blocks are faster, and with AVX-512 oneDNN is."""
 _LEAST_CHANNELS, _LEAST = 32, 3e6
 """The map's channels; and channels² · pixels. Below either, oneDNN finds all it needs in the cache and is as fast. A
-pixel shuffle's result has the same least."""
+pixel shuffle needs ``_LEAST_CHANNELS`` in its result, of any size."""
 
 
 def weight_gradient(x: Tensor, grad: Tensor, kernel: tuple[int, int], padding: tuple[int, int]) -> Tensor:
