@@ -267,11 +267,12 @@ def test_a_machine_is_named_by_what_really_computes(monkeypatch, has_bf16):
 
 
 @pytest.mark.parametrize(('stage', 'force'), [
-    ('plain', ()), ('esu', ()), ('esu', ('likelihood_opt={type: UEOLoss, judge: squeeze, judge_random: true}', )),
+    ('plain', ()), ('esu', ()), ('udl', ()),
+    ('esu', ('likelihood_opt={type: UEOLoss, judge: squeeze, judge_random: true}', )),
     ('esu', ('likelihood_opt={type: UEOLoss, judge: squeeze, judge_random: true, samples: 2}', )),
     ('tlw', ()), ('tlw', ('tlw_opt:order=joint', )), ('tlw', ('tlw_opt:deterministic=true', )),
     ('tlw', ('tlw_opt:samples=1', 'tlw_opt:order=joint'))])
-def test_operations_of_a_step_are_those_that_it_makes(project, stage, force):
+def test_operations_of_a_step_are_those_that_it_makes(project, stage1, stage, force):
     """But for the gradient to the images, which no first convolution computes."""
     judged = {'type': 'TLWLoss', 'judge': 'squeeze', 'judge_random': True}
     (project.root / 'tlw.yml').write_text(yaml.safe_dump({

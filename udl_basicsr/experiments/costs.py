@@ -43,10 +43,12 @@ _SECONDS = 1.0
 
 
 @functools.lru_cache(maxsize=256)
-def _forward(network: str, channels: int, height: int, width: int, weighs: bool = False) -> int:
+def _forward(network: str, channels: int, height: int, width: int, weighs: bool = False,
+             method: str = 'forward') -> int:
     """Operations of one forward on an input of that size: on no data where the network allows it, else on a crop.
 
-    One that ``weighs`` takes two images and the mean of its weights, as :class:`TLWNet` does.
+    One that ``weighs`` takes two images and the mean of its weights, as :class:`TLWNet` does. A ``method`` of the
+    network may be counted in place of its forward.
     """
     def given(height: int, width: int, device: str = 'cpu') -> list[torch.Tensor]:
         image = torch.rand(1, channels, height, width, device=device)
@@ -56,19 +58,19 @@ def _forward(network: str, channels: int, height: int, width: int, weighs: bool 
     net = build_network(lookup('network', block['type']), block)
     if isinstance(net, nn.Module) and all(p.is_meta for p in net.parameters()):
         try:
-            return _count(net.eval(), *given(height, width, 'meta'))
+            return _count(getattr(net.eval(), method), *given(height, width, 'meta'))
         except Exception:
             pass  # what looks at values cannot run on the meta device
     with quietly():
-        net = build_real(dict(block)).eval()
+        function = getattr(build_real(dict(block)).eval(), method)
     with suppress(Exception):  # of a network that takes no such crop
-        return round(_count(net, *given(_CROP, _CROP)) * height * width / _CROP**2)
-    return _count(net, *given(height, width))
+        return round(_count(function, *given(_CROP, _CROP)) * height * width / _CROP**2)
+    return _count(function, *given(height, width))
 
 
-def _count(net: nn.Module, *images: torch.Tensor) -> int:
+def _count(function: Callable[..., object], *images: torch.Tensor) -> int:
     with quietly(), torch.no_grad(), torch.device(images[0].device), FlopCounterMode(display=False) as counter:
-        net(*images)
+        function(*images)
     return counter.get_total_flops()
 
 
@@ -118,18 +120,19 @@ def iteration_operations(flat: Mapping) -> int:
     data, train = flat['datasets']['train'], flat['train']
     side = _side(flat)
 
-    def forward(block: Mapping) -> int:
-        return _forward(json.dumps(block, sort_keys=True), channels_of(data), side, side)
+    def forward(block: Mapping, method: str = 'forward') -> int:
+        return _forward(json.dumps(block, sort_keys=True), channels_of(data), side, side, method=method)
 
     stage, image = RunSettings.of(flat).stage, forward(flat['network_g'])
+    one = _BACKWARD * image
     if stage != 'plain' and 'network_u' in flat:
-        uncertainty = forward({'backbone': flat['network_g'], **flat['network_u']})
-        frozen = stage == 'udl' and not data.get('uncertainty_cache')
-        one = _BACKWARD * image + uncertainty if frozen else _BACKWARD * (image if stage == 'udl' else uncertainty)
-        if trains_head_alone(stage, train):
-            one -= (_BACKWARD - 1) * image
-    else:
-        one = _BACKWARD * image
+        network_u = {'backbone': flat['network_g'], **flat['network_u']}
+        if stage != 'udl':
+            one = _BACKWARD * forward(network_u)
+            if trains_head_alone(stage, train):
+                one -= (_BACKWARD - 1) * image
+        elif not data.get('uncertainty_cache'):
+            one += forward(network_u, 'log_scale')  # frozen, and without the backbone's tail
     joint = block_of(train, 'tlw_opt').get('order') == 'joint'
     if 'network_w' in flat:  # it learns, and then says once more where the loss is to look
         weighing = _forward(json.dumps(flat['network_w'], sort_keys=True), channels_of(data), side * flat['scale'],
