@@ -291,6 +291,8 @@ def test_networks_that_do_not_fit_are_refused(run, capsys, change, problem):
 
 def test_an_uncertainty_that_does_not_fit_is_refused(run, capsys):
     path, options = run.picture(), run.add_uncertainty()
+    assert run(path, '--uncertainty', str(path)) == 2
+    assert f'{path}: is a picture; expected a checkpoint' in capsys.readouterr().err
     run.options({'type': 'EDSR', **SMALL})
     assert run(path, *options) == 2
     assert 'have no network_u' in capsys.readouterr().err

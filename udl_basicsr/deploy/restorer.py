@@ -15,7 +15,7 @@ from udl_basicsr.archs.ensemble_arch import EnsembleNet
 from udl_basicsr.archs.taps import TapError, find_tap
 from udl_basicsr.archs.traits import window_grid
 from udl_basicsr.archs.uncertainty_arch import UncertaintyNet
-from udl_basicsr.data.images import ImageError
+from udl_basicsr.data.images import SUFFIXES, ImageError
 from udl_basicsr.functional import inference
 from udl_basicsr.utils.checkpoints import EMA_FIRST, ParamKey
 from udl_basicsr.utils.kernels import exact_kernels
@@ -388,6 +388,8 @@ def _options(weights: str | Path, opt: str | Path | None) -> dict:
     if opt is None and not Path(weights).is_file():
         found = 'is a folder' if Path(weights).is_dir() else 'no such file'
         raise InferenceError([f'{weights}: {found}; expected a checkpoint, .pth or .safetensors'])
+    if Path(weights).suffix.lower() in SUFFIXES:
+        raise InferenceError([f'{weights}: is a picture; expected a checkpoint, .pth or .safetensors'])
     found = find_options(weights, opt)
     if found is None:
         raise InferenceError([f'{weights}: which network is it? No option file was found beside it; give -opt, a file '
