@@ -52,6 +52,14 @@ def test_intervals_against_loops(drawn):
         error, error * 2, error * 0)], axis=0))
 
 
+def test_an_interval_may_be_a_point():
+    error, half = np.array([0., 1.]), np.zeros(2)
+    assert F.coverage(error, half) == 0.5
+    assert F.interval_score(error, half, 0.1) == pytest.approx(2 / 0.1 * 0.5)
+    with pytest.raises(ValueError, match='half-widths of intervals, finite numbers ≥ 0'):
+        F.coverage(error, -half - 1)
+
+
 def test_groups_of_nothing_are_refused():
     for values, strata in ((3, 4), (3, 0)):
         with pytest.raises(ValueError, match=f'as there are values, 3, got {strata}'):

@@ -150,6 +150,10 @@ def test_ueo_is_esu_and_the_log_ratio_of_the_judge():
             under = loss.judge(((1 - draw) * pred + draw * target)[n:n + 1], target[n:n + 1])
             ratios.append(((over + 1e-3) / (under + 1e-3)).item())
     assert terms[2].item() == pytest.approx(-0.3 * np.log(ratios).mean(), rel=1e-3)
+    torch.manual_seed(5)
+    loss.reduction = 'sum'  # the terms keep their proportions
+    for one, of_sum in zip(terms, loss.terms(pred, target, raw), strict=True):
+        torch.testing.assert_close(of_sum, one * pred.numel(), rtol=1e-4, atol=0)
     gradient, = torch.autograd.grad(terms[2], raw)
     assert gradient.abs().sum() > 0
     assert not any(p.requires_grad for p in loss.judge.parameters())

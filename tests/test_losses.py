@@ -163,6 +163,8 @@ def test_weight_maps_in_every_scaling(weight_map, img_range, scaling):
     if weight_map == 'lr_gradient':
         with pytest.raises(ValueError, match='low-quality input'):
             loss(pred, target)
+        with pytest.raises(ValueError, match='gradients_of_lq'):  # which would broadcast
+            loss(pred, target, lq=lq[:, :1])
     # the steepest image there is: still a number in float32
     steep = torch.zeros(1, 1, 4, 4)
     steep[..., 1, 1] = 1

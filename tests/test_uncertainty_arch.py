@@ -245,6 +245,9 @@ def test_a_constant_uncertainty_is_the_mean_error_and_trains_the_image_as_l1():
     lq, gt = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 16, 16)
     mean, log_scale = net(lq)
     assert mean.shape == log_scale.shape == net.log_scale(lq).shape
+    with torch.no_grad(), torch.autocast('cpu', torch.bfloat16):
+        net.head.log_scale.fill_(2.2957)  # in bfloat16 2.2969
+        assert net.log_scale(lq).unique().item() == pytest.approx(2.2957, abs=1e-6)
     error = 255 * (gt - mean).abs().mean().item()
 
     # the gradient to the image is L1's times one number

@@ -28,5 +28,7 @@ class ConstantHead(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """(N, num_in_ch, h, w) features to s, (N, num_out_ch, scale*h, scale*w), in 0-255 units."""
         number, _, height, width = features.shape
-        # A sum, since torch's counter of operations stumbles over what is but a view of a parameter.
-        return self.log_scale + features.new_zeros(number, self.num_out_ch, self.scale * height, self.scale * width)
+        # A sum, since torch's counter of operations stumbles over what is but a view of a parameter. In bfloat16, whose
+        # steps are that wide here, the scale that is learned was 0.7 % off.
+        return self.log_scale + features.new_zeros(number, self.num_out_ch, self.scale * height, self.scale * width,
+                                                   dtype=torch.promote_types(features.dtype, torch.float32))

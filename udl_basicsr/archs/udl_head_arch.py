@@ -15,7 +15,7 @@ from .upsampled_conv import upsampled_conv2d
 class UDLHead(nn.Module):
     """The uncertainty head of UDL: nearest x scale as printed (figure 2); conv3x3 ELU, three times, as released.
 
-    Since it ends in ELU, s > -1: nothing below a Laplace scale of e^-1 grey levels can be said. That it may say more
+    Since it ends in ELU, s >= -1: nothing below a Laplace scale of e^-1 grey levels can be said. That it may say more
     than a Laplace scale is ours: with another ``distribution`` its last convolution is as wide as that one's maps.
 
     Args:
@@ -49,7 +49,7 @@ class UDLHead(nn.Module):
         processor.map_expm1()  # for ELU
 
     def forward(self, features: Tensor) -> Tensor:
-        """(N, num_in_ch, h, w) features to s, (N, num_out_ch, scale*h, scale*w), in 0-255 units, > -1.
+        """(N, num_in_ch, h, w) features to s, (N, num_out_ch, scale*h, scale*w), in 0-255 units, >= -1.
 
         Or to the maps of another ``distribution``, (N, maps*num_out_ch, scale*h, scale*w).
         """

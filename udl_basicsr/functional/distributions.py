@@ -33,7 +33,7 @@ class Distribution:
     maps = 1
     """So many maps for each channel."""
     floor = -1.
-    """The least s, which a head that ends in ELU comes near and does not reach."""
+    """The least s of a head that ends in ELU, which it reaches by rounding alone."""
 
     def learned(self, raw: Tensor) -> Tensor:
         """``raw``, as a head gives it to the loss: what the gradient to the head may differ in is done here."""
@@ -131,7 +131,7 @@ class GeneralisedGaussianDistribution(Distribution):
 
     def interval(self, raw, level):
         check_level(level)
-        log_alpha, beta = (value.double().cpu() for value in self.parameters(raw))
+        log_alpha, beta = (value.detach().double().cpu() for value in self.parameters(raw))  # SciPy knows no gradient
         # P(e <= q) = P(1/beta, (q/alpha)^beta), the lower incomplete gamma function, regularised
         half = log_alpha.exp() * torch.from_numpy(gammaincinv(1 / beta.numpy(), level))**(1 / beta)
         half = half.to(at_least_float32(raw))

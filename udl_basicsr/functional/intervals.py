@@ -28,7 +28,7 @@ def inside(error: np.ndarray, half_width: np.ndarray, rounding: float = 0.) -> n
     With ``rounding`` 1 (SR rounded to whole grey levels) the part of ±e ± ½ that lies within: see
     :func:`~udl_basicsr.functional.uncertainty.calibration_curve`.
     """
-    error, half_width = flat_pair(error, half_width)
+    error, half_width = flat_pair(error, half_width, half_widths=True)
     if not rounding:
         return (error <= half_width).astype(np.float64)
     low, high = error - rounding / 2, error + rounding / 2
@@ -48,7 +48,7 @@ def interval_score(error: np.ndarray, half_width: np.ndarray, alpha: float = 0.1
 
     Gneiting and Raftery, Strictly Proper Scoring Rules, Prediction, and Estimation, JASA 2007, of intervals f ± w.
     """
-    error, half_width = flat_pair(error, half_width)
+    error, half_width = flat_pair(error, half_width, half_widths=True)
     return float(np.mean(2 * half_width + 2 / alpha * np.maximum(error - half_width, 0)))
 
 

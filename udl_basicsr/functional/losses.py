@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributions import Laplace
 from torch.nn.functional import pad
 
-#: ELU(x) > -1 for every x, so a head that ends in ELU cannot say s <= -1.
+#: ELU(x) >= -1 for every x, so a head that ends in ELU cannot say s < -1.
 ELU_FLOOR = -1.0
 
 SCALINGS = ('linear', 'exp', 'sqrt_exp', 'log')

@@ -25,7 +25,7 @@ from udl_basicsr.utils.errors import MISUSED, UdlError
 FACTORS = np.geomspace(1e-2, 1e3, 11514)
 """λ that are tried, each 0.1 % above the one before; fixed before any image is seen."""
 THRESHOLDS = np.exp(np.arange(-2 * 32, 6 * 32 + 1) / 32)
-"""Largest θ of a mask that are tried, from e⁻² to e⁶ grey levels, each 3 % above the one before."""
+"""Largest half-widths of a mask that are tried, from e⁻² to e⁶ grey levels, each 3 % above the one before."""
 SMALLEST_MASK = 0.01
 """Share of an image that a mask is counted as where it is smaller."""
 
@@ -154,14 +154,14 @@ def interval_risks(error: np.ndarray, scale: np.ndarray, factors: np.ndarray = F
 
 
 def mask_risks(error: np.ndarray, scale: np.ndarray, within: float, thresholds: np.ndarray = THRESHOLDS) -> np.ndarray:
-    """The share of a mask's pixels whose error exceeds ``within``, for each mask θ ≤ τ.
+    """The share of a mask's pixels whose error exceeds ``within``, for each mask of pixels whose half-width is ≤ τ.
 
     The share of a mask need not rise with τ, and without that CRC may fail (proposition 1 of its paper); so each value
     is the largest of those up to its τ. A mask below 1 % of the image counts as 1 % of it, lest one pixel decide.
 
     Args:
         error (ndarray): e in 0–255 units, shape (H, W): the largest of a pixel's channels.
-        scale (ndarray): θ likewise.
+        scale (ndarray): Half-width of their intervals likewise, or any other measure of how far they may be off.
         within (float): Grey levels.
         thresholds (ndarray): τ, rising, shape (K,).
 

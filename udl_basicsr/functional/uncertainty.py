@@ -13,8 +13,8 @@ LEVELS = np.arange(1, 50) / 50
 """Expected coverages of a calibration curve: 2, 4, …, 98 %."""
 
 
-def flat_pair(error: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both as flat float64 arrays, refused where no formula holds."""
+def flat_pair(error: np.ndarray, scale: np.ndarray, half_widths: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Both as flat float64 arrays, refused where no formula holds: a scale of 0, unless it is ``half_widths``."""
     if np.shape(error) != np.shape(scale):
         raise ValueError(f'expected an error and a scale for each pixel, got the shapes {np.shape(error)} and '
                          f'{np.shape(scale)}')
@@ -24,7 +24,9 @@ def flat_pair(error: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.ndar
     # written so that NaN fails as well
     if not (error.min() >= 0 and np.isfinite(error).all()):
         raise ValueError('expected absolute errors, finite numbers ≥ 0')
-    if not (scale.min() > 0 and np.isfinite(scale).all()):
+    if half_widths and not (scale.min() >= 0 and np.isfinite(scale).all()):
+        raise ValueError('expected half-widths of intervals, finite numbers ≥ 0')
+    if not half_widths and not (scale.min() > 0 and np.isfinite(scale).all()):
         raise ValueError('expected Laplace scales, finite numbers > 0: is this exp(s), and s finite?')
     return error, scale
 

@@ -64,5 +64,6 @@ class UEOLoss(LikelihoodLoss):
             self.judge = self._build_judge().to(pred.device)
         weights = tlw.relaxed_bernoulli(tlw.fixed_sum(log_scale.sigmoid(), self.k), self.temperature, self.samples)
         distances = tlw.judged_distances(weights, pred.detach(), target, self.judge)
-        judged = -tlw.weight_criterion(*distances, self.eps).log()
-        return (*super().terms(pred, target, log_scale), self.judge_weight * self._reduce(judged))
+        judged = -tlw.weight_criterion(*distances, self.eps).log().mean()
+        # as a map, so that its weight beside ESU is the same in a sum
+        return (*super().terms(pred, target, log_scale), self.judge_weight * self._reduce(judged.expand_as(pred)))

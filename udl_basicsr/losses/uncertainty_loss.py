@@ -332,7 +332,8 @@ class WeightMapLoss(_WeightedL1Loss):
     "We adjust the scaling functions [...] to get the best performance", says section 4.3, and prints neither functions
     nor units: any scaling here is ours, and a comparison wants several tried. The unit matters. In [0, 1]
     (``img_range=1``) ``exp`` and ``sqrt_exp`` stay between 1 and 4.2, and ``log`` is nearly ``linear``; in grey levels
-    (``img_range=255``) ``log`` rises as s does, and the exponentials pass all bounds, so that they are refused.
+    (``img_range=255``) ``log`` rises as s does, and the exponentials pass all bounds, so that they are refused: the
+    steepest gradient is taken as the largest value of a map, which an error passes where the image leaves [0, 1].
 
     Args:
         loss_weight (float): Weight of the loss.
@@ -375,7 +376,7 @@ class WeightMapLoss(_WeightedL1Loss):
             lq (Tensor): y, (N, C, h, w), in [0, 1]; needed by ``lr_gradient`` alone.
 
         Raises:
-            ValueError: The shapes differ, or ``lq`` is missing.
+            ValueError: The shapes differ, or ``lq`` is missing, or has not the images and channels of ``target``.
         """
         check_shapes(pred=pred, target=target)
         if self.weight_map == 'error':
@@ -386,4 +387,5 @@ class WeightMapLoss(_WeightedL1Loss):
             if lq is None:
                 raise ValueError("weight_map 'lr_gradient' needs the low-quality input: forward(pred, target, lq=...)")
             weight_map = interpolate(F.gradient_map(lq), size=target.shape[-2:], mode='nearest')
+            check_shapes(target=target, gradients_of_lq=weight_map)
         return self._weighted(pred, target, self.img_range * weight_map)
