@@ -186,7 +186,7 @@ def test_the_batch_that_a_state_notes_is_that_of_all_gpus_of_a_process(project):
     for gpus in (0, 2):
         train_set = build_dataset(opt['datasets']['train'])
         sampler, _ = train_batches(train_set, {**opt, 'num_gpu': gpus})
-        noted.append(loop._run(train_set, sampler, opt, {})['batch_size'])
+        noted.append(loop._run(train_set, sampler, opt, {}, None)['batch_size'])
     assert noted == [4, 8]
 
 

@@ -11,7 +11,7 @@ from whole_runs import train
 
 from udl_basicsr.options.parse import OptionError
 from udl_basicsr.training import loop
-from udl_basicsr.training.run_folder import RunBusyError, make_folders, resume_state
+from udl_basicsr.training.run_folder import RunBusyError, goes_on_from, has_ended, make_folders, resume_state
 from udl_basicsr.utils.checkpoints import CheckpointError, read_checkpoint
 
 
@@ -142,8 +142,38 @@ def test_later_states_than_that_which_a_run_goes_on_from(run, why):
         force.append(f'path:resume_state={states}/4.state')
     loop.train(run.parse('plain', *force, auto_resume=why == 'broken'))
     assert [path.name for path in states.iterdir()] == ['6.state']
-    assert [path.name for path in states.parent.glob('training_states_archived_*/*')] == ['8.state']
+    aside, = states.parent.glob('later_archived_*')
+    assert [path.name for path in aside.glob('*/*.state')] == ['8.state']
     assert resume_state(run.parse('plain', ema, auto_resume=True).opt)['iter'] == 6
+    if why == 'named':  # the way that was left can be gone on
+        resumed = run.parse('plain', ema, f'path:resume_state={aside}/training_states/8.state').opt
+        assert resume_state(resumed)['iter'] == 8
+        assert resumed['path']['pretrain_network_g'] == f'{aside}/models/net_g_8.pth'
+
+
+def test_a_run_that_is_lengthened_has_not_ended(run):
+    """Else a chain that is resumed would take the weights that were its last before."""
+    latest = run.root / 'experiments' / 'esu' / 'models' / 'net_u_latest.pth'
+    for total_iter, there in ((8, True), (12, False)):
+        parsed = run.parse('esu', f'train:total_iter={total_iter}', auto_resume=True)
+        make_folders(parsed, '', keep=8).close()
+        assert latest.exists() == has_ended(parsed) == there
+
+
+def test_a_run_without_states_goes_on_from_the_one_that_is_named(run):
+    state = run.root / 'experiments' / 'plain' / 'training_states' / '4.state'
+    parsed = run.parse('plain', 'name=another', 'train:ema_decay=0.9', f'path:resume_state={state}', auto_resume=True)
+    assert resume_state(parsed.opt)['iter'] == 4
+    assert goes_on_from(parsed, resumes=True) == state.parent.parent
+
+
+def test_a_state_of_another_uncertainty_is_refused(project):
+    train(project, 'udl', 'val=~')
+    before = project.weights('udl')
+    train(project, 'esu', 'manual_seed=5', 'val=~')
+    with pytest.raises(CheckpointError, match='trained with another uncertainty network than this one'):
+        train(project, 'udl', 'val=~', auto_resume=True)
+    assert_same_weights(project.weights('udl'), before)
 
 
 def test_whatever_else_is_called_a_state(run):
@@ -295,6 +325,17 @@ def test_a_first_stage_that_was_trained_otherwise_is_told(project, caplog):
     for part in ('train.likelihood_opt.type ESULoss -> EULoss', 'train.optim_g.lr 0.001 -> 0.002',
                  'train.total_iter 8 -> 9', 'path.pretrain_network_g None -> ', 'experiments/esu away'):
         assert part in message
+    for change, key in (({'tap': 'conv_first'}, 'tap None -> conv_first'), (
+            {'head': {'type': 'UDLHead', 'num_feat': 5}}, 'head.num_feat None -> 5')):
+        network_u = {'type': 'UncertaintyNet', 'head': {'type': 'UDLHead'}, **change}
+        file.write_text(yaml.safe_dump({**options, 'network_u': network_u}))
+        with pytest.raises(OptionError, match=f'stage 1 was trained with another network: network_u.{key}'):
+            train(project, 'udl', 'name=third', f'network_u={network_u}')
+    network_u = {'type': 'UncertaintyNet', 'head': {'type': 'UDLHead'}, 'tap': 'upsample'}  # where it was, now named
+    file.write_text(yaml.safe_dump({**options, 'network_u': network_u}))
+    assert told(f'network_u={network_u}') == []
+    file.write_text(yaml.safe_dump(options))
+    assert not (project.root / 'experiments/third').exists()
     (project.root / 'experiments/esu/esu.yml').write_text('mine: 1')
     message, = told()
     assert 'is not known: ' in message

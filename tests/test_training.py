@@ -108,6 +108,10 @@ def test_the_stages_in_turns(project):
     state = f"path:resume_state={experiments / 'udl/training_states/8.state'}"
     assert 'resume_state' not in renamed(project.parse('udl', 'rounds=2', state), 'udl_round2').opt['path']
 
+    # lengthened: each run of the stage goes on
+    train(project, 'udl', 'rounds=2', *still, 'train:total_iter=9', auto_resume=True)
+    assert 'iterations 9 to 9' in project.log('udl_round2')
+
 
 def test_the_sigma_branch_beside_the_expected_l1(project):
     """It shares the features: with eq. 10 the body has another gradient than without, and the tail the same."""

@@ -82,13 +82,13 @@ def train(parsed: Parsed, command: str = '') -> None:
         head = {'initial_weights': network and weights_digest(network), 'iters_per_epoch': sampler.iters_per_epoch}
         if state:
             model.resume_training(state)
-            note_changes(state, _run(train_set, sampler, opt, options))
+            note_changes(state, _run(train_set, sampler, opt, options, model))
             if opt['num_gpu'] and not RunSettings.of(opt).deterministic:
                 logger.info('On a GPU only deterministic: true resumes to the bit: what follows may differ by rounding '
                             'from an uninterrupted run.')
             logger.info(f"Resuming training from epoch: {state['epoch']}, iter: {start_iter}.")
 
-        model.run = _run(train_set, sampler, opt, options)
+        model.run = _run(train_set, sampler, opt, options, model)
         lock = make_folders(parsed, command, keep=start_iter if state else None)
         if opt['rank'] == 0:
             log.to_file(Path(opt['path']['log']) / f"train_{opt['name']}_{get_time_str()}.log")
@@ -115,10 +115,12 @@ def train(parsed: Parsed, command: str = '') -> None:
             lock.close()
 
 
-def _run(train_set, sampler, opt: dict, options: dict) -> dict:
+def _run(train_set, sampler, opt: dict, options: dict, model) -> dict:
     """What decides, beside the iteration, which images are trained next, and how; kept with every state."""
+    net_u = getattr(model, 'net_u', None)
+    frozen = {} if net_u is None or model.trains_u else {'uncertainty': fingerprint(net_u)}
     return {'manual_seed': opt['manual_seed'], 'world_size': opt['world_size'], 'images': len(train_set),
-            'batch_size': sampler.batch_size, 'options': options}
+            'batch_size': sampler.batch_size, 'options': options, **frozen}
 
 
 def _iterate(model, batches, sampler, val_loaders, opt, tb_logger, history, start_iter, total_iter,
@@ -169,6 +171,7 @@ def _iterate(model, batches, sampler, val_loaders, opt, tb_logger, history, star
             logger.info('Saving models and training states.')
             model.save(epoch, iteration)
         if stop:
+            broadcast(None)  # all wait for rank 0 to save: when one has ended, what supervises them ends the others
             by = interrupts.signal or 'a signal to another rank'
             raise Interrupted(f'Stopped by {by} after iteration {iteration} of {total_iter}, which is saved. Go on '
                               'with --auto_resume')

@@ -77,7 +77,10 @@ def _make_folders(parsed: Parsed, command: str, keep: int | None):
             for unfinished in Path(path[kind]).glob('.*.part'):
                 unfinished.unlink(missing_ok=True)
     if keep is not None:
-        _leave_later_states(Path(path['training_states']), keep)
+        _leave_later_states(root, keep)
+        if keep < int(opt['train']['total_iter']):  # by these the next stage would know that this one has ended
+            for latest in sorted(Path(path['models']).glob('net_*_latest.pth')):
+                latest.unlink()
     # Written, not copied: on resume the options may be this very file (BasicSR: SameFileError).
     head = f'# {time.asctime()}\n' + (f'# {command}\n' if command else '')
     write_text(root / options_name(parsed), head + dump_flat(parsed.flat))
@@ -99,9 +102,9 @@ def goes_on_from(parsed: Parsed, resumes: bool) -> Path | None:
         resumes (bool): Whether it takes the latest state of its own folder, as with ``--auto_resume``.
     """
     path = parsed.opt['path']
-    if resumes:
-        folder = Path(path['training_states'])
-        return folder.parent if _states(folder) else None
+    folder = Path(path['training_states'])
+    if resumes and _states(folder):
+        return folder.parent
     return Path(path['resume_state']).parent.parent if path.get('resume_state') else None
 
 
@@ -120,15 +123,28 @@ def _name_aside(folder: Path) -> Path:
     return next(path for path in map(folder.with_name, names) if not os.path.lexists(path))
 
 
-def _leave_later_states(folder: Path, done: int) -> None:
-    """Else the next --auto_resume would go back to them, and ``logger.keep_last`` drop what is saved from here on."""
-    later = [path for path in _states(folder) if int(path.stem) > done]
+def _leave_later_states(root: Path, done: int) -> None:
+    """Else the next --auto_resume would go back to them, and ``logger.keep_last`` drop what is saved from here on.
+
+    With their networks, which would be written over, so that a run can go on from there again.
+    """
+    states, models = root / 'training_states', root / 'models'
+    later = [path for path in _states(states) if int(path.stem) > done]
     if later:
-        aside = _name_aside(folder)
-        aside.mkdir()
+        aside = _name_aside(root / 'later')
         for path in later:
-            os.rename(path, aside / path.name)
+            for file in (path, *models.glob(f'net_*_{path.stem}.pth')):
+                (aside / file.parent.name).mkdir(parents=True, exist_ok=True)
+                os.rename(file, aside / file.parent.name / file.name)
         get_root_logger().warning(f'The run goes on from iteration {done}. States of later ones are kept in {aside}')
+
+
+def has_ended(parsed: Parsed) -> bool:
+    """Whether a run has weights that count as its last, and no state says that more iterations are asked for."""
+    path = parsed.opt['path']
+    states = _states(Path(path['training_states']))
+    return Path(path['models'], 'net_g_latest.pth').exists() and (
+        not states or int(states[0].stem) >= int(parsed.opt['train']['total_iter']))
 
 
 def _states(folder: Path) -> list[Path]:
@@ -147,8 +163,8 @@ def _lock(root: Path):
 def resume_state(opt: dict) -> dict | None:
     """The training state to go on from, if any; points the networks at the checkpoints saved with it.
 
-    With ``--auto_resume`` the latest state of which every part can be read. BasicSR looks for it in the working
-    directory (train.py:71) and needs a GPU to read (train.py:85).
+    With ``--auto_resume`` the latest state of which every part can be read, or else the one that is named. BasicSR
+    looks for it in the working directory (train.py:71) and needs a GPU to read (train.py:85).
 
     Raises:
         CheckpointError: The state that ``path.resume_state`` names cannot be used, or not one of all those that
@@ -159,7 +175,7 @@ def resume_state(opt: dict) -> dict | None:
     chosen, problem = None, None
     if opt['rank'] == 0:
         try:
-            chosen = _latest_usable(opt) if opt['auto_resume'] else named and _check(Path(named), opt)
+            chosen = (_latest_usable(opt) if opt['auto_resume'] else None) or (named and _check(Path(named), opt))
         except CheckpointError as error:
             problem = str(error)
     chosen, problem = broadcast((chosen and str(chosen), problem))

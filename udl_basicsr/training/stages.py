@@ -18,9 +18,10 @@ from basicsr.utils import get_root_logger
 
 from udl_basicsr.data import uncertainty_cache
 from udl_basicsr.data.loader import build_dataset
+from udl_basicsr.options.keys import lookup
 from udl_basicsr.options.parse import OptionError, Parsed, renamed
 from udl_basicsr.options.summary import describe_options
-from udl_basicsr.options.trials import quietly
+from udl_basicsr.options.trials import build_network, quietly
 from udl_basicsr.utils import plugins
 from udl_basicsr.utils.checkpoints import CheckpointError
 from udl_basicsr.utils.distributed import broadcast
@@ -31,7 +32,7 @@ from udl_basicsr.utils.yaml_files import load_yaml
 from . import loop
 from .fast import is_ours
 from .log import run_log
-from .run_folder import options_name, resume_state
+from .run_folder import has_ended, options_name, resume_state
 from .states import essence, leaves, listed
 
 
@@ -46,8 +47,7 @@ def train(parsed: Parsed, command: str = '') -> None:
             name = last.opt['name']
             if total > 1:
                 get_root_logger().info(f'Stage {number} of {total}: {name}')
-            ended = broadcast(Path(_latest(last, 'g')).exists())
-            if may_have_ended and last.opt['auto_resume'] and ended:
+            if may_have_ended and last.opt['auto_resume'] and broadcast(has_ended(last)):
                 get_root_logger().info(f'{name} has ended.')
                 continue
             loop.train(last, command)
@@ -64,7 +64,8 @@ def _count(parsed: Parsed | None) -> int:
 def _what_next(last: Parsed) -> str:
     """Where the weights of the last run are, and a command that uses them; nothing where there are none."""
     weights = _latest(last, 'g')
-    uncertainty = next((file for run in (last, last.stage1) if run and Path(file := _latest(run, 'u')).exists()), None)
+    given = [_latest(run, 'u') for run in (last, last.stage1) if run] + [last.opt['path'].get('pretrain_network_u')]
+    uncertainty = next((file for file in given if file and Path(file).exists()), None)
     if not Path(weights).exists():
         return ''
     words = ['udl', 'infer', 'PICTURES', '--out', 'FOLDER', '--weights', _shown(weights)]
@@ -101,10 +102,8 @@ def _runs(parsed: Parsed) -> Iterator[tuple[int, Parsed, bool]]:
             yield from _runs(replace(before, opt={**before.opt, 'auto_resume': True}))
         else:
             get_root_logger().info(f'Stage 1 is there: {", ".join(needed)}')
-            if doubt := _trained_otherwise(before):
-                get_root_logger().warning(
-                    f'{doubt}. It is taken as it is; to train it again, move '
-                    f'{before.opt["path"]["experiments_root"]} away or give it another name')
+            for warning in _trained_otherwise(before):
+                get_root_logger().warning(warning)
     yield number, parsed, rounds > 1
 
     if before is None or rounds == 1:
@@ -122,17 +121,38 @@ def _runs(parsed: Parsed) -> Iterator[tuple[int, Parsed, bool]]:
         yield number, mean, True
 
 
-def _trained_otherwise(before: Parsed) -> str:
-    """Whether stage 1 may have had other options than it has now, in words; nothing where its folder keeps none."""
-    file = Path(before.opt['path']['experiments_root'], options_name(before))
+def _trained_otherwise(before: Parsed) -> Iterator[str]:
+    """Whether stage 1 may have had other options than it has now, in words; nothing where its folder keeps none.
+
+    Raises:
+        OptionError: Its networks were others: a head would read features that it does not know, and say anything.
+    """
+    root = before.opt['path']['experiments_root']
+    file, again = Path(root, options_name(before)), f'to train it again, move {root} away or give it another name'
     if not file.is_file():
-        return ''
+        return
     try:
-        then, now = _decisive(load_yaml(str(file))), _decisive(before.flat)
+        kept = load_yaml(str(file))
+        then, now = _decisive(kept), _decisive(before.flat)
+        keys = [key for key in {**then, **now} if then.get(key) != now.get(key)]
+        if 'network_u.tap' in keys and _tap(kept) == _tap(before.flat):  # named now, and found then, or the reverse
+            keys.remove('network_u.tap')
     except (OptionError, KeyError, AttributeError):  # somebody wrote in it
-        return f'Whether stage 1 was trained with the options that it has now is not known: {file} cannot be read'
-    other = listed([key for key in {**then, **now} if then.get(key) != now.get(key)], then, now)
-    return other and f'Stage 1 was not trained with the options that it has now: {other}'
+        yield (f'Whether stage 1 was trained with the options that it has now is not known: {file} cannot be read. It '
+               f'is taken as it is; {again}')
+        return
+    if networks := [key for key in keys if key.startswith(('network_g.', 'network_u.tap', 'network_u.head'))]:
+        raise OptionError([f'{before.file}: stage 1 was trained with another network: {listed(networks, then, now)}. '
+                           f'What it says of the uncertainty is of that one; {again}'])
+    if keys:
+        yield (f'Stage 1 was not trained with the options that it has now: {listed(keys, then, now)}. It is taken as '
+               f'it is; {again}')
+
+
+def _tap(flat: dict) -> str:
+    """The module that a head reads, where the options leave it to the network too."""
+    block = {'backbone': flat['network_g'], **flat['network_u']}
+    return build_network(lookup('network', block['type']), block).tap
 
 
 def _decisive(flat: dict) -> dict[str, object]:

@@ -224,13 +224,22 @@ def note_changes(state: dict, run: dict) -> None:
     Args:
         state: A training state, with ``run`` as it was when it was saved (absent in BasicSR's).
         run: ``world_size``, ``batch_size`` (of one process, with all its GPUs), ``images`` (of the training set) and
-            ``options`` (:func:`essence`) now.
+            ``options`` (:func:`essence`) now; and ``uncertainty``, the fingerprint of the network that weights the
+            error and is not trained.
+
+    Raises:
+        CheckpointError: That network is another one: half of the training would have followed it, half the other.
     """
     before = state.get('run')
     if not before:
         get_root_logger().warning('This state does not say with how many processes and images it was trained: whether '
                                   'what follows is what would have followed cannot be told.')
         return
+    if 'uncertainty' in run and before.get('uncertainty', run['uncertainty']) != run['uncertainty']:
+        raise CheckpointError('path.pretrain_network_u: the state that training is to go on from was trained with '
+                              'another uncertainty network than this one, perhaps that of a stage 1 that was trained '
+                              'again since. Start anew without --auto_resume (the folder of this run is then kept as '
+                              '_archived_<time>), or give this run another name')
     changed = [f'{name.replace("_", " ")} {before.get(name)} -> {run[name]}' for name in _DATA
                if name in run and before.get(name) != run[name]]
     if changed:
