@@ -1,5 +1,6 @@
 """One training run and one test run, from checked options to saved results."""
 import datetime
+import math
 import time
 from pathlib import Path
 from typing import cast
@@ -39,7 +40,7 @@ from udl_basicsr.utils.version import __version__
 from .history import History, weights_digest
 from .interrupts import Interrupted, Interrupts
 from .log import RunLog, init_wandb_logger, run_log
-from .run_folder import make_folders, resume_state
+from .run_folder import find_best, make_folders, resume_state
 from .states import essence, note_changes
 
 _DEBUG_IMAGES = 2  # of each set, with --debug
@@ -90,6 +91,8 @@ def train(parsed: Parsed, command: str = '') -> None:
 
         model.run = _run(train_set, sampler, opt, options, model)
         lock = make_folders(parsed, command, keep=start_iter if state else None)
+        if state and hasattr(model, 'networks_to_save'):
+            _go_on_with_best(model, opt)
         if opt['rank'] == 0:
             log.to_file(Path(opt['path']['log']) / f"train_{opt['name']}_{get_time_str()}.log")
         tb_logger = _tb_logger(opt)
@@ -121,6 +124,18 @@ def _run(train_set, sampler, opt: dict, options: dict, model) -> dict:
     frozen = {} if net_u is None or model.trains_u else {'uncertainty': fingerprint(net_u)}
     return {'manual_seed': opt['manual_seed'], 'world_size': opt['world_size'], 'images': len(train_set),
             'batch_size': sampler.batch_size, 'options': options, **frozen}
+
+
+def _go_on_with_best(model, opt: dict) -> None:
+    """The best networks of ``val.save_best`` are those of the record in the state; else the next validation is best."""
+    rule = ValSettings.of(opt.get('val')).save_best
+    record = rule and model.best_metric_results.get(rule['dataset'])
+    if not rule or not record:
+        return
+    best = record.get(rule['metric'])
+    if best is None or not broadcast(opt['rank'] == 0 and find_best(opt, model.networks_to_save(), best['iter'])):
+        better = opt['val']['metrics'][rule['metric']].get('better', 'higher')
+        record[rule['metric']] = {'better': better, 'val': -math.inf if better == 'higher' else math.inf, 'iter': -1}
 
 
 def _iterate(model, batches, sampler, val_loaders, opt, tb_logger, history, start_iter, total_iter,

@@ -3,6 +3,7 @@ import itertools
 import os
 import re
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from basicsr.utils import get_root_logger, get_time_str
@@ -15,7 +16,7 @@ from udl_basicsr.utils import locks
 from udl_basicsr.utils.checkpoints import EMA_FIRST, CheckpointError, check_fit, network_weights, read_checkpoint
 from udl_basicsr.utils.distributed import broadcast
 from udl_basicsr.utils.errors import UdlError
-from udl_basicsr.utils.files import write_text
+from udl_basicsr.utils.files import write_atomically, write_text
 from udl_basicsr.utils.settings import TrainSettings
 
 from .states import check_state, trained_blocks
@@ -126,17 +127,28 @@ def _name_aside(folder: Path) -> Path:
 def _leave_later_states(root: Path, done: int) -> None:
     """Else the next --auto_resume would go back to them, and ``logger.keep_last`` drop what is saved from here on.
 
-    With their networks, which would be written over, so that a run can go on from there again.
+    With their networks, which would be written over, so that a run can go on from there again; and with the best ones,
+    which may be of a later iteration too.
     """
     states, models = root / 'training_states', root / 'models'
     later = [path for path in _states(states) if int(path.stem) > done]
     if later:
         aside = _name_aside(root / 'later')
         for path in later:
-            for file in (path, *models.glob(f'net_*_{path.stem}.pth')):
+            for file in (path, *models.glob(f'net_*_{path.stem}.pth'), *models.glob('net_*_best.pth')):
                 (aside / file.parent.name).mkdir(parents=True, exist_ok=True)
                 os.rename(file, aside / file.parent.name / file.name)
         get_root_logger().warning(f'The run goes on from iteration {done}. States of later ones are kept in {aside}')
+
+
+def find_best(opt: dict, labels: Iterable[str], iteration: int) -> bool:
+    """Whether the networks of the best iteration so far are there, copied from beside the state where they are."""
+    own, beside = Path(opt['path']['models']), Path(opt['path']['pretrain_network_g']).parent
+    files = {beside / f'{label}_{iteration}.pth': own / f'{label}_best.pth' for label in labels}
+    if all(file.exists() for file in files):
+        for file, best in files.items():
+            write_atomically(best, file.read_bytes())
+    return all(best.exists() for best in files.values())
 
 
 def has_ended(parsed: Parsed) -> bool:
