@@ -273,6 +273,18 @@ def test_ctrl_c_while_a_run_is_being_started_waits_and_ends_it(plan, monkeypatch
     assert forked(in_the_child, cwd=plan().parent).returncode == 0
 
 
+def test_a_stage_that_was_stopped_before_its_first_line_has_begun(plan, tmp_path):
+    """Its time is that of the rest, and no iteration's."""
+    stage = plans.read_plan(plan(), tmp_path).runs[0].stages[0]
+    assert not runner.begun(tmp_path, stage)
+    states = tmp_path / 'experiments' / stage.name / 'training_states'
+    states.mkdir(parents=True)
+    assert not runner.begun(tmp_path, stage)
+    (states / '4.state').touch()
+    assert runner.begun(tmp_path, stage)
+    assert runner.done(tmp_path, stage) == 0
+
+
 def test_the_end_of_a_log_is_shown_whatever_is_in_it(tmp_path):
     log = tmp_path / 'run.log'
     log.write_bytes('ok\nends with ×'.encode('latin-1') + b'\n\xe2\x88')

@@ -140,7 +140,7 @@ def make(run: PlannedRun, out: Path, root: Path, log: Path, gpu: str | None, fir
     before = run.record(out)
     for stage in run.stages[:-1] if first_only else () if before.exists() else run.stages:
         if not stage.weights(root, 'g').exists():
-            whole, began = not done(root, stage), time.time()
+            whole, began = not begun(root, stage), time.time()
             exact = ['--force_yml', 'deterministic=true'] if is_deterministic(stage.flat) else []
             _command(['train.py', '-opt', str(stage.file), '--auto_resume', *exact], stages.train, True, root)
             step, memory = 1000 * (time.time() - began) / stage.iterations if whole else None, \
@@ -254,6 +254,11 @@ def done(root: Path, stage: Stage) -> int:
         return stage.iterations
     history = read_history(root / 'experiments' / stage.name / 'history.jsonl')[1:]
     return max((entry['iter'] for entry in history), default=0)
+
+
+def begun(root: Path, stage: Stage) -> bool:
+    """Whether a stage goes on from what it did before: one that is stopped early has a state, and logged nothing."""
+    return done(root, stage) > 0 or any((root / 'experiments' / stage.name / 'training_states').glob('*.state'))
 
 
 class Outlook:
