@@ -2,6 +2,8 @@
 import contextlib
 import json
 import re
+import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -172,6 +174,23 @@ def test_the_folder_around_the_records_is_told_where_they_are(tmp_path):
     (tmp_path / 'tiny' / 'records').mkdir(parents=True)
     with pytest.raises(FileNotFoundError, match=rf'tiny: no records .* Give {re.escape(str(tmp_path))}/tiny/records$'):
         record_files.read_records(tmp_path / 'tiny')
+
+
+@pytest.mark.skipif(shutil.which('git') is None, reason='needs git')
+def test_the_commit_is_that_of_the_package_and_not_of_a_repository_around_it(tmp_path, monkeypatch):
+    def git(*words):
+        subprocess.run(['git', '-c', 'user.name=a', '-c', 'user.email=a@b', *words], cwd=tmp_path, check=True)
+
+    file = tmp_path / '.venv' / 'records.py'
+    file.parent.mkdir()
+    file.touch()
+    monkeypatch.setattr(records, '__file__', str(file))
+    git('init', '--quiet')
+    git('commit', '--quiet', '--allow-empty', '-m', 'a')
+    assert records._commit() == ''
+    git('add', str(file))
+    git('commit', '--quiet', '-m', 'b')
+    assert re.fullmatch('[0-9a-f]{7,}', records._commit())
 
 
 def test_files_stay_as_they_are(tmp_path):

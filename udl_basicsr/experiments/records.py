@@ -171,9 +171,15 @@ def machine(flat: Mapping) -> str:
 
 
 def _commit() -> str:
+    """Of the package's own repository; nothing where it is installed, be it within a repository of the user's."""
+    here = Path(__file__)
+
+    def git(*words: str) -> str:
+        return subprocess.run(['git', *words], cwd=here.parent, check=True, capture_output=True, text=True).stdout
+
     with suppress(OSError, subprocess.CalledProcessError):
-        return subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], cwd=Path(__file__).parent, check=True,
-                              capture_output=True, text=True).stdout.strip()
+        git('ls-files', '--error-unmatch', here.name)
+        return git('rev-parse', '--short', 'HEAD').strip()
     return ''
 
 
