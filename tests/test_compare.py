@@ -110,6 +110,9 @@ def test_a_comparison_from_its_plan(plan, pairs, capsys):
     # which crops there were decides about the loss: were they others, so were this
     assert records['L1'].data_order == kept.data_order(plans.read_plan(file, file.parent).runs[0].stages)
 
+    # what a training fills into its options, such as the weights of stage 1, makes it no other run
+    planned = plans.read_plan(file, file.parent).runs
+    assert [kept.made_with_other_options(r, file.parent / 'none', file.parent) for r in planned] == [None] * 3
     before = {p: p.stat().st_mtime_ns for p in out.iterdir()}
     assert run(file) == 0  # nothing is made twice
     assert '3 runs, 0 to be made' in capsys.readouterr().out

@@ -420,12 +420,18 @@ def test_start_weights_cache_and_normalisation_are_of_a_run(write, tmp_path, mon
     assert difference(essence(uncertainty_cache='auto'), essence(uncertainty_cache='elsewhere')) is None
 
     # a training fills in the weights of its stage 1; others in their place are others
-    stage = next(run for run in plan.read_plan(write(), tmp_path).runs if len(run.stages) > 1).stages[-1]
+    run = next(run for run in plan.read_plan(write(), tmp_path).runs if len(run.stages) > 1)
+    stage = run.stages[-1]
     models = tmp_path / 'experiments' / stage.name.replace('UDL', 'first_ESU') / 'models'
     own = {f'pretrain_network_{label}': str(models / f'net_{label}_latest.pth') for label in 'gu'}
     assert replace(stage, flat={**stage.flat, 'path': own}).essence == stage.essence
     other = {**own, 'pretrain_network_u': str(models.parent / 'net_u.pth')}
     assert difference(replace(stage, flat={**stage.flat, 'path': other}).essence, stage.essence)
+    for odd in 'x', {'pretrain_network_g': 5}:  # which the checks refuse later
+        assert replace(stage, flat={**stage.flat, 'path': odd}).essence
+    stage.kept(tmp_path).parent.mkdir(parents=True)
+    stage.kept(tmp_path).write_text('datasets: {train: []}')
+    assert 'is no option file of a run' in records.made_with_other_options(run, tmp_path / 'none', tmp_path)
 
 
 def test_what_is_written_over_stays_in_one_row(monkeypatch):

@@ -16,6 +16,7 @@ from typing import Any
 
 from udl_basicsr.losses.perceptual import find_backbone_weights
 from udl_basicsr.options import schema
+from udl_basicsr.options.keys import block_of
 from udl_basicsr.options.parse import OptionError, load_yaml
 from udl_basicsr.options.signatures import describe
 from udl_basicsr.options.values import LONGEST_NAME, bad_name
@@ -52,18 +53,19 @@ class Stage:
     @property
     def essence(self) -> dict:
         """What its results depend on."""
-        data, path = self.flat['datasets']['train'], self.flat.get('path') or {}
+        data, path = self.flat['datasets']['train'], block_of(self.flat, 'path')
         later = {k: data.get(k) for k in NOTED_LATER['data']}
         later['uncertainty_cache'] = bool(later['uncertainty_cache'])  # where it lies is no matter
         return {**{k: self.flat[k] for k in _ESSENCE if self.flat.get(k) is not None},
                 'path': {k: None if self._trained_before(k, path.get(k)) else path.get(k) for k in NOTED_LATER['path']},
                 'data': {**{k: data[k] for k in _OF_DATA if data.get(k) is not None}, **later}}
 
-    def _trained_before(self, key: str, weights: str | None) -> bool:
+    def _trained_before(self, key: str, weights: Any) -> bool:
         """Whether weights are those of the stage before, which the plan tells of and a training fills in."""
-        if not (weights and self.flat.get('stage1')):
+        stage1 = self.flat.get('stage1')
+        if not (isinstance(weights, str) and isinstance(stage1, str)):
             return False
-        before = self.name.removesuffix(self.file.stem) + Path(self.flat['stage1']).stem
+        before = self.name.removesuffix(self.file.stem) + Path(stage1).stem
         return Path(weights).parts[-3:] == (before, 'models', f'net_{key[-1]}_latest.pth')
 
     def kept(self, root: Path) -> Path:

@@ -201,7 +201,7 @@ def made_with_other_options(run: PlannedRun, out: Path, root: Path) -> str | Non
         if kept.exists():
             try:
                 old = Stage(stage.name, kept, load_yaml(str(kept))).essence
-            except (OptionError, KeyError, TypeError) as error:
+            except (OptionError, KeyError, TypeError, AttributeError) as error:
                 return f'{kept}: is no option file of a run ({error}); remove {kept.parent}'
             if problem := _difference([old], [stage.essence], str(kept.parent)):
                 return problem
