@@ -1,9 +1,7 @@
 """Comparisons: plans of runs that differ in their loss alone, made, stopped and gone on with."""
-import multiprocessing.process
 import os
 import re
 import signal
-import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import yaml
-from forked import forked
 from invented import invented_record
-from stopped_runs import _ctrl_c  # noqa: F401
 from test_records import ROOT
 
 from udl_basicsr.cli import compare
@@ -248,53 +244,6 @@ def test_what_another_process_has_made_since_is_not_made_again(plan):
     assert sorted(ended) == [('L1', 2), ('twice', 0)]
     assert record_files.read_record(second.record(out)).seconds == 1000
     assert not (file.parent / 'results/trial/logs/trial_twice_x2_seed7.log').exists()
-
-
-@pytest.mark.skipif(not hasattr(signal, 'pthread_sigmask'), reason='Windows has no masks')
-def test_ctrl_c_while_a_run_is_being_started_waits_and_ends_it(plan, monkeypatch):
-    """The fork server, which inherits the mask, had died of it with a traceback while it imported."""
-    first, *_ = plans.read_plan(plan(), plan().parent).runs
-    arguments = first, plan().parent / 'records', plan().parent
-    calls = []
-
-    def start(process):
-        signal.raise_signal(signal.SIGINT)
-        calls.append('started')
-
-    for name, call in (('start', start), ('terminate', lambda _: calls.append('ended')), ('join', lambda _: None)):
-        monkeypatch.setattr(multiprocessing.process.BaseProcess, name, call)
-    with pytest.raises(KeyboardInterrupt):
-        next(runner.make_all([first], *arguments[1:], [None]))
-    assert calls == ['started', 'ended']
-    monkeypatch.undo()
-
-    def in_the_child():
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        runner._command = lambda *_: sys.exit(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ()))
-        runner.make(*arguments, plan().parent / 'log', None)
-
-    assert forked(in_the_child, cwd=plan().parent).returncode == 0
-
-
-def test_a_stage_that_was_stopped_before_its_first_line_has_begun(plan, tmp_path):
-    """Its time is that of the rest, and no iteration's."""
-    stage = plans.read_plan(plan(), tmp_path).runs[0].stages[0]
-    assert not runner.begun(tmp_path, stage)
-    states = tmp_path / 'experiments' / stage.name / 'training_states'
-    states.mkdir(parents=True)
-    assert not runner.begun(tmp_path, stage)
-    (states / '4.state').touch()
-    assert runner.begun(tmp_path, stage)
-    assert runner.done(tmp_path, stage) == 0
-
-
-def test_the_end_of_a_log_is_shown_whatever_is_in_it(tmp_path):
-    log = tmp_path / 'run.log'
-    log.write_bytes('ok\nends with ×'.encode('latin-1') + b'\n\xe2\x88')
-    event = runner.Event(None, -9, log=log)
-    assert event.last_lines(2) == 'ends with \ufffd\n\ufffd'
-    log.write_bytes(b'')
-    assert event.last_lines(1) == ''
 
 
 @pytest.mark.parametrize(('changes', 'message'), [

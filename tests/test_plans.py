@@ -4,7 +4,6 @@ import importlib
 import json
 import time
 from copy import deepcopy
-from dataclasses import replace
 
 import pytest
 import torch
@@ -393,45 +392,6 @@ def test_the_degradation_is_what_the_options_say(write, tmp_path):
     difference = records._difference([shared.runs[0].stages[0].essence],
                                      [plan.read_plan(write(), tmp_path).runs[0].stages[0].essence], 'record')
     assert 'degradation: BD' in difference
-
-
-def test_start_weights_cache_and_normalisation_are_of_a_run(write, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    base, data = FILES['train.yml'], FILES['train.yml']['datasets']['train']
-
-    def essence(weights: str | None = None, **of_data) -> dict:
-        file = write({'train.yml': {**base, 'path': {'pretrain_network_g': weights},
-                                    'datasets': {**base['datasets'], 'train': {**data, **of_data}}}})
-        return plan.read_plan(file, tmp_path).runs[0].stages[0].essence
-
-    def difference(before: dict, now: dict) -> str | None:
-        return records._difference([json.loads(json.dumps(before))], [now], 'record')
-
-    without, started = essence(), essence('weights/a.pth')
-    for now in (started, essence(uncertainty_cache='auto'), essence(mean=[0.5], std=[0.5]), essence(color='y')):
-        older = {**without, **{block: {key: value for key, value in without[block].items() if key not in later}
-                               for block, later in plan.NOTED_LATER.items()}}
-        assert difference(older, now) is None  # which does not tell
-        assert difference(without, now)
-        assert difference(now, without)
-    assert 'path.pretrain_network_g: weights/a.pth, and the plan now says weights/b.pth' in difference(
-        started, essence('weights/b.pth'))
-    assert difference(started, essence(str(tmp_path / 'weights/../weights/a.pth'))) is None
-    assert difference(essence(uncertainty_cache='auto'), essence(uncertainty_cache='elsewhere')) is None
-
-    # a training fills in the weights of its stage 1; others in their place are others
-    run = next(run for run in plan.read_plan(write(), tmp_path).runs if len(run.stages) > 1)
-    stage = run.stages[-1]
-    models = tmp_path / 'experiments' / stage.name.replace('UDL', 'first_ESU') / 'models'
-    own = {f'pretrain_network_{label}': str(models / f'net_{label}_latest.pth') for label in 'gu'}
-    assert replace(stage, flat={**stage.flat, 'path': own}).essence == stage.essence
-    other = {**own, 'pretrain_network_u': str(models.parent / 'net_u.pth')}
-    assert difference(replace(stage, flat={**stage.flat, 'path': other}).essence, stage.essence)
-    for odd in 'x', {'pretrain_network_g': 5}:  # which the checks refuse later
-        assert replace(stage, flat={**stage.flat, 'path': odd}).essence
-    stage.kept(tmp_path).parent.mkdir(parents=True)
-    stage.kept(tmp_path).write_text('datasets: {train: []}')
-    assert 'is no option file of a run' in records.made_with_other_options(run, tmp_path / 'none', tmp_path)
 
 
 def test_what_is_written_over_stays_in_one_row(monkeypatch):
