@@ -106,6 +106,9 @@ def test_a_comparison_from_its_plan(plan, pairs, capsys):
     # which crops there were decides about the loss: were they others, so were this
     assert records['L1'].data_order == kept.data_order(plans.read_plan(file, file.parent).runs[0].stages)
 
+    # what a training fills into its options, such as the weights of stage 1, makes it no other run
+    planned = plans.read_plan(file, file.parent).runs
+    assert [kept.made_with_other_options(r, file.parent / 'none', file.parent) for r in planned] == [None] * 3
     before = {p: p.stat().st_mtime_ns for p in out.iterdir()}
     assert run(file) == 0  # nothing is made twice
     assert '3 runs, 0 to be made' in capsys.readouterr().out
@@ -241,15 +244,6 @@ def test_what_another_process_has_made_since_is_not_made_again(plan):
     assert sorted(ended) == [('L1', 2), ('twice', 0)]
     assert record_files.read_record(second.record(out)).seconds == 1000
     assert not (file.parent / 'results/trial/logs/trial_twice_x2_seed7.log').exists()
-
-
-def test_the_end_of_a_log_is_shown_whatever_is_in_it(tmp_path):
-    log = tmp_path / 'run.log'
-    log.write_bytes('ok\nends with ×'.encode('latin-1') + b'\n\xe2\x88')
-    event = runner.Event(None, -9, log=log)
-    assert event.last_lines(2) == 'ends with \ufffd\n\ufffd'
-    log.write_bytes(b'')
-    assert event.last_lines(1) == ''
 
 
 @pytest.mark.parametrize(('changes', 'message'), [

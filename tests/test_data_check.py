@@ -141,8 +141,11 @@ def test_patches_and_batches(parse, train_opt):
     assert '4 images x dataset_enlarge_ratio 1 are 4 samples an epoch, fewer than one batch of 8; set ' \
            'dataset_enlarge_ratio to 2 or more' in text
     parse(train_opt, ['datasets:train:batch_size_per_gpu=8', 'datasets:train:dataset_enlarge_ratio=2'])
-    text = refused(parse, train_opt, 'datasets:train:batch_size_per_gpu=4', world_size=2, dist=True)
-    assert 'shared by 2 processes are 2 samples' in text
+    for world, batch in (2, 4), (3, 2):  # of 4 images, the first of 3 processes has 2, and the last has 1
+        text = refused(parse, train_opt, f'datasets:train:batch_size_per_gpu={batch}', world_size=world, dist=True)
+        assert f'are 4 samples an epoch, fewer than one batch of {batch} for each of {world} processes; set ' \
+               'dataset_enlarge_ratio to 2' in text
+    parse(train_opt, ['datasets:train:batch_size_per_gpu=2'], world_size=2, dist=True)
 
 
 def test_everything_that_is_wrong_is_said_at_once(parse, train_opt, tmp_path):

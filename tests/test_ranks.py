@@ -11,6 +11,7 @@ import torch.distributed as dist
 from basicsr.models import build_model
 from forked import Forked, command_line, free_port, ranks
 
+from udl_basicsr.data import loader
 from udl_basicsr.data.images import BrokenImageError
 from udl_basicsr.models.step import StepModel
 from udl_basicsr.options.parse import parse_options
@@ -151,6 +152,16 @@ def test_a_cache_is_waited_for_as_long_as_it_takes(tmp_path):
         assert child.wait() == 0, child.stderr[-3000:]
         assert child.stdout.splitlines()[0] == '[(None, 0), (False, 1)]'
         assert (child.stdout.splitlines()[1:] == ['no longer waits']) or rank == 0  # all else is not
+
+
+def test_the_images_that_any_rank_skips_are_counted(project, monkeypatch):
+    collate = loader._collate
+    monkeypatch.setattr(loader, '_collate', lambda samples: {**collate(samples), 'broken': 1 + 2 * dist.get_rank()})
+    argv = ['-opt', 'plain.yml', *_TORCHRUN, '--force_yml', 'datasets:train:skip_broken=true', 'val=~',
+            'datasets:train:batch_size_per_gpu=2', 'train:total_iter=2']
+    for child in ranks(command_line, argv, cwd=project.root):
+        assert child.wait() == 0, child.stderr[-3000:]
+    assert 'broken_images: 8.0' in project.log('plain')
 
 
 def test_ranks_agree_on_steps_signals_and_buffers(project):

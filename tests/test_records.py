@@ -1,7 +1,10 @@
 """The records of a comparison: their statistics in closed form, and what their files hold."""
+# ruff: noqa: F811 - a fixture that comes from plan_cases
 import contextlib
 import json
 import re
+import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,11 +14,12 @@ import torch
 import yaml
 from conftest import batch
 from invented import invented_record
+from plan_cases import FILES, write  # noqa: F401
 from torch.utils.flop_counter import FlopCounterMode
 
 from udl_basicsr.cli import comparing
 from udl_basicsr.experiments import costs, record_files, records, statistics
-from udl_basicsr.experiments.plan import Plan, PlannedRun, Stage
+from udl_basicsr.experiments.plan import NOTED_LATER, Plan, PlannedRun, Stage, read_plan
 from udl_basicsr.utils import processor
 from udl_basicsr.utils.scores import ScoresError
 
@@ -172,6 +176,62 @@ def test_the_folder_around_the_records_is_told_where_they_are(tmp_path):
     (tmp_path / 'tiny' / 'records').mkdir(parents=True)
     with pytest.raises(FileNotFoundError, match=rf'tiny: no records .* Give {re.escape(str(tmp_path))}/tiny/records$'):
         record_files.read_records(tmp_path / 'tiny')
+
+
+@pytest.mark.skipif(shutil.which('git') is None, reason='needs git')
+def test_the_commit_is_that_of_the_package_and_not_of_a_repository_around_it(tmp_path, monkeypatch):
+    def git(*words):
+        subprocess.run(['git', '-c', 'user.name=a', '-c', 'user.email=a@b', *words], cwd=tmp_path, check=True)
+
+    file = tmp_path / '.venv' / 'records.py'
+    file.parent.mkdir()
+    file.touch()
+    monkeypatch.setattr(records, '__file__', str(file))
+    git('init', '--quiet')
+    git('commit', '--quiet', '--allow-empty', '-m', 'a')
+    assert records._commit() == ''
+    git('add', str(file))
+    git('commit', '--quiet', '-m', 'b')
+    assert re.fullmatch('[0-9a-f]{7,}', records._commit())
+
+
+def test_start_weights_cache_and_normalisation_are_of_a_run(write, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    base, data = FILES['train.yml'], FILES['train.yml']['datasets']['train']
+
+    def essence(weights: str | None = None, **of_data) -> dict:
+        file = write({'train.yml': {**base, 'path': {'pretrain_network_g': weights},
+                                    'datasets': {**base['datasets'], 'train': {**data, **of_data}}}})
+        return read_plan(file, tmp_path).runs[0].stages[0].essence
+
+    def difference(before: dict, now: dict) -> str | None:
+        return records._difference([json.loads(json.dumps(before))], [now], 'record')
+
+    without, started = essence(), essence('weights/a.pth')
+    for now in (started, essence(uncertainty_cache='auto'), essence(mean=[0.5], std=[0.5]), essence(color='y')):
+        older = {**without, **{block: {key: value for key, value in without[block].items() if key not in later}
+                               for block, later in NOTED_LATER.items()}}
+        assert difference(older, now) is None  # which does not tell
+        assert difference(without, now)
+        assert difference(now, without)
+    assert 'path.pretrain_network_g: weights/a.pth, and the plan now says weights/b.pth' in difference(
+        started, essence('weights/b.pth'))
+    assert difference(started, essence(str(tmp_path / 'weights/../weights/a.pth'))) is None
+    assert difference(essence(uncertainty_cache='auto'), essence(uncertainty_cache='elsewhere')) is None
+
+    # a training fills in the weights of its stage 1; others in their place are others
+    run = next(run for run in read_plan(write(), tmp_path).runs if len(run.stages) > 1)
+    stage = run.stages[-1]
+    models = tmp_path / 'experiments' / stage.name.replace('UDL', 'first_ESU') / 'models'
+    own = {f'pretrain_network_{label}': str(models / f'net_{label}_latest.pth') for label in 'gu'}
+    assert replace(stage, flat={**stage.flat, 'path': own}).essence == stage.essence
+    other = {**own, 'pretrain_network_u': str(models.parent / 'net_u.pth')}
+    assert difference(replace(stage, flat={**stage.flat, 'path': other}).essence, stage.essence)
+    for odd in 'x', {'pretrain_network_g': 5}:  # which the checks refuse later
+        assert replace(stage, flat={**stage.flat, 'path': odd}).essence
+    stage.kept(tmp_path).parent.mkdir(parents=True)
+    stage.kept(tmp_path).write_text('datasets: {train: []}')
+    assert 'is no option file of a run' in records.made_with_other_options(run, tmp_path / 'none', tmp_path)
 
 
 def test_files_stay_as_they_are(tmp_path):

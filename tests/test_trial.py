@@ -1,10 +1,15 @@
-"""The trial of a plan: every cell, small. And its dry run, of what is done."""
+"""The trial of a plan: every cell, small. And its dry run, of what is done; how runs begin and fail."""
 # ruff: noqa: F811 - fixtures that come from plan_cases
 import json
+import signal
+import sys
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
+from forked import forked
 from plan_cases import FILES, METRICS, PLAN, everything, script, write  # noqa: F401
+from stopped_runs import _ctrl_c  # noqa: F401
 
 from udl_basicsr.experiments import plan, runner, trial
 from udl_basicsr.options.parse import OptionError
@@ -73,6 +78,53 @@ def test_a_run_that_is_killed_early_says_so_without_its_log(tmp_path):
     log.write_text('a\nb\n')
     assert runner.Event(None, -9, log=log).failure(1) == \
         f'was killed by signal 9, for lack of memory perhaps; the end of {log}:\nb'
+
+
+def test_the_end_of_a_log_is_shown_whatever_is_in_it(tmp_path):
+    log = tmp_path / 'run.log'
+    log.write_bytes('ok\nends with ×'.encode('latin-1') + b'\n\xe2\x88')
+    event = runner.Event(None, -9, log=log)
+    assert event.last_lines(2) == 'ends with \ufffd\n\ufffd'
+    log.write_bytes(b'')
+    assert event.last_lines(1) == ''
+
+
+@pytest.mark.skipif(not hasattr(signal, 'pthread_sigmask'), reason='Windows has no masks')
+def test_ctrl_c_while_a_run_is_being_started_waits_and_ends_it(write, tmp_path, monkeypatch):
+    """The fork server, which inherits the mask, had died of it with a traceback while it imported."""
+    first, *_ = plan.read_plan(write(), tmp_path).runs
+    arguments = first, tmp_path / 'records', tmp_path
+    calls = []
+
+    def start(process):
+        signal.raise_signal(signal.SIGINT)
+        calls.append('started')
+
+    for name, call in (('start', start), ('terminate', lambda _: calls.append('ended')), ('join', lambda _: None)):
+        monkeypatch.setattr(BaseProcess, name, call)
+    with pytest.raises(KeyboardInterrupt):
+        next(runner.make_all([first], *arguments[1:], [None]))
+    assert calls == ['started', 'ended']
+    monkeypatch.undo()
+
+    def in_the_child():
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        runner._command = lambda *_: sys.exit(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+        runner.make(*arguments, tmp_path / 'log', None)
+
+    assert forked(in_the_child, cwd=tmp_path).returncode == 0
+
+
+def test_a_stage_that_was_stopped_before_its_first_line_has_begun(write, tmp_path):
+    """Its time is that of the rest, and no iteration's."""
+    stage = plan.read_plan(write(), tmp_path).runs[0].stages[0]
+    assert not runner.begun(tmp_path, stage)
+    states = tmp_path / 'experiments' / stage.name / 'training_states'
+    states.mkdir(parents=True)
+    assert not runner.begun(tmp_path, stage)
+    (states / '4.state').touch()
+    assert runner.begun(tmp_path, stage)
+    assert runner.done(tmp_path, stage) == 0
 
 
 def test_the_trial_takes_the_smallest_crop_that_is_enough(write, tmp_path):

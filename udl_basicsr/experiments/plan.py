@@ -16,6 +16,7 @@ from typing import Any
 
 from udl_basicsr.losses.perceptual import find_backbone_weights
 from udl_basicsr.options import schema
+from udl_basicsr.options.keys import block_of
 from udl_basicsr.options.parse import OptionError, load_yaml
 from udl_basicsr.options.signatures import describe
 from udl_basicsr.options.values import LONGEST_NAME, bad_name
@@ -33,6 +34,9 @@ _ESSENCE = ('model_type', 'stage', 'scale', 'manual_seed', 'degradation', 'netwo
             'train')
 _OF_DATA = ('name', 'type', 'gt_size', 'use_hflip', 'use_rot', 'batch_size_per_gpu', 'dataset_enlarge_ratio',
             'first_iter')
+# As well, but older records lack it: what a record does not have of this is not known.
+NOTED_LATER = {'path': ('pretrain_network_g', 'pretrain_network_u', 'pretrain_network_w'),
+               'data': ('uncertainty_cache', 'mean', 'std', 'color')}
 
 
 @dataclass(frozen=True)
@@ -49,9 +53,20 @@ class Stage:
     @property
     def essence(self) -> dict:
         """What its results depend on."""
-        data = self.flat['datasets']['train']
+        data, path = self.flat['datasets']['train'], block_of(self.flat, 'path')
+        later = {k: data.get(k) for k in NOTED_LATER['data']}
+        later['uncertainty_cache'] = bool(later['uncertainty_cache'])  # where it lies is no matter
         return {**{k: self.flat[k] for k in _ESSENCE if self.flat.get(k) is not None},
-                'data': {k: data[k] for k in _OF_DATA if data.get(k) is not None}}
+                'path': {k: None if self._trained_before(k, path.get(k)) else path.get(k) for k in NOTED_LATER['path']},
+                'data': {**{k: data[k] for k in _OF_DATA if data.get(k) is not None}, **later}}
+
+    def _trained_before(self, key: str, weights: Any) -> bool:
+        """Whether weights are those of the stage before, which the plan tells of and a training fills in."""
+        stage1 = self.flat.get('stage1')
+        if not (isinstance(weights, str) and isinstance(stage1, str)):
+            return False
+        before = self.name.removesuffix(self.file.stem) + Path(stage1).stem
+        return Path(weights).parts[-3:] == (before, 'models', f'net_{key[-1]}_latest.pth')
 
     def kept(self, root: Path) -> Path:
         """Its options as its training has them, which has decided what they leave open."""

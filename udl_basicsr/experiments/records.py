@@ -24,9 +24,10 @@ from udl_basicsr.utils import processor
 from udl_basicsr.utils.json_files import read_json
 from udl_basicsr.utils.scores import HISTORY_FIELDS, Scores, ScoresError, read_scores
 from udl_basicsr.utils.settings import LoaderSettings, RunSettings
+from udl_basicsr.utils.shipped_weights import locate_weights
 
 from .costs import amp_of, device_of, measure_image, training_operations
-from .plan import PlannedRun, Stage
+from .plan import NOTED_LATER, PlannedRun, Stage
 from .record_files import Curve, PeakMemory, Record, Series, TrainedStage, read_record
 
 
@@ -170,9 +171,15 @@ def machine(flat: Mapping) -> str:
 
 
 def _commit() -> str:
+    """Of the package's own repository; nothing where it is installed, be it within a repository of the user's."""
+    here = Path(__file__)
+
+    def git(*words: str) -> str:
+        return subprocess.run(['git', *words], cwd=here.parent, check=True, capture_output=True, text=True).stdout
+
     with suppress(OSError, subprocess.CalledProcessError):
-        return subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], cwd=Path(__file__).parent, check=True,
-                              capture_output=True, text=True).stdout.strip()
+        git('ls-files', '--error-unmatch', here.name)
+        return git('rev-parse', '--short', 'HEAD').strip()
     return ''
 
 
@@ -194,7 +201,7 @@ def made_with_other_options(run: PlannedRun, out: Path, root: Path) -> str | Non
         if kept.exists():
             try:
                 old = Stage(stage.name, kept, load_yaml(str(kept))).essence
-            except (OptionError, KeyError, TypeError) as error:
+            except (OptionError, KeyError, TypeError, AttributeError) as error:
                 return f'{kept}: is no option file of a run ({error}); remove {kept.parent}'
             if problem := _difference([old], [stage.essence], str(kept.parent)):
                 return problem
@@ -206,9 +213,25 @@ def _difference(found: list, wanted: list, where: str) -> str | None:
         before, now = dict(leaves(a)), dict(leaves(b))
         for key in sorted({*before, *now}):
             old, new = before.get(key), now.get(key)
-            if old != new and (key, new) != ('train.amp', 'auto'):  # which the run has decided
+            decided = (key, new) == ('train.amp', 'auto')  # which the run has decided
+            if old != new and not (decided or _unknown(key, a) or _same_weights(key, old, new)):
                 return (f'{where}: was made with {key}: {old}, and the plan now says {new}. Give the plan another '
                         'name, or remove it to make it anew')
     if len(found) != len(wanted):
         return f'{where}: was made in {len(found)} stages, the plan has {len(wanted)}'
     return None
+
+
+def _unknown(key: str, found: dict) -> bool:
+    """Whether an option was not noted yet when a record was made."""
+    block, _, name = key.partition('.')
+    return name in NOTED_LATER.get(block, ()) and name not in (found.get(block) or {})
+
+
+def _same_weights(key: str, *paths: object) -> bool:
+    """Whether two paths of start weights lead to one file."""
+    if not (key.startswith('path.') and all(isinstance(path, str) for path in paths)):
+        return False
+    with suppress(ValueError):  # no weights of the package have that name
+        return len({os.path.realpath(os.path.expanduser(locate_weights(str(path)))) for path in paths}) == 1
+    return False

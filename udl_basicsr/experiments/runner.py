@@ -4,11 +4,14 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 from udl_basicsr.options.parse import OptionError, parse_options
@@ -96,6 +99,27 @@ def write_options(runs: Iterable[PlannedRun]) -> None:
 
 # ---------------------------------------------------------------- one run, in a process of its own
 
+_HAS_MASKS = hasattr(signal, 'pthread_sigmask')  # Windows has none
+
+
+@contextmanager
+def _ctrl_c_later() -> Iterator[None]:
+    """While active, Ctrl-C waits, and in the processes started meanwhile until they ask for it.
+
+    A fork server ignores it only once it has imported all that it preloads, which takes seconds; before that it would
+    die of it with a traceback, and a run would that is just being started.
+    """
+    if not _HAS_MASKS:
+        yield
+        return
+    resource_tracker.ensure_running()  # started in here, it would let SIGINT through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def make(run: PlannedRun, out: Path, root: Path, log: Path, gpu: str | None, first_only: bool = False) -> None:
     """Trains, tests and records one run, or tests it again where it has a record; ends with the exit status of that.
 
@@ -104,6 +128,8 @@ def make(run: PlannedRun, out: Path, root: Path, log: Path, gpu: str | None, fir
         first_only: Trains the stages before the last and nothing else.
     """
     end_with_parent()
+    if _HAS_MASKS:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     if gpu is not None:
         os.environ['CUDA_VISIBLE_DEVICES'] = gpu
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -114,7 +140,7 @@ def make(run: PlannedRun, out: Path, root: Path, log: Path, gpu: str | None, fir
     before = run.record(out)
     for stage in run.stages[:-1] if first_only else () if before.exists() else run.stages:
         if not stage.weights(root, 'g').exists():
-            whole, began = not done(root, stage), time.time()
+            whole, began = not begun(root, stage), time.time()
             exact = ['--force_yml', 'deterministic=true'] if is_deterministic(stage.flat) else []
             _command(['train.py', '-opt', str(stage.file), '--auto_resume', *exact], stages.train, True, root)
             step, memory = 1000 * (time.time() - began) / stage.iterations if whole else None, \
@@ -191,8 +217,9 @@ def make_all(runs: list[PlannedRun], out: Path, root: Path, gpus: list[str | Non
                 gpu = free.pop(0)
                 alone = bool(missing)
                 process = context.Process(target=make, args=(run, out, root, log, gpu, alone))
-                process.start()
-                busy[process] = (missing or {run.name}, run, gpu, alone, log)
+                with _ctrl_c_later():
+                    process.start()
+                    busy[process] = (missing or {run.name}, run, gpu, alone, log)
                 spent[run.name] -= time.time()
                 waiting.remove(run)
             ended = [p for p in busy if not p.is_alive()]
@@ -227,6 +254,11 @@ def done(root: Path, stage: Stage) -> int:
         return stage.iterations
     history = read_history(root / 'experiments' / stage.name / 'history.jsonl')[1:]
     return max((entry['iter'] for entry in history), default=0)
+
+
+def begun(root: Path, stage: Stage) -> bool:
+    """Whether a stage goes on from what it did before: one that is stopped early has a state, and logged nothing."""
+    return done(root, stage) > 0 or any((root / 'experiments' / stage.name / 'training_states').glob('*.state'))
 
 
 class Outlook:

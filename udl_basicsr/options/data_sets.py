@@ -185,21 +185,25 @@ def _open_file(path: str) -> BinaryIO:
 
 
 def _check_batch(images: int, dataset: dict, at: str, opt: dict, report: Findings) -> None:
-    """BasicSR drops an incomplete batch: with less than one, it would train nothing and report success."""
+    """BasicSR drops an incomplete batch: with less than one, it would train nothing and report success.
+
+    A batch is that of all processes together, as TrainBatches (data/loader.py) takes it.
+    """
     world, ratio = opt['world_size'], LoaderSettings.of(dataset).dataset_enlarge_ratio
     factor = 1 if opt['dist'] else max(opt['num_gpu'], 1)
     batch = dataset['batch_size_per_gpu'] * factor
-    samples = math.ceil(images * ratio / world)
+    samples = math.ceil(images * ratio)
     if images * ratio > _MOST_SAMPLES:
         report.add(f'{at}.dataset_enlarge_ratio', f'{images} images x {ratio} are more than {_MOST_SAMPLES} samples an '
                    'epoch; lower it')
-    elif samples < batch:
-        shared = f' shared by {world} processes' if world > 1 else ''
+    elif samples < batch * world:
+        shared = f' for each of {world} processes' if world > 1 else ''
         gpus = f' ({factor} GPUs)' if factor > 1 else ''
+        enough = math.ceil(batch * world / images)
         report.add(f'{at}.batch_size_per_gpu',
-                   f'{images} images x dataset_enlarge_ratio {ratio}{shared} are {samples} samples an epoch, fewer '
-                   f'than one batch of {batch}{gpus}; set dataset_enlarge_ratio to {math.ceil(batch * world / images)} '
-                   'or more, or lower batch_size_per_gpu')
+                   f'{images} images x dataset_enlarge_ratio {ratio} are {samples} samples an epoch, fewer than one '
+                   f'batch of {batch}{gpus}{shared}; set dataset_enlarge_ratio to {enough} or more, or lower '
+                   'batch_size_per_gpu')
 
 
 def _readable(pairs: list[Pair], at: str, report: Findings, images: Images) -> dict[Pair, tuple[Size, Size]]:

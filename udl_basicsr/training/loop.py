@@ -8,6 +8,7 @@ from typing import cast
 import basicsr
 import numpy
 import torch
+import torch.distributed as dist
 from basicsr.models import build_model
 from basicsr.utils import AvgTimer, MessageLogger, get_env_info, get_time_str
 from basicsr.utils.logger import init_tb_logger
@@ -142,6 +143,7 @@ def _iterate(model, batches, sampler, val_loaders, opt, tb_logger, history, star
              interrupts) -> None:
     logger_opt, val_opt, seed = opt['logger'], opt.get('val'), opt['manual_seed']
     warmup_iter = TrainSettings.of(opt['train']).warmup_iter
+    skips = LoaderSettings.of(opt['datasets']['train']).skip_broken
     message_logger = MessageLogger(opt, start_iter, tb_logger)
     message_logger.max_iters += 1  # it counts from 0 (basicsr/utils/logger.py:101); the last line had an ETA of -1 day
     data_timer, iter_timer, started = AvgTimer(), AvgTimer(), time.time()
@@ -161,6 +163,7 @@ def _iterate(model, batches, sampler, val_loaders, opt, tb_logger, history, star
         losses = model.get_current_log() if logged else {}  # waits for a GPU, whose time is that of the steps
         iter_timer.record()
         if logged:
+            count = _of_all_ranks(broken, model.device) if skips and opt['dist'] else broken
             message_logger({
                 'epoch': epoch,
                 'iter': iteration,
@@ -168,7 +171,7 @@ def _iterate(model, batches, sampler, val_loaders, opt, tb_logger, history, star
                 'time': iter_timer.get_avg_time(),
                 'data_time': data_timer.get_avg_time(),
                 **losses,
-                **({'broken_images': broken} if broken else {}),
+                **({'broken_images': count} if count else {}),
             })
             if history:
                 history.add(iteration, **losses, seconds=round(iter_timer.get_avg_time(), 5))
@@ -211,6 +214,12 @@ class _FirstMinute:
         seconds = time.time() - self.begin
         self.over = seconds > _SILENT
         return seconds / self.steps if self.over else None
+
+
+def _of_all_ranks(count: int, device: torch.device) -> int:
+    total = torch.tensor(count, device=device)
+    dist.all_reduce(total)
+    return int(total)
 
 
 def _epoch(iteration: int, sampler) -> int:
