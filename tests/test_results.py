@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from udl_basicsr.experiments import statistics
+from udl_basicsr.experiments.plan import read_plan
 from udl_basicsr.experiments.record_files import read_records
+from udl_basicsr.experiments.records import made_with_other_options
 
 DOCS = Path(__file__).parents[1] / 'docs'
 SETS = ('Set5', 'Set14', 'BSD100')
@@ -343,3 +345,15 @@ def test_the_figures_in_a_sentence(heading, words, folder, ours, theirs, metric,
     for dataset, cell in zip(SETS, shown, strict=False):
         cells.difference((words, dataset), cell, ours, theirs, dataset, metric)
     cells.end(3)
+
+
+def test_every_record_is_of_the_plan_of_its_name(tmp_path):
+    """As `udl compare` would find, before it went on with them."""
+    count, options = 0, DOCS.parent / 'options' / 'compare'
+    for file in (*options.glob('[!_]*.yml'), *options.glob('lead/[!_]*.yml')):
+        out = DOCS / 'results' / file.stem
+        for run in read_plan(file, tmp_path).runs:
+            if run.record(out).exists():
+                assert made_with_other_options(run, out, tmp_path) is None
+                count += 1
+    assert count > 200
