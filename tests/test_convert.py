@@ -295,13 +295,17 @@ def test_what_exists_stays(tmp_path, capsys, monkeypatch):
     (tmp_path / 'u.pth').write_text('mine')
     both = ('--out', tmp_path / 'g.pth', '--out_u', tmp_path / 'u.pth')
     run(capsys, tmp_path / 'm.pt', *both, fails='u.pth: exists already; .* --force')
-    run(capsys, tmp_path / 'm.pt', '--out', tmp_path / 'no' / 'g.pth', fails='does not exist; make it first')
+    run(capsys, tmp_path / 'm.pt', '--out', tmp_path / 'm.pt' / 'g.pth', fails='its folder is a file, expected a folder')
+    run(capsys, tmp_path / 'm.pt', '--out', tmp_path / 'no' / 'g.pth', '--scale', 2, fails='--scale means nothing')
     run(capsys, tmp_path / 'm.pt', '--out', tmp_path / 'g', fails=r'ends in \.pth')
     assert sorted(p.name for p in tmp_path.iterdir()) == ['m.pt', 'u.pth']
     assert (tmp_path / 'u.pth').read_text() == 'mine'
     with monkeypatch.context() as patch:  # for root, no mode makes a folder read-only
         patch.setattr(tempfile, 'TemporaryFile', cannot_be_made)
         run(capsys, tmp_path / 'm.pt', '--out', tmp_path / 'g.onnx', fails='g.onnx: its folder cannot be written to')
+    for name in ('g.pth', 'g.safetensors'):
+        run(capsys, tmp_path / 'm.pt', '--out', tmp_path / 'new' / name[2:] / name)
+        assert (tmp_path / 'new' / name[2:] / name).is_file()
     run(capsys, tmp_path / 'm.pt', *both, '--force')
     assert 'head.conv1.weight' in read_checkpoint(tmp_path / 'u.pth')['params']
 

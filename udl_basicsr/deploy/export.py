@@ -72,17 +72,40 @@ def refuse_existing(*paths: str | Path | None, force: bool) -> None:
     for path in (Path(p) for p in paths if p is not None):
         if path.is_dir() or (path.exists() and not force):
             raise ExportError(f'{path}: exists already; give another name' + ('' if path.is_dir() else ', or --force'))
-        if not path.absolute().parent.is_dir():
-            raise ExportError(f'{path}: the folder {path.absolute().parent} does not exist; make it first')
         if why := why_not_into(path.absolute().parent):
             raise ExportError(f'{path}: its folder {why}; give another name')
 
 
 @contextlib.contextmanager
-def export_aside(path: str | Path) -> Iterator[Path]:
-    """As :func:`~udl_basicsr.utils.files.written_aside`, for writers that go by the end of a name."""
+def folder_made(path: str | Path) -> Iterator[None]:
+    """Makes the folder of a file that is about to be written; what was made is gone again where the block fails.
+
+    Raises:
+        ExportError: It cannot be made.
+    """
+    folder = Path(path).absolute().parent
+    missing = [one for one in (folder, *folder.parents) if not one.exists()]
     try:
-        with written_aside(path, Path(path).suffix) as part:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ExportError(f'{path}: its folder cannot be made ({error.strerror or error})') from error
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):  # others may have put something there
+            for one in missing:
+                one.rmdir()
+        raise
+
+
+@contextlib.contextmanager
+def export_aside(path: str | Path) -> Iterator[Path]:
+    """As :func:`~udl_basicsr.utils.files.written_aside`, for writers that go by the end of a name.
+
+    It makes the folder.
+    """
+    try:
+        with folder_made(path), written_aside(path, Path(path).suffix) as part:
             yield part
     except OSError as error:
         raise ExportError(f'{path}: cannot be written ({error.strerror or error}); what was there before is kept'
