@@ -17,7 +17,7 @@ from udl_basicsr.archs.traits import window_grid
 from udl_basicsr.archs.uncertainty_arch import UncertaintyNet
 from udl_basicsr.data.images import SUFFIXES, ImageError
 from udl_basicsr.functional import inference
-from udl_basicsr.utils.checkpoints import EMA_FIRST, ParamKey
+from udl_basicsr.utils.checkpoints import EMA_FIRST, IS_ONNX, ParamKey
 from udl_basicsr.utils.kernels import exact_kernels
 from udl_basicsr.utils.memory import give_back, is_out_of_memory
 from udl_basicsr.utils.processor import inference_format, warn_where_emulated
@@ -390,6 +390,8 @@ def _options(weights: str | Path, opt: str | Path | None) -> dict:
         raise InferenceError([f'{weights}: {found}; expected a checkpoint, .pth or .safetensors'])
     if Path(weights).suffix.lower() in SUFFIXES:
         raise InferenceError([f'{weights}: is a picture; expected a checkpoint, .pth or .safetensors'])
+    if Path(weights).suffix.lower() == '.onnx':
+        raise InferenceError([f'{weights}: {IS_ONNX}'])
     found = find_options(weights, opt)
     if found is None:
         raise InferenceError([f'{weights}: which network is it? No option file was found beside it; give -opt, a file '
