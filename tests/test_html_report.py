@@ -266,7 +266,7 @@ def test_report_of_one_run(runs):
 
 @pytest.mark.parametrize(('args', 'message'), [
     (['{root}/nowhere'], 'no such folder. Expected docs/results/<comparison>'),
-    (['{root}'], 'no records'),
+    (['{root}/datasets'], 'no records'),
     (['{folder}', '--images', 'Set5/dog'], 'there is no Set5/dog. There are: '),
     (['{folder}', '--gt', 'Set6={root}'], '--gt: there is no data set Set6. There are: '),
     (['{folder}', '--gt', 'Set5={root}/nowhere'], 'nowhere: no such folder'),
