@@ -203,7 +203,7 @@ def until(outlook: runner.Outlook) -> str:
 
 def read_or_none(out: Path) -> list[Record]:
     try:
-        return read_records(out) if folder_of_records(out) == out else []  # not those of another --out, inside this one
+        return read_records(out) if folder_of_records(out) == Path(out) else []  # not those of an --out inside it
     except FileNotFoundError:
         return []
 
