@@ -18,10 +18,11 @@ import torch
 from basicsr.archs import build_network
 from torch import Tensor, nn
 
+from udl_basicsr.data.images import SUFFIXES
 from udl_basicsr.options import trials
 from udl_basicsr.options.keys import lookup
 from udl_basicsr.options.network_values import check_networks
-from udl_basicsr.utils.checkpoints import ParamKey, check_fit, network_weights, safetensors_metadata
+from udl_basicsr.utils.checkpoints import IS_ONNX, ParamKey, check_fit, network_weights, safetensors_metadata
 from udl_basicsr.utils.errors import UdlError
 from udl_basicsr.utils.files import why_not_into, written_aside
 from udl_basicsr.utils.text import kind_and_line
@@ -149,6 +150,21 @@ def find_options(weights: str | Path, opt: str | Path | None = None) -> tuple[di
             if found:
                 return found, str(file)
     return None
+
+
+def options_of(weights: str | Path, opt: str | Path | None = None) -> dict:
+    """The blocks that :func:`find_options` finds, or ExportError: there are none, or it is no file of weights."""
+    path, expected = Path(weights), 'expected a checkpoint, .pth or .safetensors'
+    if opt is None and not path.is_file():
+        raise ExportError(f'{path}: {"is a folder" if path.is_dir() else "no such file"}; {expected}')
+    if path.suffix.lower() in SUFFIXES:
+        raise ExportError(f'{path}: is a picture; {expected}')
+    if path.suffix.lower() == '.onnx':
+        raise ExportError(f'{path}: {IS_ONNX}')
+    if (found := find_options(path, opt)) is None:
+        raise ExportError(f'{path}: which network is it? No option file was found beside it; give -opt, a file with '
+                          "its network_g, which udl convert prints for another program's weights")
+    return found[0]
 
 
 def _blocks(options: dict) -> dict:

@@ -226,12 +226,7 @@ def _read_text(path: str, by: str) -> str:
             raise OptionError(f'{path}: cannot read this option file{by}: it is larger than {_MAX_BYTES} bytes')
         return data.decode('utf-8-sig')
     except OSError as error:
-        hint, missing = '', isinstance(error, FileNotFoundError)
-        if missing:
-            hint = did_you_mean_file(path)
-        if missing and not path.endswith(('.yml', '.yaml')):
-            hint += '' if hint else '.'
-            hint += ' Expected an option file, NAME.yml; udl test also takes the folder of a run'
+        hint = did_you_mean_file(path) if isinstance(error, FileNotFoundError) else ''
         raise OptionError(f'{path}: cannot read this option file{by}: {error.strerror}{hint}') from None
     except UnicodeDecodeError as error:
         line = error.object[:error.start].count(b'\n') + 1
