@@ -159,8 +159,8 @@ def test_other_networks_are_refused(run, capsys, change):
         more = ('--self-ensemble', )
     assert run(run.kept / 'LQ' / '1.png', *run.options_u, '--intervals', *more) == 2
     err = capsys.readouterr().err
-    assert ('belongs to --self_ensemble no, and here it is True' if change == 'ensemble' else
-            f'belongs to --{change}') in err
+    assert ('was made with --self_ensemble no, and now it is yes' if change == 'ensemble' else
+            f'was made with --{change}') in err
     assert 'calibrate these with udl calibrate' in err
     assert not run.out.exists()
 

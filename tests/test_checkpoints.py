@@ -111,6 +111,9 @@ def test_a_text_is_said_to_be_no_checkpoint(tmp_path, text):
     (tmp_path / 'net.pth').write_text(text)
     with pytest.raises(CheckpointError, match='it is no checkpoint of plain tensors'):
         read_checkpoint(tmp_path / 'net.pth')
+    (tmp_path / 'net.pth').rename(tmp_path / 'net.onnx')
+    with pytest.raises(CheckpointError, match='it is an ONNX file, which is written and never read'):
+        read_checkpoint(tmp_path / 'net.onnx')
 
 
 def test_a_save_that_fails_keeps_what_was_there(tmp_path):

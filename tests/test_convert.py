@@ -295,13 +295,17 @@ def test_what_exists_stays(tmp_path, capsys, monkeypatch):
     (tmp_path / 'u.pth').write_text('mine')
     both = ('--out', tmp_path / 'g.pth', '--out_u', tmp_path / 'u.pth')
     run(capsys, tmp_path / 'm.pt', *both, fails='u.pth: exists already; .* --force')
-    run(capsys, tmp_path / 'm.pt', '--out', tmp_path / 'no' / 'g.pth', fails='does not exist; make it first')
+    run(capsys, tmp_path / 'm.pt', '--out', tmp_path / 'm.pt' / 'g.pth', fails='its folder is a file')
+    run(capsys, tmp_path / 'm.pt', '--out', tmp_path / 'no' / 'g.pth', '--scale', 2, fails='--scale means nothing')
     run(capsys, tmp_path / 'm.pt', '--out', tmp_path / 'g', fails=r'ends in \.pth')
     assert sorted(p.name for p in tmp_path.iterdir()) == ['m.pt', 'u.pth']
     assert (tmp_path / 'u.pth').read_text() == 'mine'
     with monkeypatch.context() as patch:  # for root, no mode makes a folder read-only
         patch.setattr(tempfile, 'TemporaryFile', cannot_be_made)
         run(capsys, tmp_path / 'm.pt', '--out', tmp_path / 'g.onnx', fails='g.onnx: its folder cannot be written to')
+    for name in ('g.pth', 'g.safetensors'):
+        run(capsys, tmp_path / 'm.pt', '--out', tmp_path / 'new' / name[2:] / name)
+        assert (tmp_path / 'new' / name[2:] / name).is_file()
     run(capsys, tmp_path / 'm.pt', *both, '--force')
     assert 'head.conv1.weight' in read_checkpoint(tmp_path / 'u.pth')['params']
 
@@ -333,7 +337,7 @@ def test_what_the_udl_format_cannot_express(tmp_path, capsys):
 
     head = {'type': 'UncertaintyNet', 'tap': 'upsample', 'head': {'type': 'UDLHead'}}
     zero = {**options, 'rgb_mean': [0, 0, 0]}
-    attempt(r'subtracts no mean, and network_g has rgb_mean \(0.4488', options, head)
+    attempt(r'subtracts no mean, and network_g has rgb_mean \(0.4488.* its net_g with --to edsr', options, head)
     attempt('a UDLHead as wide as the network', zero, {**head, 'head': {'type': 'UDLHead', 'num_feat': 4}})
     attempt('a UDLHead as wide as the network', zero, {**head, 'head': {'type': 'SigmaHead', 'num_feat': 4}})
     attempt('s: differs by', {**zero, 'num_block': 2}, {**head, 'tap': 'body'})

@@ -116,6 +116,12 @@ def test_too_few_images_are_told_before_a_network_is_loaded(run, capsys):
     assert judge(run, '--alpha', 0.3) == 2  # enough; and now the network
     assert 'net_g_latest.pth' in capsys.readouterr().err
     assert judge(run, '--alpha', 1.5) == 2
+    (run.root / 'out').mkdir()
+    (run.root / 'out' / 'coverage.md').write_text('of yesterday')
+    assert judge(run, '--alpha', 0.3) == 2
+    assert 'coverage.md: is there already; give --overwrite or another --out' in capsys.readouterr().err
+    assert judge(run, '--alpha', 0.3, '--overwrite') == 2
+    assert 'net_g_latest.pth' in capsys.readouterr().err
 
 
 def test_no_image_counts_twice_nor_judges_what_it_has_calibrated(run, capsys):
@@ -142,7 +148,7 @@ def test_what_is_not_known_of_the_training_is_said(run, capsys):
         assert line in content['protocol']
     assert 'between 0.600 and 1.000' in said  # 1 - α + 2/(n + 1) is 1 here; of fewer images it would be more
     run.trained_on(run.root / 'B' / 'GTmod2')
-    assert judge(run, '--alpha', 0.4) == 2
+    assert judge(run, '--alpha', 0.4, '--overwrite') == 2
     assert '8 of the images are in' in capsys.readouterr().err
 
 

@@ -192,6 +192,9 @@ def test_option_files_that_come_with_the_package():
     for wrong in ('udl:EDSR_UDLx4', 'udl:../setup', 'udl:', 'udl:_base_/udl'):
         with pytest.raises(ValueError, match='no option file of this name'):
             option_files.locate(wrong)
+    for prefix in ('train_', 'test_'):
+        with pytest.raises(ValueError, match=f"did you mean '{prefix}EDSR_UDL_x4'"):
+            option_files.locate('udl:EDSR_UDL_x44', (prefix, ''))
 
 
 def test_they_are_copied_whole(tmp_path):

@@ -201,6 +201,9 @@ def test_onnx_that_differs_is_not_kept(tmp_path, monkeypatch, network):
         export.export_onnx(network(), tmp_path / 'x.onnx')
     assert [p.name for p in tmp_path.iterdir()] == ['x.onnx']
     assert (tmp_path / 'x.onnx').read_text() == 'of yesterday'
+    with pytest.raises(export.ExportError, match='nothing was kept'):
+        export.export_onnx(network(), tmp_path / 'new' / 'folder' / 'x.onnx')
+    assert [p.name for p in tmp_path.iterdir()] == ['x.onnx']
 
 
 @pytest.mark.parametrize(('module', 'name'), [('onnx', 'x.onnx'), ('onnxruntime', 'x.onnx'),

@@ -7,6 +7,7 @@ import math
 import re
 import statistics
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from html_pages import (  # noqa: F401
@@ -265,7 +266,7 @@ def test_report_of_one_run(runs):
 
 @pytest.mark.parametrize(('args', 'message'), [
     (['{root}/nowhere'], 'no such folder. Expected docs/results/<comparison>'),
-    (['{root}'], 'no records'),
+    (['{root}/datasets'], 'no records'),
     (['{folder}', '--images', 'Set5/dog'], 'there is no Set5/dog. There are: '),
     (['{folder}', '--gt', 'Set6={root}'], '--gt: there is no data set Set6. There are: '),
     (['{folder}', '--gt', 'Set5={root}/nowhere'], 'nowhere: no such folder'),
@@ -297,6 +298,17 @@ def test_a_picture_that_no_run_kept(tmp_path, capsys):
     folder = write_comparison(tmp_path / 'trial')
     assert script().main([str(folder), '--images', 'Set5/bird']) == 2
     assert 'Set5/bird: no run kept this picture here. They are made by: udl compare' in capsys.readouterr().err
+
+
+def test_pictures_below_another_folder_are_said_to_be_looked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = write_comparison(tmp_path / 'trial', Path('results'))  # relative, as udl compare names them
+    assert 'no pictures' not in html.make_page([folder])[1][0]
+    (tmp_path / 'elsewhere').mkdir()
+    monkeypatch.chdir(tmp_path / 'elsewhere')
+    note = html.make_page([folder])[1][0]
+    assert f'They were looked for in {tmp_path}/elsewhere/results/' in note
+    assert 'run this in the folder where the comparison ran. They are made by' in note
 
 
 def test_pictures_of_other_sizes_are_refused(tmp_path, capsys):

@@ -293,6 +293,9 @@ def test_an_uncertainty_that_does_not_fit_is_refused(run, capsys):
     path, options = run.picture(), run.add_uncertainty()
     assert run(path, '--uncertainty', str(path)) == 2
     assert f'{path}: is a picture; expected a checkpoint' in capsys.readouterr().err
+    (onnx := run.picture().with_name('net.onnx')).write_bytes(b'ONNX')
+    assert run(path, '--uncertainty', str(onnx)) == 2
+    assert f'{onnx}: it is an ONNX file, which is written and never read; give the .pth' in capsys.readouterr().err
     run.options({'type': 'EDSR', **SMALL})
     assert run(path, *options) == 2
     assert 'have no network_u' in capsys.readouterr().err

@@ -88,6 +88,8 @@ def test_a_misspelt_file_name(tmp_path):
             load_yaml(tmp_path / name)
     with pytest.raises(OptionError, match=r'No such file or directory$'):
         load_yaml(tmp_path / 'quite_other.yml')
+    with pytest.raises(OptionError, match=r'directory\. Expected an option file.*; udl test also takes the folder of'):
+        load_yaml(tmp_path / 'quite_other')
 
 
 @pytest.mark.parametrize(('slip', 'meant'), [

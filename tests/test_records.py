@@ -170,12 +170,14 @@ def test_records_are_read_back_and_checked(tmp_path):
         record_files.read_records(tmp_path)
 
 
-def test_the_folder_around_the_records_is_told_where_they_are(tmp_path):
+def test_the_folder_around_the_records_is_taken_for_theirs(tmp_path):
     with pytest.raises(FileNotFoundError, match=r'tiny: no records .* Make them: udl compare'):
         record_files.read_records(tmp_path / 'tiny')
-    (tmp_path / 'tiny' / 'records').mkdir(parents=True)
-    with pytest.raises(FileNotFoundError, match=rf'tiny: no records .* Give {re.escape(str(tmp_path))}/tiny/records$'):
-        record_files.read_records(tmp_path / 'tiny')
+    record_files.write_record(record('L1', 0, {'a': 30.}), tmp_path / 'tiny' / 'records')
+    found = record_files.read_comparisons([tmp_path / 'tiny', tmp_path / 'tiny' / 'records' / '..'])
+    assert [(name, [r.method for r in records]) for name, records in found.items()] == [('tiny', ['L1'])]
+    record_files.write_record(record('UDL', 0, {'a': 31.}), tmp_path / 'tiny')  # its own go before
+    assert [r.method for r in record_files.read_records(tmp_path / 'tiny')] == ['UDL']
 
 
 @pytest.mark.skipif(shutil.which('git') is None, reason='needs git')

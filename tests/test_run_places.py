@@ -89,6 +89,8 @@ def test_or_is_left_out_and_counted(project, broken_pairs, workers):
     last = project.log('plain').rsplit('broken_images: ', 1)[1].split()[0]
     assert 4 <= float(last) <= 6
     assert len(re.findall(r'Left out, now and whenever', project.log('plain'))) <= max(workers, 1)
+    with pytest.raises(OptionError, match='1 of 12 images cannot be used'):  # the check at the start lets none pass
+        project.parse('plain', 'datasets:train:skip_broken=true')
 
 
 def test_a_disk_that_is_gone_does_not_go_unnoticed(project, broken_pairs, at_iteration):

@@ -12,7 +12,14 @@ from pathlib import Path
 from udl_basicsr.experiments import runner, trial
 from udl_basicsr.experiments.overview import describe_runs, needed_data
 from udl_basicsr.experiments.plan import Plan, PlannedRun, read_plan, select
-from udl_basicsr.experiments.record_files import Record, read_record, read_records, record_file, write_record
+from udl_basicsr.experiments.record_files import (
+    Record,
+    folder_of_records,
+    read_record,
+    read_records,
+    record_file,
+    write_record,
+)
 from udl_basicsr.experiments.records import as_planned, lacking, made_with_other_options
 from udl_basicsr.experiments.statistics import format_summary
 from udl_basicsr.options.parse import OptionError
@@ -196,7 +203,7 @@ def until(outlook: runner.Outlook) -> str:
 
 def read_or_none(out: Path) -> list[Record]:
     try:
-        return read_records(out)
+        return read_records(out) if folder_of_records(out) == Path(out) else []  # not those of an --out inside it
     except FileNotFoundError:
         return []
 

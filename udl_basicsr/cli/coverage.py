@@ -45,15 +45,16 @@ def main(argv: list[str] | None = None) -> int:
     add_restoring(parser)
     parser.add_argument('--out', required=True, type=into_folder, metavar='FOLDER',
                         help='for coverage.json, coverage.md and coverage.png')
+    parser.add_argument('--overwrite', action='store_true', help='replace those that are there')
     args = parser.parse_args(argv)
     check_restoring(parser, args)
     from tqdm import tqdm
 
     import udl_basicsr.register  # noqa: F401 - networks by their names
-    from udl_basicsr.deploy.calibration import doubts_of_width, networks_of
+    from udl_basicsr.deploy.calibration import CalibrationError, doubts_of_width, networks_of
     from udl_basicsr.deploy.judging import SHIFTS, check_enough, judge, prepared_pairs
     from udl_basicsr.deploy.restorer import load_restorer
-    from udl_basicsr.reports.coverage import format_coverage, write_coverage
+    from udl_basicsr.reports.coverage import FILES, format_coverage, write_coverage
     for members in args.ensemble:
         if len(members) < 2:
             parser.error(f'--ensemble {members[0]}: expected two runs or more')
@@ -63,6 +64,9 @@ def main(argv: list[str] | None = None) -> int:
         parser.error('give a run, or --ensemble with some')
     if len(set(names)) < len(names):
         parser.error(f'two runs have the same name: {", ".join(names)}; give them others, as NAME=RUN')
+    there = [file for name in FILES if (file := args.out / name).exists()]
+    if there and not args.overwrite:
+        raise CalibrationError(f'{there[0]}: is there already; give --overwrite or another --out')
     check_enough(args.calibrate, args.halve, args.alpha, args.delta)
     judgements = []
     for name, runs in judged:

@@ -8,7 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from udl_basicsr.experiments.printed import load_paper
-from udl_basicsr.experiments.record_files import Record, read_comparisons, read_records, record_file
+from udl_basicsr.experiments.record_files import (
+    Record,
+    folder_of_records,
+    read_comparisons,
+    read_records,
+    record_file,
+)
 from udl_basicsr.experiments.statistics import methods_of
 from udl_basicsr.functional import image_statistics as stats
 from udl_basicsr.reports import figures, plots, variance_plots, where
@@ -268,7 +274,7 @@ def deciles(args, look: dict) -> Path:
 
     def run(method: str) -> Run:
         plots.chosen_methods(records, [method])
-        file = record_file(args.records, method, scale, args.seed, records[0].network_id)
+        file = record_file(folder_of_records(args.records), method, scale, args.seed, records[0].network_id)
         if not file.exists():
             raise ReportError(f'--seed {args.seed}: no {file}')
         return open_run(str(file))

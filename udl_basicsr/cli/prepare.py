@@ -34,7 +34,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--sub_images', type=whole(1), metavar='SIZE',
                         help='also cut square sub-images of this side in HR pixels, into <folder>_sub')
     parser.add_argument('--step', type=whole(1), help='distance of neighbouring sub-images; default: half their side')
-    parser.add_argument('--lmdb', action='store_true', help='also make LMDBs, of the sub-images if there are any')
+    parser.add_argument('--lmdb', action='store_true', help='also make LMDBs, of the sub-images with --sub_images')
     parser.add_argument('--workers', type=whole(1, 1024), help='processes; default: one per CPU, and per 16 images')
     parser.add_argument('--report_bicubic', action='store_true',
                         help="print plain bicubic upsampling's PSNR and SSIM, to compare with published figures")

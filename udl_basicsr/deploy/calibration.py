@@ -103,11 +103,11 @@ class Calibration:
         now = describe(restorer)
         for key, option in _IDENTITY.items():
             if (self.networks.get(key) or None) != (now.get(key) or None):  # older files lack what was not there yet
-                there, here = (str(entry.get(key.removesuffix('_hash')) or 'no') +
+                there, here = (_as_given(entry.get(key.removesuffix('_hash'))) +
                                (f' ({str(entry.get(key))[:8]})' if key.endswith('_hash') else '')
                                for entry in (self.networks, now))
-                raise CalibrationError(f'{file}: belongs to {option} {there}, and here it is {here}. What it promises '
-                                       'holds for those networks alone: calibrate these with udl calibrate')
+                raise CalibrationError(f'{file}: was made with {option} {there}, and now it is {here}. What it '
+                                       'promises holds for those networks alone: calibrate these with udl calibrate')
         for key, there, here in network_differences(self.networks, now):
             raise CalibrationError(f'{file}: belongs to networks of {key} {there}, and here it is {here}. What it '
                                    'promises holds for those alone: give -opt with the option file of their run, or '
@@ -126,6 +126,10 @@ class Calibration:
             raise CalibrationError(f'{file}: has no mask for errors within {key} grey levels, {others} calibrate again '
                                    f'with udl calibrate --within {key}')
         return self.within[key]
+
+
+def _as_given(value: object) -> str:
+    return 'yes' if value is True else str(value or 'no')
 
 
 def doubts_of_width(width: float) -> list[str]:

@@ -25,7 +25,7 @@ from udl_basicsr.utils.text import first_line, some
 
 from .carn_format import carn_to_ours
 from .edsr_format import UDL_NETWORK_U, edsr_to_ours, edsr_two_to_ours, from_ours
-from .export import build_loaded, export_onnx, export_safetensors, find_options, refuse_existing
+from .export import build_loaded, export_onnx, export_safetensors, find_options, folder_made, refuse_existing
 from .foreign import (
     FORMATS,
     OURS,
@@ -191,7 +191,8 @@ def convert_file(source: str | Path, out: str | Path, *, to: str | None = None, 
         theirs, notes = from_ours(blocks, params, params_u, to)
     except ConversionError as error:
         raise ConversionError(f'{source}: {error}') from error
-    save_atomic(theirs, out)  # no wrapper: that is how these programs load
+    with folder_made(out):
+        save_atomic(theirs, out)  # no wrapper: that is how these programs load
     return {'network_g': blocks['network_g']}, (read, *notes)
 
 
@@ -207,5 +208,6 @@ def _write(params: Weights, path: str | Path, blocks: dict, source: str | Path) 
                 + (f'; it does not take {", ".join(f"{h}x{w}" for h, w in report.refused)}: pad images to a multiple '
                    'of what the network divides them into' if report.refused else '')]
     else:
-        save_atomic({'params': params}, path)
+        with folder_made(path):
+            save_atomic({'params': params}, path)
     return []

@@ -159,7 +159,7 @@ def from_ours(blocks: dict, params: Weights, params_u: Weights | None, to: str) 
     if to != 'edsr' and rgb_mean.abs().max() > 0:
         raise ConversionError(f"format '{to}' subtracts no mean, and network_g has rgb_mean {options['rgb_mean']}. The "
                               'pixels at the border could not be the same; train with rgb_mean: [0, 0, 0], or convert '
-                              'to edsr')
+                              'its net_g with --to edsr, without the head')
     weights = _edsr_from_ours(params, options)
     if params_u is None:
         for name, sign in (('sub_mean', -1), ('add_mean', 1)):

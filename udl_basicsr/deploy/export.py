@@ -18,10 +18,11 @@ import torch
 from basicsr.archs import build_network
 from torch import Tensor, nn
 
+from udl_basicsr.data.images import SUFFIXES
 from udl_basicsr.options import trials
 from udl_basicsr.options.keys import lookup
 from udl_basicsr.options.network_values import check_networks
-from udl_basicsr.utils.checkpoints import ParamKey, check_fit, network_weights, safetensors_metadata
+from udl_basicsr.utils.checkpoints import IS_ONNX, ParamKey, check_fit, network_weights, safetensors_metadata
 from udl_basicsr.utils.errors import UdlError
 from udl_basicsr.utils.files import why_not_into, written_aside
 from udl_basicsr.utils.text import kind_and_line
@@ -72,17 +73,40 @@ def refuse_existing(*paths: str | Path | None, force: bool) -> None:
     for path in (Path(p) for p in paths if p is not None):
         if path.is_dir() or (path.exists() and not force):
             raise ExportError(f'{path}: exists already; give another name' + ('' if path.is_dir() else ', or --force'))
-        if not path.absolute().parent.is_dir():
-            raise ExportError(f'{path}: the folder {path.absolute().parent} does not exist; make it first')
         if why := why_not_into(path.absolute().parent):
             raise ExportError(f'{path}: its folder {why}; give another name')
 
 
 @contextlib.contextmanager
-def export_aside(path: str | Path) -> Iterator[Path]:
-    """As :func:`~udl_basicsr.utils.files.written_aside`, for writers that go by the end of a name."""
+def folder_made(path: str | Path) -> Iterator[None]:
+    """Makes the folder of a file that is about to be written; what was made is gone again where the block fails.
+
+    Raises:
+        ExportError: It cannot be made.
+    """
+    folder = Path(path).absolute().parent
+    missing = [one for one in (folder, *folder.parents) if not one.exists()]
     try:
-        with written_aside(path, Path(path).suffix) as part:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ExportError(f'{path}: its folder cannot be made ({error.strerror or error})') from error
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):  # others may have put something there
+            for one in missing:
+                one.rmdir()
+        raise
+
+
+@contextlib.contextmanager
+def export_aside(path: str | Path) -> Iterator[Path]:
+    """As :func:`~udl_basicsr.utils.files.written_aside`, for writers that go by the end of a name.
+
+    It makes the folder.
+    """
+    try:
+        with folder_made(path), written_aside(path, Path(path).suffix) as part:
             yield part
     except OSError as error:
         raise ExportError(f'{path}: cannot be written ({error.strerror or error}); what was there before is kept'
@@ -126,6 +150,21 @@ def find_options(weights: str | Path, opt: str | Path | None = None) -> tuple[di
             if found:
                 return found, str(file)
     return None
+
+
+def options_of(weights: str | Path, opt: str | Path | None = None) -> dict:
+    """The blocks that :func:`find_options` finds, or ExportError: there are none, or it is no file of weights."""
+    path, expected = Path(weights), 'expected a checkpoint, .pth or .safetensors'
+    if opt is None and not path.is_file():
+        raise ExportError(f'{path}: {"is a folder" if path.is_dir() else "no such file"}; {expected}')
+    if path.suffix.lower() in SUFFIXES:
+        raise ExportError(f'{path}: is a picture; {expected}')
+    if path.suffix.lower() == '.onnx':
+        raise ExportError(f'{path}: {IS_ONNX}')
+    if (found := find_options(path, opt)) is None:
+        raise ExportError(f'{path}: which network is it? No option file was found beside it; give -opt, a file with '
+                          "its network_g, which udl convert prints for another program's weights")
+    return found[0]
 
 
 def _blocks(options: dict) -> dict:

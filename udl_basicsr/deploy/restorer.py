@@ -15,7 +15,7 @@ from udl_basicsr.archs.ensemble_arch import EnsembleNet
 from udl_basicsr.archs.taps import TapError, find_tap
 from udl_basicsr.archs.traits import window_grid
 from udl_basicsr.archs.uncertainty_arch import UncertaintyNet
-from udl_basicsr.data.images import SUFFIXES, ImageError
+from udl_basicsr.data.images import ImageError
 from udl_basicsr.functional import inference
 from udl_basicsr.utils.checkpoints import EMA_FIRST, ParamKey
 from udl_basicsr.utils.kernels import exact_kernels
@@ -24,7 +24,7 @@ from udl_basicsr.utils.processor import inference_format, warn_where_emulated
 from udl_basicsr.utils.shipped_weights import shown_weights
 from udl_basicsr.utils.text import first_line
 
-from .export import ExportError, build_loaded, find_options
+from .export import ExportError, build_loaded, options_of
 from .infer_plan import InferenceError, PictureJob
 from .pictures import Pixels, log_scale_picture
 from .planes import coloured, quantised, rgb_planes, y_plane
@@ -358,11 +358,11 @@ def _warn_of_small_tiles(tile: int | None, overlap: int) -> None:
 def _load(weights: str | Path, uncertainty: str | Path | None, opt: str | Path | None,
           param_key: ParamKey) -> tuple[nn.Module, UncertaintyNet | None, dict]:
     """The mean network, and the UncertaintyNet where there is one; and the files and blocks of both."""
-    blocks = _options(weights, opt)
+    blocks = options_of(weights, opt)
     network, network_u = build_loaded(weights, blocks, param_key), None
     made_by = {'weights': shown_weights(weights), 'network_g': blocks['network_g']}
     if uncertainty is not None:
-        blocks = _options(uncertainty, opt)
+        blocks = options_of(uncertainty, opt)
         if 'network_u' not in blocks:
             raise ExportError(f'{uncertainty}: which network is it? Its options have no network_u; give -opt with the '
                               'option file of the run that trained it')
@@ -382,19 +382,6 @@ def _default_tap(network: UncertaintyNet, block: dict) -> str | None:
         return find_tap(network.mean_network, block['backbone']).name
     except TapError:  # it has none
         return None
-
-
-def _options(weights: str | Path, opt: str | Path | None) -> dict:
-    if opt is None and not Path(weights).is_file():
-        found = 'is a folder' if Path(weights).is_dir() else 'no such file'
-        raise InferenceError([f'{weights}: {found}; expected a checkpoint, .pth or .safetensors'])
-    if Path(weights).suffix.lower() in SUFFIXES:
-        raise InferenceError([f'{weights}: is a picture; expected a checkpoint, .pth or .safetensors'])
-    found = find_options(weights, opt)
-    if found is None:
-        raise InferenceError([f'{weights}: which network is it? No option file was found beside it; give -opt, a file '
-                              "with its network_g, which udl convert prints for another program's weights"])
-    return found[0]
 
 
 def _hwc(maps: Tensor) -> np.ndarray:

@@ -362,8 +362,9 @@ def select(plan: Plan, words: Iterable[str]) -> list[PlannedRun]:
         if kind is None:
             known = {name for kind in kinds for run in plan.runs for name in kind(run)}
             near = nearest(word, known, cutoff=0.4)  # of short names like x4 and L1 the usual cutoff says nothing
-            meant = f"did you mean '{near}'? " if near else ''
-            raise OptionError(f'--only: {word!r} is nothing of {plan.file}; {meant}It has {", ".join(sorted(known))}')
+            meant = f". Did you mean '{near}'?" if near else ''
+            raise OptionError(f'--only {word}: {plan.file} has no such method, seed, network or scale; it has '
+                              f'{", ".join(sorted(known))}{meant}')
         wanted.setdefault(kind, set()).add(word)
     for kind, names in wanted.items():
         runs = [run for run in runs if kind(run) & names]

@@ -199,22 +199,31 @@ def read_record(file: str | Path) -> Record:
     return Record.from_json(content, str(file))
 
 
+def folder_of_records(folder: str | Path) -> Path:
+    """The folder itself, or its ``records``, as ``udl compare`` makes it by default, where only that has some."""
+    inside = Path(folder, 'records')
+    return inside if not _record_files(folder) and _record_files(inside) else Path(folder)
+
+
+def _record_files(folder: str | Path) -> list[Path]:
+    return sorted(Path(folder).glob('*_x*_seed*.json'))
+
+
 def read_records(folder: str | Path) -> list[Record]:
     """The records of a comparison, by method, scale and seed.
 
     Args:
-        folder: ``docs/results/<comparison>``.
+        folder: ``docs/results/<comparison>``, or ``results/<comparison>`` with the records in its folder ``records``.
 
     Raises:
         FileNotFoundError: There are none; the message says how to make them.
         ScoresError: A file that is no JSON or no record, or two runs of one seed that are no pair: they began with
             other weights, saw other crops, or trained another network.
     """
-    files = sorted(Path(folder).glob('*_x*_seed*.json'))
+    files = _record_files(folder_of_records(folder))
     if not files:
-        inside = Path(folder, 'records')
-        remedy = f'Give {inside}' if inside.is_dir() else 'Make them: udl compare FILE.yml'
-        raise FileNotFoundError(f'{folder}: no records <method>_x<scale>_seed<seed>.json. {remedy}')
+        raise FileNotFoundError(f'{folder}: no records <method>_x<scale>_seed<seed>.json. Make them: udl compare '
+                                'FILE.yml')
     records = [read_record(file) for file in files]
     check_pairs(records)
     return sorted(records, key=lambda r: (r.scale, r.method, r.seed))
@@ -227,7 +236,7 @@ def read_comparisons(folders: Iterable[str | Path]) -> dict[str, list[Record]]:
         dict: By the names of the folders. Where two are alike, as all are that ``udl compare`` makes by default
         (``results/<comparison>/records``), by the names of the comparisons; by their paths where these are alike too.
     """
-    once = list({Path(folder).resolve(): Path(folder) for folder in folders}.values())
+    once = list({folder_of_records(folder).resolve(): Path(folder) for folder in folders}.values())
     found = [read_records(folder) for folder in once]
     for names in ([folder.resolve().name for folder in once], [records[0].comparison for records in found]):
         if len({*names}) == len(names):

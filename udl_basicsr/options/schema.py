@@ -141,8 +141,8 @@ DATASET = {
 LOADER = _with_defaults({
     'batch_size_per_gpu': Key(COUNT, 'images a step, on each GPU or process'),
     'num_worker_per_gpu': Key(integer(0), 'loader processes, for each GPU or process'),
-    'skip_broken': Key(BOOL, 'skip and count training images that cannot be read, instead of stopping',
-                       ours=True),
+    'skip_broken': Key(BOOL, 'skip and count training images that become unreadable during the run, instead of '
+                       'stopping; those that the check at the start finds are refused', ours=True),
     'first_iter': Key(integer(0), 'skip this many iterations of the order of the crops, to continue where another '
                       'stage ended', ours=True),
     'dataset_enlarge_ratio': Key(COUNT, 'lengthens an epoch, for small data sets'),

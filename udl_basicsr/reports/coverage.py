@@ -19,6 +19,7 @@ from .method_styles import GRAY, style_of
 from .plots import tidy
 from .text_lines import wrapped
 
+FILES = 'coverage.json', 'coverage.md', 'coverage.png'
 COLUMNS = {
     'coverage_predicted': ('coverage, λ = 1', 3),
     'coverage': ('coverage', 3),
@@ -135,6 +136,7 @@ def write_coverage(judgements: Sequence[Judgement], protocol: str, alpha: float,
         The files.
     """
     content = {'protocol': protocol, 'runs': [asdict(j) for j in judgements]}
-    return [write_text(Path(folder) / 'coverage.json', json.dumps(content, indent=1, ensure_ascii=False) + '\n'),
-            write_text(Path(folder) / 'coverage.md', format_coverage(judgements, protocol, markdown=True) + '\n'),
-            coverage_figure(judgements, alpha, Path(folder) / 'coverage.png')]
+    numbers, table, figure = (Path(folder) / name for name in FILES)
+    return [write_text(numbers, json.dumps(content, indent=1, ensure_ascii=False) + '\n'),
+            write_text(table, format_coverage(judgements, protocol, markdown=True) + '\n'),
+            coverage_figure(judgements, alpha, figure)]

@@ -219,7 +219,7 @@ def make_page(folders: Sequence[str | Path], images: Sequence[str] = (), gt: Map
                 f'score is {_extreme(groups[0])}, and that of median score'
             notes.insert(1, f'Chosen by rule: of each data set the image on which the {what}.')
     else:
-        notes.insert(0, 'There are no pictures here, only scores. They are made by: ' + groups[0].remedy)
+        notes.insert(0, 'There are no pictures here, only scores. ' + groups[0].remedy)
 
     style, script = ((files('udl_basicsr.reports') / 'templates' / f'report.{kind}').read_text(encoding='utf-8')
                      for kind in ('css', 'js'))

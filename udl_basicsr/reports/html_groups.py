@@ -10,7 +10,7 @@ from udl_basicsr.experiments.record_files import Record, read_comparisons
 from udl_basicsr.experiments.statistics import methods_of, paired_difference
 from udl_basicsr.utils.metric_facts import MetricFacts
 from udl_basicsr.utils.scores import ScoresError, metric_facts, read_scores
-from udl_basicsr.utils.text import signed
+from udl_basicsr.utils.text import one_line, signed
 
 from .method_styles import class_of
 
@@ -25,12 +25,25 @@ class Group:
         title: Its heading.
         records: As :func:`udl_basicsr.experiments.record_files.read_records` gives them; of plain test runs,
             what is known.
-        remedy: The command that makes the pictures where there are none.
+        command: What makes the pictures where there are none.
     """
     title: str
     records: list[Record]
-    remedy: str
+    command: str
     _differences: dict[tuple[str, str, str], dict | None] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def remedy(self) -> str:
+        """Where there are no pictures: where they were looked for, and how to get them."""
+        made = f'They are made by: {self.command}'
+        gone = [Path(r.pictures) for r in self.records if isinstance(r.pictures, str) and r.pictures
+                and not Path(r.pictures).is_dir()]
+        if not gone:
+            return made
+        where = f'They were looked for in {one_line(gone[0].absolute(), 300)}, which is not there'
+        if not gone[0].is_absolute():
+            where += ': run this in the folder where the comparison ran'
+        return f'{where}. {made}'
 
     @property
     def scale(self) -> int:

@@ -318,7 +318,7 @@ def choose_pictures(groups: Sequence[Group], wanted: Sequence[str] = (), gt: Map
         maps.append([layer.log_scale for layer in picture.layers])
     if wanted and without:
         raise ReportError(f'{", ".join(without)}: {"no run" if seed is None else f"no run of seed {seed}"} kept this '
-                          f'picture here. They are made by: {groups[0].remedy}')
+                          f'picture here. {groups[0].remedy}')
     for name in intervals:
         if not any(entry['name'].startswith(f'{name}/') and any(layer['key'] == 'lower' for layer in entry['layers'])
                    for entry in chosen):
@@ -327,7 +327,7 @@ def choose_pictures(groups: Sequence[Group], wanted: Sequence[str] = (), gt: Map
     found = {c[2] for c in candidates if f'{c[2]}/{c[3]}' not in without}
     bare = [name for name in dict.fromkeys(c[2] for c in candidates) if name not in found]
     if chosen and bare:
-        notes.append(f'No pictures of {", ".join(bare)} are here. They are made by: {groups[0].remedy}')
+        notes.append(f'No pictures of {", ".join(bare)} are here. {groups[0].remedy}')
     if left_out:
         notes.append(f'Left out to stay below {limit / 1e6:g} MB: {", ".join(left_out)}. --quality 90 takes a tenth '
                      'of the space, with some loss; --images DATASET/NAME puts in what you name.')

@@ -19,6 +19,7 @@ from .text import first_line, one_line, some
 ParamKey = str | tuple[str | None, ...] | None
 EMA_FIRST = ('params_ema', 'params')
 """Entries of a network's file: the running mean of its weights where there is one."""
+IS_ONNX = 'it is an ONNX file, which is written and never read; give the .pth or .safetensors it was made from'
 _ORDINARY = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool, torch.uint8, torch.int8,
              torch.int16, torch.int32, torch.int64}
 
@@ -88,6 +89,8 @@ def read_checkpoint(path: str | Path) -> dict:
 
 def _why_unreadable(path: Path, error: Exception) -> str:
     reason = first_line(error)
+    if path.suffix.lower() == '.onnx':
+        return IS_ONNX
     # torch's unpickler takes the letters of a text for its commands, some of which look something up: LookupError
     if 'Weights only load failed' in reason or isinstance(error, (pickle.UnpicklingError, LookupError)):
         return 'it is no checkpoint of plain tensors (broken, or it holds pickled objects, which are never run)'

@@ -96,11 +96,12 @@ def why_not_to(file: str | Path) -> str:
 
 
 def did_you_mean_file(path: str) -> str:
-    """What to say after a YAML file, or a folder of one, that does not exist: the nearest name beside it."""
+    """What to say after an option file, or a folder of one, that does not exist: the nearest name beside it."""
     folder, name = osp.split(path)
     folders = not name.endswith(('.yml', '.yaml'))
+    expected = ' Expected an option file, NAME.yml; udl test also takes the folder of a run' if folders else ''
     with contextlib.suppress(OSError):
         if near := nearest(name, [entry.name for entry in os.scandir(folder) if entry.name.endswith(('.yml', '.yaml'))
                                   or (folders and entry.is_dir())]):
-            return f"; did you mean '{near}'?"
-    return ''
+            return f"; did you mean '{near}'?{expected}"
+    return expected and f'.{expected}'

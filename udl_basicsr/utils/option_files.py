@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from .text import did_you_mean
+from .text import did_you_mean, nearest
 
 PREFIX = 'udl:'
 
@@ -38,10 +38,18 @@ def locate(text: str, prefixes: Iterable[str] = ('', 'train_')) -> str:
     """
     if not text.startswith(PREFIX):
         return text
-    name, known = text[len(PREFIX):].removesuffix('.yml'), names()
+    name, known, prefixes = text[len(PREFIX):].removesuffix('.yml'), names(), list(prefixes)
     head, _, last = name.rpartition('/')
     for prefix in prefixes:
         if (full := f'{head}/{prefix}{last}' if head else prefix + last) in known:
             return str(folder() / f'{full}.yml')
-    raise ValueError(f'{text}: no option file of this name comes with the package, see udl options'
-                     f'{did_you_mean(name, known)}')
+    # as the names may be written; of two files of one such name, the one that it would have meant
+    written = {}
+    for prefix in reversed(prefixes):
+        for full in known:
+            head, slash, last = full.rpartition('/')
+            if last.startswith(prefix):
+                written[head + slash + last.removeprefix(prefix)] = full
+    near = nearest(name, written)
+    hint = f"; did you mean '{written[near]}'?" if near else did_you_mean(name, known)
+    raise ValueError(f'{text}: no option file of this name comes with the package, see udl options{hint}')
