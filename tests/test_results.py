@@ -325,6 +325,7 @@ def test_the_readme():
     ('With the share of stage 1', 'A twelfth is ahead of a third by', 'budget_12000', 'UDL_12', 'ESU_UDL', 'psnr', 0),
     ('With longer controls', 'UDL is ahead of L1 by', 'budget_3000', 'L1_longer', 'ESU_UDL', 'lpips', 0),
     ('With longer controls', 'L1 → L1 of UDL by', 'budget_3000', 'ESU_UDL', 'L1_restart_longer', 'lpips', 0),
+    ('With the network', 'as well** (seed 0), by', 'EDSR-S', 'ESU_UDL', 'L1_MSE', 'psnr', 0),
     (STAGE_1, "from ESU's.** It is ahead by", 'stages_x4', 'faithful_UDL', 'ESU_UDL', 'psnr', None),
     (STAGE_1, 'controls), in LPIPS by', 'stages_x4', 'ESU_UDL', 'L1_restart_longer', 'lpips', None),
     (STAGE_1, 'of "L1 + s" by', 'stages_x4', 'L1_restart_longer', 'faithful_UDL', 'psnr', None),
