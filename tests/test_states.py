@@ -176,6 +176,20 @@ def test_a_state_of_another_uncertainty_is_refused(project):
     assert_same_weights(project.weights('udl'), before)
 
 
+@pytest.mark.parametrize('best_before', [True, False])
+@pytest.mark.parametrize('name', ['plain', 'another'])
+def test_the_best_checkpoint_is_that_of_the_record_whatever_a_run_goes_on_from(project, name, best_before):
+    often, save_best = ('val:val_freq=2', 'logger:save_checkpoint_freq=2'), 'val:save_best={metric: psnr, dataset: val}'
+    train(project, 'plain', *often, *[save_best] * best_before)
+    folder = project.root / 'experiments'
+    other = {'name': name, 'train:optim_g:lr': 1e-12, 'train:total_iter': 6,
+             'path:resume_state': folder / 'plain/training_states/4.state'}
+    train(project, 'plain', *often, save_best, *(f'{key}={value}' for key, value in other.items()))
+    best = read_checkpoint(folder / name / 'training_states/6.state')['best_metric_results']['val']['psnr']['iter']
+    run = name if best > 4 else 'plain'
+    assert_same_weights(project.weights(name, 'best'), project.weights(run, best))
+
+
 def test_whatever_else_is_called_a_state(run):
     states = run.root / 'experiments' / 'plain' / 'training_states'
     for name in ('².state', '٣.state', '-9.state', 'latest.state', '9.state.part'):

@@ -23,7 +23,7 @@ from udl_basicsr.models.step import StepModel
 from udl_basicsr.options.parse import parse_options, renamed
 from udl_basicsr.training import stages
 from udl_basicsr.training.history import read_history
-from udl_basicsr.utils.checkpoints import CheckpointError, read_checkpoint
+from udl_basicsr.utils.checkpoints import CheckpointError
 from udl_basicsr.utils.scores import CSV_FIELDS, HISTORY_FIELDS, Scores, SetScores, _csv
 
 # --------------------------------------------------------------------------------------------------------------- stages
@@ -343,20 +343,6 @@ def test_best_checkpoint_is_that_of_the_best_validation(project):
     best = int(re.findall(r'Best: \S+ @ (\d+) iter', project.log('plain'))[-1])
     assert scores[best] == max(scores.values())
     assert_same_weights(project.weights('plain', 'best'), project.weights('plain', best))
-
-
-@pytest.mark.parametrize('best_before', [True, False])
-@pytest.mark.parametrize('name', ['plain', 'another'])
-def test_the_best_checkpoint_is_that_of_the_record_whatever_a_run_goes_on_from(project, name, best_before):
-    often, save_best = ('val:val_freq=2', 'logger:save_checkpoint_freq=2'), 'val:save_best={metric: psnr, dataset: val}'
-    train(project, 'plain', *often, *[save_best] * best_before)
-    folder = project.root / 'experiments'
-    other = {'name': name, 'train:optim_g:lr': 1e-12, 'train:total_iter': 6,
-             'path:resume_state': folder / 'plain/training_states/4.state'}
-    train(project, 'plain', *often, save_best, *(f'{key}={value}' for key, value in other.items()))
-    best = read_checkpoint(folder / name / 'training_states/6.state')['best_metric_results']['val']['psnr']['iter']
-    run = name if best > 4 else 'plain'
-    assert_same_weights(project.weights(name, 'best'), project.weights(run, best))
 
 
 def test_only_the_last_checkpoints_are_kept(project):

@@ -129,9 +129,9 @@ def _run(train_set, sampler, opt: dict, options: dict, model) -> dict:
 
 def _go_on_with_best(model, opt: dict) -> None:
     """The best networks of ``val.save_best`` are those of the record in the state; else the next validation is best."""
-    rule = ValSettings.of(opt.get('val')).save_best
-    record = rule and model.best_metric_results.get(rule['dataset'])
-    if not rule or not record:
+    rule = ValSettings.of(opt.get('val')).save_best or {}
+    record: dict[str, dict] = model.best_metric_results.get(rule.get('dataset'), {})
+    if not record:
         return
     best = record.get(rule['metric'])
     if best is None or not broadcast(opt['rank'] == 0 and find_best(opt, model.networks_to_save(), best['iter'])):

@@ -149,10 +149,10 @@ def _trained_otherwise(before: Parsed) -> Iterator[str]:
                f'it is; {again}')
 
 
-def _tap(flat: dict) -> str:
-    """The module that a head reads, where the options leave it to the network too."""
+def _tap(flat: dict) -> object:
+    """The module that a head reads, where the options leave it to the network too; None where nobody can tell."""
     block = {'backbone': flat['network_g'], **flat['network_u']}
-    return build_network(lookup('network', block['type']), block).tap
+    return getattr(build_network(lookup('network', block['type']), block), 'tap', None)
 
 
 def _decisive(flat: dict) -> dict[str, object]:
