@@ -143,7 +143,8 @@ def _leave_later_states(root: Path, done: int) -> None:
 
 def find_best(opt: dict, labels: Iterable[str], iteration: int) -> bool:
     """Whether the networks of the best iteration so far are there, copied from beside the state where they are."""
-    own, beside = Path(opt['path']['models']), Path(opt['path']['pretrain_network_g']).parent
+    own, given = Path(opt['path']['models']), opt['path'].get('pretrain_network_g')
+    beside = Path(given).parent if given else own
     files = {beside / f'{label}_{iteration}.pth': own / f'{label}_best.pth' for label in labels}
     if all(file.exists() for file in files):
         for file, best in files.items():
