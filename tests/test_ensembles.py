@@ -265,5 +265,5 @@ def test_an_ensemble_is_calibrated_and_judged(tmp_path, capsys):
                         (['--ensemble', runs[0], runs[1], runs[0]], 'net_u_latest.pth: given twice'),
                         ([], 'give a run, or --ensemble'),
                         ([runs[0], f'x={runs[1]}'], 'two runs have the same name: x, x; give them others')):
-        assert status_of(coverage.main, [str(a) for a in (*wrong, *arguments)]) == 2
+        assert status_of(coverage.main, [str(a) for a in (*wrong, *arguments, '--overwrite')]) == 2
         assert told in capsys.readouterr().err
