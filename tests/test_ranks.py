@@ -1,6 +1,7 @@
 """Runs of several processes: they agree, and each says what is wrong with it."""
 import os
 import re
+import signal
 import socket
 import sys
 import time
@@ -13,6 +14,7 @@ from forked import Forked, command_line, free_port, ranks
 
 from udl_basicsr.data import loader
 from udl_basicsr.data.images import BrokenImageError
+from udl_basicsr.models import saving
 from udl_basicsr.models.step import StepModel
 from udl_basicsr.options.parse import parse_options
 from udl_basicsr.training import launch, stages
@@ -162,6 +164,24 @@ def test_the_images_that_any_rank_skips_are_counted(project, monkeypatch):
     for child in ranks(command_line, argv, cwd=project.root):
         assert child.wait() == 0, child.stderr[-3000:]
     assert 'broken_images: 8.0' in project.log('plain')
+
+
+def test_a_rank_that_is_stopped_waits_until_rank_0_has_saved(project, monkeypatch):
+    """Once one has ended, what supervises them ends the others."""
+    step, save = StepModel.optimize_parameters, saving.save_atomic
+
+    def stopped(self, current_iter):
+        if self.opt['rank'] == 1 and current_iter == 2:
+            signal.raise_signal(signal.SIGTERM)
+        step(self, current_iter)
+
+    monkeypatch.setattr(StepModel, 'optimize_parameters', stopped)
+    monkeypatch.setattr(saving, 'save_atomic', lambda *args: time.sleep(2) or save(*args))
+    force = ('--force_yml', 'datasets:train:batch_size_per_gpu=2')
+    saves, waits = ranks(command_line, ['-opt', 'plain.yml', *_TORCHRUN, *force], cwd=project.root)
+    assert waits.wait() == 75, waits.stderr
+    assert (project.root / 'experiments/plain/training_states/2.state').exists()
+    assert saves.wait() == 75
 
 
 def test_ranks_agree_on_steps_signals_and_buffers(project):
