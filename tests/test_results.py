@@ -323,6 +323,7 @@ def test_the_readme():
     ('With the budget', 'In LPIPS it is ahead by', 'budget_24000', 'L1_restart', 'ESU_UDL', 'lpips', 0),
     ('With the share of stage 1', 'It is behind a third by', 'budget_12000', 'ESU_UDL', 'UDL_2', 'psnr', 0),
     ('With the share of stage 1', 'A twelfth is ahead of a third by', 'budget_12000', 'UDL_12', 'ESU_UDL', 'psnr', 0),
+        ('With the share of stage 1', 'UDL minus L1 is', 'budget_24000_bf16', 'UDL_12', 'L1', 'psnr', 0),
     ('With longer controls', 'UDL is ahead of L1 by', 'budget_3000', 'L1_longer', 'ESU_UDL', 'lpips', 0),
     ('With longer controls', 'L1 → L1 of UDL by', 'budget_3000', 'ESU_UDL', 'L1_restart_longer', 'lpips', 0),
     ('With the network', 'EDSR gains by it: L1 → MSE minus L1 is', 'EDSR-S', 'L1_MSE', 'L1', 'psnr', None),
