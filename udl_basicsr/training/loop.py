@@ -122,7 +122,7 @@ def train(parsed: Parsed, command: str = '') -> None:
 def _run(train_set, sampler, opt: dict, options: dict, model) -> dict:
     """What decides, beside the iteration, which images are trained next, and how; kept with every state."""
     net_u = getattr(model, 'net_u', None)
-    frozen = {} if net_u is None or model.trains_u else {'uncertainty': fingerprint(net_u)}
+    frozen = {} if net_u is None or getattr(model, 'trains_u', True) else {'uncertainty': fingerprint(net_u)}
     return {'manual_seed': opt['manual_seed'], 'world_size': opt['world_size'], 'images': len(train_set),
             'batch_size': sampler.batch_size, 'options': options, **frozen}
 
