@@ -143,7 +143,7 @@ def _trained_otherwise(before: Parsed) -> Iterator[str]:
         return
     if networks := [key for key in keys if key.startswith(('network_g.', 'network_u.tap', 'network_u.head'))]:
         raise OptionError([f'{before.file}: stage 1 was trained with another network: {listed(networks, then, now)}. '
-                           f'What it says of the uncertainty is of that one; {again}'])
+                           f'Its head knows nothing of this one; {again}'])
     if keys:
         yield (f'Stage 1 was not trained with the options that it has now: {listed(keys, then, now)}. It is taken as '
                f'it is; {again}')
