@@ -20,6 +20,7 @@ from udl_basicsr.deploy import infer as module
 from udl_basicsr.deploy.infer_plan import InferenceError, make_plan
 from udl_basicsr.deploy.pictures import read_picture
 from udl_basicsr.deploy.restorer import Restorer
+from udl_basicsr.functional import inference
 from udl_basicsr.functional.log_scale_maps import decode_log_scale
 from udl_basicsr.utils import processor
 
@@ -271,6 +272,18 @@ def test_a_network_that_views_its_maps_runs_in_their_usual_format(tiles, monkeyp
     network.refuses = True
     with pytest.raises(InferenceError, match='it refuses'):
         Restorer(network, amp='bf16')
+
+
+def test_a_network_that_has_no_memory_left_is_not_tried_again():
+    tries = []
+
+    def restore(lq):
+        tries.append(lq)
+        raise RuntimeError('[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can\'t allocate memory')
+
+    with pytest.raises(RuntimeError, match='allocate memory'):
+        inference.in_memory_format(restore, torch.channels_last)(torch.rand(1, 3, 8, 8))
+    assert len(tries) == 1
 
 
 @pytest.mark.parametrize('multiple', [8, 7])

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from udl_basicsr.utils.memory import is_out_of_memory
+
 Restore = Callable[[Tensor], Tensor]
 
 
@@ -65,8 +67,8 @@ def in_memory_format(restore: Restore, memory_format: torch.memory_format) -> Re
         formatted = lq.contiguous(memory_format=memory_format)
         try:
             return restore(formatted)
-        except RuntimeError:
-            if formatted.is_contiguous():
+        except RuntimeError as error:
+            if formatted.is_contiguous() or is_out_of_memory(error):
                 raise
         return restore(lq.contiguous())
 
