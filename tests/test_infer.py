@@ -279,7 +279,7 @@ def test_a_network_that_has_no_memory_left_is_not_tried_again():
 
     def restore(lq):
         tries.append(lq)
-        raise RuntimeError('[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can\'t allocate memory')
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory")
 
     with pytest.raises(RuntimeError, match='allocate memory'):
         inference.in_memory_format(restore, torch.channels_last)(torch.rand(1, 3, 8, 8))
