@@ -82,15 +82,14 @@ def train(parsed: Parsed, command: str = '') -> None:
         model.iters_per_epoch = sampler.iters_per_epoch  # for schedules in epochs
         network = getattr(model, 'net_g', None)  # models of other kinds may call theirs otherwise
         head = {'initial_weights': network and weights_digest(network), 'iters_per_epoch': sampler.iters_per_epoch}
+        model.run = _run(train_set, sampler, opt, options, model)
         if state:
             model.resume_training(state)
-            note_changes(state, _run(train_set, sampler, opt, options, model))
+            note_changes(state, model.run)
             if opt['num_gpu'] and not RunSettings.of(opt).deterministic:
                 logger.info('On a GPU only deterministic: true resumes to the bit: what follows may differ by rounding '
                             'from an uninterrupted run.')
             logger.info(f"Resuming training from epoch: {state['epoch']}, iter: {start_iter}.")
-
-        model.run = _run(train_set, sampler, opt, options, model)
         lock = make_folders(parsed, command, keep=start_iter if state else None)
         if state and hasattr(model, 'networks_to_save'):
             _go_on_with_best(model, opt)

@@ -134,10 +134,11 @@ def _leave_later_states(root: Path, done: int) -> None:
     later = [path for path in _states(states) if int(path.stem) > done]
     if later:
         aside = _name_aside(root / 'later')
-        for path in later:
-            for file in (path, *models.glob(f'net_*_{path.stem}.pth'), *models.glob('net_*_best.pth')):
-                (aside / file.parent.name).mkdir(parents=True, exist_ok=True)
-                os.rename(file, aside / file.parent.name / file.name)
+        names = (*(path.stem for path in later), 'best')
+        networks = [file for name in names for file in models.glob(f'net_*_{name}.pth')]
+        for file in (*later, *networks):
+            (aside / file.parent.name).mkdir(parents=True, exist_ok=True)
+            os.rename(file, aside / file.parent.name / file.name)
         get_root_logger().warning(f'The run goes on from iteration {done}. States of later ones are kept in {aside}')
 
 
